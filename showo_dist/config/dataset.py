@@ -1,0 +1,102 @@
+"""Sections ``dataset`` (published keys) and ``data`` (how streams are read)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(kw_only=True)
+class DatasetParams:
+    """Where the data of each flow lies, and how it is loaded."""
+
+    train_t2i_shards_path_or_url: Any = None
+    """Text-to-image data: a path, URL or brace pattern of tar shards, or a list of them; a folder
+    of classes for `gen_type: imagenet1k`."""
+    train_mmu_shards_path_or_url: Any = None
+    """Understanding data (captions, conversations), as above."""
+    train_lm_shards_path_or_url: Any = None
+    """Plain text, as above."""
+    train_recon_shards_path_or_url: Any = None
+    """Pictures for the reconstruction flow, as above; null with `recon_type: journeydb`: the
+    text-to-image data."""
+    add_caption_prompt: bool = True
+    """Ask for the caption with a prompt drawn from a list (captioning only)."""
+    external_caption_path: str | None = None
+    """SA-1B captions kept outside the shards; null: captions are members of the shards."""
+    external_journeydb_caption_path: str | None = None
+    """JourneyDB captions, as above."""
+    external_laion12m_caption_path: str | None = None
+    """LAION-12M captions, as above."""
+    external_cc12m_caption_path: str | None = None
+    """CC12M captions, as above."""
+    validation_prompts_file: str | None = None
+    """Text file with one prompt per line, for the pictures of `experiment.generate_every`; null:
+    built-in prompts."""
+    shuffle_buffer_size: int = 1000
+    """Samples that are shuffled among each other, per stream, unless `data.window` says
+    otherwise."""
+    num_workers: int = 0
+    """Loader processes per rank; 0: load in the training process."""
+    batch_size: int | None = None
+    """Accepted for published files and without effect (`training.batch_size*` decide)."""
+    resolution: int = 256
+    """Side of the pictures in pixels; equals `dataset.preprocessing.resolution`."""
+    pin_memory: bool = True
+    """Page-locked host memory, for faster copies to a GPU."""
+    persistent_workers: bool = True
+    """Keep loader processes alive."""
+    wds_seed: int | None = None
+    """Seed of the data order; null: `training.seed`."""
+
+
+@dataclass(kw_only=True)
+class PreprocessingConfig:
+    """From a picture and its text to tensors."""
+
+    max_seq_length: int = 128
+    """Text budget M in tokens (specification, section 3)."""
+    resolution: int = 256
+    """Side of the pictures in pixels."""
+    center_crop: bool = False
+    """Accepted for published files; pictures are always resized on the short side and cropped at
+    the centre."""
+    random_flip: bool = False
+    """Mirror pictures at random, half of the time. Leave off where captions say left or right."""
+
+
+@dataclass(kw_only=True)
+class DatasetConfig:
+    """Which kind of data each flow reads."""
+
+    gen_type: Literal["t2i", "imagenet1k"] = "t2i"
+    """Text-to-image data: captioned shards, or a folder of ImageNet classes."""
+    und_type: Literal["captioning", "llava_pretrain", "llava_tuning"] = "captioning"
+    """Understanding data: captioned shards, or LLaVA conversations of the one or the other
+    phase."""
+    recon_type: Literal["mid", "journeydb"] = "mid"
+    """Reconstruction data: `mid` squashes pictures to a square, `journeydb` resizes and crops
+    them."""
+    combined_loader_mode: Literal["min_size", "max_size_cycle", "max_size", "sequential"] = (
+        "max_size_cycle"
+    )
+    """Accepted for published files and without effect: every stream is endless."""
+    add_system_prompt: bool = False
+    """System prompt before LLaVA conversations (specification, sections 3 and 7)."""
+    params: DatasetParams = field(default_factory=DatasetParams)
+    preprocessing: PreprocessingConfig = field(default_factory=PreprocessingConfig)
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    """Order and safety of the sample streams."""
+
+    streams: int = 8
+    """Canonical streams K per data set. Part of the data order: keep it when a run is resumed."""
+    window: int | None = None
+    """Samples shuffled among each other in a stream; null: `dataset.params.shuffle_buffer_size`.
+    Part of the order."""
+    max_bad_fraction: float = 0.05
+    """Unreadable samples that a run puts up with, as a fraction of those tried (0 to 1)."""
+    allow_pipe: bool = False
+    """Allow `pipe:` URLs. They run shell commands: only for configs that you wrote."""

@@ -1,0 +1,64 @@
+"""Sections ``experiment``, ``wandb``, ``logging``: what a run is called, keeps and reports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(kw_only=True)
+class ExperimentConfig:
+    """Name and folder of a run, and how often it saves, evaluates, draws and logs."""
+
+    project: str = "showo"
+    """wandb project."""
+    name: str = "showo"
+    """Name of the run, as wandb shows it."""
+    output_dir: str = "runs/showo"
+    """Folder of the run: checkpoints, metrics, pictures, resolved config."""
+    init_from: str | None = None
+    """Weights to start from: a checkpoint of ours, a released folder or a hub id. Goes before
+    `model.showo.load_from_showo`; null leaves the choice to that key."""
+    resume_from_checkpoint: bool | str | None = "latest"
+    """`latest`: go on from the newest complete checkpoint in `output_dir`, if there is one; a path:
+    from that one; false: start anew."""
+    save_every: int = 10000
+    """Optimizer steps between two checkpoints; 0: only at the end."""
+    eval_every: int = 2500
+    """Optimizer steps between two evaluations; 0: never."""
+    generate_every: int = 1000
+    """Optimizer steps between two picture grids; 0: never."""
+    log_every: int = 50
+    """Optimizer steps between two lines of metrics, at least 1."""
+    log_grad_norm_every: int = 500
+    """Optimizer steps between two logs of the gradient norm of every parameter; 0: never."""
+    keep_last: int = 3
+    """Checkpoints kept; older ones are removed after a new one is complete. 0: keep all."""
+    max_train_examples_t2i: int = 20_000_000
+    """Accepted for published files and without effect: streams are endless,
+    `training.max_train_steps` decides."""
+    max_train_examples_mmu: int = 40_000_000
+    """Accepted for published files and without effect, as `max_train_examples_t2i`."""
+
+
+@dataclass(kw_only=True)
+class WandbConfig:
+    """Weights & Biases."""
+
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """`auto`: online when this machine is logged in, else offline (files below `output_dir`)."""
+    entity: str | None = None
+    """Team or user; null: the default of the account."""
+    run_id: str | None = None
+    """Run to go on with; null: a new one, or the one that the resumed checkpoint names."""
+    resume: bool | str | None = "auto"
+    """Handed to `wandb.init(resume=...)` when there is a run id: auto, allow, must, never, true or
+    false."""
+
+
+@dataclass(kw_only=True)
+class LoggingConfig:
+    """Metrics written by the run itself."""
+
+    jsonl: str | None = "metrics.jsonl"
+    """File in `output_dir` that gets one JSON object per logged step; null: no file."""

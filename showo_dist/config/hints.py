@@ -1,0 +1,82 @@
+"""What a schema (nested dataclasses) knows about a dotted key: its type, its nearest neighbour."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+from functools import cache
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+_WORDS: dict[Any, str] = {
+    int: "an integer",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    type(None): "null",
+}
+
+
+@cache
+def fields_of(schema: type) -> dict[str, Any]:
+    """Field name -> type hint of one dataclass, class variables left out."""
+    hints = get_type_hints(schema)
+    return {field.name: hints[field.name] for field in dataclasses.fields(schema)}
+
+
+@cache
+def known_keys(schema: type) -> tuple[str, ...]:
+    """Every dotted key of a schema that is not a section, in the order of definition."""
+    keys: list[str] = []
+    for name, hint in fields_of(schema).items():
+        if dataclasses.is_dataclass(hint):
+            assert isinstance(hint, type)
+            keys += [f"{name}.{key}" for key in known_keys(hint)]
+        else:
+            keys.append(name)
+    return tuple(keys)
+
+
+def hint_of(schema: type, key: str) -> Any:
+    """Type hint behind a dotted key; ``Any`` inside a free mapping (``dict`` field), None if
+    unknown."""
+    hint: Any = schema
+    for part in key.split("."):
+        if not (isinstance(hint, type) and dataclasses.is_dataclass(hint)):
+            return Any if _is_mapping(hint) else None
+        hint = fields_of(hint).get(part)
+    return hint
+
+
+def members(hint: Any) -> tuple[Any, ...]:
+    """The alternatives of a union, or the hint itself."""
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def describe(hint: Any) -> str:
+    """What a hint allows, in words: ``an integer or null``, ``one of mask, random_replace``."""
+    return " or ".join(_describe_one(member) for member in members(hint))
+
+
+def nearest(schema: type, key: str) -> str:
+    """The known key that a misspelt or misplaced one most likely means."""
+    known = known_keys(schema)
+    leaf = key.rpartition(".")[2]
+    same_leaf = [candidate for candidate in known if candidate.rpartition(".")[2] == leaf]
+    return difflib.get_close_matches(key, same_leaf or known, n=1, cutoff=0.0)[0]
+
+
+def _is_mapping(hint: Any) -> bool:
+    return any(get_origin(member) is dict for member in members(hint))
+
+
+def _describe_one(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(str(value) for value in get_args(hint))
+    if get_origin(hint) is list:
+        return f"a list (each {describe(get_args(hint)[0])})"
+    if get_origin(hint) is dict:
+        return "a mapping"
+    if dataclasses.is_dataclass(hint):
+        return "a section of keys"
+    return _WORDS.get(hint, str(hint))

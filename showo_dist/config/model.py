@@ -1,0 +1,70 @@
+"""Section ``model``: the image tokenizer, the CLIP tower and Show-o."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(kw_only=True)
+class VQModelConfig:
+    """The frozen image tokenizer."""
+
+    type: Literal["magvitv2"] = "magvitv2"
+    """Tokenizer architecture."""
+    vq_model_name: str = "showlab/magvitv2"
+    """Folder or hub id of its weights."""
+    pretrained_model_path: str | None = None
+    """One weights file that goes before `vq_model_name`; null: none."""
+    downsample: int = 16
+    """Pixels per image token along one side (16 in the released tokenizer)."""
+
+
+@dataclass(kw_only=True)
+class ShowoConfig:
+    """The transformer and its vocabulary (specification, sections 1 and 2)."""
+
+    vocab_size: int = 58498
+    """Rows of the embedding table: `llm_vocab_size + num_new_special_tokens + codebook_size + 1`
+    (the mask token)."""
+    llm_vocab_size: int = 50295
+    """Text tokens of the language model."""
+    num_new_special_tokens: int = 10
+    """Special tokens after the text tokens: [PAD] and the nine of the specification."""
+    codebook_size: int = 8192
+    """Image codes of the tokenizer."""
+    num_vq_tokens: int = 256
+    """Image tokens per picture: `(resolution / model.vq_model.downsample)` squared."""
+    w_clip_vit: bool = False
+    """Understanding and reconstruction see the picture as CLIP features instead of image codes."""
+    clip_dim: int = 1024
+    """Width of the CLIP features."""
+    clip_tokens: int = 576
+    """CLIP features per picture."""
+    load_from_showo: bool = False
+    """Start from the weights at `pretrained_model_path`; false: from the language model alone."""
+    pretrained_model_path: str | None = None
+    """Show-o weights: a folder or hub id. Read when `load_from_showo` is true, and by every
+    inference tool."""
+    llm_model_path: str | None = "microsoft/phi-1_5"
+    """Language model to start from (folder or hub id); null with `llm_config`."""
+    llm_config: dict[str, Any] | None = None
+    """Fields of the backbone's own config (PhiConfig), to build it with random weights; null: read
+    `llm_model_path`."""
+    tokenizer_path: str | None = None
+    """Text tokenizer, a folder or hub id; null: `llm_model_path`."""
+
+
+@dataclass(kw_only=True)
+class ModelConfig:
+    """All networks of a run."""
+
+    vq_model: VQModelConfig = field(default_factory=VQModelConfig)
+    showo: ShowoConfig = field(default_factory=ShowoConfig)
+    clip_model_name: str = "openai/clip-vit-large-patch14-336"
+    """CLIP vision tower (folder or hub id), loaded when `model.showo.w_clip_vit` is true."""
+    attention: Literal["auto", "flex", "flash", "sdpa", "dense"] = "auto"
+    """Attention backend; `auto` takes the fastest that this machine has, `dense` is the slow
+    oracle."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more compute."""

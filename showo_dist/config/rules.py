@@ -1,0 +1,283 @@
+"""Combinations of values that cannot be meant: one small function per rule, collected in ``RULES``.
+
+A rule gets the config and yields one line per problem; a line names the keys to change.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from showo_dist.config.flows import FLOWS, active_flows, flow_settings
+from showo_dist.config.ranges import numbers_in_range
+
+if TYPE_CHECKING:
+    from showo_dist.config.schema import TrainConfig
+
+Rule = Callable[["TrainConfig"], Iterator[str]]
+
+# DeepSpeed settings that follow from ours -> the key of ours to change instead.
+OWN_DEEPSPEED_KEYS = {
+    "train_batch_size": "training.batch_size_*",
+    "train_micro_batch_size_per_gpu": "training.batch_size_*",
+    "gradient_accumulation_steps": "training.gradient_accumulation_steps",
+    "gradient_clipping": "training.max_grad_norm",
+    "bf16": "training.mixed_precision",
+    "fp16": "training.mixed_precision",
+    "optimizer": "optimizer.*",
+    "scheduler": "lr_scheduler.*",
+    "zero_optimization.stage": "distributed.zero_stage",
+}
+PRECISIONS = ("no", "fp32", "bf16", "auto")
+BACKBONE_SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+MASK_SCHEDULE = re.compile(r"cosine|linear|sigmoid|pow\d+(\.\d+)?")
+
+
+def broken_rules(config: TrainConfig) -> list[str]:
+    """One line for every problem that holds for any use of the config."""
+    return [problem for rule in RULES for problem in rule(config)]
+
+
+def no_flow(config: TrainConfig) -> list[str]:
+    """A line when nothing is trained at all (the demo configs)."""
+    if active_flows(config):
+        return []
+    keys = ", ".join(f"training.batch_size_{name}" for name in FLOWS)
+    return [f"no flow is on: give at least one of {keys} with a positive coefficient"]
+
+
+def missing_data(config: TrainConfig) -> list[str]:
+    """One line for every active flow whose data is not filled in."""
+    return [
+        f"{flow.path_key} is empty, but training.{flow.name}_coeff = {flow.coefficient}: "
+        f"fill in the data, or turn the flow off with training.{flow.name}_coeff=0"
+        for flow in active_flows(config).values()
+        if not flow.paths
+    ]
+
+
+def warnings_about(config: TrainConfig) -> list[str]:
+    """One line for every setting that is allowed and probably not meant."""
+    lines = []
+    recon_from_codes = "recon" in active_flows(config) and not config.model.showo.w_clip_vit
+    if recon_from_codes and config.training.down_scale == 1:
+        lines.append(
+            "training.down_scale = 1: the condition has the target's own resolution, which teaches "
+            "copying; use 2 or more"
+        )
+    warmup, steps = config.lr_scheduler.params.warmup_steps, config.training.max_train_steps
+    if warmup >= steps:
+        lines.append(
+            f"lr_scheduler.params.warmup_steps = {warmup}: the run ends inside the warm-up, at "
+            f"training.max_train_steps = {steps}"
+        )
+    return lines
+
+
+def eval_ratios_are_fractions(config: TrainConfig) -> Iterator[str]:
+    """Masked fractions lie between 0 and 1."""
+    ratios = config.training.eval_mask_ratios
+    if ratios is not None and not (ratios and all(0 <= ratio <= 1 for ratio in ratios)):
+        yield f"training.eval_mask_ratios = {ratios}: expected fractions from 0 to 1, or null"
+
+
+def vocabulary_adds_up(config: TrainConfig) -> Iterator[str]:
+    """Text + special tokens + image codes + the mask token (specification, section 1)."""
+    showo = config.model.showo
+    total = showo.llm_vocab_size + showo.num_new_special_tokens + showo.codebook_size + 1
+    if showo.vocab_size != total:
+        yield (
+            f"model.showo.vocab_size = {showo.vocab_size}: expected {total} = "
+            f"llm_vocab_size {showo.llm_vocab_size} + "
+            f"num_new_special_tokens {showo.num_new_special_tokens} + "
+            f"codebook_size {showo.codebook_size} + 1"
+        )
+
+
+def codebook_is_a_power_of_two(config: TrainConfig) -> Iterator[str]:
+    """A look-up-free quantizer has one bit per channel."""
+    size = config.model.showo.codebook_size
+    if size < 2 or size & (size - 1):
+        yield f"model.showo.codebook_size = {size}: expected a power of 2 (one bit per channel)"
+
+
+def image_tokens_match_resolution(config: TrainConfig) -> Iterator[str]:
+    """``num_vq_tokens`` is the number of cells of the tokenizer's grid."""
+    resolution = config.dataset.preprocessing.resolution
+    downsample = config.model.vq_model.downsample
+    if resolution < 1 or downsample < 1:
+        return
+    if resolution % downsample:
+        yield (
+            f"dataset.preprocessing.resolution = {resolution}: expected a multiple of "
+            f"model.vq_model.downsample = {downsample}"
+        )
+    elif config.model.showo.num_vq_tokens != (resolution // downsample) ** 2:
+        yield (
+            f"model.showo.num_vq_tokens = {config.model.showo.num_vq_tokens}: expected "
+            f"{(resolution // downsample) ** 2} = (dataset.preprocessing.resolution {resolution} / "
+            f"model.vq_model.downsample {downsample})^2"
+        )
+
+
+def resolutions_agree(config: TrainConfig) -> Iterator[str]:
+    """The published files name the picture size twice."""
+    params, preprocessing = (
+        config.dataset.params.resolution,
+        config.dataset.preprocessing.resolution,
+    )
+    if params != preprocessing:
+        yield (
+            f"dataset.params.resolution = {params}: expected dataset.preprocessing.resolution = "
+            f"{preprocessing}"
+        )
+
+
+def condition_fits_tokenizer(config: TrainConfig) -> Iterator[str]:
+    """A shrunk condition image (RecA with image codes) must fill the tokenizer's grid."""
+    training, resolution = config.training, config.dataset.preprocessing.resolution
+    uses_codes = "recon" in active_flows(config) and not config.model.showo.w_clip_vit
+    if not uses_codes or training.resize_back or training.down_scale < 1:
+        return
+    side = training.down_scale * config.model.vq_model.downsample
+    if side < 1 or resolution % side:
+        yield (
+            f"training.down_scale = {training.down_scale}: dataset.preprocessing.resolution "
+            f"{resolution} must be a multiple of down_scale x model.vq_model.downsample = {side}, "
+            "or set training.resize_back=true"
+        )
+
+
+def batch_sizes_are_counts(config: TrainConfig) -> Iterator[str]:
+    """A weighted flow has samples; -1 is the published way to turn one off."""
+    for name in FLOWS:
+        flow = flow_settings(config, name)
+        key = f"training.batch_size_{name}"
+        if flow.batch_size < -1:
+            yield f"{key} = {flow.batch_size}: expected 1 or more, or -1 to turn the flow off"
+        elif flow.batch_size == 0 and flow.coefficient > 0:
+            yield (
+                f"{key} = 0, but training.{name}_coeff = {flow.coefficient}: "
+                f"give it samples, or turn it off with {key}=-1"
+            )
+
+
+def data_paths_are_texts(config: TrainConfig) -> Iterator[str]:
+    """A path or a list of paths."""
+    for name in FLOWS:
+        key = f"train_{name}_shards_path_or_url"
+        value = getattr(config.dataset.params, key)
+        entries = value if isinstance(value, list) else [value]
+        if value is not None and not all(isinstance(entry, str) for entry in entries):
+            yield f"dataset.params.{key} = {value!r}: expected a path, a list of paths, or null"
+
+
+def pipes_are_allowed(config: TrainConfig) -> Iterator[str]:
+    """``pipe:`` URLs run commands."""
+    for flow in active_flows(config).values():
+        pipes = [path for path in flow.paths if path.startswith("pipe:")]
+        if pipes and not config.data.allow_pipe:
+            yield f"{flow.path_key} = {pipes[0]!r}: runs a command; allow with data.allow_pipe=true"
+
+
+def precision_is_known(config: TrainConfig) -> Iterator[str]:
+    """fp16 needs loss scaling, and the published runs are bf16."""
+    value = config.training.mixed_precision
+    if value == "fp16":
+        yield (
+            "training.mixed_precision = 'fp16': not supported, its range overflows without loss "
+            "scaling; use bf16 (same speed, no scaling) or fp32"
+        )
+    elif value not in PRECISIONS:
+        yield f"training.mixed_precision = {value!r}: expected fp32 (or 'no', quoted), bf16 or auto"
+
+
+def mask_schedule_is_known(config: TrainConfig) -> Iterator[str]:
+    """Schedules of the specification, section 6."""
+    value = config.training.mask_schedule
+    if not MASK_SCHEDULE.fullmatch(value):
+        yield (
+            f"training.mask_schedule = {value!r}: expected cosine, linear, sigmoid, or pow with "
+            "its exponent as in pow2"
+        )
+
+
+def one_learning_rate(config: TrainConfig) -> Iterator[str]:
+    """The published files name the learning rate twice and read the optimizer's."""
+    rate = config.lr_scheduler.params.learning_rate
+    if rate is not None and rate != config.optimizer.params.learning_rate:
+        yield (
+            f"lr_scheduler.params.learning_rate = {rate}: expected null, or the one in use, "
+            f"optimizer.params.learning_rate = {config.optimizer.params.learning_rate}"
+        )
+    if config.optimizer.params.scale_lr:
+        yield (
+            "optimizer.params.scale_lr = True: expected false; write the rate you want as "
+            "optimizer.params.learning_rate"
+        )
+
+
+def resume_names_a_checkpoint(config: TrainConfig) -> Iterator[str]:
+    """``true`` does not say from where."""
+    if config.experiment.resume_from_checkpoint is True:
+        yield "experiment.resume_from_checkpoint = True: expected latest, false or a path"
+
+
+def backbone_has_a_source(config: TrainConfig) -> Iterator[str]:
+    """A language model or its sizes, a text tokenizer, and weights where they are asked for."""
+    showo = config.model.showo
+    if showo.llm_config is None and not showo.llm_model_path:
+        yield "model.showo.llm_model_path is null: give it, or model.showo.llm_config"
+    if not config.text_tokenizer:
+        yield "model.showo.tokenizer_path is null: give it, or model.showo.llm_model_path"
+    if showo.load_from_showo and not config.start_from:
+        yield "model.showo.load_from_showo = True: needs model.showo.pretrained_model_path"
+
+
+def backbone_sizes_are_whole(config: TrainConfig) -> Iterator[str]:
+    """``llm_config`` gives all sizes, and heads that divide the width."""
+    sizes = config.model.showo.llm_config
+    if sizes is None:
+        return
+    for name in BACKBONE_SIZES:
+        if not (type(sizes.get(name)) is int and sizes[name] > 0):
+            value = sizes.get(name)
+            yield f"model.showo.llm_config.{name} = {value!r}: expected an integer above 0"
+            return
+    if sizes["hidden_size"] % sizes["num_attention_heads"]:
+        yield (
+            f"model.showo.llm_config.hidden_size = {sizes['hidden_size']}: expected a multiple of "
+            f"num_attention_heads = {sizes['num_attention_heads']}"
+        )
+
+
+def deepspeed_keys_are_free(config: TrainConfig) -> Iterator[str]:
+    """Settings that follow from this config are changed there, not behind its back."""
+    for key, ours in OWN_DEEPSPEED_KEYS.items():
+        value: Any = config.distributed.deepspeed
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if value is not None:
+            yield f"distributed.deepspeed.{key} = {value!r}: set {ours} instead"
+
+
+RULES: tuple[Rule, ...] = (
+    numbers_in_range,
+    eval_ratios_are_fractions,
+    vocabulary_adds_up,
+    codebook_is_a_power_of_two,
+    image_tokens_match_resolution,
+    resolutions_agree,
+    condition_fits_tokenizer,
+    batch_sizes_are_counts,
+    data_paths_are_texts,
+    pipes_are_allowed,
+    precision_is_known,
+    mask_schedule_is_known,
+    one_learning_rate,
+    resume_names_a_checkpoint,
+    backbone_has_a_source,
+    backbone_sizes_are_whole,
+    deepspeed_keys_are_free,
+)

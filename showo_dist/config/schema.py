@@ -1,0 +1,102 @@
+"""The whole config of a training run: ``TrainConfig``, one attribute per section."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from showo_dist.config.dataset import DataConfig, DatasetConfig
+from showo_dist.config.experiment import ExperimentConfig, LoggingConfig, WandbConfig
+from showo_dist.config.inference import InferenceConfig
+from showo_dist.config.model import ModelConfig
+from showo_dist.config.rules import broken_rules, missing_data, no_flow, warnings_about
+from showo_dist.config.training import (
+    DistributedConfig,
+    LRSchedulerConfig,
+    OptimizerConfig,
+    TrainingConfig,
+)
+
+# Top-level keys that the published scripts take on the command line -> where they live here.
+PUBLISHED_TOP_LEVEL_KEYS: dict[str, str] = {
+    "batch_size": "training.batch_size",
+    "guidance_scale": "training.guidance_scale",
+    "generation_timesteps": "training.generation_timesteps",
+    "validation_prompts_file": "dataset.params.validation_prompts_file",
+    "pretrained_model_path": "model.showo.pretrained_model_path",
+    "mode": "inference.mode",
+    "prompt": "inference.prompt",
+    "image_path": "inference.image_path",
+    "inpainting_mask_path": "inference.inpainting_mask_path",
+    "extra_direction": "inference.extra_direction",
+    "offset": "inference.offset",
+    "mmu_image_root": "inference.mmu_image_root",
+    "question": "inference.question",
+}
+
+
+@dataclass(kw_only=True)
+class TrainConfig:
+    """Everything that a run can be told, under the published sections and keys where those
+    exist."""
+
+    ALIASES: ClassVar[Mapping[str, str]] = PUBLISHED_TOP_LEVEL_KEYS
+
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+    experiment: ExperimentConfig = field(default_factory=ExperimentConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    lr_scheduler: LRSchedulerConfig = field(default_factory=LRSchedulerConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
+    compat: Literal["none", "reference"] = "none"
+    """`reference`: do as the published code where a trained result depends on it (specification,
+    section 11)."""
+
+    @property
+    def start_from(self) -> str | None:
+        """Show-o weights to start from (path or hub id); None: the language model alone."""
+        if self.experiment.init_from:
+            return self.experiment.init_from
+        showo = self.model.showo
+        return showo.pretrained_model_path if showo.load_from_showo else None
+
+    @property
+    def text_tokenizer(self) -> str | None:
+        """Where the text tokenizer lies (path or hub id)."""
+        return self.model.showo.tokenizer_path or self.model.showo.llm_model_path
+
+    @property
+    def data_seed(self) -> int:
+        """Seed of the data order."""
+        params = self.dataset.params
+        return self.training.seed if params.wds_seed is None else params.wds_seed
+
+    @property
+    def shuffle_window(self) -> int:
+        """Samples shuffled among each other in one stream."""
+        return self.data.window or self.dataset.params.shuffle_buffer_size
+
+    def check(self, for_training: bool = True) -> None:
+        """Raise ValueError, one line per problem, when values exclude each other.
+
+        With ``for_training`` also when something is absent that training needs: a flow, its data.
+        """
+        problems = broken_rules(self)
+        if for_training:
+            problems += no_flow(self) + missing_data(self)
+        if problems:
+            raise ValueError("\n".join(problems))
+
+    def to_fill_in(self) -> list[str]:
+        """Data of active flows that the config does not name yet, one line each."""
+        return missing_data(self)
+
+    def warnings(self) -> list[str]:
+        """Settings that are allowed and probably not what one wants, one line each."""
+        return warnings_about(self)

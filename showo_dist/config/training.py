@@ -1,0 +1,139 @@
+"""Sections ``optimizer``, ``lr_scheduler``, ``training`` and ``distributed``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(kw_only=True)
+class OptimizerParams:
+    """AdamW (specification, section 8)."""
+
+    learning_rate: float = 1e-4
+    """Peak learning rate, above 0."""
+    scale_lr: bool = False
+    """Must be false: the published system names it but never applied it."""
+    beta1: float = 0.9
+    """Decay of the first moment, 0 to below 1."""
+    beta2: float = 0.999
+    """Decay of the second moment, 0 to below 1."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay, 0 or more."""
+    epsilon: float = 1e-8
+    """Added to the denominator, above 0."""
+    no_decay: Literal["published", "standard"] = "published"
+    """Parameters without weight decay: `published` biases alone, `standard` also norms and
+    embeddings."""
+
+
+@dataclass(kw_only=True)
+class OptimizerConfig:
+    """The optimizer."""
+
+    name: Literal["adamw"] = "adamw"
+    """Optimizer; a fused implementation is used where there is one."""
+    params: OptimizerParams = field(default_factory=OptimizerParams)
+
+
+@dataclass(kw_only=True)
+class LRSchedulerParams:
+    """Warm-up."""
+
+    learning_rate: float | None = None
+    """Null or equal to `optimizer.params.learning_rate`; anything else is an error, for the
+    optimizer's is used."""
+    warmup_steps: int = 0
+    """Optimizer steps of linear warm-up from 0."""
+
+
+@dataclass(kw_only=True)
+class LRSchedulerConfig:
+    """The learning rate over time."""
+
+    scheduler: Literal["cosine", "constant"] = "cosine"
+    """After warm-up: cosine to 0 at `training.max_train_steps`, or constant."""
+    params: LRSchedulerParams = field(default_factory=LRSchedulerParams)
+
+
+@dataclass(kw_only=True)
+class TrainingConfig:
+    """Flows, losses, masking, precision and length of a run."""
+
+    batch_size_t2i: int = -1
+    """Text-to-image samples per rank and micro-step; -1: this flow is off."""
+    batch_size_lm: int = -1
+    """Plain-text samples per rank and micro-step; -1: off."""
+    batch_size_mmu: int = -1
+    """Understanding samples per rank and micro-step; -1: off."""
+    batch_size_recon: int = -1
+    """Reconstruction samples (RecA) per rank and micro-step; -1: off."""
+    t2i_coeff: float = 1.0
+    """Weight of the text-to-image loss; 0: the flow is off and costs nothing."""
+    lm_coeff: float = 0.1
+    """Weight of the plain-text loss; 0: off."""
+    mmu_coeff: float = 1.0
+    """Weight of the understanding loss; 0: off."""
+    recon_coeff: float = 1.0
+    """Weight of the reconstruction loss; 0: off."""
+    batch_size: int | None = None
+    """Prompts per forward pass of the inference tools; training does not read it."""
+    gradient_accumulation_steps: int = 1
+    """Micro-steps per optimizer step."""
+    max_train_steps: int = 1_000_000
+    """Optimizer steps of the run."""
+    seed: int = 10086
+    """Seed of data order, masks, prompts and initial weights. The same on every rank."""
+    mixed_precision: str = "auto"
+    """`bf16`; `fp32` (or `"no"`, quoted); `auto`: bf16 where the machine computes it fast, else
+    fp32."""
+    enable_tf32: bool = True
+    """TensorFloat-32 matrix products on NVIDIA GPUs, for what is not bf16."""
+    max_grad_norm: float | None = None
+    """Clip the gradient to this norm; null: no clipping."""
+    loss_normalization: Literal["global", "rank"] = "global"
+    """`global`: one mean per flow over the whole global batch; `rank`: a mean per rank and
+    micro-step (published)."""
+    noise_type: Literal["mask", "random_replace"] = "mask"
+    """Hidden image tokens become the mask token, or random codes."""
+    mask_schedule: str = "cosine"
+    """Masked fraction over time: `cosine`, `linear`, `sigmoid` or `pow` with an exponent, as `pow2`
+    or `pow0.5`."""
+    min_masking_rate: float = 0.0
+    """Smallest masked fraction, 0 to 1."""
+    mask_contiguous_region_prob: float | None = None
+    """Probability of masking one rectangle instead of scattered tokens; null: never."""
+    predict_all_tokens: bool = False
+    """Loss on all image tokens instead of the masked ones."""
+    eval_mask_ratios: list[float] | None = None
+    """Masked fractions to draw from in evaluation (each 0 to 1); null: the schedule."""
+    cond_dropout_prob: float = 0.1
+    """Probability of dropping the text of a text-to-image sample, for classifier-free guidance."""
+    label_smoothing: float = 0.0
+    """Label smoothing of all losses, 0 to below 1."""
+    down_scale: int = 2
+    """RecA with image codes: the condition is the target shrunk by this factor. 1 teaches
+    copying."""
+    resize_back: bool = False
+    """RecA: enlarge the shrunk condition to the target's size again (a blur)."""
+    guidance_scale: float = 0.0
+    """Classifier-free guidance w of generated pictures; 0: none."""
+    generation_timesteps: int = 12
+    """Rounds of parallel decoding per picture."""
+    generation_temperature: float = 1.0
+    """Temperature T of the confidence noise (specification, section 9)."""
+    overfit_one_batch: bool = False
+    """Train on the first batch for ever: a test of the machinery."""
+
+
+@dataclass(kw_only=True)
+class DistributedConfig:
+    """DeepSpeed and the process group."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """ZeRO stage: 0 shards nothing, 1 the optimizer, 2 also gradients, 3 also parameters."""
+    deepspeed: dict[str, Any] = field(default_factory=dict)
+    """Further DeepSpeed settings, merged over ours; keys that this config sets elsewhere are
+    refused."""
+    timeout_s: int = 1800
+    """Seconds that a collective may take before the run is declared hung."""
