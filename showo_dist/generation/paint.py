@@ -1,0 +1,152 @@
+"""Text to image: guess all masked codes, hide the least sure ones again (specification, section 9)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from showo_dist.models.showo import ShowO
+from showo_dist.sequences import Sequence, Vocabulary, pack
+from showo_dist.sequences.builders import t2i_prompt
+from showo_dist.sequences.masking import Schedule, mask_schedule
+
+_TINY = 1e-20  # keeps the logarithms of the published sampler finite
+
+
+@dataclass(frozen=True)
+class PaintOptions:
+    """How to sample.
+
+    Attributes:
+        steps: rounds (released: 50 at 512 px, 16 at 256 px).
+        guidance: w of ``(1+w)·cond - w·uncond``; 0 runs no unconditional half.
+        temperature: of the noise on the confidences; it shrinks every round, cumulatively as published.
+        schedule: share of codes still masked after a round.
+    """
+
+    steps: int = 16
+    guidance: float = 1.75
+    temperature: float = 1.0
+    schedule: Schedule = field(default_factory=lambda: mask_schedule("cosine"))
+
+
+def _log(value: Tensor) -> Tensor:
+    return value.clamp(min=_TINY).log()
+
+
+def _gumbel(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    return -_log(-_log(torch.zeros_like(like).uniform_(0, 1, generator=generator)))
+
+
+def _still_masked(confidence_BN: Tensor, unknown_BN: Tensor, share: Tensor) -> Tensor:
+    """The places to hide again: those below the k-th smallest confidence of their row."""
+    wanted = (confidence_BN.shape[1] * share).floor().to(confidence_BN.device)
+    most = unknown_BN.sum(dim=1, keepdim=True) - 1
+    count_B1 = torch.minimum(most.float(), wanted).clamp(min=1).long()
+    return confidence_BN < confidence_BN.sort(dim=1).values.gather(1, count_B1)
+
+
+class Painter:
+    """Paints the masked codes of a batch of pictures.
+
+    Args:
+        model: in eval mode; its device and dtype are used.
+        vocabulary: the model's ids.
+        prompts: text ids of each picture.
+        codes_BN: int64 starting codes; ``vocabulary.codebook`` marks a place to paint. None paints all.
+        tokens: N, when ``codes_BN`` is None.
+        budget: text budget M.
+        options: see :class:`PaintOptions`.
+    """
+
+    def __init__(
+        self,
+        model: ShowO,
+        vocabulary: Vocabulary,
+        prompts: list[list[int]],
+        *,
+        budget: int,
+        options: PaintOptions,
+        tokens: int = 0,
+        codes_BN: Tensor | None = None,
+    ) -> None:
+        self.model, self.vocabulary, self.options = model, vocabulary, options
+        start = (
+            torch.full((len(prompts), tokens), vocabulary.codebook)
+            if codes_BN is None
+            else codes_BN
+        )
+        device = next(model.parameters()).device
+        self.codes_BN = start.to(device)
+        halves = [(prompts, budget)]
+        if options.guidance > 0:
+            halves.append(([[] for _ in prompts], 2))
+        sequences = [
+            t2i_prompt(text, codes, room, vocabulary)
+            for texts, room in halves
+            for text, codes in zip(texts, start.cpu(), strict=True)
+        ]
+        self._batch = pack(sequences, pad_id=vocabulary.pad, feature_width=model.feature_width).to(
+            device
+        )
+        self._rows_XN = _image_rows(sequences, start.shape[1]).to(device)
+
+    @torch.no_grad()
+    def image_logits(self) -> Tensor:
+        """Logits at the image places, (B or 2B, N, V): conditional rows, then unconditional ones."""
+        copies = len(self._rows_XN) // len(self.codes_BN)
+        ids_BN = self.codes_BN + self.vocabulary.image_offset
+        self._batch.ids_N[self._rows_XN] = ids_BN.repeat(copies, 1)
+        logits = self.model(self._batch, logit_rows=self._rows_XN.flatten())
+        return logits.unflatten(0, tuple(self._rows_XN.shape))
+
+    def _code_logits(self) -> Tensor:
+        """Guided logits over the image codes only, fp32 (B, N, codebook)."""
+        first, last = self.vocabulary.image_offset, self.vocabulary.mask
+        logits = self.image_logits()[..., first:last].float()
+        if self.options.guidance <= 0:
+            return logits
+        conditional, unconditional = logits.chunk(2)
+        return (1 + self.options.guidance) * conditional - self.options.guidance * unconditional
+
+    def rounds(self, generator: torch.Generator | None = None) -> Iterator[Tensor]:
+        """Yield the guessed codes (B, N) after every round; the last are the picture."""
+        temperature = self.options.temperature
+        for step in range(self.options.steps):
+            done = (step + 1) / self.options.steps
+            temperature *= 1.0 - done
+            yield self._round(done, temperature, generator)
+
+    def _round(self, done: float, temperature: float, generator: torch.Generator | None) -> Tensor:
+        probabilities = self._code_logits().softmax(dim=-1)
+        flat = probabilities.flatten(0, 1)
+        drawn_BN = torch.multinomial(flat, 1, generator=generator).view_as(self.codes_BN)
+        unknown_BN = self.codes_BN == self.vocabulary.codebook
+        guess_BN = torch.where(unknown_BN, drawn_BN, self.codes_BN)
+        chosen_BN = probabilities.gather(-1, guess_BN[..., None]).squeeze(-1)
+        chosen_BN = chosen_BN.where(unknown_BN, torch.finfo(chosen_BN.dtype).max)
+        confidence_BN = _log(chosen_BN) + temperature * _gumbel(chosen_BN, generator)
+        share = self.options.schedule(torch.tensor(done))
+        hidden_BN = _still_masked(confidence_BN, unknown_BN, share)
+        self.codes_BN = guess_BN.masked_fill(hidden_BN, self.vocabulary.codebook)
+        return guess_BN
+
+
+def _image_rows(sequences: list[Sequence], tokens: int) -> Tensor:
+    """Rows of the image tokens of each sequence, which end one before its last token."""
+    ends = torch.tensor([len(s) for s in sequences]).cumsum(0)
+    return ends[:, None] - 1 - tokens + torch.arange(tokens)
+
+
+def paint(painter: Painter, generator: torch.Generator | None = None) -> Tensor:
+    """The final codes, int64 (B, N).
+
+    Args:
+        painter: what to paint.
+        generator: random numbers on the model's device; the global ones when None.
+    """
+    codes = painter.codes_BN
+    for guess in painter.rounds(generator):
+        codes = guess
+    return codes

@@ -1,0 +1,83 @@
+"""``showo-dist text-tokenizer``: train a byte-level BPE on the texts of any shards."""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from showo_data import FlowSpec, Sample, Source
+from showo_data.samples import Kind
+from showo_dist.sequences.prompts import description_prompts
+from showo_dist.sequences.text import END_OF_TEXT, question_prompt
+
+
+def texts_of(urls: tuple[str, ...], kind: Kind, limit: int) -> Iterator[str]:
+    """Texts of the first samples of some shards, as training will see them.
+
+    Args:
+        urls: shards.
+        kind: ``text`` for captions and plain texts, or ``conversation``.
+        limit: samples to read at most.
+    """
+    source = Source(FlowSpec(flow="text", kind=kind, urls=urls, batch=1, transform=_no_picture))
+    for position in range(min(limit, len(source))):
+        sample = source[position]
+        if isinstance(sample, Sample):
+            yield from filter(None, [sample.text])
+            for role, value in sample.conversation or []:
+                yield question_prompt(value) if role == "human" else f" {value}"
+
+
+def train(texts: Iterator[str], size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE with ``<|endoftext|>`` as its only special token and at most ``size`` tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT
+    )
+
+
+def _no_picture(_: object) -> None:
+    return None
+
+
+def main(argv: list[str]) -> int:
+    """``text-tokenizer --out DIR --size N [--texts URL…] [--conversations URL…]``.
+
+    The prompts that ask for descriptions are always among the texts.
+    """
+    parser = argparse.ArgumentParser(prog="showo-dist text-tokenizer", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--size", type=int, required=True, help="number of tokens")
+    parser.add_argument(
+        "--limit", type=int, default=20_000, help="samples of each kind (%(default)s)"
+    )
+    parser.add_argument(
+        "--texts", nargs="*", default=[], metavar="URL", help="captions, plain texts"
+    )
+    parser.add_argument(
+        "--conversations", nargs="*", default=[], metavar="URL", help="LLaVA shards"
+    )
+    arguments = parser.parse_args(argv)
+    texts = [question_prompt(prompt) for prompt in description_prompts()]
+    kinds: dict[Kind, list[str]] = {
+        "text": arguments.texts,
+        "conversation": arguments.conversations,
+    }
+    for kind, urls in kinds.items():
+        if urls:
+            texts += texts_of(tuple(urls), kind, arguments.limit)
+    tokenizer = train(iter(texts), arguments.size)
+    tokenizer.save_pretrained(arguments.out)
+    print(f"{len(tokenizer)} tokens from {len(texts)} texts in {arguments.out}")
+    return 0

@@ -1,0 +1,74 @@
+"""The one table of token ids: text, ten special tokens, image codes, the mask token."""
+
+from dataclasses import dataclass
+
+# Ids that follow the text tokens, in this order (specification, section 1).
+SPECIAL_TOKENS = (
+    "[PAD]",
+    "<|soi|>",
+    "<|eoi|>",
+    "<|sov|>",
+    "<|eov|>",
+    "<|t2i|>",
+    "<|mmu|>",
+    "<|t2v|>",
+    "<|v2v|>",
+    "<|lvg|>",
+)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Ids of one Show-o model.
+
+    Args:
+        text: number of text tokens of the language model (50,295 for phi-1.5).
+        codebook: number of image codes (8,192 for the released tokenizer).
+        bos: id of ``<|endoftext|>``, which is also eos, sot and eot.
+    """
+
+    text: int
+    codebook: int
+    bos: int
+
+    def special(self, token: str) -> int:
+        """Id of one of :data:`SPECIAL_TOKENS`."""
+        return self.text + SPECIAL_TOKENS.index(token)
+
+    @property
+    def eos(self) -> int:
+        return self.bos
+
+    @property
+    def pad(self) -> int:
+        return self.special("[PAD]")
+
+    @property
+    def soi(self) -> int:
+        return self.special("<|soi|>")
+
+    @property
+    def eoi(self) -> int:
+        return self.special("<|eoi|>")
+
+    @property
+    def t2i(self) -> int:
+        return self.special("<|t2i|>")
+
+    @property
+    def mmu(self) -> int:
+        return self.special("<|mmu|>")
+
+    @property
+    def image_offset(self) -> int:
+        """Id of image code 0."""
+        return self.text + len(SPECIAL_TOKENS)
+
+    @property
+    def mask(self) -> int:
+        """Id of the mask token, the last of the table."""
+        return self.image_offset + self.codebook
+
+    @property
+    def size(self) -> int:
+        return self.mask + 1
