@@ -1,0 +1,9 @@
+"""One DeepSpeed engine, one forward per micro-step, one mean per flow over the whole global batch."""
+
+import os
+
+import torch
+
+if not torch.cuda.is_available():
+    # DeepSpeed looks for an accelerator once, when it is first imported.
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")

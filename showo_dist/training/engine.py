@@ -1,0 +1,69 @@
+"""The DeepSpeed engine of a run: ZeRO stage, precision, accumulation and clipping from the config."""
+
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+
+from showo_dist.config import TrainConfig, active_flows
+from showo_dist.models.showo import ShowO
+from showo_dist.tokenizer.precision import has_fast_bf16
+from showo_dist.training import engine_state
+from showo_dist.training.optimizer import build_optimizer, build_schedule
+
+
+def uses_bf16(mixed_precision: str, device: torch.device) -> bool:
+    """``auto`` takes bf16 where the machine has instructions for it."""
+    return mixed_precision == "bf16" or (mixed_precision == "auto" and has_fast_bf16(device))
+
+
+def samples_per_micro_step(config: TrainConfig) -> int:
+    """Samples of all flows that one rank takes in one micro-step."""
+    return sum(flow.batch_size for flow in active_flows(config).values())
+
+
+def deepspeed_config(config: TrainConfig, device: torch.device) -> dict[str, Any]:
+    """DeepSpeed's settings for a config; ``distributed.deepspeed`` goes over them."""
+    settings: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": samples_per_micro_step(config),
+        "gradient_accumulation_steps": config.training.gradient_accumulation_steps,
+        "gradient_clipping": config.training.max_grad_norm or 0.0,
+        "bf16": {"enabled": uses_bf16(config.training.mixed_precision, device)},
+        "zero_optimization": {
+            "stage": config.distributed.zero_stage,
+            # gloo has no asynchronous reduction on a side stream
+            "overlap_comm": device.type == "cuda",
+            "contiguous_gradients": True,
+        },
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 2**31,
+        "wall_clock_breakdown": False,
+    }
+    return _merged(settings, config.distributed.deepspeed)
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        nested = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merged(merged[key], value) if nested else value
+    return merged
+
+
+def build_engine(model: ShowO, config: TrainConfig, device: torch.device) -> Any:
+    """Wrap the model, its optimizer and schedule. The process group must exist."""
+    assert dist.is_initialized()
+    if config.model.gradient_checkpointing:
+        model.showo.gradient_checkpointing_enable({"use_reentrant": False})
+    optimizer = build_optimizer(model, config.optimizer.params)
+    schedule = build_schedule(optimizer, config.lr_scheduler, config.training.max_train_steps)
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        optimizer=optimizer,
+        lr_scheduler=schedule,
+        config=deepspeed_config(config, device),
+        dist_init_required=False,
+    )
+    engine_state.prepare(engine)
+    return engine

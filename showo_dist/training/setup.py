@@ -1,0 +1,111 @@
+"""From a config to the parts of a run: flows, encoders, model. Everything a user can get wrong fails here."""
+
+from pathlib import Path
+
+import torch
+
+from showo_data import FlowSpec, clip_transform, vq_transform
+from showo_data.samples import Kind
+from showo_dist.config import TrainConfig, active_flows
+from showo_dist.models.clip import ClipTower
+from showo_dist.models.magvitv2 import MAGVITv2
+from showo_dist.models.pretrained import from_language_model, load_weights
+from showo_dist.models.showo import ShowO
+from showo_dist.sequences import TextEncoder
+from showo_dist.training.encoders import Encoders
+from showo_kernels import select_backend
+
+_UNDERSTANDING: dict[str, Kind] = {
+    "captioning": "caption",
+    "llava_pretrain": "conversation",
+    "llava_tuning": "conversation",
+}
+
+
+def flow_kind(config: TrainConfig, flow: str) -> Kind:
+    """What a flow reads of its samples."""
+    if flow == "mmu":
+        return _UNDERSTANDING[config.dataset.und_type]
+    kinds: dict[str, Kind] = {"t2i": "caption", "lm": "text", "recon": "image"}
+    return kinds[flow]
+
+
+def flow_specs(config: TrainConfig, clip_size: int | None = None) -> list[FlowSpec]:
+    """The streams of the active flows.
+
+    Args:
+        config: of the run.
+        clip_size: side of the pictures of the CLIP tower, for models that understand through it.
+    """
+    resolution = config.dataset.preprocessing.resolution
+    squash = config.dataset.recon_type == "mid"
+    transforms = {
+        "t2i": vq_transform(resolution),
+        "mmu": clip_transform(clip_size) if clip_size else vq_transform(resolution),
+        "recon": vq_transform(resolution, "squash" if squash else "short"),
+    }
+    return [
+        FlowSpec(
+            flow=name,
+            kind=flow_kind(config, name),
+            urls=flow.paths,
+            batch=flow.batch_size,
+            transform=transforms.get(name),
+            seed=config.data_seed,
+            streams=config.data.streams,
+            window=config.shuffle_window,
+        )
+        for name, flow in active_flows(config).items()
+    ]
+
+
+def load_text(config: TrainConfig) -> TextEncoder:
+    """The text encoder, checked against the vocabulary."""
+    source = config.text_tokenizer
+    if source is None:
+        raise ValueError(
+            "model.showo.tokenizer_path and model.showo.llm_model_path are both null: set one"
+        )
+    return TextEncoder(source, config.model.showo.llm_vocab_size)
+
+
+def load_encoders(config: TrainConfig, device: torch.device) -> Encoders:
+    """The frozen image encoders on the device.
+
+    Raises:
+        FileNotFoundError, ValueError: they cannot be read, or do not have the config's codebook.
+    """
+    vq = MAGVITv2.from_pretrained(config.model.vq_model.vq_model_name, device)
+    vq.requires_grad_(False).eval()
+    codebook = 2**vq.config.bits
+    if codebook != config.model.showo.codebook_size:
+        raise ValueError(
+            f"model.showo.codebook_size = {config.model.showo.codebook_size}: the tokenizer at "
+            f"{config.model.vq_model.vq_model_name} has {codebook} codes"
+        )
+    clip = None
+    if config.model.showo.w_clip_vit:
+        clip = ClipTower.from_pretrained(config.model.clip_model_name).to(device)
+    return Encoders(
+        vq, clip, down_scale=config.training.down_scale, resize_back=config.training.resize_back
+    )
+
+
+def build_model(
+    config: TrainConfig, device: torch.device, resume: Path | None
+) -> tuple[ShowO, str]:
+    """The model on the CPU and why its attention backend was chosen.
+
+    Args:
+        config: of the run.
+        device: where it will train.
+        resume: a checkpoint whose weights it gets, else the config says where it starts.
+    """
+    backend, reason = select_backend(config.model.attention, device)
+    torch.manual_seed(config.training.seed)
+    model = from_language_model(config.model.showo, backend)
+    model.label_smoothing = config.training.label_smoothing
+    source = resume or config.start_from
+    if source is not None:
+        load_weights(model, source)
+    return model, f"attention {backend}: {reason}"

@@ -1,0 +1,94 @@
+"""One optimizer step over a window of micro-batches, with one mean per flow over the whole global batch."""
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from showo_dist.sequences import FLOWS, PackedBatch
+
+
+@dataclass(frozen=True)
+class StepLosses:
+    """Losses of one optimizer step over all ranks and micro-steps.
+
+    Attributes:
+        means: cross-entropy of each flow that had labels, nats per label.
+        total: coefficients times means.
+        grad_norm: norm of the whole gradient before clipping.
+    """
+
+    means: dict[str, float]
+    total: float
+    grad_norm: float
+
+
+class Stepper:
+    """Runs optimizer steps of an engine.
+
+    The loss of a flow is its sum over the global batch divided by the labels in the global batch, which are
+    counted before the first backward. DeepSpeed divides by ranks and micro-steps; the scale given to each
+    flow's sum undoes that.
+
+    Args:
+        engine: DeepSpeed engine around a :class:`~showo_dist.models.showo.ShowO`.
+        coefficients: per flow; absent ones count 0.
+        normalization: ``global``, or ``rank`` for the published mean per rank and micro-step.
+        device: of the engine.
+    """
+
+    def __init__(
+        self,
+        engine: Any,
+        coefficients: dict[str, float],
+        normalization: str,
+        device: torch.device,
+    ) -> None:
+        self.engine, self.normalization, self.device = engine, normalization, device
+        values = [coefficients.get(flow, 0.0) for flow in FLOWS]
+        self.coefficients_F = torch.tensor(values, dtype=torch.float64, device=device)
+
+    def __call__(self, window: Seq[PackedBatch]) -> StepLosses:
+        """Forward, backward and step over the window's micro-batches, already on the device."""
+        counts_MF = torch.stack([batch.label_counts() for batch in window])
+        total_counts_F = _summed(counts_MF.sum(dim=0))
+        sums_F = torch.zeros_like(self.coefficients_F)
+        for batch, counts_F in zip(window, counts_MF, strict=True):
+            scale_F = self._scale(counts_F, total_counts_F, len(window))
+            total, batch_sums_F = self.engine(batch, flow_scale_F=scale_F.float())
+            self.engine.backward(total)
+            self.engine.step()
+            sums_F += batch_sums_F.double()
+        return self._losses(_summed(sums_F), total_counts_F)
+
+    def _scale(self, counts_F: Tensor, total_counts_F: Tensor, micro_steps: int) -> Tensor:
+        """Factor of each flow's sum, so that DeepSpeed's averages come out as the wanted mean."""
+        if self.normalization == "rank":
+            return self.coefficients_F / counts_F.clamp(min=1)
+        return (
+            self.coefficients_F
+            / total_counts_F.clamp(min=1)
+            * (dist.get_world_size() * micro_steps)
+        )
+
+    def _losses(self, sums_F: Tensor, counts_F: Tensor) -> StepLosses:
+        means = (sums_F / counts_F.clamp(min=1)).tolist()
+        present = (counts_F > 0).tolist()
+        named = {f: m for f, m, p in zip(FLOWS, means, present, strict=True) if p}
+        total = sum(c * m for c, m in zip(self.coefficients_F.tolist(), means, strict=True))
+        return StepLosses(named, total, _grad_norm(self.engine))
+
+
+def _summed(value: Tensor) -> Tensor:
+    """Sum over ranks of a small tensor (a copy)."""
+    value = value.clone()
+    dist.all_reduce(value)
+    return value
+
+
+def _grad_norm(engine: Any) -> float:
+    norm = engine.get_global_grad_norm()
+    return float("nan") if norm is None else float(norm)

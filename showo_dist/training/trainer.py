@@ -1,0 +1,202 @@
+"""The training loop: read, step, report, draw, save."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch.distributed as dist
+
+from showo_data import build_loader
+from showo_dist.config import TrainConfig, active_flows, to_yaml
+from showo_dist.logging import RunLogger
+from showo_dist.models.folder import CONFIG_NAME
+from showo_dist.models.pretrained import config_json
+from showo_dist.tokenizer.ranks import Ranks
+from showo_dist.training import engine_state
+from showo_dist.training.batches import PackedBatches
+from showo_dist.training.checkpoint import (
+    CONFIG,
+    CheckpointReader,
+    CheckpointWriter,
+    RunState,
+    find_resume,
+    versions,
+)
+from showo_dist.training.engine import build_engine
+from showo_dist.training.metrics import Meter
+from showo_dist.training.pictures import PictureMaker
+from showo_dist.training.setup import build_model, flow_specs, load_encoders, load_text
+from showo_dist.training.step import StepLosses, Stepper
+from showo_dist.training.tasks import SequenceMaker
+from showo_dist.training.throughput import Work, peak_flops
+
+GPU_TOKEN_MULTIPLE = 128  # packed rows are rounded up to it on GPU, so that compiled shapes repeat
+
+
+class Trainer:
+    """One run on one rank.
+
+    Args:
+        config: checked.
+        ranks: this process among the others; the process group exists.
+
+    Raises:
+        ValueError, FileNotFoundError: what the config names cannot be read or does not fit together.
+    """
+
+    def __init__(self, config: TrainConfig, ranks: Ranks) -> None:
+        self.config, self.ranks = config, ranks
+        self.run = Path(config.experiment.output_dir)
+        resume = find_resume(self.run, config.experiment.resume_from_checkpoint)
+        reader = CheckpointReader(resume) if resume else None
+        self.text = load_text(config)
+        showo = config.model.showo
+        self.vocabulary = self.text.vocabulary(showo.llm_vocab_size, showo.codebook_size)
+        self.encoders = load_encoders(config, ranks.device)
+        model, self.attention = build_model(config, ranks.device, resume)
+        self.work = Work.of(model)
+        self.batches = self._batches(reader, model.feature_width)
+        self.engine = build_engine(model, config, ranks.device)
+        coefficients = {name: flow.coefficient for name, flow in active_flows(config).items()}
+        self.stepper = Stepper(
+            self.engine, coefficients, config.training.loss_normalization, ranks.device
+        )
+        self.step, self.samples = 0, 0
+        if reader is not None:
+            self._restore(reader)
+        self.writer = CheckpointWriter(self.run, config.experiment.keep_last, self._describe)
+        self.logger = self._logger(reader)
+        self.pictures = PictureMaker(config, self.text, self.vocabulary, self.encoders)
+        self._announce(resume)
+
+    def _batches(self, reader: CheckpointReader | None, feature_width: int) -> PackedBatches:
+        config, clip = self.config, self.encoders.clip
+        params = config.dataset.params
+        loader = build_loader(
+            flow_specs(config, clip.resolution if clip else None),
+            rank=self.ranks.rank,
+            world=self.ranks.world,
+            start_positions=reader.state.positions if reader else None,
+            num_workers=params.num_workers,
+            pin_memory=params.pin_memory and self.ranks.device.type == "cuda",
+        )
+        return PackedBatches(
+            loader,
+            SequenceMaker(config, self.text, self.vocabulary, self.encoders),
+            self.ranks.device,
+            config.training.gradient_accumulation_steps,
+            feature_width,
+            GPU_TOKEN_MULTIPLE if self.ranks.device.type == "cuda" else 1,
+            config.training.overfit_one_batch,
+        )
+
+    def _restore(self, reader: CheckpointReader) -> None:
+        state = reader.state
+        engine_state.restore(self.engine, reader.read, state.optimizer_steps)
+        self.engine.lr_scheduler.load_state_dict(state.schedule)
+        for group, rate in zip(
+            self.engine.optimizer.param_groups, state.schedule["_last_lr"], strict=True
+        ):
+            group["lr"] = rate
+        self.step, self.samples = state.step, state.samples
+
+    def _logger(self, reader: CheckpointReader | None) -> RunLogger:
+        config = self.config
+        return RunLogger(
+            self.run,
+            rank=self.ranks.rank,
+            total_steps=config.training.max_train_steps,
+            start_step=self.step,
+            config=asdict(config),
+            project=config.experiment.project,
+            name=config.experiment.name,
+            wandb_mode=config.wandb.mode,
+            wandb_id=config.wandb.run_id or (reader.state.wandb_id if reader else None),
+            wandb_entity=config.wandb.entity,
+            wandb_resume=config.wandb.resume,
+            metrics_name=config.logging.jsonl,
+        )
+
+    def _announce(self, resume: Path | None) -> None:
+        parameters = sum(getattr(p, "ds_numel", p.numel()) for p in self.engine.module.parameters())
+        flows = ", ".join(
+            f"{name} {flow.batch_size}×{flow.coefficient:g}"
+            for name, flow in active_flows(self.config).items()
+        )
+        for line in (
+            f"{parameters:,} parameters, {self.ranks.world} ranks on {self.ranks.device.type}, "
+            f"ZeRO-{self.config.distributed.zero_stage}, {self.engine.get_data_types()[0]}",
+            self.attention,
+            f"flows (samples per rank and micro-step × coefficient): {flows}",
+            f"going on from {resume} at step {self.step}" if resume else "starting at step 0",
+            *self.config.warnings(),
+        ):
+            self.logger.event(line)
+
+    def _describe(self, folder: Path) -> None:
+        """What a checkpoint says about itself besides tensors."""
+        (folder / CONFIG_NAME).write_text(config_json(self.config.model.showo, self.engine.module))
+        (folder / CONFIG).write_text(to_yaml(self.config))
+
+    def train(self) -> None:
+        """Run to ``training.max_train_steps`` and save at the end."""
+        total = self.config.training.max_train_steps
+        dtype = next(self.engine.module.parameters()).dtype
+        meter = Meter(self.work, peak_flops(self.ranks.device, dtype), self.ranks.device)
+        saved = self.step
+        while self.step < total:
+            window, account = next(self.batches)
+            losses = self.stepper(window)
+            self.step += 1
+            meter.add(window, account)
+            self._report(meter, losses)
+            if self._due(self.config.experiment.generate_every):
+                self._draw()
+            if self._due(self.config.experiment.save_every):
+                saved = self._save()
+        if saved < total:
+            self._save()
+        self.logger.event(self.batches.bad.summary())
+        self.logger.close()
+
+    def _due(self, every: int) -> bool:
+        return bool(every) and self.step % every == 0
+
+    def _report(self, meter: Meter, losses: StepLosses) -> None:
+        every = max(1, self.config.experiment.log_every)
+        if self.step % every and self.step < self.config.training.max_train_steps:
+            return
+        rate = self.engine.get_lr()[0]
+        self.logger.log(self.step, meter.read(losses, rate, self.batches.bad.total))
+        self._check_bad_samples()
+
+    def _check_bad_samples(self) -> None:
+        """Stop when more samples are unreadable than ``data.max_bad_fraction`` allows."""
+        bad, limit = self.batches.bad, self.config.data.max_bad_fraction
+        tried = sum(self.batches.positions().values()) / self.ranks.world
+        if tried and bad.total / tried > limit:
+            raise ValueError(
+                f"data.max_bad_fraction = {limit}: {bad.total / tried:.1%} of the samples are bad: "
+                f"{bad.summary()}"
+            )
+
+    def _draw(self) -> None:
+        """Pictures of the current model; every rank takes part, for ZeRO-3 shards the weights."""
+        self.engine.eval()
+        for name, image, caption in self.pictures(self.engine.module, self.batches.latest):
+            self.logger.pictures(self.step, name, image, caption)
+        self.engine.train()
+        dist.barrier()
+
+    def _save(self) -> int:
+        state = RunState(
+            step=self.step,
+            positions=self.batches.positions(),
+            schedule=self.engine.lr_scheduler.state_dict(),
+            optimizer_steps=engine_state.optimizer_steps(self.engine),
+            samples=self.samples,
+            wandb_id=self.logger.wandb_id,
+            versions=versions(),
+        )
+        folder = self.writer.save(self.engine, state)
+        self.logger.event(f"saved {folder}")
+        return self.step
