@@ -1,0 +1,22 @@
+"""Shards in, samples out; knows no model and no process group."""
+
+from showo_data.bad import BadSamples
+from showo_data.images import clip_transform, vq_transform
+from showo_data.loader import Loader, MicroBatch, build_loader
+from showo_data.samples import FlowSpec, Sample, Skipped
+from showo_data.sources import Source
+from showo_data.streams import CanonicalStream
+
+__all__ = [
+    "BadSamples",
+    "CanonicalStream",
+    "FlowSpec",
+    "Loader",
+    "MicroBatch",
+    "Sample",
+    "Skipped",
+    "Source",
+    "build_loader",
+    "clip_transform",
+    "vq_transform",
+]

@@ -1,0 +1,95 @@
+"""The commands ``showo-dist shards`` and ``showo-dist mini-data``."""
+
+import argparse
+from dataclasses import fields
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
+
+from showo_data.mini.writing import MiniSettings, write_mini
+from showo_data.shards import build_index, expand, verify
+from showo_data.sheet import contact_sheet, previews
+
+_URLS = "paths or brace patterns such as 'data/train-{000000..000009}.tar'"
+
+
+def main_shards(argv: list[str]) -> int:
+    """``shards index|verify|show``; returns the exit code, 1 when ``verify`` finds something wrong.
+
+    Raises:
+        ValueError, OSError: what the user can mend, for the caller to print as one line.
+    """
+    arguments = _shards_parser().parse_args(argv)
+    actions = {"index": _index, "verify": _verify, "show": _show}
+    return actions[arguments.action](arguments, Console())
+
+
+def main_mini(argv: list[str]) -> int:
+    """``mini-data OUT``: write the mini world; what is there and complete is kept."""
+    parser = argparse.ArgumentParser(
+        prog="showo-dist mini-data", description="Write the mini world as WebDataset shards."
+    )
+    parser.add_argument("out", help="the folder to write to")
+    for option in fields(MiniSettings):
+        name = "--" + option.name.replace("_", "-")
+        parser.add_argument(name, type=int, default=option.default, help="default %(default)s")
+    values = vars(parser.parse_args(argv))
+    out = Path(values.pop("out"))
+    with Progress() as progress:
+        task = progress.add_task(f"mini world in {out}", total=None)
+        write_mini(
+            out,
+            MiniSettings(**values),
+            lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    return 0
+
+
+def _shards_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="showo-dist shards", description="Look after shards.")
+    actions = parser.add_subparsers(dest="action", required=True)
+    for name, text in (
+        ("index", "write the index of every shard beside it"),
+        ("verify", "compare every shard with the checksum in its index"),
+        ("show", "print some samples, and lay their pictures on one sheet"),
+    ):
+        action = actions.add_parser(name, help=text)
+        action.add_argument("urls", nargs="+", metavar="URLS", help=_URLS)
+    action.add_argument("--samples", type=int, default=32, help="default %(default)s")
+    action.add_argument("--out", type=Path, help="write the sheet to this PNG")
+    return parser
+
+
+def _index(arguments: argparse.Namespace, console: Console) -> int:
+    shards = expand(arguments.urls)
+    samples = size = 0
+    with Progress(console=console) as progress:
+        for shard in progress.track(shards, description="indexing"):
+            header = build_index(shard)[0]
+            samples, size = samples + header.samples, size + header.size
+    console.print(f"{len(shards)} shards, {samples} samples, {size / 1e6:.1f} MB")
+    return 0
+
+
+def _verify(arguments: argparse.Namespace, console: Console) -> int:
+    bad = 0
+    for shard, wrong in verify(arguments.urls):
+        bad += bool(wrong)
+        console.print(escape(f"{shard}: {wrong or 'sound'}"), soft_wrap=True)
+    return 1 if bad else 0
+
+
+def _show(arguments: argparse.Namespace, console: Console) -> int:
+    if arguments.samples < 1:
+        raise ValueError(f"--samples must be at least 1, not {arguments.samples}")
+    shown = previews(arguments.urls, arguments.samples)
+    for sample in shown:
+        console.print(f"[bold]{escape(sample.key)}[/bold] {', '.join(sample.extensions)}")
+        console.print(escape(sample.words), soft_wrap=True)
+    pictures = [sample.picture for sample in shown if sample.picture is not None]
+    if arguments.out is not None and pictures:
+        contact_sheet(pictures).save(arguments.out)
+        console.print(f"{len(pictures)} pictures on {arguments.out}", soft_wrap=True)
+    return 0

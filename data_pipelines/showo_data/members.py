@@ -1,0 +1,106 @@
+"""From the bytes of a sample's members to what a flow needs; what is wrong becomes a reason."""
+
+import io
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from showo_data.images import TooLargeError, decode
+
+IMAGES = ("jpg", "jpeg", "png", "webp")
+TEXTS = ("txt", "text", "caption")
+CODES, CONDITION, JSON = "codes.npy", "condition.npy", "json"
+
+# Returns the bytes of the member with that extension, or None where the sample has none.
+Reader = Callable[[str], bytes | None]
+
+
+class BadSampleError(Exception):
+    """A sample that cannot be used; the argument is the reason, a short code."""
+
+
+def read_image(read: Reader) -> Image.Image:
+    """The picture of a sample."""
+    data = _first(read, IMAGES)
+    if data is None:
+        raise BadSampleError("no-image")
+    try:
+        return decode(data)
+    except TooLargeError:
+        raise BadSampleError("image-too-large") from None
+    except Exception as error:  # what Pillow raises on broken data is not one family
+        raise BadSampleError("broken-image") from error
+
+
+def read_codes(read: Reader, extension: str) -> Tensor | None:
+    """Image codes that were computed before, int64 of shape (N,); None where the sample has none."""
+    data = read(extension)
+    if data is None:
+        return None
+    try:
+        codes = np.load(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise BadSampleError("broken-codes") from error
+    if not np.issubdtype(codes.dtype, np.integer):
+        raise BadSampleError("broken-codes")
+    return torch.from_numpy(codes.reshape(-1).astype(np.int64))
+
+
+def read_text(read: Reader) -> str:
+    """The text of a sample: a text member, or the caption in its JSON."""
+    data = _first(read, TEXTS)
+    if data is not None:
+        return _utf8(data)
+    caption = _read_json(read, "no-text").get("caption")
+    if not isinstance(caption, str):
+        raise BadSampleError("no-text")
+    return caption
+
+
+def read_conversation(read: Reader) -> list[tuple[str, str]]:
+    """The rounds of a LLaVA conversation: (role, value), the first a human's."""
+    rounds = _read_json(read, "no-conversation").get("conversations")
+    if not rounds:
+        raise BadSampleError("no-conversation")
+    try:
+        turns = [(turn["from"], turn["value"]) for turn in rounds]
+    except (TypeError, KeyError):
+        raise BadSampleError("malformed-conversation") from None
+    if not all(isinstance(word, str) for turn in turns for word in turn):
+        raise BadSampleError("malformed-conversation")
+    if turns[0][0] != "human":
+        raise BadSampleError("conversation-without-human-first")
+    return turns
+
+
+def _first(read: Reader, extensions: tuple[str, ...]) -> bytes | None:
+    for extension in extensions:
+        data = read(extension)
+        if data is not None:
+            return data
+    return None
+
+
+def _read_json(read: Reader, reason_if_absent: str) -> Mapping[str, Any]:
+    data = read(JSON)
+    if data is None:
+        raise BadSampleError(reason_if_absent)
+    try:
+        value = json.loads(_utf8(data))
+    except json.JSONDecodeError:
+        raise BadSampleError("broken-json") from None
+    if not isinstance(value, dict):
+        raise BadSampleError("broken-json")
+    return value
+
+
+def _utf8(data: bytes) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        raise BadSampleError("not-utf8") from None

@@ -1,0 +1,27 @@
+"""The mini world: pictures of coloured shapes, words about them, and a checker that reads them."""
+
+from showo_data.mini.drawing import draw
+from showo_data.mini.language import caption, plain_text, questions
+from showo_data.mini.prompts import TAGS, prompts
+from showo_data.mini.reading import Detected, read_picture
+from showo_data.mini.scoring import Score, score
+from showo_data.mini.world import COLOURS, RESOLUTION, SHAPES, Object, Scene, scene
+
+__all__ = [
+    "COLOURS",
+    "RESOLUTION",
+    "SHAPES",
+    "TAGS",
+    "Detected",
+    "Object",
+    "Scene",
+    "Score",
+    "caption",
+    "draw",
+    "plain_text",
+    "prompts",
+    "questions",
+    "read_picture",
+    "scene",
+    "score",
+]

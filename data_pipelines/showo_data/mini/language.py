@@ -1,0 +1,151 @@
+"""Words about scenes: captions, questions with answers, and plain text, all in lower case."""
+
+import random
+
+from showo_data.mini.geometry import OPPOSITE, place, relation
+from showo_data.mini.world import COLOURS, SHAPES, Object, Scene, scene
+
+NUMBERS = ("no", "one", "two", "three", "four")
+_PLURALS = {"cross": "crosses"}
+# Shares of captions that leave the colour out, name the size, and say where things are.
+_COLOURLESS, _SIZED, _PLACED = 0.15, 0.3, 0.4
+
+
+def plural(shape: str) -> str:
+    """The plural of a shape's name."""
+    return _PLURALS.get(shape, f"{shape}s")
+
+
+def phrase(thing: Object, *, colour: bool = True, size: bool = False, article: str = "a") -> str:
+    """A noun phrase such as "a red circle", "the circle" or "a small red circle"."""
+    words = [article, thing.size if size else "", thing.colour if colour else "", thing.shape]
+    return " ".join(word for word in words if word)
+
+
+def caption(scene: Scene, rng: random.Random) -> str:
+    """One of the phrasings that are true of ``scene`` and mention every object in it."""
+    there = "there are " if scene.same else "there is "
+    return rng.choice(("", "", "", "a picture of ", there)) + describe(scene, rng)
+
+
+def describe(scene: Scene, rng: random.Random) -> str:
+    """A caption without opening words: "three yellow squares", "a red circle left of a green ring"."""
+    if scene.same:
+        return _describe_group(scene, rng)
+    size = rng.random() < _SIZED
+    # Without colours two objects of one shape would be "a circle and a circle".
+    distinct = len({thing.shape for thing in scene.objects}) == len(scene.objects)
+    colour = not (distinct and rng.random() < _COLOURLESS)
+    things = list(scene.objects)
+    rng.shuffle(things)
+    names = [phrase(thing, colour=colour, size=size) for thing in things]
+    placed = rng.random() < _PLACED
+    if len(things) == 1:
+        return names[0] + (f" {place(things[0].centre)}" if placed else "")
+    side = relation(things[0].centre, things[1].centre)
+    return (f" {side} " if placed and side else " and ").join(names)
+
+
+def _describe_group(scene: Scene, rng: random.Random) -> str:
+    thing = scene.objects[0]
+    words = [NUMBERS[len(scene.objects)]]
+    words += [thing.size] if rng.random() < _SIZED else []
+    words += [thing.colour] if rng.random() >= _COLOURLESS else []
+    return " ".join([*words, plural(thing.shape)])
+
+
+def questions(scene: Scene, rng: random.Random) -> list[tuple[str, str]]:
+    """All kinds of questions that ``scene`` has one true answer to, in random order, with the answers."""
+    pairs = [
+        ("what is shown?", caption(scene, rng)),
+        ("how many objects are there?", NUMBERS[len(scene.objects)]),
+        _is_there(scene, rng),
+    ]
+    if scene.same:
+        thing = scene.objects[0]
+        pairs += [
+            (f"how many {plural(thing.shape)} are there?", NUMBERS[len(scene.objects)]),
+            (f"what color are the {plural(thing.shape)}?", thing.colour),
+            ("what shape are the objects?", plural(thing.shape)),
+        ]
+    for thing in () if scene.same else scene.objects:
+        pairs += _about_one(thing, [other for other in scene.objects if other is not thing])
+    rng.shuffle(pairs)
+    return pairs
+
+
+def _is_there(scene: Scene, rng: random.Random) -> tuple[str, str]:
+    """A question for presence, answered yes half of the time."""
+    present = {(thing.colour, thing.shape) for thing in scene.objects}
+    absent = [(colour, shape) for colour in COLOURS for shape in SHAPES]
+    absent = [look for look in absent if look not in present]
+    yes = rng.random() < 0.5
+    colour, shape = rng.choice(sorted(present) if yes else absent)
+    return f"is there a {colour} {shape}?", "yes" if yes else "no"
+
+
+def _about_one(thing: Object, others: list[Object]) -> list[tuple[str, str]]:
+    """Colour, shape, size and place of an object of a scene in which no two look the same."""
+    name = phrase(thing, article="the")
+    pairs = [(f"is {name} small or large?", thing.size)]
+    if thing.shape not in [other.shape for other in others]:
+        pairs.append((f"what color is the {thing.shape}?", thing.colour))
+    if thing.colour not in [other.colour for other in others]:
+        pairs.append((f"what shape is the {thing.colour} object?", thing.shape))
+    if not others:
+        return [*pairs, (f"where is {name}?", place(thing.centre))]
+    for other in others:
+        if side := relation(thing.centre, other.centre):
+            rest = phrase(other, article="the")
+            pairs.append((f"where is {name}?", f"{side} {rest}"))
+            pairs.append((f"what is {side} {rest}?", name))
+    return pairs
+
+
+def plain_text(rng: random.Random) -> str:
+    """One to three sentences about the little world, without a picture."""
+    return " ".join(rng.choice(_WRITERS)(rng) for _ in range(rng.randint(1, 3)))
+
+
+def _write_scene(rng: random.Random) -> str:
+    imagined = scene(rng.randrange(2**32), 0)
+    return f"{'there are' if imagined.same else 'there is'} {describe(imagined, rng)}."
+
+
+def _write_answer(rng: random.Random) -> str:
+    imagined = scene(rng.randrange(2**32), 0)
+    question, answer = rng.choice(questions(imagined, rng))
+    return f"the picture shows {describe(imagined, rng)}. {question} {answer}."
+
+
+def _write_converse(rng: random.Random) -> str:
+    first, second = (f"{rng.choice(tuple(COLOURS))} {shape}" for shape in rng.sample(SHAPES, 2))
+    side = rng.choice(tuple(OPPOSITE))
+    return f"if the {first} is {side} the {second}, the {second} is {OPPOSITE[side]} the {first}."
+
+
+def _write_sum(rng: random.Random) -> str:
+    left = rng.randint(1, 3)
+    right = rng.randint(1, 4 - left)
+    parts = [
+        f"{NUMBERS[count]} {shape if count == 1 else plural(shape)}"
+        for count, shape in zip((left, right), rng.sample(SHAPES, 2), strict=True)
+    ]
+    return f"{parts[0]} and {parts[1]} are {NUMBERS[left + right]} objects."
+
+
+_FACTS = (
+    "a circle is round and has no corners.",
+    "a square has four equal sides.",
+    "a triangle has three corners.",
+    "a cross has four arms.",
+    "a ring is a circle with a hole in the middle.",
+    "a large shape covers more of the picture than a small shape.",
+)
+
+
+def _write_fact(rng: random.Random) -> str:
+    return rng.choice(_FACTS)
+
+
+_WRITERS = (_write_scene, _write_answer, _write_converse, _write_sum, _write_fact)

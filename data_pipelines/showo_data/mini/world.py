@@ -1,0 +1,98 @@
+"""What the mini world consists of: pictures of one to four coloured shapes, each drawn from (seed, index).
+
+All lengths are pixels of the 64×64 picture; ``x`` grows to the right, ``y`` downwards.
+"""
+
+import random
+from dataclasses import dataclass
+
+RESOLUTION = 64
+BACKGROUND = (22, 24, 30)
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "red": (228, 44, 44),
+    "green": (48, 190, 70),
+    "blue": (52, 96, 246),
+    "yellow": (246, 220, 48),
+    "purple": (188, 60, 226),
+    "white": (240, 240, 240),
+}
+SHAPES = ("circle", "square", "triangle", "cross", "ring")
+# Half the side of the box that an object fills. The ratio is large enough to be read after blurring.
+RADII = {"small": 9, "large": 14}
+# Centres lie on a lattice: with 8-pixel codes a small tokenizer sees two phases per axis, not eight.
+LATTICE = 4
+GAP = 4
+MARGIN = 2
+
+# What a scene holds: (kind, number of objects, share of scenes).
+_KINDS = (
+    ("one", 1, 0.45),
+    ("pair", 2, 0.27),
+    ("same", 2, 0.08),
+    ("same", 3, 0.10),
+    ("same", 4, 0.10),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Object:
+    """One coloured shape. It fills the box ``centre ± RADII[size]``."""
+
+    shape: str
+    colour: str
+    size: str
+    centre: tuple[int, int]
+
+    @property
+    def radius(self) -> int:
+        return RADII[self.size]
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """One picture: a single object, two different ones, or two to four that differ in place only."""
+
+    objects: tuple[Object, ...]
+
+    @property
+    def same(self) -> bool:
+        """Whether all objects have one shape, colour and size (false for a single object)."""
+        kinds = {(o.shape, o.colour, o.size) for o in self.objects}
+        return len(self.objects) > 1 and len(kinds) == 1
+
+
+def scene(seed: int, index: int) -> Scene:
+    """The scene number ``index`` (any integer ≥ 0) of the world ``seed``: always the same one."""
+    rng = random.Random(f"scene/{seed}/{index}")
+    kind, count, _ = rng.choices(_KINDS, weights=[share for _, _, share in _KINDS])[0]
+    looks = [_random_look(rng, ("small",) if count > 2 else tuple(RADII))]
+    while len(looks) < count:
+        look = looks[0] if kind == "same" else _random_look(rng, tuple(RADII))
+        # Two objects of a pair differ in shape or colour, so that words can tell them apart.
+        if kind == "same" or look[:2] != looks[0][:2]:
+            looks.append(look)
+    centres = _place(rng, [RADII[size] for _, _, size in looks])
+    return Scene(tuple(Object(*look, centre) for look, centre in zip(looks, centres, strict=True)))
+
+
+def _random_look(rng: random.Random, sizes: tuple[str, ...]) -> tuple[str, str, str]:
+    return rng.choice(SHAPES), rng.choice(tuple(COLOURS)), rng.choice(sizes)
+
+
+def _place(rng: random.Random, radii: list[int]) -> list[tuple[int, int]]:
+    """Draw centres until all boxes keep ``GAP`` pixels between them."""
+    while True:
+        centres = [(_coordinate(rng, radius), _coordinate(rng, radius)) for radius in radii]
+        if all(
+            max(abs(centres[i][0] - centres[j][0]), abs(centres[i][1] - centres[j][1]))
+            >= radii[i] + radii[j] + GAP
+            for i in range(len(radii))
+            for j in range(i)
+        ):
+            return centres
+
+
+def _coordinate(rng: random.Random, radius: int) -> int:
+    first = -(-(radius + MARGIN) // LATTICE)
+    last = (RESOLUTION - radius - MARGIN) // LATTICE
+    return LATTICE * rng.randint(first, last)

@@ -1,0 +1,152 @@
+"""Writes the mini world as a data set: picture shards, plain-text shards, prompts."""
+
+import io
+import json
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from showo_data.mini.drawing import draw
+from showo_data.mini.language import caption, plain_text, questions
+from showo_data.mini.prompts import prompts
+from showo_data.mini.world import Scene, scene
+from showo_data.shards import index_path, load_index, write_shard
+from showo_data.shards.atomic import written_aside
+
+# Scenes of the validation shards: numbers that no training shard reaches.
+_VALIDATION_FROM = 10**9
+_SETTINGS = "mini.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MiniSettings:
+    """What to write; equal settings give equal bytes.
+
+    Attributes:
+        pictures: training pictures, each with a caption and a conversation.
+        texts: plain texts.
+        validation: pictures with numbers of their own, for evaluation.
+        prompts_per_tag: evaluation prompts in each of the six categories.
+        shard_size: samples per shard.
+        seed: of everything.
+    """
+
+    pictures: int = 10_000
+    texts: int = 4_000
+    validation: int = 500
+    prompts_per_tag: int = 20
+    shard_size: int = 1_000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("pictures", "texts", "validation", "prompts_per_tag", "shard_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One shard to write: samples number ``first`` to ``first + count - 1``."""
+
+    path: Path
+    first: int
+    count: int
+    sample: Callable[[int, int], dict[str, Any]]
+
+
+def write_mini(
+    out: str | Path, settings: MiniSettings, progress: Callable[[int, int], None] = lambda *_: None
+) -> None:
+    """Write ``train-*.tar``, ``text-*.tar``, ``val-*.tar`` with indexes and ``prompts.jsonl`` to ``out``.
+
+    Shards that are there and complete are kept. ``progress`` is called with (samples done, samples in all).
+
+    Raises:
+        ValueError: ``out`` holds a mini world of other settings.
+    """
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    _claim(folder, settings)
+    parts = _parts(folder, settings)
+    total, done = sum(part.count for part in parts), 0
+    for part in parts:
+        if not _complete(part):
+            write_shard(part.path, _samples(part, settings.seed))
+        done += part.count
+        progress(done, total)
+    lines = [json.dumps(prompt) for prompt in prompts(settings.seed, settings.prompts_per_tag)]
+    with written_aside(folder / "prompts.jsonl") as stream:
+        stream.write("\n".join([*lines, ""]).encode())
+
+
+def _claim(folder: Path, settings: MiniSettings) -> None:
+    """Note the settings in ``folder``, or find that they are the ones it was begun with."""
+    path = folder / _SETTINGS
+    if path.exists():
+        if json.loads(path.read_text()) != asdict(settings):
+            raise ValueError(
+                f"{folder} holds a mini world of other settings ({path.read_text().strip()}): "
+                "name another folder, or remove this one"
+            )
+        return
+    with written_aside(path) as stream:
+        stream.write(json.dumps(asdict(settings)).encode())
+
+
+def _parts(folder: Path, settings: MiniSettings) -> list[_Part]:
+    kinds = (
+        ("train", 0, settings.pictures, picture_sample),
+        ("text", 0, settings.texts, text_sample),
+        ("val", _VALIDATION_FROM, settings.validation, picture_sample),
+    )
+    parts = []
+    for name, first, count, sample in kinds:
+        for number, begin in enumerate(range(0, count, settings.shard_size)):
+            length = min(settings.shard_size, count - begin)
+            parts.append(_Part(folder / f"{name}-{number:06d}.tar", first + begin, length, sample))
+    return parts
+
+
+def _complete(part: _Part) -> bool:
+    if not part.path.exists() or not index_path(str(part.path)).exists():
+        return False
+    return load_index(str(part.path))[0].samples == part.count
+
+
+def _samples(part: _Part, seed: int) -> Iterator[dict[str, Any]]:
+    return (part.sample(seed, part.first + i) for i in range(part.count))
+
+
+def picture_sample(seed: int, index: int) -> dict[str, Any]:
+    """Scene number ``index`` as a WebDataset sample: png, txt (caption) and json (conversation, objects)."""
+    drawn = scene(seed, index)
+    rng = random.Random(f"words/{seed}/{index}")
+    png = io.BytesIO()
+    draw(drawn).save(png, "PNG", compress_level=1)
+    return {
+        "__key__": f"{index:010d}",
+        "png": png.getvalue(),
+        "txt": caption(drawn, rng),
+        "json": {
+            "conversations": _conversation(drawn, rng),
+            "objects": [asdict(thing) for thing in drawn.objects],
+        },
+    }
+
+
+def _conversation(drawn: Scene, rng: random.Random) -> list[dict[str, str]]:
+    """One to three rounds in LLaVA's form; the first question carries the picture's place."""
+    rounds = questions(drawn, rng)[: rng.randint(1, 3)]
+    turns = []
+    for number, (question, answer) in enumerate(rounds):
+        picture = "" if number else "<image>\n"
+        turns.append({"from": "human", "value": picture + question})
+        turns.append({"from": "gpt", "value": answer})
+    return turns
+
+
+def text_sample(seed: int, index: int) -> dict[str, Any]:
+    """Plain text number ``index`` as a WebDataset sample."""
+    return {"__key__": f"{index:010d}", "txt": plain_text(random.Random(f"text/{seed}/{index}"))}

@@ -1,0 +1,83 @@
+"""What the pipelines hand out: samples, the reasons why others are absent, and what a flow asks for."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from showo_data.images import Transform
+
+Kind = Literal["caption", "conversation", "text", "image"]
+KINDS: tuple[Kind, ...] = ("caption", "conversation", "text", "image")
+
+
+@dataclass(slots=True)
+class Sample:
+    """One sample of a flow; what its kind does not need is None.
+
+    A shard that was encoded gives ``codes_N`` (int64 image codes) and no picture. ``condition_3HW`` and
+    ``condition_codes_G`` are the same picture for a second encoder, where the flow or the shard has one.
+    ``conversation`` is a list of (role, value), roles as stored ("human", "gpt"), the first a human's.
+    """
+
+    flow: str
+    position: int
+    key: str
+    image_3HW: Tensor | None = None
+    condition_3HW: Tensor | None = None
+    codes_N: Tensor | None = None
+    condition_codes_G: Tensor | None = None
+    text: str | None = None
+    conversation: list[tuple[str, str]] | None = None
+
+    def pin_memory(self) -> "Sample":
+        """Move the tensors to pinned memory (called by the data loader)."""
+        for name in ("image_3HW", "condition_3HW", "codes_N", "condition_codes_G"):
+            tensor = getattr(self, name)
+            if tensor is not None:
+                setattr(self, name, tensor.pin_memory())
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A sample that is absent. ``reason`` is one of a few short codes such as "broken-image"."""
+
+    flow: str
+    position: int
+    shard: str
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowSpec:
+    """What one flow reads.
+
+    Attributes:
+        flow: its name, as losses and positions are reported.
+        kind: "caption" (picture, text), "conversation" (picture, LLaVA rounds), "text", or "image".
+        urls: shards, as paths or brace patterns.
+        batch: samples per rank and micro-step, bad ones counted.
+        transform: from the decoded picture to ``Sample.image_3HW``; may be None for text and encoded shards.
+        condition_transform: the same for ``Sample.condition_3HW``; None where the flow has no condition.
+        seed: of the order of the samples.
+        streams: canonical streams an epoch is cut into.
+        window: samples within which a stream is shuffled.
+    """
+
+    flow: str
+    kind: Kind
+    urls: tuple[str, ...]
+    batch: int
+    transform: Transform | None = None
+    condition_transform: Transform | None = None
+    seed: int = 0
+    streams: int = 8
+    window: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"flow {self.flow!r}: kind must be one of {KINDS}, not {self.kind!r}")
+        if self.batch < 1:
+            raise ValueError(f"flow {self.flow!r}: batch must be at least 1, not {self.batch}")

@@ -1,0 +1,64 @@
+"""A look into shards: some of their pictures on one sheet, with keys and texts."""
+
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from PIL import Image, ImageOps
+
+from showo_data.members import BadSampleError, read_conversation, read_image, read_text
+from showo_data.shards import OpenShards, load_index
+
+_COLUMNS = 8
+_SPACE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """One sample as a person looks at it; ``picture`` is None where there is none or a broken one."""
+
+    shard: str
+    key: str
+    extensions: tuple[str, ...]
+    words: str
+    picture: Image.Image | None
+
+
+def previews(urls: str | Iterable[str], limit: int) -> list[Preview]:
+    """``limit`` samples spread evenly over all shards (all of them where there are fewer)."""
+    headers, files = load_index(urls), OpenShards()
+    places = [(header.path, i) for header in headers for i in range(header.samples)]
+    step = max(1, len(places) // limit)
+    found = [_preview(files, shard, i) for shard, i in places[::step][:limit]]
+    files.close()
+    return found
+
+
+def contact_sheet(pictures: list[Image.Image], tile: int = 128) -> Image.Image:
+    """The pictures in rows of eight on grey, each fitted into ``tile`` pixels."""
+    columns, rows = min(_COLUMNS, len(pictures)), -(-len(pictures) // _COLUMNS)
+    pitch = tile + _SPACE
+    sheet = Image.new("RGB", (columns * pitch + _SPACE, rows * pitch + _SPACE), (128, 128, 128))
+    for number, picture in enumerate(pictures):
+        row, column = divmod(number, _COLUMNS)
+        fitted = ImageOps.contain(picture, (tile, tile))
+        sheet.paste(fitted, (column * pitch + _SPACE, row * pitch + _SPACE))
+    return sheet
+
+
+def _preview(files: OpenShards, shard: str, index: int) -> Preview:
+    table = files.table(shard)
+    members = {member.extension: member for member in table.members(index)}
+
+    def read(extension: str) -> bytes | None:
+        return files.read(shard, members[extension]) if extension in members else None
+
+    lines = []
+    with suppress(BadSampleError):
+        lines.append(read_text(read))
+    with suppress(BadSampleError):
+        lines += [f"{role}: {value}".replace("\n", " ") for role, value in read_conversation(read)]
+    picture = None
+    with suppress(BadSampleError):
+        picture = read_image(read)
+    return Preview(shard, table.key(index), tuple(members), "\n".join(lines), picture)

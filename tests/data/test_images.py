@@ -1,0 +1,119 @@
+"""Decoding and resizing: every kind of picture, bounded size, and the numbers of the reference processors."""
+
+import io
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers.models.clip import CLIPImageProcessorPil
+
+from showo_data.images import TooLargeError, clip_transform, decode, vq_transform
+
+
+def _encoded(picture: Image.Image, form: str = "PNG", **options: object) -> bytes:
+    stream = io.BytesIO()
+    picture.save(stream, form, **options)
+    return stream.getvalue()
+
+
+def _gradient(width: int, height: int) -> Image.Image:
+    x = np.linspace(0, 255, width)[None, :, None]
+    y = np.linspace(255, 0, height)[:, None, None]
+    pixels = np.concatenate(np.broadcast_arrays(x, y, (x + y) / 2), axis=2)
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+@pytest.mark.parametrize("size", [(100, 64), (64, 101), (333, 500), (20, 20)])
+def test_clip_numbers_equal_the_reference_processor(size: tuple[int, int]) -> None:
+    picture = _gradient(*size)
+    side = 56
+    reference = CLIPImageProcessorPil(
+        size={"shortest_edge": side}, crop_size={"height": side, "width": side}
+    )
+    expected_3HW = torch.as_tensor(reference(picture)["pixel_values"][0])
+    torch.testing.assert_close(clip_transform(side)(picture), expected_3HW, atol=1e-6, rtol=0)
+
+
+def test_short_side_is_resized_and_the_middle_kept() -> None:
+    image_3HW = vq_transform(32)(_gradient(96, 32))
+    assert image_3HW.shape == (3, 32, 32) and image_3HW.dtype == torch.float32
+    assert image_3HW.min() >= -1 and image_3HW.max() <= 1
+    across_W = image_3HW[0].mean(0)
+    assert across_W[0] == pytest.approx(-1 / 3, abs=0.03)
+    assert across_W[-1] == pytest.approx(1 / 3, abs=0.03)
+
+
+def test_squash_keeps_the_borders() -> None:
+    across_W = vq_transform(32, "squash")(_gradient(96, 32))[0].mean(0)
+    assert across_W[0] < -0.95 and across_W[-1] > 0.95
+
+
+def test_a_picture_of_the_right_size_passes_unchanged() -> None:
+    picture = _gradient(32, 32)
+    restored = ((vq_transform(32)(picture) + 1) * 127.5).round().byte().permute(1, 2, 0)
+    assert np.array_equal(restored.numpy(), np.asarray(picture))
+
+
+def test_transforms_travel_to_other_processes() -> None:
+    picture = _gradient(40, 50)
+    for transform in (vq_transform(16), vq_transform(16, "squash"), clip_transform(28)):
+        assert torch.equal(pickle.loads(pickle.dumps(transform))(picture), transform(picture))
+
+
+def test_an_unknown_way_to_resize_is_refused() -> None:
+    with pytest.raises(ValueError, match="'short' or 'squash', not 'long'"):
+        vq_transform(32, "long")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
+def test_formats(form: str) -> None:
+    picture = decode(_encoded(_gradient(20, 30), form))
+    assert (picture.mode, picture.size) == ("RGB", (20, 30))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA"])
+def test_modes(mode: str) -> None:
+    picture = decode(_encoded(Image.new("RGB", (9, 7), "white").convert(mode)))
+    assert (picture.mode, picture.size, picture.getpixel((3, 3))) == ("RGB", (9, 7), (255,) * 3)
+
+
+def test_cmyk() -> None:
+    picture = decode(_encoded(Image.new("CMYK", (9, 7), (0, 0, 0, 0)), "JPEG"))
+    assert picture.getpixel((3, 3)) == (255, 255, 255)
+
+
+def test_sixteen_bits_are_scaled_and_not_clipped() -> None:
+    grey_HW = np.full((7, 9), 0x8000, dtype=np.uint16)
+    assert decode(_encoded(Image.fromarray(grey_HW))).getpixel((3, 3)) == (128, 128, 128)
+
+
+def test_the_first_frame_of_an_animation() -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    data = _encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert decode(data).getpixel((2, 2)) == (255, 0, 0)
+
+
+def test_exif_orientation_is_applied() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying on its side
+    assert decode(_encoded(_gradient(20, 30), "JPEG", exif=exif)).size == (30, 20)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (7, 2000)])
+def test_extreme_pictures_become_squares(size: tuple[int, int]) -> None:
+    assert vq_transform(32)(decode(_encoded(_gradient(*size)))).shape == (3, 32, 32)
+
+
+def test_too_many_pixels_are_refused_before_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = _encoded(Image.new("L", (100, 100)))
+    for limit in (9_999, 1_000):  # Pillow itself only warns up to twice its limit
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        with pytest.raises(TooLargeError):
+            decode(data)
+
+
+def test_a_line_does_not_grow_without_bound() -> None:
+    with pytest.raises(TooLargeError):
+        vq_transform(512)(Image.new("RGB", (20_000, 1)))

@@ -1,0 +1,188 @@
+"""The order of a run depends on positions only: not on ranks, workers, or where it was interrupted."""
+
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from showo_data import (
+    FlowSpec,
+    Loader,
+    MicroBatch,
+    Sample,
+    Skipped,
+    Source,
+    build_loader,
+    vq_transform,
+)
+from showo_data.shards import write_shard
+
+pytestmark = pytest.mark.usefixtures("time_limit")
+
+# flow -> position -> key
+Order = dict[str, dict[int, str]]
+
+
+@pytest.fixture
+def specs(mini: Path, tmp_path: Path) -> list[FlowSpec]:
+    """Three flows of different lengths; every fifth text of "lm" is broken."""
+    broken = tmp_path / "broken.tar"
+    texts = [b"\xff" if i % 5 == 0 else b"good" for i in range(37)]
+    write_shard(broken, [{"__key__": f"t{i}", "txt": text} for i, text in enumerate(texts)])
+    pictures = (f"{mini}/train-{{000000..000002}}.tar",)
+    transform = vq_transform(32)
+    common: dict[str, Any] = {"streams": 3, "window": 7}
+    return [
+        FlowSpec(flow="t2i", kind="caption", urls=pictures, batch=6, transform=transform, **common),
+        FlowSpec(
+            flow="mmu",
+            kind="conversation",
+            urls=pictures,
+            batch=12,
+            seed=1,
+            transform=transform,
+            **common,
+        ),
+        FlowSpec(flow="lm", kind="text", urls=(str(broken),), batch=6, **common),
+    ]
+
+
+def _shared(specs: list[FlowSpec], world: int) -> list[FlowSpec]:
+    """The same global batch on ``world`` ranks."""
+    return [replace(spec, batch=spec.batch // world) for spec in specs]
+
+
+def _take(loader: Loader, steps: int) -> list[MicroBatch]:
+    batches = iter(loader)
+    return [next(batches) for _ in range(steps)]
+
+
+def _record(order: Order, batch: MicroBatch) -> None:
+    for flow, samples in batch.samples.items():
+        skipped = [bad for bad in batch.skipped if bad.flow == flow]
+        items: list[Sample | Skipped] = [*samples, *skipped]
+        for item in items:
+            assert item.position not in order[flow], "a position was served twice"
+            order[flow][item.position] = item.key + ("!" if isinstance(item, Skipped) else "")
+
+
+def _run(
+    specs: list[FlowSpec],
+    world: int,
+    workers: int,
+    steps: int,
+    start: dict[str, int] | None = None,
+    order: Order | None = None,
+) -> tuple[Order, dict[str, int]]:
+    """Let all ranks of ``world`` do ``steps`` micro-steps; returns what was seen and the new state."""
+    order = defaultdict(dict) if order is None else order
+    states = []
+    for rank in range(world):
+        loader = build_loader(
+            _shared(specs, world),
+            rank=rank,
+            world=world,
+            start_positions=start,
+            num_workers=workers,
+        )
+        for batch in _take(loader, steps):
+            _record(order, batch)
+        states.append(loader.positions_after(steps))
+    assert all(state == states[0] for state in states)
+    return order, states[0]
+
+
+def _expected(specs: list[FlowSpec], state: dict[str, int]) -> Order:
+    """The same from the sources directly, one position after the other."""
+    order: Order = {}
+    for spec in specs:
+        source = Source(spec)
+        items = [source[p] for p in range(state[spec.flow])]
+        order[spec.flow] = {
+            i.position: i.key + ("!" if isinstance(i, Skipped) else "") for i in items
+        }
+    return order
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_every_world_sees_the_same_order(specs: list[FlowSpec], world: int, workers: int) -> None:
+    order, state = _run(specs, world, workers, steps=5)
+    assert state == {"t2i": 30, "mmu": 60, "lm": 30}
+    assert order == _expected(specs, state)
+    assert any(key.endswith("!") for key in order["lm"].values())
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_workers_keep_the_order_inside_a_rank(specs: list[FlowSpec], workers: int) -> None:
+    def sequence(workers: int) -> list[list[tuple[str, int]]]:
+        loader = build_loader(specs, rank=1, world=4, num_workers=workers)
+        return [
+            [(flow, s.position) for flow, samples in batch.samples.items() for s in samples]
+            for batch in _take(loader, 6)
+        ]
+
+    assert sequence(workers) == sequence(0)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [((2, 2), (3, 0)), ((3, 0), (1, 2)), ((1, 0), (6, 0))]
+)
+def test_resuming_elsewhere_repeats_and_loses_nothing(
+    specs: list[FlowSpec], first: tuple[int, int], second: tuple[int, int]
+) -> None:
+    order, state = _run(specs, *first, steps=4)
+    order, state = _run(specs, *second, steps=7, start=state, order=order)
+    assert order == _expected(specs, state)
+    assert state["mmu"] > 2 * 50, "the test must reach another epoch"
+
+
+def test_one_epoch_serves_every_sample_once(specs: list[FlowSpec]) -> None:
+    order, _ = _run(specs, world=2, workers=0, steps=13)
+    for spec in specs:
+        epoch = len(Source(spec))
+        assert len({order[spec.flow][p] for p in range(epoch)}) == epoch
+
+
+def test_prefetched_batches_do_not_count(specs: list[FlowSpec]) -> None:
+    loader = build_loader(specs, num_workers=2, prefetch=4)
+    _take(loader, 1)
+    assert loader.positions_after(1) == {"t2i": 6, "mmu": 12, "lm": 6}
+
+
+def test_a_flow_of_bad_samples_only_is_empty_not_absent(tmp_path: Path) -> None:
+    write_shard(tmp_path / "a.tar", [{"__key__": "a", "txt": b"\xff"}])
+    spec = FlowSpec(flow="lm", kind="text", urls=(str(tmp_path / "a.tar"),), batch=3)
+    (batch,) = _take(build_loader([spec]), 1)
+    assert batch.samples == {"lm": []}
+    assert [bad.reason for bad in batch.skipped] == ["not-utf8"] * 3
+
+
+def test_tensors_arrive_whole_from_workers(specs: list[FlowSpec]) -> None:
+    (direct,) = _take(build_loader(specs), 1)
+    (carried,) = _take(build_loader(specs, num_workers=1), 1)
+    for mine, theirs in zip(direct.samples["t2i"], carried.samples["t2i"], strict=True):
+        assert mine.image_3HW is not None and theirs.image_3HW is not None
+        assert torch.equal(mine.image_3HW, theirs.image_3HW)
+        assert mine.text == theirs.text
+
+
+def test_spawned_workers_do_the_same(specs: list[FlowSpec]) -> None:
+    loader = build_loader(specs, num_workers=1, multiprocessing_context="spawn")
+    (batch,) = _take(loader, 1)
+    assert [s.position for s in batch.samples["mmu"]] == list(range(12))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_pinned_memory(specs: list[FlowSpec]) -> None:
+    (batch,) = _take(build_loader(specs, num_workers=1, pin_memory=True), 1)
+    assert all(s.image_3HW is not None and s.image_3HW.is_pinned() for s in batch.samples["t2i"])
+
+
+def test_two_flows_of_one_name_are_refused(specs: list[FlowSpec]) -> None:
+    with pytest.raises(ValueError, match="different names"):
+        build_loader([specs[0], specs[0]])

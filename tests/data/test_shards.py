@@ -1,0 +1,199 @@
+"""Shards are real WebDataset tars, written all or nothing, and their index leads to every byte."""
+
+import io
+import logging
+import os
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import webdataset
+
+from showo_data.shards import (
+    OpenShards,
+    build_index,
+    expand,
+    index_path,
+    load_index,
+    load_table,
+    verify,
+    write_shard,
+)
+
+
+def _samples(count: int) -> Iterator[dict[str, Any]]:
+    for i in range(count):
+        yield {
+            "__key__": f"k{i:03d}",
+            "txt": f"text {i} é",
+            "json": {"n": i},
+            "bin": bytes([i] * i),
+        }
+
+
+def _tar(path: Path, files: list[tuple[str, bytes]]) -> str:
+    with tarfile.open(path, "w") as tar:
+        for name, data in files:
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    return str(path)
+
+
+def test_equal_samples_give_equal_bytes(tmp_path: Path) -> None:
+    for name in ("a.tar", "b.tar"):
+        assert write_shard(tmp_path / name, _samples(5)) == 5
+    assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
+    assert index_path(str(tmp_path / "a.tar")).read_bytes() == (
+        index_path(str(tmp_path / "b.tar")).read_bytes()
+    )
+
+
+def test_webdataset_reads_what_was_written(tmp_path: Path) -> None:
+    write_shard(tmp_path / "a.tar", _samples(5))
+    read = list(webdataset.WebDataset(str(tmp_path / "a.tar"), shardshuffle=False))
+    assert [sample["__key__"] for sample in read] == [f"k{i:03d}" for i in range(5)]
+    assert read[3]["txt"].decode() == "text 3 é"
+    assert read[3]["bin"] == bytes([3, 3, 3])
+
+
+def test_a_failing_writer_leaves_nothing_behind(tmp_path: Path) -> None:
+    def broken() -> Iterator[dict[str, Any]]:
+        yield from _samples(3)
+        raise RuntimeError("no more")
+
+    with pytest.raises(RuntimeError, match="no more"):
+        write_shard(tmp_path / "a.tar", broken())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_index_leads_to_every_byte(tmp_path: Path) -> None:
+    shard = tmp_path / "a.tar"
+    write_shard(shard, _samples(20))
+    (header,) = load_index(str(shard))
+    assert (header.samples, header.size) == (20, shard.stat().st_size)
+    table, files = load_table(str(shard)), OpenShards()
+    read = {
+        f"{table.key(i)}.{member.extension}": files.read(str(shard), member)
+        for i in range(len(table))
+        for member in table.members(i)
+    }
+    with tarfile.open(shard) as tar:
+        expected = {entry.name: tar.extractfile(entry).read() for entry in tar}  # type: ignore[union-attr]
+    assert read == expected
+    files.close()
+
+
+def test_members_belong_together_by_key_wherever_they_are(tmp_path: Path) -> None:
+    files = [
+        ("d/a.x.npy", b"1"),
+        ("d/b.txt", b"2"),
+        ("d/a.txt", b"3"),
+        ("plain", b"4"),
+        (".hid", b""),
+    ]
+    shard = _tar(tmp_path / "a.tar", files)
+    build_index(shard)
+    table = load_table(shard)
+    assert [table.key(i) for i in range(len(table))] == ["d/a", "d/b"]
+    assert [member.extension for member in table.members(0)] == ["x.npy", "txt"]
+
+
+def test_a_shard_without_index_is_indexed_and_the_log_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shard = _tar(tmp_path / "a.tar", [("a.txt", b"1")])
+    with caplog.at_level(logging.WARNING):
+        assert load_index(shard)[0].samples == 1
+    assert f"shard {shard} has no valid index" in caplog.text
+    caplog.clear()
+    assert load_index(shard)[0].samples == 1
+    assert caplog.text == ""
+
+
+def test_an_index_of_an_older_shard_is_not_believed(tmp_path: Path) -> None:
+    shard = str(tmp_path / "a.tar")
+    write_shard(shard, _samples(3))
+    old = index_path(shard).read_bytes()
+    write_shard(shard, _samples(40))
+    index_path(shard).write_bytes(old)
+    assert [wrong for _, wrong in verify(shard)] != [""]
+    assert load_index(shard)[0].samples == 40
+
+
+@pytest.mark.parametrize("content", [b"", b"no zip", b"PK\x03\x04 cut off"])
+def test_a_broken_index_is_rebuilt(tmp_path: Path, content: bytes) -> None:
+    shard = str(tmp_path / "a.tar")
+    write_shard(shard, _samples(3))
+    index_path(shard).write_bytes(content)
+    assert load_index(shard)[0].samples == 3
+    assert len(load_table(shard)) == 3
+
+
+def test_an_index_with_a_pickle_inside_is_not_executed(tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (os.mkdir, (str(tmp_path / "executed"),))
+
+    shard = str(tmp_path / "a.tar")
+    write_shard(shard, _samples(3))
+    np.savez(index_path(shard), header=np.array([Trap()], dtype=object))
+    assert load_index(shard)[0].samples == 3
+    assert not (tmp_path / "executed").exists()
+
+
+def test_verify_finds_a_flipped_byte(tmp_path: Path) -> None:
+    shard = tmp_path / "a.tar"
+    write_shard(shard, _samples(3))
+    assert list(verify(str(shard))) == [(str(shard), "")]
+    data = bytearray(shard.read_bytes())
+    data[600] ^= 1
+    shard.write_bytes(data)
+    ((_, wrong),) = verify(str(shard))
+    assert "checksum" in wrong
+
+
+@pytest.mark.parametrize(("keep", "samples"), [(0, 0), (700, 1), (5 * 512, 2)])
+def test_a_truncated_shard_keeps_what_comes_before(tmp_path: Path, keep: int, samples: int) -> None:
+    shard = _tar(tmp_path / "a.tar", [(f"k{i}.txt", b"x" * 600) for i in range(9)])
+    os.truncate(shard, keep)
+    assert load_index(shard)[0].samples == samples
+
+
+def test_patterns_expand_in_order(tmp_path: Path) -> None:
+    for name in ("s-0", "s-1", "s-2", "other"):
+        _tar(tmp_path / f"{name}.tar", [])
+    found = expand([f"{tmp_path}/s-{{2..1}}.tar", f"{tmp_path}/{{other,s-0}}.tar"])
+    assert [Path(name).stem for name in found] == ["s-2", "s-1", "other", "s-0"]
+
+
+def test_a_missing_shard_is_named_with_its_pattern(tmp_path: Path) -> None:
+    _tar(tmp_path / "s-0.tar", [])
+    pattern = f"{tmp_path}/s-{{0..3}}.tar"
+    with pytest.raises(FileNotFoundError) as caught:
+        expand(pattern)
+    message = str(caught.value)
+    assert f"{tmp_path}/s-1.tar" in message and pattern in message and "3 of the 4" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("urls", [[], "a-{0..3.tar"])
+def test_unusable_lists_are_refused(urls: Any) -> None:
+    with pytest.raises(ValueError, match=r"no shard is named|braces"):
+        expand(urls)
+
+
+def test_open_files_are_bounded_and_reopened(tmp_path: Path) -> None:
+    shards = [str(tmp_path / f"{i}.tar") for i in range(6)]
+    for shard in shards:
+        write_shard(shard, _samples(4))
+    files, before = OpenShards(limit=2), len(os.listdir("/proc/self/fd"))
+    for shard in shards * 2:
+        member = {m.extension: m for m in files.table(shard).members(2)}["txt"]
+        assert files.read(shard, member).decode() == "text 2 é"
+        assert len(os.listdir("/proc/self/fd")) <= before + 2
+    files.close()
+    assert len(os.listdir("/proc/self/fd")) == before

@@ -1,0 +1,245 @@
+"""Samples of every kind; and what cannot be used is skipped with its reason, never replaced."""
+
+import io
+import json
+import os
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from showo_data import BadSamples, FlowSpec, Sample, Skipped, Source, clip_transform, vq_transform
+from showo_data.shards import load_index, write_shard
+
+
+def _png(colour: str = "red", side: int = 16) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (side, side), colour).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def _npy(values: Any, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, np.asarray(values, **options))
+    return stream.getvalue()
+
+
+def _only(folder: Path, kind: Any, members: dict[str, Any], **options: Any) -> Sample | Skipped:
+    """The single sample of a shard that holds ``members``."""
+    shard = folder / "a.tar"
+    write_shard(shard, [{"__key__": "key", **members}])
+    options = {"transform": vq_transform(8), **options}
+    return Source(FlowSpec(flow="f", kind=kind, urls=(str(shard),), batch=1, **options))[0]
+
+
+CHAT = [
+    {"from": "human", "value": "<image>\nwhat?"},
+    {"from": "gpt", "value": "that"},
+    {"from": "human", "value": "why?"},
+    {"from": "gpt", "value": "so"},
+]
+
+
+@pytest.mark.parametrize("image", ["png", "jpg", "jpeg", "webp", "PNG"])
+@pytest.mark.parametrize("text", ["txt", "text", "caption"])
+def test_caption(tmp_path: Path, image: str, text: str) -> None:
+    sample = _only(tmp_path, "caption", {image: _png(), text: "ein Kreis é".encode()})
+    assert isinstance(sample, Sample)
+    assert (sample.flow, sample.position, sample.key, sample.text) == ("f", 0, "key", "ein Kreis é")
+    assert sample.image_3HW is not None and sample.image_3HW.shape == (3, 8, 8)
+    assert sample.conversation is None and sample.codes_N is None
+
+
+def test_caption_from_json(tmp_path: Path) -> None:
+    sample = _only(tmp_path, "caption", {"png": _png(), "json": {"caption": "words"}})
+    assert isinstance(sample, Sample) and sample.text == "words"
+
+
+def test_conversation(tmp_path: Path) -> None:
+    sample = _only(tmp_path, "conversation", {"png": _png(), "json": {"conversations": CHAT}})
+    assert isinstance(sample, Sample)
+    assert sample.conversation == [(turn["from"], turn["value"]) for turn in CHAT]
+    assert sample.image_3HW is not None and sample.text is None
+
+
+def test_text_needs_no_picture(tmp_path: Path) -> None:
+    sample = _only(tmp_path, "text", {"txt": b"words"}, transform=None)
+    assert isinstance(sample, Sample) and sample.text == "words" and sample.image_3HW is None
+
+
+def test_image_and_condition_are_one_picture(tmp_path: Path) -> None:
+    condition = clip_transform(28)
+    sample = _only(tmp_path, "image", {"png": _png("blue")}, condition_transform=condition)
+    assert isinstance(sample, Sample) and sample.condition_3HW is not None
+    assert torch.equal(sample.condition_3HW, condition(Image.new("RGB", (16, 16), "blue")))
+
+
+def test_codes_replace_the_picture(tmp_path: Path) -> None:
+    members = {
+        "png": b"never decoded",
+        "codes.npy": _npy([[1, 2], [3, 4]], dtype=np.uint16),
+        "condition.npy": _npy([7, 8], dtype=np.int32),
+    }
+    sample = _only(tmp_path, "image", members, transform=None)
+    assert isinstance(sample, Sample) and sample.image_3HW is None
+    assert sample.codes_N is not None and sample.condition_codes_G is not None
+    assert sample.codes_N.dtype == torch.int64
+    assert sample.codes_N.tolist() == [1, 2, 3, 4]
+    assert sample.condition_codes_G.tolist() == [7, 8]
+
+
+BAD: dict[str, tuple[str, dict[str, Any]]] = {
+    "no-image": ("caption", {"txt": b"a"}),
+    "broken-image": ("image", {"png": b"not a picture"}),
+    "no-text": ("text", {"png": _png()}),
+    "not-utf8": ("text", {"txt": b"\xff\xfe\xfd"}),
+    "broken-json": ("conversation", {"png": _png(), "json": b"{"}),
+    "no-conversation": ("conversation", {"png": _png(), "json": {"conversations": []}}),
+    "malformed-conversation": ("conversation", {"png": _png(), "json": {"conversations": ["hi"]}}),
+    "conversation-without-human-first": (
+        "conversation",
+        {"png": _png(), "json": {"conversations": CHAT[1:]}},
+    ),
+    "broken-codes": ("image", {"codes.npy": _npy([object()], dtype=object)}),
+}
+
+
+@pytest.mark.parametrize("reason", BAD)
+def test_bad_samples_are_skipped_with_their_reason(tmp_path: Path, reason: str) -> None:
+    kind, members = BAD[reason]
+    skipped = _only(tmp_path, kind, members)
+    assert skipped == Skipped("f", 0, str(tmp_path / "a.tar"), "key", reason)
+
+
+@pytest.mark.parametrize(
+    ("kind", "members", "reason"),
+    [
+        ("image", {"png": _png()[:-30]}, "broken-image"),
+        ("image", {"png": b""}, "broken-image"),
+        ("text", {"json": {"caption": 3}}, "no-text"),
+        ("text", {"json": b"[1]"}, "broken-json"),
+        ("text", {"json": b'"\xff"'}, "not-utf8"),
+        ("conversation", {"png": _png()}, "no-conversation"),
+        (
+            "conversation",
+            {"png": _png(), "json": {"conversations": [{"from": "human", "value": 3}]}},
+            "malformed-conversation",
+        ),
+        ("image", {"codes.npy": _npy([0.5])}, "broken-codes"),
+        ("image", {"codes.npy": b""}, "broken-codes"),
+    ],
+)
+def test_more_ways_to_be_bad(tmp_path: Path, kind: str, members: Any, reason: str) -> None:
+    skipped = _only(tmp_path, kind, members)
+    assert isinstance(skipped, Skipped) and skipped.reason == reason
+
+
+def test_a_picture_of_too_many_pixels_is_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 255)
+    skipped = _only(tmp_path, "image", {"png": _png(side=16)})
+    assert isinstance(skipped, Skipped) and skipped.reason == "image-too-large"
+
+
+def test_a_line_that_would_grow_too_large_is_skipped(tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    Image.new("L", (20_000, 1)).save(stream, "PNG")
+    members = {"png": stream.getvalue()}
+    skipped = _only(tmp_path, "image", members, transform=vq_transform(512))
+    assert isinstance(skipped, Skipped) and skipped.reason == "image-too-large"
+
+
+def test_codes_with_a_pickle_inside_are_not_executed(tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (os.mkdir, (str(tmp_path / "executed"),))
+
+    skipped = _only(tmp_path, "image", {"codes.npy": _npy([Trap()], dtype=object)})
+    assert isinstance(skipped, Skipped) and skipped.reason == "broken-codes"
+    assert not (tmp_path / "executed").exists()
+
+
+def _text_source(shard: Path) -> Source:
+    return Source(FlowSpec(flow="f", kind="text", urls=(str(shard),), batch=1, streams=1, window=1))
+
+
+def test_a_member_stored_twice_is_skipped(tmp_path: Path) -> None:
+    shard = tmp_path / "a.tar"
+    with tarfile.open(shard, "w") as tar:
+        for name in ("a.txt", "b.txt", "a.txt"):
+            tar.addfile(tarfile.TarInfo(name))
+    source = _text_source(shard)
+    reasons = {item.reason for item in (source[0], source[1]) if isinstance(item, Skipped)}
+    assert reasons == {"duplicate-member"}
+    assert sum(isinstance(item, Sample) for item in (source[0], source[1])) == 1
+
+
+def test_a_shard_cut_short_in_mid_run(tmp_path: Path) -> None:
+    shard = tmp_path / "a.tar"
+    write_shard(shard, [{"__key__": f"{i}", "txt": b"x" * 600} for i in range(4)])
+    source = _text_source(shard)
+    with shard.open("r+b") as stream:
+        stream.truncate(3 * 512 + 700)
+    items = [source[p] for p in range(4)]
+    assert [isinstance(item, Sample) for item in items] == [True, False, False, False]
+    assert {item.reason for item in items[1:] if isinstance(item, Skipped)} == {"truncated"}
+
+
+def test_a_shard_gone_in_mid_run(tmp_path: Path) -> None:
+    shard = tmp_path / "a.tar"
+    write_shard(shard, [{"__key__": "a", "txt": b"x"}])
+    source = _text_source(shard)
+    shard.unlink()
+    skipped = source[0]
+    assert isinstance(skipped, Skipped) and skipped.reason == "unreadable-shard"
+
+
+def test_pictures_without_a_transform_are_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"flow 'f' needs a transform: .*a\.tar' holds pictures"):
+        _only(tmp_path, "image", {"png": _png()}, transform=None)
+
+
+def test_empty_shards_are_refused(tmp_path: Path) -> None:
+    tarfile.open(tmp_path / "a.tar", "w").close()
+    with pytest.raises(ValueError, match=r"flow 'f': the shards .* hold no samples"):
+        _text_source(tmp_path / "a.tar")
+
+
+@pytest.mark.parametrize("options", [{"kind": "video"}, {"batch": 0}])
+def test_impossible_flows_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"flow 'f': (kind|batch) must be"):
+        FlowSpec(**{"flow": "f", "kind": "text", "urls": (), "batch": 1, **options})
+
+
+def test_every_sample_of_the_mini_world_is_good(mini: Path) -> None:
+    urls = (f"{mini}/train-{{000000..000002}}.tar",)
+    for kind in ("caption", "conversation", "image"):
+        source = Source(
+            FlowSpec(flow="f", kind=kind, urls=urls, batch=1, transform=vq_transform(64))  # type: ignore[arg-type]
+        )
+        items = [source[p] for p in range(len(source))]
+        assert len(items) == sum(header.samples for header in load_index(urls)) == 50
+        assert all(isinstance(item, Sample) for item in items)
+        assert len({item.key for item in items}) == 50
+
+
+def test_the_summary_names_reasons_and_worst_shards() -> None:
+    bad = BadSamples()
+    assert bad.summary() == "no sample was skipped"
+    bad.add([Skipped("f", p, "x.tar", "k", "no-text") for p in range(3)])
+    bad.add([Skipped("f", 9, "y.tar", "k", reason) for reason in ("no-text", "broken-json")])
+    assert (bad.total, bad.by_reason()) == (5, {"no-text": 4, "broken-json": 1})
+    assert bad.summary() == (
+        "5 samples skipped: no-text 4, broken-json 1; most in x.tar 3, y.tar 2"
+    )
+
+
+def test_json_that_is_no_text_is_kept_apart(tmp_path: Path) -> None:
+    """Objects of the mini world beside the conversation do not disturb it."""
+    members = {"png": _png(), "json": json.dumps({"conversations": CHAT, "objects": [1]}).encode()}
+    assert isinstance(_only(tmp_path, "conversation", members), Sample)
