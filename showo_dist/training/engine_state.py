@@ -63,43 +63,52 @@ def tensors(engine: Any) -> Iterator[tuple[str, str, Callable[[], Tensor]]]:
 def optimizer_steps(engine: Any) -> int:
     """AdamW's own step count, which its bias correction depends on."""
     inner = _inner_optimizer(engine)
-    if "step" in inner.param_groups[0]:  # apex counts per group
-        return int(inner.param_groups[0]["step"])
-    states = inner.state
-    for tensor in _updated_tensors(engine):
-        if tensor in states and "step" in states[tensor]:
-            return int(states[tensor]["step"])
-    return 0
+    if _counts_per_group(inner):
+        return int(inner.param_groups[0].get("step", 0))
+    return int(inner.state[_updated_tensors(engine)[0]]["step"])
 
 
-def prepare(engine: Any, steps: int = 0) -> None:
-    """Make the state that AdamW would make at its first step.
+def _counts_per_group(optimizer: torch.optim.Optimizer) -> bool:
+    """apex keeps one step count per group, torch one per tensor."""
+    return not isinstance(optimizer, torch.optim.AdamW)
 
-    Needed before :func:`restore`, and before the first step too: DeepSpeed connects parameters with their
-    moments once, after the first of its groups has stepped, when those of the others would not exist yet.
+
+def prepare(engine: Any) -> None:
+    """Make the state that AdamW would make at its first step; once, before any step or restore.
+
+    DeepSpeed connects parameters with their moments once, after the first of its groups has stepped, when
+    those of the others would not exist yet.
     """
     inner = _inner_optimizer(engine)
-    per_group = not isinstance(inner, torch.optim.AdamW)  # apex counts steps per group
-    for group in inner.param_groups if per_group else []:
-        group["step"] = steps
     for tensor in _updated_tensors(engine):
-        zeros = {key: torch.zeros_like(tensor) for key in MOMENTS}
-        count = {} if per_group else {"step": torch.tensor(float(steps), device=tensor.device)}
-        inner.state[tensor] = {**count, **zeros}
+        state = {key: torch.zeros_like(tensor) for key in MOMENTS}
+        if not _counts_per_group(inner):
+            state["step"] = torch.tensor(0.0, device=tensor.device)
+        inner.state[tensor] = state
     link = getattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state", None)
     if link is not None:
         link()
+
+
+def _set_steps(engine: Any, steps: int) -> None:
+    inner = _inner_optimizer(engine)
+    if _counts_per_group(inner):
+        for group in inner.param_groups:
+            group["step"] = steps
+        return
+    for tensor in _updated_tensors(engine):
+        inner.state[tensor]["step"].fill_(steps)
 
 
 def restore(engine: Any, read: Callable[[str, str], Tensor], steps: int) -> None:
     """Fill weights and moments.
 
     Args:
-        engine: already initialised, its module holding the weights in its own precision.
+        engine: prepared, its module holding the weights in its own precision.
         read: (kind, name) to the whole fp32 tensor.
         steps: AdamW's step count.
     """
-    prepare(engine, steps)
+    _set_steps(engine, steps)
     inner = _inner_optimizer(engine)
     for name, parameter in _trained(engine):
         if safe_get_full_fp32_param(parameter) is None:

@@ -60,9 +60,10 @@ class Stepper:
             scale_F = self._scale(counts_F, total_counts_F, len(window))
             total, batch_sums_F = self.engine(batch, flow_scale_F=scale_F.float())
             self.engine.backward(total)
+            norm = _unwrapped_norm(self.engine)
             self.engine.step()
             sums_F += batch_sums_F.double()
-        return self._losses(_summed(sums_F), total_counts_F)
+        return self._losses(_summed(sums_F), total_counts_F, norm)
 
     def _scale(self, counts_F: Tensor, total_counts_F: Tensor, micro_steps: int) -> Tensor:
         """Factor of each flow's sum, so that DeepSpeed's averages come out as the wanted mean."""
@@ -74,12 +75,14 @@ class Stepper:
             * (dist.get_world_size() * micro_steps)
         )
 
-    def _losses(self, sums_F: Tensor, counts_F: Tensor) -> StepLosses:
+    def _losses(self, sums_F: Tensor, counts_F: Tensor, norm: Tensor | None) -> StepLosses:
         means = (sums_F / counts_F.clamp(min=1)).tolist()
         present = (counts_F > 0).tolist()
         named = {f: m for f, m, p in zip(FLOWS, means, present, strict=True) if p}
         total = sum(c * m for c, m in zip(self.coefficients_F.tolist(), means, strict=True))
-        return StepLosses(named, total, _grad_norm(self.engine))
+        if norm is None:
+            norm = self.engine.get_global_grad_norm()
+        return StepLosses(named, total, float("nan") if norm is None else float(norm))
 
 
 def _summed(value: Tensor) -> Tensor:
@@ -89,6 +92,11 @@ def _summed(value: Tensor) -> Tensor:
     return value
 
 
-def _grad_norm(engine: Any) -> float:
-    norm = engine.get_global_grad_norm()
-    return float("nan") if norm is None else float(norm)
+def _unwrapped_norm(engine: Any) -> Tensor | None:
+    """Gradient norm where DeepSpeed wraps no optimizer (ZeRO-0 in fp32) and so keeps none, else None."""
+    if not isinstance(engine.optimizer, torch.optim.Optimizer):
+        return None
+    if not engine.is_gradient_accumulation_boundary():
+        return None
+    gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
+    return torch.nn.utils.get_total_norm(gradients)
