@@ -1,0 +1,121 @@
+"""The one object through which a trainer reports."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from PIL import Image
+
+from showo_dist.logging.progress import progress_display
+from showo_dist.logging.records import RecordFiles
+from showo_dist.logging.wandb_run import WandbRun, effective_mode
+
+
+class Sink(Protocol):
+    """Somewhere that reports go."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    def event(self, message: str) -> None: ...
+    def picture(self, step: int, name: str, image: Image.Image, caption: str) -> None: ...
+    def close(self) -> None: ...
+
+
+class RunLogger:
+    """Metrics, events and pictures of a run; silent on every rank but 0: callers need no branch.
+
+    Args:
+        folder: of the run.
+        rank: of this process.
+        total_steps: optimizer steps of the whole run.
+        start_step: steps done before; metrics of later ones are removed from the file.
+        config: the resolved config, for wandb.
+        project, name: wandb's; the name also heads the progress lines.
+        wandb_mode: ``online``, ``offline``, ``disabled``, or ``auto``: online when logged in,
+            else offline.
+        wandb_id: run to go on with.
+        wandb_entity: team or user.
+        wandb_resume: ``wandb.init(resume=…)``, used with ``wandb_id``.
+        metrics_name: file of the metrics in ``folder``; None writes none.
+        plain_every_s: least seconds between two progress lines where there is no terminal.
+
+    Raises:
+        ValueError: unknown ``wandb_mode``.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        rank: int,
+        total_steps: int,
+        start_step: int,
+        config: dict[str, Any],
+        project: str,
+        name: str,
+        wandb_mode: str = "auto",
+        wandb_id: str | None = None,
+        wandb_entity: str | None = None,
+        wandb_resume: bool | str | None = "allow",
+        metrics_name: str | None = "metrics.jsonl",
+        plain_every_s: float = 10.0,
+    ) -> None:
+        effective_mode(wandb_mode)  # a wrong mode is an error on every rank alike
+        self._sinks: list[Sink] = []
+        self._wandb: WandbRun | None = None
+        if rank != 0:
+            return
+        self._sinks.append(RecordFiles(folder, metrics_name, start_step))
+        self._sinks.append(progress_display(name, total_steps, start_step, plain_every_s))
+        self._wandb = WandbRun(
+            folder,
+            wandb_mode,
+            self.event,
+            project=project,
+            name=name,
+            config=config,
+            entity=wandb_entity,
+            id=wandb_id,
+            resume=wandb_resume if wandb_id else None,
+        )
+        self._sinks.append(self._wandb)
+
+    @property
+    def wandb_id(self) -> str | None:
+        """The wandb run's id, to be kept in checkpoints; None without a run."""
+        return None if self._wandb is None else self._wandb.id
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Report the metrics of optimizer step ``step``: numbers, or tensors of one element."""
+        if not self._sinks:
+            return
+        values = {name: float(value) for name, value in metrics.items()}
+        for sink in self._sinks:
+            sink.log(step, values)
+
+    def event(self, message: str) -> None:
+        """Report one line: what happened, once."""
+        for sink in self._sinks:
+            sink.event(message)
+
+    def pictures(self, step: int, name: str, image: Image.Image, caption: str) -> None:
+        """Keep a picture as ``pictures/NAME-STEP.png``, and send it to wandb."""
+        for sink in self._sinks:
+            sink.picture(step, name, image, caption)
+
+    def close(self) -> None:
+        """End the progress display and the wandb run."""
+        for sink in reversed(self._sinks):
+            sink.close()
+        self._sinks = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,68 @@
+"""``showo-dist report RUNS_DIR --out report.md``: the same report as Markdown and as one HTML file."""
+
+import argparse
+from pathlib import Path
+
+from showo_dist.report.blocks import Block, Code, Section, Text
+from showo_dist.report.html import to_html
+from showo_dist.report.inputs import Runs, read_runs
+from showo_dist.report.markdown import to_markdown
+from showo_dist.report.results import answer_section, picture_section, score_section
+from showo_dist.report.summary import summary_section
+from showo_dist.report.training import loss_section, throughput_section, tokenizer_section
+
+TITLE = "Mini world: Show-o and RecA"
+
+
+def build_sections(runs: Runs, files: Path, out: Path) -> list[Section]:
+    """All sections in their order; plots and sheets are written into ``files``."""
+    return [
+        summary_section(runs),
+        loss_section(runs, files),
+        tokenizer_section(runs, files),
+        picture_section(runs, files),
+        answer_section(runs, files),
+        score_section(runs),
+        throughput_section(runs),
+        _reproduction(runs, out),
+    ]
+
+
+def _reproduction(runs: Runs, out: Path) -> Section:
+    blocks: list[Block] = [
+        Text("Everything, from the data to this report:"),
+        Code("make train"),
+        Text("An evaluation and the report alone, from what is there:"),
+        Code("\n".join([*_evaluate_commands(runs), f"showo-dist report {runs.root} --out {out}"])),
+    ]
+    return Section("How to reproduce", blocks)
+
+
+def _evaluate_commands(runs: Runs) -> list[str]:
+    commands = []
+    for evaluation in runs.evaluations.values():
+        settings = evaluation.scores["settings"]
+        options = [f"--{name} {settings[name]}" for name in ("steps", "guidance", "seed", "batch")]
+        shards = [f"--shards '{settings['shards']}'"] if settings["shards"] else []
+        parts = ["showo-dist evaluate --framework mini", settings["checkpoint"]]
+        parts += [f"--prompts {settings['prompts']}", *shards, *options]
+        commands.append(" ".join([*parts, f"--out {evaluation.folder}"]))
+    return commands
+
+
+def main(argv: list[str]) -> int:
+    """Write both files; returns the exit code."""
+    parser = argparse.ArgumentParser("showo-dist report", description=__doc__)
+    parser.add_argument(
+        "runs", type=Path, metavar="RUNS_DIR", help="folder with the runs of a recipe"
+    )
+    parser.add_argument("--out", type=Path, help="Markdown file; default: RUNS_DIR/report.md")
+    arguments = parser.parse_args(argv)
+    out = (arguments.out or arguments.runs / "report.md").with_suffix(".md")
+    runs = read_runs(arguments.runs)
+    sections = build_sections(runs, out.with_suffix(""), out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(to_markdown(TITLE, sections, out.parent))
+    out.with_suffix(".html").write_text(to_html(TITLE, sections))
+    print(f"{out} and {out.with_suffix('.html')}")
+    return 0

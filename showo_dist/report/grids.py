@@ -1,0 +1,118 @@
+"""Pictures side by side, with words: grids with titles, and sheets of pictures with their texts below."""
+
+from collections.abc import Sequence
+from textwrap import wrap
+
+from PIL import Image, ImageDraw, ImageFont
+
+BACKGROUND, INK, FAINT = (255, 255, 255), (24, 26, 32), (110, 114, 124)
+_GAP = 6
+_SHEET_GAP = 14  # wider: a cell of a sheet may hold several pictures
+_TEXT_PX = 13
+_LINE_PX = 17
+_CHARACTER_PX = 6.6  # average advance of the default font at this size
+
+
+def _font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    return ImageFont.load_default(_TEXT_PX)
+
+
+def fitted(image: Image.Image, tile: int) -> Image.Image:
+    """The picture in ``tile`` pixels, proportions kept; enlarging keeps the pixels visible."""
+    scale = tile / max(image.size)
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    how = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
+    return image.convert("RGB").resize((width, height), how)
+
+
+def _lines(text: str, width: int) -> list[str]:
+    """The text in lines of at most ``width`` pixels, about."""
+    characters = max(4, int(width / _CHARACTER_PX))
+    return [line for part in text.splitlines() for line in wrap(part, characters)]
+
+
+def _write(
+    draw: ImageDraw.ImageDraw,
+    place: tuple[int, int],
+    lines: Sequence[str],
+    colour: tuple[int, int, int],
+) -> None:
+    x, y = place
+    for number, line in enumerate(lines):
+        draw.text((x, y + number * _LINE_PX), line, fill=colour, font=_font())
+
+
+def labelled_grid(
+    rows: Sequence[Sequence[Image.Image]],
+    column_titles: Sequence[str] = (),
+    row_titles: Sequence[str] = (),
+    tile: int = 128,
+) -> Image.Image:
+    """A grid of pictures with titles above the columns and left of the rows.
+
+    Args:
+        rows: pictures, row by row; rows may differ in length.
+        column_titles: one per column, or none.
+        row_titles: one per row, or none.
+        tile: longest side of a picture in the grid, pixels.
+
+    Raises:
+        ValueError: no picture at all, or titles that do not fit the grid.
+    """
+    columns = max((len(row) for row in rows), default=0)
+    if not columns:
+        raise ValueError("a grid needs at least one picture")
+    for what, titles, count in (("column", column_titles, columns), ("row", row_titles, len(rows))):
+        if titles and len(titles) != count:
+            raise ValueError(f"{len(titles)} {what} titles for {count} {what}s")
+    heads = [_lines(title, tile) for title in column_titles]
+    sides = [_lines(title, tile) for title in row_titles]
+    top = _GAP + _LINE_PX * max(map(len, heads), default=0)
+    left = _GAP + (tile if sides else 0)
+    pitch = tile + _GAP
+    sheet = Image.new("RGB", (left + columns * pitch, top + len(rows) * pitch), BACKGROUND)
+    draw = ImageDraw.Draw(sheet)
+    for column, lines in enumerate(heads):
+        _write(draw, (left + column * pitch, _GAP // 2), lines, FAINT)
+    for row, lines in enumerate(sides):
+        _write(draw, (_GAP, top + row * pitch), lines, FAINT)
+    for row, pictures in enumerate(rows):
+        for column, picture in enumerate(pictures):
+            sheet.paste(fitted(picture, tile), (left + column * pitch, top + row * pitch))
+    return sheet
+
+
+def captioned_sheet(
+    pictures: Sequence[tuple[Image.Image, str]], columns: int = 6, tile: int = 144
+) -> Image.Image:
+    """Pictures in rows, each with its whole text below it.
+
+    Args:
+        pictures: (picture, text) pairs; line breaks in the text are kept.
+        columns: pictures in a row.
+        tile: longest side of a picture, pixels.
+
+    Raises:
+        ValueError: no picture.
+    """
+    if not pictures:
+        raise ValueError("a sheet needs at least one picture")
+    columns = min(columns, len(pictures))
+    tiles = [fitted(picture, tile) for picture, _ in pictures]
+    texts = [_lines(text, tile) for _, text in pictures]
+    heights = [
+        2 * _GAP
+        + max(tall.height for tall in tiles[start : start + columns])
+        + _LINE_PX * max(map(len, texts[start : start + columns]))
+        for start in range(0, len(pictures), columns)
+    ]
+    pitch = tile + _SHEET_GAP
+    size = (2 * _GAP + columns * pitch - _SHEET_GAP, _GAP + sum(heights))
+    sheet = Image.new("RGB", size, BACKGROUND)
+    draw = ImageDraw.Draw(sheet)
+    for number, (picture, lines) in enumerate(zip(tiles, texts, strict=True)):
+        row, column = divmod(number, columns)
+        x, y = _GAP + column * pitch, _GAP + sum(heights[:row])
+        sheet.paste(picture, (x, y))
+        _write(draw, (x, y + picture.height + 2), lines, INK)
+    return sheet

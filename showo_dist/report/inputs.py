@@ -1,0 +1,87 @@
+"""The files of finished runs, as far as they are there."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from showo_dist.logging.records import parse_lines, read_metrics
+
+STAGES = {"pretrain": "pre-training", "reca": "RecA"}
+TOKENIZER = "tokenizer"
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The output folder of ``showo-dist evaluate --framework mini``."""
+
+    folder: Path
+    scores: Record
+    pictures: list[Record] = field(default_factory=list)
+    answers: list[Record] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Everything that a report is made from.
+
+    Attributes:
+        root: folder of the runs.
+        metrics: lines of ``metrics.jsonl`` of each run; empty where it is missing.
+        evaluations: by stage, those that exist.
+    """
+
+    root: Path
+    metrics: dict[str, list[Record]]
+    evaluations: dict[str, Evaluation]
+
+
+def read_runs(root: Path) -> Runs:
+    """Read what there is below ``root``.
+
+    Raises:
+        ValueError: no such folder, or a ``scores.json`` that cannot be read.
+    """
+    if not root.is_dir():
+        raise ValueError(f"{root}: no such folder of runs")
+    metrics = {name: read_metrics(metrics_path(root, name)) for name in (TOKENIZER, *STAGES)}
+    found = {stage: _read_evaluation(evaluation_folder(root, stage)) for stage in STAGES}
+    return Runs(root, metrics, {stage: e for stage, e in found.items() if e is not None})
+
+
+def metrics_path(root: Path, name: str) -> Path:
+    return root / name / "metrics.jsonl"
+
+
+def evaluation_folder(root: Path, stage: str) -> Path:
+    return root / f"eval-{stage}"
+
+
+def _read_evaluation(folder: Path) -> Evaluation | None:
+    path = folder / "scores.json"
+    if not path.is_file():
+        return None
+    try:
+        scores = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not JSON ({error})") from None
+    pictures, answers = (_read_lines(folder / f"{name}.jsonl") for name in ("pictures", "answers"))
+    return Evaluation(folder, scores, pictures, answers)
+
+
+def _read_lines(path: Path) -> list[Record]:
+    return parse_lines(path.read_text()) if path.is_file() else []
+
+
+def column(records: list[Record], key: str) -> tuple[list[int], list[float]]:
+    """Steps and values of one metric, where it was measured and finite."""
+    pairs = [(r["step"], r[key]) for r in records if r.get(key) is not None]
+    return [step for step, _ in pairs], [value for _, value in pairs]
+
+
+def last(records: list[Record], key: str) -> float | None:
+    """The last value of a metric, None when it was never measured."""
+    values = column(records, key)[1]
+    return values[-1] if values else None

@@ -1,0 +1,123 @@
+"""Sections about training: curves, the tokenizer, throughput."""
+
+from pathlib import Path
+
+from showo_dist.models.magvitv2.pretrained import CONFIG_NAME, read_config
+from showo_dist.report.blocks import Block, Figure, Missing, Section, Table, Text
+from showo_dist.report.curves import draw_curves
+from showo_dist.report.inputs import STAGES, TOKENIZER, Record, Runs, column, last, metrics_path
+from showo_dist.report.words import count, duration, mean, number, percent
+from showo_dist.sequences.sequence import FLOWS
+
+_LOSSES = ["loss", *(f"loss/{flow}" for flow in FLOWS)]
+
+
+def no_metrics(runs: Runs, name: str) -> Missing:
+    """Says which file was not there, or held nothing."""
+    return Missing(f"{metrics_path(runs.root, name)} (no metrics of this run)")
+
+
+def loss_section(runs: Runs, files: Path) -> Section:
+    """One plot per stage, one curve per flow."""
+    blocks: list[Block] = []
+    for stage, title in STAGES.items():
+        path = files / f"loss-{stage}.png"
+        if draw_curves(runs.metrics[stage], _LOSSES, "cross-entropy, nats", path):
+            caption = (
+                f"{title[0].upper()}{title[1:]}: loss per flow, mean over the global batch; "
+                "“loss” is their weighted sum."
+            )
+            blocks.append(Figure(path, caption))
+        else:
+            blocks.append(no_metrics(runs, stage))
+    return Section("Loss curves", blocks)
+
+
+def codebook_size(runs: Runs) -> int | None:
+    """Codes of the trained tokenizer, by its ``config.json``."""
+    folder = runs.root / TOKENIZER / "final"
+    return read_config(folder).codebook_size if (folder / CONFIG_NAME).is_file() else None
+
+
+def tokenizer_values(runs: Runs) -> dict[str, float]:
+    """PSNR and codes in use, by the last evaluation where there was one."""
+    lines = runs.metrics[TOKENIZER]
+    values = {}
+    for key in ("psnr", "codes_in_use", "code_perplexity"):
+        measured = last(lines, f"eval/{key}")
+        value = last(lines, key) if measured is None else measured
+        if value is not None:
+            values[key] = value
+    return values
+
+
+def tokenizer_section(runs: Runs, files: Path) -> Section:
+    """How faithful the tokenizer is, and how much of its codebook it uses."""
+    lines = runs.metrics[TOKENIZER]
+    if not lines:
+        return Section("Image tokenizer", [no_metrics(runs, TOKENIZER)])
+    blocks: list[Block] = [_tokenizer_table(runs)]
+    path = files / "tokenizer.png"
+    if draw_curves(lines, ["codes_in_use", "code_perplexity"], "codes", path):
+        blocks.append(Figure(path, "Codes in use, and as many as equally frequent ones would be."))
+    grids = sorted((runs.root / TOKENIZER / "pictures").glob("reconstruction-*.png"))
+    if grids:
+        blocks.append(Figure(grids[-1], "Originals and what the tokenizer makes of them."))
+    else:
+        blocks.append(Missing(f"{runs.root / TOKENIZER}/pictures/reconstruction-STEP.png"))
+    return Section("Image tokenizer", blocks)
+
+
+def _tokenizer_table(runs: Runs) -> Table:
+    values, size = tokenizer_values(runs), codebook_size(runs)
+    rows = [
+        ["codes in use", count(values.get("codes_in_use"))],
+        ["codes in the codebook", count(size)],
+        ["perplexity of the codes", number(values.get("code_perplexity"))],
+        ["PSNR", number(values.get("psnr"), "dB")],
+        ["optimizer steps", count(runs.metrics[TOKENIZER][-1]["step"])],
+    ]
+    return Table(["", "value"], [row for row in rows if row[1] != "–"])
+
+
+def elapsed_s(lines: list[Record]) -> float:
+    """Seconds from the first to the last line of metrics."""
+    return lines[-1]["time"] - lines[0]["time"]
+
+
+def throughput_section(runs: Runs) -> Section:
+    """Speed of each stage, read from its metrics."""
+    stages = {title: runs.metrics[stage] for stage, title in STAGES.items()}
+    rows = [_throughput_row(title, lines) for title, lines in stages.items() if lines]
+    blocks: list[Block] = [no_metrics(runs, stage) for stage in STAGES if not runs.metrics[stage]]
+    if rows:
+        header = ["stage", "steps", "tokens/s", "samples/s", "TFLOP/s", "MFU", "s/step"]
+        header += ["data wait", "memory per rank", "first to last line"]
+        words = (
+            "Means over the logged lines, the first left out where there are more; memory is the "
+            "highest logged. Data wait is the share of a step."
+        )
+        blocks = [Table(header, rows), Text(words), *blocks]
+    return Section("Throughput", blocks)
+
+
+def _throughput_row(title: str, lines: list[Record]) -> list[str]:
+    steady = lines[1:] or lines  # the first line holds the warm-up of the machine
+
+    def average(key: str) -> float | None:
+        return mean(column(steady, key)[1])
+
+    step_s, wait_s, mfu = average("step_s"), average("data_wait_s"), average("mfu")
+    memory = column(lines, "memory_gb")[1]
+    return [
+        title,
+        count(lines[-1]["step"]),
+        number(average("tokens_per_s")),
+        number(average("samples_per_s")),
+        number(average("tflops")),
+        "–" if mfu is None else percent(mfu),
+        number(step_s),
+        "–" if wait_s is None or not step_s else percent(wait_s / step_s),
+        number(max(memory, default=None), "GB"),
+        duration(elapsed_s(lines)),
+    ]

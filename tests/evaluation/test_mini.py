@@ -1,0 +1,177 @@
+"""Scores of known pictures, and a whole evaluation of a checkpoint."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from showo_data.mini import Object, Scene, draw, questions, scene, score
+from showo_data.mini.writing import picture_sample
+from showo_dist.evaluation.cli import main
+from showo_dist.evaluation.mini import Painted, picture_scores, question_scores, read_prompts
+from showo_dist.evaluation.questions import OTHER, Question, normalised, read_questions
+from showo_dist.evaluation.tally import wilson
+
+RED_CIRCLE = Object("circle", "red", "large", (32, 32))
+BLUE_RING = Object("ring", "blue", "small", (12, 12))
+
+
+def _painted(tag: str, picture: Image.Image, *include: dict[str, Any]) -> Painted:
+    prompt = {"tag": tag, "include": list(include), "prompt": "-"}
+    return Painted(0, prompt, picture, score(picture, prompt))
+
+
+def test_scores_of_drawn_pictures() -> None:
+    one, both = draw(Scene((RED_CIRCLE,))), draw(Scene((RED_CIRCLE, BLUE_RING)))
+    circle, ring = {"class": "circle", "count": 1}, {"class": "ring", "count": 1}
+    painted = [
+        _painted("single_object", one, circle),
+        _painted("single_object", one, ring),
+        _painted("colors", one, {**circle, "color": "red"}),
+        _painted("colors", one, {**circle, "color": "blue"}),
+        _painted("colors", one, {**ring, "color": "red"}),
+        _painted("two_object", both, circle, ring),
+        _painted("two_object", one, circle, ring),
+    ]
+    scores = picture_scores(painted)
+    counts = {tag: (v["correct"], v["total"]) for tag, v in scores["categories"].items()}
+    assert counts == {"single_object": (1, 2), "colors": (1, 3), "two_object": (1, 2)}
+    assert (scores["prompts"]["correct"], scores["prompts"]["total"]) == (3, 7)
+    colour, shape = scores["single_object_colour"], scores["single_object_shape"]
+    assert (colour["correct"], colour["total"], colour["chance"]) == (2, 3, 1 / 6)
+    assert (shape["correct"], shape["total"], shape["chance"]) == (3, 5, 1 / 5)
+
+
+def test_total_of_questions_leaves_descriptions_out() -> None:
+    kinds = [("count", True), ("count", False), ("description", False), ("colour", True)]
+    scores = question_scores([{"type": kind, "correct": right} for kind, right in kinds])
+    assert (scores["total"]["correct"], scores["total"]["total"]) == (2, 3)
+    assert scores["types"]["count"]["accuracy"] == 0.5
+    assert scores["types"]["description"]["total"] == 1
+
+
+@pytest.mark.parametrize(
+    ("correct", "total", "low", "high"),
+    # E. B. Wilson's interval as tabulated: 0/10, 5/10, 10/10, 81/263 (Newcombe 1998, method 3).
+    [(0, 10, 0.0, 0.2775), (5, 10, 0.2366, 0.7634), (10, 10, 0.7225, 1.0), (81, 263, 0.2553, 0.3662)],
+)  # fmt: skip
+def test_wilson_by_published_values(correct: int, total: int, low: float, high: float) -> None:
+    assert wilson(correct, total) == pytest.approx((low, high), abs=1e-4)
+
+
+@given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilson_holds_the_share(case: tuple[int, int]) -> None:
+    low, high = wilson(*case)
+    assert 0 <= low <= case[0] / case[1] + 1e-12
+    assert case[0] / case[1] - 1e-12 <= high <= 1
+    assert wilson(0, 0) == (0, 1)
+
+
+def test_every_question_of_the_world_has_a_type() -> None:
+    kinds = set()
+    for index in range(200):
+        for question, _ in questions(scene(1, index), random.Random(index)):
+            kind = Question("", Image.new("RGB", (1, 1)), question, "").kind
+            assert kind != OTHER, question
+            kinds.add(kind)
+    assert kinds == {
+        "description", "count", "colour", "shape", "presence", "size", "place", "relation"
+    }  # fmt: skip
+    assert Question("", Image.new("RGB", (1, 1)), "why?", "").kind == OTHER
+
+
+def test_normalised() -> None:
+    assert normalised("  The  Red\ncircle. ") == "the red circle"
+    assert normalised("no") != normalised("not")
+
+
+def test_questions_are_those_of_the_shards(world: Path) -> None:
+    found = read_questions(str(world / "val-*.tar"), 64, limit=None)
+    keys = [question.key for question in found]
+    assert len(set(keys)) == 12
+    for question in found:
+        drawn = scene(0, int(question.key))
+        assert question.picture.tobytes() == draw(drawn).tobytes()
+        assert "<image>" not in question.text and question.text.endswith("?")
+        turns = picture_sample(0, int(question.key))["json"]["conversations"]
+        rounds = [(q["value"], a["value"]) for q, a in zip(turns[::2], turns[1::2], strict=True)]
+        assert any(question.text in q and question.wanted == a for q, a in rounds)
+    limited = read_questions(str(world / "val-*.tar"), 64, limit=3)
+    assert len({question.key for question in limited}) == 3
+    with pytest.raises(FileNotFoundError, match="none-"):
+        read_questions(str(world / "none-*.tar"), 64, None)
+
+
+def test_broken_prompts_are_named(tmp_path: Path, world: Path) -> None:
+    assert len(read_prompts(world / "prompts.jsonl", None)) == 12
+    limited = read_prompts(world / "prompts.jsonl", 1)
+    assert len({prompt["tag"] for prompt in limited}) == len(limited) == 6
+    path = tmp_path / "prompts.jsonl"
+    for text, wanted in [
+        (
+            '{"tag": "a", "include": [], "prompt": "p"}\n{"tag": "a"}',
+            r"prompts\.jsonl:2: .*include",
+        ),
+        ("hello", r"prompts\.jsonl:1: not a JSON object"),
+        ("", "holds no prompts"),
+    ]:
+        path.write_text(text)
+        with pytest.raises(ValueError, match=wanted):
+            read_prompts(path, None)
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_whole_evaluation(
+    checkpoint: Path, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "eval"
+    data = ["--prompts", str(world / "prompts.jsonl"), "--shards", str(world / "val-*.tar")]
+    options = ["--steps", "2", "--seed", "5", "--batch", "8", "--out", str(out), "--device", "cpu"]
+    assert main(["--framework", "mini", str(checkpoint), *data, *options]) == 0
+    scores = json.loads((out / "scores.json").read_text())
+    assert scores["settings"]["steps"] == 2 and scores["settings"]["guidance"] == 1.5
+    pictures, answers = _lines(out / "pictures.jsonl"), _lines(out / "answers.jsonl")
+    assert len(pictures) == scores["prompts"]["total"] == 12
+    for record in pictures:
+        with Image.open(out / record["file"]) as picture:
+            assert picture.size == (64, 64)
+            assert picture.info["prompt"] == record["prompt"]
+            assert picture.info["seed"] == "5" and picture.info["steps"] == "2"
+            again = score(picture, _prompt(world, record["prompt"]))
+        assert again.correct == record["correct"] and again.reason == record["reason"]
+    asked = [record["type"] != "description" for record in answers]
+    assert scores["questions"]["total"]["total"] == sum(asked) > 0
+    assert len({record["key"] for record in answers}) == 12
+    with Image.open(out / "sheet.png") as sheet:
+        assert sheet.width > 8 * 144
+    shown = capsys.readouterr().out
+    assert "painting: picture 12/12" in shown
+    assert "colour of a single object" in shown and "16.7%" in shown
+
+
+def _prompt(world: Path, text: str) -> dict[str, Any]:
+    return next(p for p in _lines(world / "prompts.jsonl") if p["prompt"] == text)
+
+
+def test_two_checkpoints_get_a_folder_each(checkpoint: Path, world: Path, tmp_path: Path) -> None:
+    arguments = [str(checkpoint), str(checkpoint.parent), "--out", str(tmp_path)]
+    prompts = ["--prompts", str(world / "prompts.jsonl"), "--limit", "1", "--steps", "1"]
+    with pytest.raises(ValueError, match=r"config\.yaml: missing"):
+        main([*arguments, *prompts])
+    (done,) = tmp_path.iterdir()
+    assert done.name == f"{checkpoint.parent.name}-checkpoint-000003"
+    assert json.loads((done / "scores.json").read_text())["questions"]["types"] == {}
+
+
+def test_wrong_numbers_are_named(checkpoint: Path, world: Path, tmp_path: Path) -> None:
+    arguments = [str(checkpoint), "--prompts", str(world / "prompts.jsonl"), "--out", str(tmp_path)]
+    with pytest.raises(ValueError, match="--steps 0"):
+        main([*arguments, "--steps", "0"])
