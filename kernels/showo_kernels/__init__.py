@@ -1,0 +1,20 @@
+"""Attention and loss kernels for packed omni-attention sequences; needs torch alone."""
+
+from showo_kernels.attention import AttentionPlan, attend, build_plan
+from showo_kernels.join import JoinFlows, join_flows
+from showo_kernels.losses import FlowLosses, flow_losses
+from showo_kernels.selection import select_backend
+from showo_kernels.visibility import Span, Visibility
+
+__all__ = [
+    "AttentionPlan",
+    "FlowLosses",
+    "JoinFlows",
+    "Span",
+    "Visibility",
+    "attend",
+    "build_plan",
+    "flow_losses",
+    "join_flows",
+    "select_backend",
+]

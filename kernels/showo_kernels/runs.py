@@ -1,0 +1,135 @@
+"""Exact decomposition of a visibility into runs of rows that need no mask.
+
+A run is a stretch of rows of one document that all see one contiguous prefix of it, completely
+(full) or aligned to its end (causal), and after it the same tokens of later global spans.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from showo_kernels.visibility import Visibility
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run as plain numbers; the fields are those of :class:`Runs`."""
+
+    row_start: int
+    row_stop: int
+    key_start: int
+    key_stop: int
+    global_start: int
+    global_stop: int
+    causal: bool
+    masked: bool = False
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return self.row_stop - self.row_start
+
+    @property
+    def keys(self) -> int:
+        """Number of keys, those of later global spans included."""
+        return self.key_stop - self.key_start + self.global_stop - self.global_start
+
+
+@dataclass(frozen=True)
+class Runs:
+    """R runs in row order that cover every row once; all tensors are int64 on the CPU.
+
+    A run's keys are the global tokens ``global_G[global_start:global_stop]`` followed by the
+    tokens ``key_start:key_stop``. With the global keys in front, attention aligned to the bottom
+    right ("the last row sees everything, each row above it one key less") is exact for a
+    causal run.
+
+    Attributes:
+        row_start_R, row_stop_R: the rows.
+        key_start_R, key_stop_R: the prefix of the document that the last row sees.
+        global_start_R, global_stop_R: the later global tokens, as a slice of ``global_G``.
+        causal_R: bool; the other runs are full.
+        global_G: all global tokens, ascending.
+    """
+
+    row_start_R: Tensor
+    row_stop_R: Tensor
+    key_start_R: Tensor
+    key_stop_R: Tensor
+    global_start_R: Tensor
+    global_stop_R: Tensor
+    causal_R: Tensor
+    global_G: Tensor
+
+    def __iter__(self) -> Iterator[Run]:
+        columns = (
+            self.row_start_R,
+            self.row_stop_R,
+            self.key_start_R,
+            self.key_stop_R,
+            self.global_start_R,
+            self.global_stop_R,
+            self.causal_R,
+        )
+        return (Run(*run) for run in zip(*(column.tolist() for column in columns), strict=True))
+
+
+def _next_true(flag_T: Tensor) -> Tensor:
+    """For every place the first place at or after it where ``flag_T`` holds; T if there is none."""
+    index_T = torch.arange(flag_T.numel())
+    marked_T = torch.where(flag_T, index_T, flag_T.numel())
+    return marked_T.flip(0).cummin(0).values.flip(0)
+
+
+def _extended_reach(document_T: Tensor, reach_T: Tensor, is_global_T: Tensor) -> Tensor:
+    """Reach, moved to the end of a global stretch that begins right behind it.
+
+    It changes nothing about who sees whom, but the rows of a global span (and the row before it)
+    then share one reach, so they form one full run instead of a run per row.
+    """
+    size = document_T.numel()
+    ends_T = torch.ones(size, dtype=torch.bool)
+    ends_T[:-1] = ~is_global_T[1:] | (document_T[1:] != document_T[:-1])
+    stretch_end_T = _next_true(ends_T)
+    next_T = (reach_T + 1).clamp_max(size - 1)
+    extends_T = (next_T > reach_T) & is_global_T[next_T] & (document_T[next_T] == document_T)
+    return torch.where(extends_T, stretch_end_T[next_T], reach_T)
+
+
+def find_runs(visibility: Visibility) -> Runs:
+    """Cut a visibility into as few runs as its rows allow, vectorised, on the CPU."""
+    visibility = visibility.to("cpu")
+    document_T, is_global_T = visibility.document_T, visibility.is_global_T
+    reach_T = _extended_reach(document_T, visibility.reach_T.long(), is_global_T)
+    size = document_T.numel()
+    index_T = torch.arange(size)
+    new_document_T, new_reach_T = torch.ones(2, size, dtype=torch.bool)
+    new_document_T[1:] = document_T[1:] != document_T[:-1]
+    new_reach_T[1:] = reach_T[1:] != reach_T[:-1]
+    causal_T = (reach_T == index_T) & new_reach_T
+    starts_T = new_document_T | new_reach_T
+    starts_T[1:] &= new_document_T[1:] | ~(causal_T[1:] & causal_T[:-1])
+
+    row_start_R = starts_T.nonzero().squeeze(1)
+    row_stop_R = torch.cat([row_start_R[1:], torch.tensor([size])])[: row_start_R.numel()]
+    key_stop_R = reach_T[row_stop_R - 1] + 1
+    last_in_document_T = torch.ones(size, dtype=torch.bool)
+    last_in_document_T[:-1] = new_document_T[1:]
+    document_stop_R = _next_true(last_in_document_T)[row_start_R] + 1
+    # The last document start at or before each row.
+    document_start_T = torch.where(new_document_T, index_T, 0).cummax(0).values
+    globals_before = torch.cat([torch.zeros(1, dtype=torch.int64), is_global_T.cumsum(0)])
+    return Runs(
+        row_start_R=row_start_R,
+        row_stop_R=row_stop_R,
+        key_start_R=document_start_T[row_start_R],
+        key_stop_R=key_stop_R,
+        global_start_R=globals_before[key_stop_R],
+        global_stop_R=globals_before[document_stop_R],
+        causal_R=causal_T[row_start_R],
+        global_G=is_global_T.nonzero().squeeze(1),
+    )

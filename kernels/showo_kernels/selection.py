@@ -1,0 +1,88 @@
+"""Which attention backend a device gets, and why."""
+
+from __future__ import annotations
+
+import logging
+from importlib.util import find_spec
+
+import torch
+
+from showo_kernels.flash import find_varlen
+
+log = logging.getLogger(__name__)
+
+BACKENDS = ("flex", "flash", "sdpa", "dense")
+HALF = (torch.bfloat16, torch.float16)
+
+
+def _flash_obstacle(device: torch.device, dtype: torch.dtype | None) -> str | None:
+    """What keeps ``flash`` from running, or None."""
+    if device.type != "cuda":
+        return f"flash has no kernel for {device.type}"
+    if dtype is not None and dtype not in HALF:
+        return f"flash computes in bfloat16 or float16, not {dtype}"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return "flash needs compute capability 8.0 or higher"
+    if find_varlen() is None:
+        return "flash found neither torch's varlen_attn nor the flash_attn package"
+    return None
+
+
+def _flex_obstacle(device: torch.device) -> str | None:
+    """What keeps ``flex`` from training, or None."""
+    if device.type != "cuda":
+        return f"flex has no backward on {device.type}"
+    if find_spec("triton") is None:
+        return "flex needs triton to compile its kernel"
+    return None
+
+
+def _automatic(device: torch.device, dtype: torch.dtype | None) -> tuple[str, str]:
+    if device.type != "cuda":
+        return "sdpa", f"the fastest exact backend on {device.type}"
+    no_flash = _flash_obstacle(device, dtype)
+    varlen = find_varlen()
+    if no_flash is None and varlen is not None:
+        return "flash", f"variable-length FlashAttention through {varlen[0]}"
+    no_flex = _flex_obstacle(device)
+    if no_flex is None:
+        return "flex", str(no_flash)
+    log.warning(
+        "=== NO FAST ATTENTION KERNEL ON %s: %s; %s. Falling back to sdpa, run by run: "
+        "expect a much slower step. ===",
+        device,
+        no_flash,
+        no_flex,
+    )
+    return "sdpa", f"{no_flash}; {no_flex}"
+
+
+def select_backend(
+    name: str, device: torch.device | str, dtype: torch.dtype | None = None
+) -> tuple[str, str]:
+    """Resolve the ``attention`` setting.
+
+    Args:
+        name: ``auto``, or a backend by name.
+        device: where attention will run.
+        dtype: what it will run in, if known; FlashAttention only exists for 16-bit floats.
+
+    Returns:
+        The backend's name and the reason, for the log.
+
+    Raises:
+        ValueError: if ``name`` is unknown, or is ``flash`` where it cannot run.
+    """
+    device = torch.device(device)
+    if name == "auto":
+        return _automatic(device, dtype)
+    if name not in BACKENDS:
+        raise ValueError(f"attention is {name!r}: allowed are auto, {', '.join(BACKENDS)}")
+    obstacle = _flash_obstacle(device, dtype) if name == "flash" else None
+    if obstacle is not None:
+        raise ValueError(f"attention is 'flash', but {obstacle}: choose auto, flex or sdpa")
+    if device.type == "cuda" and name in ("sdpa", "dense"):
+        log.warning("=== attention is %r on a GPU: far slower than flex or flash. ===", name)
+    if device.type != "cuda" and name == "flex":
+        log.warning("=== attention is 'flex' on %s: it cannot train there. ===", device.type)
+    return name, "named in the config"

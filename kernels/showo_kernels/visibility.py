@@ -1,0 +1,110 @@
+"""Who sees whom in a packed row of documents, as three integers or flags per token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Padding is cut into documents of at most this many tokens, so that it costs next to nothing.
+PADDING_DOCUMENT = 128
+
+
+@dataclass(frozen=True)
+class Span:
+    """A stretch of one document: ``length`` tokens that are seen in the same way.
+
+    Tokens of a causal span see what is before them; tokens of a ``bidirectional`` span also see
+    the whole span; tokens of an ``is_global`` span are seen by every token of the document.
+
+    Raises:
+        ValueError: if ``length`` is below 1.
+    """
+
+    length: int
+    bidirectional: bool = False
+    is_global: bool = False
+
+    def __post_init__(self) -> None:
+        if self.length < 1:
+            raise ValueError(f"Span.length is {self.length}: a span holds at least one token")
+
+
+@dataclass(frozen=True)
+class Visibility:
+    """The attention rule of Show-o and RecA for documents laid end to end in one row of T tokens.
+
+    ``visible(q, k) = document[q] == document[k] and (k <= reach[q] or is_global[k])``, which is
+    the single rule behind every mask of both systems (arXiv 2408.12528, 2509.07295).
+
+    Attributes:
+        document_T: int32, non-decreasing: the document a token belongs to.
+        reach_T: int32, non-decreasing, at least the token's own index: the last index it sees by
+            position: its own, or the end of its bidirectional span. Never outside its document.
+        is_global_T: bool: the token is seen by every token of its document.
+    """
+
+    document_T: Tensor
+    reach_T: Tensor
+    is_global_T: Tensor
+
+    @classmethod
+    def from_documents(cls, documents: Sequence[Sequence[Span]]) -> Visibility:
+        """Lay ``documents`` (each a row of spans) end to end; the tensors are on the CPU."""
+        spans = [span for document in documents for span in document]
+        length_S = torch.tensor([span.length for span in spans], dtype=torch.int64)
+        owner_S = torch.tensor(
+            [index for index, document in enumerate(documents) for _ in document],
+            dtype=torch.int32,
+        )
+        full_S = torch.tensor([span.bidirectional for span in spans], dtype=torch.bool)
+        global_S = torch.tensor([span.is_global for span in spans], dtype=torch.bool)
+        last_S = (length_S.cumsum(0) - 1).int()
+        span_T = torch.repeat_interleave(torch.arange(len(spans)), length_S)
+        index_T = torch.arange(span_T.numel(), dtype=torch.int32)
+        reach_T = torch.where(full_S[span_T], last_S[span_T], index_T)
+        return cls(owner_S[span_T], reach_T, global_S[span_T])
+
+    def __len__(self) -> int:
+        return self.document_T.numel()
+
+    def to(self, device: torch.device | str) -> Visibility:
+        """The same rule with its tensors on ``device``."""
+        return Visibility(
+            self.document_T.to(device), self.reach_T.to(device), self.is_global_T.to(device)
+        )
+
+    def between(self, rows_Q: Tensor, keys_K: Tensor) -> Tensor:
+        """The rule between the tokens ``rows_Q`` and ``keys_K``: bool (Q, K)."""
+        same_QK = self.document_T[rows_Q][:, None] == self.document_T[keys_K]
+        return same_QK & ((keys_K <= self.reach_T[rows_Q][:, None]) | self.is_global_T[keys_K])
+
+    def dense(self) -> Tensor:
+        """The rule written out: bool (T, T), rows are queries. For tests and small inputs."""
+        index_T = torch.arange(len(self), device=self.document_T.device)
+        return self.between(index_T, index_T)
+
+    def pad_to(self, capacity: int) -> Visibility:
+        """Append causal padding documents up to ``capacity`` tokens, so that shapes repeat.
+
+        Every padding row sees itself, so no row is empty and none becomes NaN; no other row sees
+        padding. A fixed multiple of 128 keeps compiled kernels from recompiling.
+
+        Raises:
+            ValueError: if the documents hold more than ``capacity`` tokens.
+        """
+        size = len(self)
+        if capacity < size:
+            raise ValueError(f"capacity is {capacity}, but the documents hold {size} tokens")
+        device = self.document_T.device
+        index_P = torch.arange(size, capacity, device=device, dtype=torch.int32)
+        # Cut at multiples of the block size: padding then only touches diagonal blocks.
+        order_P = index_P // PADDING_DOCUMENT - size // PADDING_DOCUMENT
+        first = int(self.document_T[-1]) + 1 if size else 0
+        return Visibility(
+            torch.cat([self.document_T, first + order_P]),
+            torch.cat([self.reach_T, index_P]),
+            torch.cat([self.is_global_T, torch.zeros_like(index_P, dtype=torch.bool)]),
+        )

@@ -1,0 +1,109 @@
+"""Random packed layouts, the rule in plain Python, and an emulated variable-length kernel."""
+
+import torch
+import torch.nn.functional as F
+from hypothesis import strategies as st
+from torch import Tensor
+
+from showo_kernels import Span, Visibility
+from showo_kernels.flash import VarlenCall
+
+LARGEST = 1024
+
+_SPANS = st.builds(
+    Span,
+    length=st.one_of(st.integers(1, 4), st.integers(1, 40), st.integers(1, 300)),
+    bidirectional=st.booleans(),
+    is_global=st.booleans(),
+)
+_DOCUMENTS = st.lists(st.lists(_SPANS, min_size=1, max_size=6), min_size=1, max_size=8)
+
+
+def _shrink(documents: list[list[Span]]) -> list[list[Span]]:
+    """Scale the lengths of a layout that is too long; 48 spans of at least 1 always fit."""
+    total = sum(span.length for document in documents for span in document)
+    if total <= LARGEST:
+        return documents
+    return [
+        [
+            Span(max(1, span.length * (LARGEST - 48) // total), span.bidirectional, span.is_global)
+            for span in document
+        ]
+        for document in documents
+    ]
+
+
+# 1 to 8 documents of 1 to 6 spans with any flags, at most 1,024 tokens together.
+LAYOUTS = _DOCUMENTS.map(_shrink)
+
+# The layouts of the specification (section 4) and the corners of the rule.
+NAMED = {
+    "t2i": [[Span(12), Span(18, True)]],
+    "lm": [[Span(40)]],
+    "mmu": [[Span(19, True), Span(23)]],
+    "mmu clip": [[Span(7), Span(24, True, True), Span(15)]],
+    "recon": [[Span(1), Span(18, True), Span(9), Span(18, True)]],
+    "recon clip": [
+        [Span(2), Span(24, True, True), Span(9), Span(1), Span(16, True), Span(1)],
+        [Span(2), Span(24, True, True), Span(5), Span(1), Span(16, True), Span(1)],
+    ],
+    "global spans before, inside and behind": [
+        [Span(3, False, True), Span(8), Span(5, True, True), Span(8), Span(4, False, True)]
+    ],
+    "adjacent bidirectional": [[Span(5, True), Span(6, True), Span(7, True, True), Span(3, True)]],
+    "adjacent global": [[Span(4), Span(3, True, True), Span(3, False, True), Span(2), Span(2)]],
+    "global causal at both ends": [[Span(6, False, True), Span(9, True), Span(6, False, True)]],
+    # Too long to be worth joining: the last run is causal with keys before it.
+    "long": [[Span(100), Span(150, True), Span(200)], [Span(90), Span(80, True, True), Span(90)]],
+    "one token documents": [[Span(1)], [Span(1, True, True)], [Span(1, False, True)], [Span(1)]],
+}
+
+
+def rule(documents: list[list[Span]]) -> Tensor:
+    """Who sees whom as the specification words it, from the spans themselves: bool (T, T)."""
+    tokens = [
+        (number, place, span)
+        for number, document in enumerate(documents)
+        for place, span in enumerate(document)
+        for _ in range(span.length)
+    ]
+    return torch.tensor(
+        [
+            [
+                query[0] == key[0]
+                and (k <= q or (query[1] == key[1] and key[2].bidirectional) or key[2].is_global)
+                for k, key in enumerate(tokens)
+            ]
+            for q, query in enumerate(tokens)
+        ]
+    )
+
+
+def padded(documents: list[list[Span]]) -> Visibility:
+    """The layout padded to the next multiple of 128."""
+    visibility = Visibility.from_documents(documents)
+    return visibility.pad_to(-(-len(visibility) // 128) * 128)
+
+
+def emulated_varlen(
+    q_QHD: Tensor, k_KHD: Tensor, v_KHD: Tensor, call: VarlenCall, scale: float
+) -> Tensor:
+    """What a variable-length FlashAttention call computes, one sequence at a time."""
+    outputs = []
+    cu_rows, cu_keys = call.cu_rows_S.tolist(), call.cu_keys_S.tolist()
+    rows, keys = (torch.tensor(cu).diff().max().item() for cu in (cu_rows, cu_keys))
+    assert (rows, keys) == (call.max_rows, call.max_keys)
+    assert (len(q_QHD), len(k_KHD), len(v_KHD)) == (cu_rows[-1], cu_keys[-1], cu_keys[-1])
+    for i in range(len(cu_rows) - 1):
+        q_HQD = q_QHD[cu_rows[i] : cu_rows[i + 1]].transpose(0, 1)
+        k_HKD = k_KHD[cu_keys[i] : cu_keys[i + 1]].transpose(0, 1)
+        v_HKD = v_KHD[cu_keys[i] : cu_keys[i + 1]].transpose(0, 1)
+        mask_QK = torch.ones(q_HQD.shape[1], k_HKD.shape[1], dtype=torch.bool)
+        if call.causal:
+            # Bottom right: the last row sees all keys.
+            mask_QK = mask_QK.tril(k_HKD.shape[1] - q_HQD.shape[1])
+        out_HQD = F.scaled_dot_product_attention(
+            q_HQD, k_HKD, v_HKD, attn_mask=mask_QK, scale=scale, enable_gqa=True
+        )
+        outputs.append(out_HQD.transpose(0, 1))
+    return torch.cat(outputs)

@@ -1,0 +1,233 @@
+"""FlowLosses against cross_entropy in float64, its gradients, its memory."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from showo_kernels import flow_losses
+
+FLOWS = 3
+
+
+def problem(
+    positions: int, vocabulary: int = 50, width: int = 16, seed: int = 0
+) -> dict[str, Tensor]:
+    """Random inputs in float64; hidden, weight and bias come first and ask for gradients."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    return {
+        "hidden_PD": normal(positions, width).requires_grad_(),
+        "weight_VD": (normal(vocabulary, width) * width**-0.5).requires_grad_(),
+        "bias_V": normal(vocabulary).requires_grad_(),
+        "targets_P": torch.randint(vocabulary, (positions,), generator=generator),
+        "flow_P": torch.randint(FLOWS, (positions,), generator=generator),
+        "weight_P": torch.rand(positions, generator=generator, dtype=torch.float64),
+    }
+
+
+def trained(inputs: dict[str, Tensor]) -> list[Tensor]:
+    return [x for x in inputs.values() if x is not None and x.requires_grad]
+
+
+def cast(inputs: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    return {
+        name: x.detach().to(dtype).requires_grad_(x.requires_grad) if x.is_floating_point() else x
+        for name, x in inputs.items()
+    }
+
+
+def oracle(inputs: dict[str, Tensor], smoothing: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The same three results with torch's own functions."""
+    logits_PV = F.linear(inputs["hidden_PD"], inputs["weight_VD"], inputs["bias_V"])
+    loss_P = F.cross_entropy(
+        logits_PV, inputs["targets_P"], reduction="none", label_smoothing=smoothing
+    )
+    of_flow = [inputs["flow_P"] == flow for flow in range(FLOWS)]
+    return (
+        (loss_P * inputs["weight_P"]).sum(),
+        torch.stack([loss_P[chosen].sum() for chosen in of_flow]),
+        torch.stack([chosen.sum() for chosen in of_flow]),
+    )
+
+
+def assert_relative(found: Tensor, wanted: Tensor, tolerance: float) -> None:
+    """Largest difference relative to the largest entry."""
+    error = (found.double() - wanted.double()).abs().max()
+    assert error <= tolerance * wanted.abs().max(), f"{error / wanted.abs().max():.2e}"
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 90), st.integers(1, 100), st.sampled_from([0.0, 0.1]), st.integers(0, 999))
+def test_fp32_against_float64(positions: int, chunk: int, smoothing: float, seed: int) -> None:
+    exact = problem(positions, seed=seed)
+    single = cast(exact, torch.float32)
+    wanted, wanted_sums, wanted_counts = oracle(exact, smoothing)
+    total, sums, counts = flow_losses(
+        **single, num_flows=FLOWS, label_smoothing=smoothing, chunk_rows=chunk
+    )
+    assert total.dtype == sums.dtype == torch.float32 and counts.dtype == torch.int64
+    assert not sums.requires_grad
+    assert_relative(total, wanted, 1e-6)
+    assert_relative(sums, wanted_sums, 1e-6)
+    assert torch.equal(counts, wanted_counts)
+    found_grads = torch.autograd.grad(3 * total, trained(single))
+    wanted_grads = torch.autograd.grad(3 * wanted, trained(exact))
+    for found_grad, wanted_grad in zip(found_grads, wanted_grads, strict=True):
+        assert_relative(found_grad, wanted_grad, 1e-6)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_gradcheck(smoothing: float) -> None:
+    inputs = problem(7, vocabulary=9, width=4)
+    fixed = {name: inputs[name] for name in ("targets_P", "flow_P", "weight_P")}
+
+    def total(hidden_PD: Tensor, weight_VD: Tensor, bias_V: Tensor) -> Tensor:
+        return flow_losses(
+            hidden_PD,
+            weight_VD,
+            bias_V,
+            **fixed,
+            num_flows=FLOWS,
+            label_smoothing=smoothing,
+            chunk_rows=3,
+        )[0]
+
+    assert torch.autograd.gradcheck(total, trained(inputs))
+
+
+def test_extreme_logits_stay_finite() -> None:
+    inputs = cast(problem(20), torch.float32)
+    inputs["hidden_PD"] = (inputs["hidden_PD"].detach() * 1e4).requires_grad_()
+    total, _, _ = flow_losses(**inputs, num_flows=FLOWS)
+    grads = torch.autograd.grad(total, trained(inputs))
+    assert total.isfinite() and all(grad.isfinite().all() for grad in grads)
+    assert_relative(total, oracle(cast(inputs, torch.float64), 0.0)[0], 1e-6)
+
+
+def test_without_bias_and_with_a_frozen_head() -> None:
+    exact = problem(30)
+    exact["bias_V"] = torch.zeros(50, dtype=torch.float64)
+    exact["weight_VD"] = exact["weight_VD"].detach()
+    wanted = torch.autograd.grad(oracle(exact, 0.0)[0], exact["hidden_PD"])[0]
+    total, _, _ = flow_losses(**{**exact, "bias_V": None}, num_flows=FLOWS, chunk_rows=7)
+    torch.testing.assert_close(torch.autograd.grad(total, exact["hidden_PD"])[0], wanted)
+
+
+def test_nothing_is_differentiated_without_grad() -> None:
+    inputs = problem(10)
+    with torch.no_grad():
+        total, sums, _ = flow_losses(**inputs, num_flows=FLOWS)
+    assert not total.requires_grad
+    torch.testing.assert_close(sums, oracle(inputs, 0.0)[1].detach())
+
+
+def test_no_positions_give_zero_gradients_not_missing_ones() -> None:
+    inputs = cast(problem(0), torch.float32)
+    total, sums, counts = flow_losses(**inputs, num_flows=FLOWS)
+    total.backward()
+    assert total.item() == 0 and sums.tolist() == [0, 0, 0] and counts.tolist() == [0, 0, 0]
+    for leaf in trained(inputs):
+        assert leaf.grad is not None and leaf.grad.shape == leaf.shape and not leaf.grad.any()
+
+
+def test_the_weight_may_be_gone_at_backward() -> None:
+    """ZeRO-3 frees a gathered parameter after forward; what it holds then must not matter."""
+    inputs = cast(problem(30), torch.float32)
+    wanted = torch.autograd.grad(flow_losses(**inputs, num_flows=FLOWS)[0], trained(inputs))
+    total = flow_losses(**inputs, num_flows=FLOWS)[0]
+    inputs["weight_VD"].data.fill_(float("nan"))
+    found = torch.autograd.grad(total, trained(inputs))
+    assert all(torch.equal(x, y) for x, y in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize("how", ["bf16 tensors", "autocast"])
+def test_bf16_products_with_fp32_softmax(how: str) -> None:
+    exact = problem(200, width=64)
+    inputs = cast(exact, torch.bfloat16 if how == "bf16 tensors" else torch.float32)
+    inputs["weight_P"] = exact["weight_P"].float()
+    with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
+        total, sums, _ = flow_losses(**inputs, num_flows=FLOWS, chunk_rows=64)
+    assert total.dtype == sums.dtype == torch.float32
+    wanted = oracle(exact, 0.0)[0]
+    assert_relative(total, wanted, 5e-3)
+    grads = torch.autograd.grad(total, trained(inputs))
+    wanted_grads = torch.autograd.grad(wanted, trained(exact))
+    for leaf, grad, wanted_grad in zip(trained(inputs), grads, wanted_grads, strict=True):
+        assert grad.dtype == leaf.dtype
+        assert_relative(grad, wanted_grad, 3e-2)
+
+
+def test_chunks_do_not_change_the_loss_and_twice_is_the_same_bits() -> None:
+    inputs = cast(problem(100), torch.float32)
+    totals = [flow_losses(**inputs, num_flows=FLOWS, chunk_rows=n)[0] for n in (1, 33, 100)]
+    torch.testing.assert_close(totals[0], totals[1])
+    torch.testing.assert_close(totals[0], totals[2])
+    runs = [
+        torch.autograd.grad(flow_losses(**inputs, num_flows=FLOWS)[0], trained(inputs))
+        for _ in range(2)
+    ]
+    assert all(torch.equal(x, y) for x, y in zip(*runs, strict=True))
+
+
+def test_errors_name_the_value() -> None:
+    inputs = problem(3)
+    with pytest.raises(ValueError, match=r"label_smoothing is 1\.0"):
+        flow_losses(**inputs, num_flows=FLOWS, label_smoothing=1.0)
+    with pytest.raises(ValueError, match="chunk_rows is 0"):
+        flow_losses(**inputs, num_flows=FLOWS, chunk_rows=0)
+
+
+MEASURE_PEAK = """
+import sys, torch
+import torch.nn.functional as F
+from showo_kernels import flow_losses
+
+def status(field):
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024
+
+def peak(function):
+    before = status("VmRSS")
+    open("/proc/self/clear_refs", "w").write("5")  # forget the highest mark so far
+    function()
+    return status("VmHWM") - before
+
+def fused(positions):
+    total = flow_losses(hidden[:positions], weight, bias, targets[:positions],
+                        flow[:positions], scale[:positions], 3)[0]
+    torch.autograd.grad(total, (hidden, weight, bias))
+
+def plain(positions):
+    loss = F.cross_entropy(F.linear(hidden[:positions], weight, bias), targets[:positions])
+    torch.autograd.grad(loss, (hidden, weight, bias))
+
+torch.set_num_threads(1)
+hidden = torch.randn(4096, 64, requires_grad=True)
+weight = torch.randn(58498, 64, requires_grad=True)
+bias = torch.randn(58498, requires_grad=True)
+targets = torch.randint(58498, (4096,))
+flow, scale = targets % 3, torch.rand(4096)
+fused(1), plain(1)
+print(peak(lambda: fused(4096)), peak(lambda: plain(512)))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_peak_memory_is_below_an_eighth_of_the_logits() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE_PEAK], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    fused, plain = map(int, done.stdout.split())
+    logits = 4 * 58498
+    assert plain > 512 * logits, "the measurement does not see the memory it should"
+    assert fused < 4096 * logits / 8, f"{fused / 2**20:.0f} MiB"
