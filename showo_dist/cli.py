@@ -5,6 +5,11 @@ from importlib import import_module
 
 # name -> (module, function taking argv and returning the exit code, help line); imported when called
 COMMANDS: dict[str, tuple[str, str, str]] = {
+    "mini": (
+        "showo_dist.mini",
+        "main",
+        "the whole story on the mini world, from pictures to report",
+    ),
     "config": ("showo_dist.config.cli", "main", "print a resolved config, or say what is wrong"),
     "mini-data": ("showo_data.cli", "main_mini", "write the mini world as WebDataset shards"),
     "shards": ("showo_data.cli", "main_shards", "index, verify or show shards"),
@@ -14,7 +19,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "train a text tokenizer on the texts of shards",
     ),
     "tokenizer": ("showo_dist.tokenizer.cli", "main", "train an image tokenizer on any shards"),
-    "encode": ("showo_dist.tokenizer.encode", "main_encode", "encode pictures once, ahead of training"),
+    "encode": (
+        "showo_dist.tokenizer.encode",
+        "main_encode",
+        "encode pictures once, ahead of training",
+    ),
     "train": ("showo_dist.train", "main", "train Show-o or RecA in this one process"),
     "evaluate": ("showo_dist.evaluation", "main", "paint, answer and score"),
     "report": ("showo_dist.report", "main", "write the report of a run"),

@@ -101,10 +101,10 @@ def _chunk(
     return loss_C
 
 
-def _per_flow(loss_P: Tensor, flow_P: Tensor, num_flows: int) -> tuple[Tensor, Tensor]:
-    """Sum and count per flow, by a product with the membership matrix: deterministic on a GPU."""
+def _per_flow(loss_P: Tensor, flow_P: Tensor, num_flows: int) -> Tensor:
+    """Sum per flow, by a product with the membership matrix: deterministic on a GPU."""
     member_FP = flow_P[None, :] == torch.arange(num_flows, device=flow_P.device)[:, None]
-    return member_FP.double() @ loss_P.double(), member_FP.sum(1)
+    return member_FP.double() @ loss_P.double()
 
 
 class FlowLosses(torch.autograd.Function):
@@ -123,10 +123,10 @@ class FlowLosses(torch.autograd.Function):
         targets_P: Tensor,
         flow_P: Tensor,
         weight_P: Tensor,
-        num_flows: int,
+        flow_scale_F: Tensor,
         label_smoothing: float,
         chunk_rows: int,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         """Losses and gradients, ``chunk_rows`` rows at a time."""
         accurate = torch.promote_types(hidden_PD.dtype, torch.float32)
         needs_hidden, needs_weight, needs_bias, *_ = ctx.needs_input_grad
@@ -136,18 +136,19 @@ class FlowLosses(torch.autograd.Function):
             torch.zeros_like(bias_V, dtype=accurate) if bias_V is not None and needs_bias else None,
         )
         head = _Head(weight_VD.to(hidden_PD.dtype), bias_V, label_smoothing)
+        scale_P = weight_P * flow_scale_F[flow_P]
         loss_P = torch.empty(hidden_PD.shape[0], dtype=accurate, device=hidden_PD.device)
         with torch.autocast(hidden_PD.device.type, enabled=False):
             for start in range(0, hidden_PD.shape[0], chunk_rows):
                 rows = slice(start, start + chunk_rows)
-                loss_P[rows] = _chunk(rows, hidden_PD, targets_P, weight_P, head, gradients)
+                loss_P[rows] = _chunk(rows, hidden_PD, targets_P, scale_P, head, gradients)
         ctx.save_for_backward(*gradients)
         ctx.dtypes = weight_VD.dtype, bias_V.dtype if bias_V is not None else None
-        total = (loss_P.double() * weight_P.double()).sum().to(accurate)
-        sums_F, counts_F = _per_flow(loss_P, flow_P, num_flows)
+        sums_F = _per_flow(loss_P.double() * weight_P.double(), flow_P, len(flow_scale_F))
+        total = (sums_F * flow_scale_F.double()).sum().to(accurate)
         sums_F = sums_F.to(accurate)
-        ctx.mark_non_differentiable(sums_F, counts_F)
-        return total, sums_F, counts_F
+        ctx.mark_non_differentiable(sums_F)
+        return total, sums_F
 
     @staticmethod
     @once_differentiable
@@ -170,10 +171,10 @@ def flow_losses(
     targets_P: Tensor,
     flow_P: Tensor,
     weight_P: Tensor,
-    num_flows: int,
+    flow_scale_F: Tensor,
     label_smoothing: float = 0.0,
     chunk_rows: int | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Cross-entropy of P labelled positions over V classes without a (P, V) tensor.
 
     Args:
@@ -182,17 +183,16 @@ def flow_losses(
         weight_VD: the head's weight, present during this call only (ZeRO-3 gathers it).
         bias_V: the head's bias, or None.
         targets_P: int64 classes.
-        flow_P: integer flow of each position, in [0, num_flows).
-        weight_P: what each position's loss counts in the total, everything included: loss
-            coefficient over the global label count, position weight. No gradient.
-        num_flows: how many flows there are (lm, mmu, recon, t2i, ...).
+        flow_P: integer flow of each position, in [0, F).
+        weight_P: weight of each position within its flow, usually 1. No gradient.
+        flow_scale_F: factor of each flow's sum in the total: its coefficient over the labels of
+            the global batch. No gradient.
         label_smoothing: as in :func:`torch.nn.functional.cross_entropy`.
         chunk_rows: rows of logits that exist at a time; chosen by memory when None.
 
     Returns:
-        ``total``: scalar, differentiable, sum of weight_P times cross-entropy, fp32.
-        ``sums_F``: unweighted sum of the cross-entropies per flow, fp32, no gradient.
-        ``counts_F``: int64 labels per flow.
+        ``total``: scalar, differentiable, fp32: the sum of flow_scale_F times sums_F.
+        ``sums_F``: sum of weight_P times cross-entropy per flow, fp32, no gradient.
         With P == 0 all are zero, and backward gives zero gradients, not missing ones.
 
     Raises:
@@ -215,7 +215,7 @@ def flow_losses(
         targets_P,
         flow_P,
         weight_P,
-        num_flows,
+        flow_scale_F,
         label_smoothing,
         chunk_rows,
     )

@@ -45,7 +45,7 @@ class DatasetParams:
     pin_memory: bool = True
     """Page-locked host memory, for faster copies to a GPU."""
     persistent_workers: bool = True
-    """Keep loader processes alive."""
+    """Accepted for published files and without effect: streams are endless, and so are their loaders."""
     wds_seed: int | None = None
     """Seed of the data order; null: `training.seed`."""
 
@@ -62,7 +62,7 @@ class PreprocessingConfig:
     """Accepted for published files; pictures are always resized on the short side and cropped at
     the centre."""
     random_flip: bool = False
-    """Mirror pictures at random, half of the time. Leave off where captions say left or right."""
+    """Accepted for published files; pictures are never mirrored (captions say left and right)."""
 
 
 @dataclass(kw_only=True)

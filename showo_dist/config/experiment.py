@@ -25,7 +25,7 @@ class ExperimentConfig:
     save_every: int = 10000
     """Optimizer steps between two checkpoints; 0: only at the end."""
     eval_every: int = 2500
-    """Optimizer steps between two evaluations; 0: never."""
+    """Accepted for published files and without effect: evaluation is a command of its own."""
     generate_every: int = 1000
     """Optimizer steps between two picture grids; 0: never."""
     log_every: int = 50

@@ -15,7 +15,7 @@ class VQModelConfig:
     vq_model_name: str = "showlab/magvitv2"
     """Folder or hub id of its weights."""
     pretrained_model_path: str | None = None
-    """One weights file that goes before `vq_model_name`; null: none."""
+    """A folder that goes before `vq_model_name`; null: none."""
     downsample: int = 16
     """Pixels per image token along one side (16 in the released tokenizer)."""
 

@@ -63,7 +63,10 @@ def answer(
         if not growing:
             break
         batch = pack(
-            list(growing.values()), pad_id=vocabulary.pad, feature_width=model.feature_width
+            list(growing.values()),
+            pad_id=vocabulary.pad,
+            feature_width=model.feature_width,
+            multiple_of=model.token_multiple,
         )
         last_rows = torch.tensor([len(s) for s in growing.values()]).cumsum(0) - 1
         logits_BV = model(batch.to(device), logit_rows=last_rows.to(device))

@@ -35,8 +35,28 @@ def _log(value: Tensor) -> Tensor:
     return value.clamp(min=_TINY).log()
 
 
-def _gumbel(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    return -_log(-_log(torch.zeros_like(like).uniform_(0, 1, generator=generator)))
+# One generator for the batch (None: torch's global one), or one per picture.
+Generators = torch.Generator | None | list[torch.Generator]
+
+
+def _draw(probabilities_BNV: Tensor, generators: Generators) -> Tensor:
+    """One code per place (B, N)."""
+    if not isinstance(generators, list):
+        flat = probabilities_BNV.flatten(0, 1)
+        drawn = torch.multinomial(flat, 1, generator=generators)
+        return drawn.view(probabilities_BNV.shape[:2])
+    rows = zip(probabilities_BNV, generators, strict=True)
+    return torch.stack([torch.multinomial(p_NV, 1, generator=g)[:, 0] for p_NV, g in rows])
+
+
+def _gumbel(like_BN: Tensor, generators: Generators) -> Tensor:
+    noise_BN = torch.zeros_like(like_BN)
+    if isinstance(generators, list):
+        for row_N, generator in zip(noise_BN, generators, strict=True):
+            row_N.uniform_(0, 1, generator=generator)
+    else:
+        noise_BN.uniform_(0, 1, generator=generators)
+    return -_log(-_log(noise_BN))
 
 
 def _still_masked(confidence_BN: Tensor, unknown_BN: Tensor, share: Tensor) -> Tensor:
@@ -87,9 +107,12 @@ class Painter:
             for texts, room in halves
             for text, codes in zip(texts, start.cpu(), strict=True)
         ]
-        self._batch = pack(sequences, pad_id=vocabulary.pad, feature_width=model.feature_width).to(
-            device
-        )
+        self._batch = pack(
+            sequences,
+            pad_id=vocabulary.pad,
+            feature_width=model.feature_width,
+            multiple_of=model.token_multiple,
+        ).to(device)
         self._rows_XN = _image_rows(sequences, start.shape[1]).to(device)
 
     @torch.no_grad()
@@ -110,23 +133,22 @@ class Painter:
         conditional, unconditional = logits.chunk(2)
         return (1 + self.options.guidance) * conditional - self.options.guidance * unconditional
 
-    def rounds(self, generator: torch.Generator | None = None) -> Iterator[Tensor]:
+    def rounds(self, generators: Generators = None) -> Iterator[Tensor]:
         """Yield the guessed codes (B, N) after every round; the last are the picture."""
         temperature = self.options.temperature
         for step in range(self.options.steps):
             done = (step + 1) / self.options.steps
             temperature *= 1.0 - done
-            yield self._round(done, temperature, generator)
+            yield self._round(done, temperature, generators)
 
-    def _round(self, done: float, temperature: float, generator: torch.Generator | None) -> Tensor:
+    def _round(self, done: float, temperature: float, generators: Generators) -> Tensor:
         probabilities = self._code_logits().softmax(dim=-1)
-        flat = probabilities.flatten(0, 1)
-        drawn_BN = torch.multinomial(flat, 1, generator=generator).view_as(self.codes_BN)
+        drawn_BN = _draw(probabilities, generators)
         unknown_BN = self.codes_BN == self.vocabulary.codebook
         guess_BN = torch.where(unknown_BN, drawn_BN, self.codes_BN)
         chosen_BN = probabilities.gather(-1, guess_BN[..., None]).squeeze(-1)
         chosen_BN = chosen_BN.where(unknown_BN, torch.finfo(chosen_BN.dtype).max)
-        confidence_BN = _log(chosen_BN) + temperature * _gumbel(chosen_BN, generator)
+        confidence_BN = _log(chosen_BN) + temperature * _gumbel(chosen_BN, generators)
         share = self.options.schedule(torch.tensor(done))
         hidden_BN = _still_masked(confidence_BN, unknown_BN, share)
         self.codes_BN = guess_BN.masked_fill(hidden_BN, self.vocabulary.codebook)
@@ -139,14 +161,15 @@ def _image_rows(sequences: list[Sequence], tokens: int) -> Tensor:
     return ends[:, None] - 1 - tokens + torch.arange(tokens)
 
 
-def paint(painter: Painter, generator: torch.Generator | None = None) -> Tensor:
+def paint(painter: Painter, generators: Generators = None) -> Tensor:
     """The final codes, int64 (B, N).
 
     Args:
         painter: what to paint.
-        generator: random numbers on the model's device; the global ones when None.
+        generators: random numbers on the model's device. With one per picture a picture does not depend on
+            those painted beside it; one for all, or torch's own when None, is the published order of draws.
     """
     codes = painter.codes_BN
-    for guess in painter.rounds(generator):
+    for guess in painter.rounds(generators):
         codes = guess
     return codes

@@ -119,7 +119,9 @@ class Pipeline:
                 options=options or self.options,
                 tokens=self.tokens,
             )
-            codes_BN = paint(painter, _generator(seed, first_index + start, self.device))
+            first = first_index + start
+            generators = [_generator(seed, first + n, self.device) for n in range(len(part))]
+            codes_BN = paint(painter, generators)
             pictures += self._decode(codes_BN)
         return pictures
 

@@ -107,7 +107,7 @@ def load_showo(
     """
     folder = local_folder(source)
     showo = read_config(folder)
-    backend, _ = select_backend(attention, torch.device(device))
+    backend, _ = select_backend(attention, device, torch.float32)
     with torch.device("meta"):
         model = build_showo(showo, backend)
     weights = read_weights(folder)

@@ -32,17 +32,16 @@ class LossHead(nn.Linear):
         if batch is None:
             return nn.functional.linear(hidden_PD, self.weight, self.bias)
         assert flow_scale_F is not None
-        total, sums_F, _ = flow_losses(
+        return flow_losses(
             hidden_PD,
             self.weight,
             self.bias,
             batch.targets_P,
             batch.label_flow_P,
-            batch.label_weights_P * flow_scale_F[batch.label_flow_P],
-            len(FLOWS),
+            batch.label_weights_P,
+            flow_scale_F,
             label_smoothing=label_smoothing,
         )
-        return total, sums_F
 
 
 def clip_projector(feature_width: int, width: int) -> nn.Sequential:
@@ -80,6 +79,11 @@ class ShowO(nn.Module):
     def config(self) -> PhiConfig:
         return self.showo.config
 
+    @property
+    def token_multiple(self) -> int:
+        """What the length of a packed row must be a multiple of."""
+        return 128 if self.attention == "flex" else 1
+
     def forward(
         self,
         batch: PackedBatch,
@@ -95,7 +99,7 @@ class ShowO(nn.Module):
 
         Returns:
             The total to call backward on (fp32 scalar: label sums times the scale of their flow) and
-            the detached fp32 cross-entropy sums of the flows (len(FLOWS),), in nats. A plain tuple:
+            the detached fp32 weighted cross-entropy sums of the flows (len(FLOWS),), in nats. A plain tuple:
             ZeRO-3's hooks look for tensors in tuples only.
         """
         hidden_TD = self._hidden(batch)
@@ -111,7 +115,7 @@ class ShowO(nn.Module):
         output = self.showo.model(
             inputs_embeds=embeds_TD[None],
             position_ids=batch.position_ids_T[None],
-            plan=build_plan(self.attention, batch.visibility),
+            plan=build_plan(self.attention, batch.visibility, embeds_TD.device),
         )
         return output.last_hidden_state[0]
 

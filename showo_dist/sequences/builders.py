@@ -94,8 +94,11 @@ def lm(text: list[int], length: int, vocabulary: Vocabulary) -> Sequence:
     return Sequence("lm", torch.tensor(ids), [Span(len(ids))], rows, targets)
 
 
-def _mmu_image(codes_N: Tensor, vocabulary: Vocabulary) -> list[int]:
-    return [vocabulary.mmu, vocabulary.soi, *_image_ids(codes_N, vocabulary), vocabulary.eoi]
+def _mmu_image(
+    codes_N: Tensor, vocabulary: Vocabulary, system: list[int] | None = None
+) -> list[int]:
+    start = [vocabulary.mmu, *(system or []), vocabulary.soi]
+    return [*start, *_image_ids(codes_N, vocabulary), vocabulary.eoi]
 
 
 def mmu_caption(text: list[int], codes_N: Tensor, budget: int, vocabulary: Vocabulary) -> Sequence:
@@ -109,15 +112,21 @@ def mmu_caption(text: list[int], codes_N: Tensor, budget: int, vocabulary: Vocab
 
 
 def mmu_llava(
-    text: list[int], supervised: list[bool], codes_N: Tensor, budget: int, vocabulary: Vocabulary
+    text: list[int],
+    supervised: list[bool],
+    codes_N: Tensor,
+    budget: int,
+    vocabulary: Vocabulary,
+    system: list[int] | None = None,
 ) -> Sequence:
-    """``mmu soi IMAGE eoi text``: no bos, no system prompt; the answers are predicted.
+    """``mmu soi IMAGE eoi text``: no bos; the answers are predicted.
 
     Args:
         text: ids of the whole conversation, cut at ``budget``.
         supervised: for each text id, whether it is (part of) an answer.
+        system: ids of a system prompt between mmu and soi (``dataset.add_system_prompt``), usually none.
     """
-    before = _mmu_image(codes_N, vocabulary)
+    before = _mmu_image(codes_N, vocabulary, system)
     text = text[:budget]
     ids = before + text
     rows, targets = _next_token_labels(ids, len(before), supervised)

@@ -44,13 +44,12 @@ class PackedBatch:
         return len(self.position_ids_T)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "PackedBatch":
+        """The batch on a device; the visibility stays on the CPU, where attention is planned."""
         moved = {}
         for item in fields(self):
             value = getattr(self, item.name)
             if isinstance(value, Tensor):
                 value = value.to(device, non_blocking=non_blocking)
-            elif isinstance(value, Visibility):
-                value = value.to(device)
             moved[item.name] = value
         return PackedBatch(**moved)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from showo_data import FlowSpec, Sample, Source
+from showo_data import FlowSpec, Sample, Source, vq_transform
 from showo_data.samples import Kind
 from showo_dist.sequences.prompts import description_prompts
 from showo_dist.sequences.text import END_OF_TEXT, question_prompt
@@ -21,7 +21,8 @@ def texts_of(urls: tuple[str, ...], kind: Kind, limit: int) -> Iterator[str]:
         kind: ``text`` for captions and plain texts, or ``conversation``.
         limit: samples to read at most.
     """
-    source = Source(FlowSpec(flow="text", kind=kind, urls=urls, batch=1, transform=_no_picture))
+    # A conversation's picture is decoded by the source, so it is made as small as can be.
+    source = Source(FlowSpec(flow="text", kind=kind, urls=urls, batch=1, transform=vq_transform(1)))
     for position in range(min(limit, len(source))):
         sample = source[position]
         if isinstance(sample, Sample):
@@ -45,10 +46,6 @@ def train(texts: Iterator[str], size: int) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT
     )
-
-
-def _no_picture(_: object) -> None:
-    return None
 
 
 def main(argv: list[str]) -> int:

@@ -40,7 +40,6 @@ class RunState:
         positions: next position of each flow's stream.
         schedule: state of the learning-rate schedule.
         optimizer_steps: AdamW's own count.
-        samples: samples trained on, all flows.
         wandb_id: run to go on with.
         versions: of the libraries that wrote it.
     """
@@ -49,7 +48,6 @@ class RunState:
     positions: dict[str, int]
     schedule: dict[str, Any]
     optimizer_steps: int
-    samples: int
     wandb_id: str | None
     versions: dict[str, str]
 

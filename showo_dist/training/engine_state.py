@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from deepspeed.utils import (
     safe_get_full_fp32_param,
+    safe_get_full_grad,
     safe_get_full_optimizer_state,
     safe_set_full_fp32_param,
     safe_set_full_optimizer_state,
@@ -66,6 +67,15 @@ def optimizer_steps(engine: Any) -> int:
     if _counts_per_group(inner):
         return int(inner.param_groups[0].get("step", 0))
     return int(inner.state[_updated_tensors(engine)[0]]["step"])
+
+
+def gradient_norms(engine: Any) -> dict[str, float]:
+    """Norm of every parameter's whole gradient, between the last backward of a window and its step."""
+    norms = {}
+    for name, parameter in _trained(engine):
+        gradient = safe_get_full_grad(parameter)
+        norms[name] = float("nan") if gradient is None else float(gradient.norm())
+    return norms
 
 
 def _counts_per_group(optimizer: torch.optim.Optimizer) -> bool:

@@ -61,6 +61,7 @@ class Meter:
             **{f"loss/{flow}": value for flow, value in losses.means.items()},
             "lr": learning_rate,
             "grad_norm": losses.grad_norm,
+            **{f"grad_norm/{name}": norm for name, norm in losses.parameter_norms.items()},
             **{f"masking_rate/{f}": sum(r) / len(r) for f, r in self._masking.items()},
             "tokens_per_s": tokens / seconds,
             "samples_per_s": samples / seconds,

@@ -9,35 +9,24 @@ from torch import Tensor
 
 from showo_data import MicroBatch
 from showo_dist.config import TrainConfig
-from showo_dist.generation.images import to_images
-from showo_dist.generation.paint import Painter, PaintOptions, paint
+from showo_dist.generation.paint import Painter, paint
+from showo_dist.generation.pipeline import paint_options
+from showo_dist.models.magvitv2.pictures import to_images
 from showo_dist.models.showo import ShowO
 from showo_dist.report.grids import labelled_grid
 from showo_dist.sequences import Sequence, TextEncoder, Vocabulary, pack
-from showo_dist.sequences.masking import mask_schedule
 from showo_dist.training.encoders import Encoders
 from showo_dist.training.tasks import SequenceMaker
 
 SHOWN = 6  # pictures per grid
 DEFAULT_PROMPTS = (
-    "a red circle",
-    "a blue square",
-    "a green triangle left of a yellow circle",
-    "two purple squares",
-    "a small orange triangle",
-    "a photo of a cat",
+    "a red apple on a wooden table",
+    "a small boat on a lake at dusk",
+    "two cats asleep on a sofa",
+    "a street in the rain at night",
+    "a bowl of noodles with an egg",
+    "a lighthouse above a stormy sea",
 )
-
-
-def paint_options(config: TrainConfig) -> PaintOptions:
-    """Sampling settings of a config."""
-    training = config.training
-    return PaintOptions(
-        steps=training.generation_timesteps,
-        guidance=training.guidance_scale,
-        temperature=training.generation_temperature,
-        schedule=mask_schedule(training.mask_schedule),
-    )
 
 
 class PictureMaker:
@@ -115,7 +104,12 @@ class PictureMaker:
     def _guess(self, model: ShowO, sequences: list[Sequence], codes_BN: Tensor) -> Tensor:
         """Codes with the most likely ones in the masked places."""
         device = next(model.parameters()).device
-        packed = pack(sequences, pad_id=self.vocabulary.pad, feature_width=model.feature_width)
+        packed = pack(
+            sequences,
+            pad_id=self.vocabulary.pad,
+            feature_width=model.feature_width,
+            multiple_of=model.token_multiple,
+        )
         logits_PV = model(packed.to(device), logit_rows=packed.label_rows_P.to(device))
         first, last = self.vocabulary.image_offset, self.vocabulary.mask
         best_P = logits_PV[:, first:last].argmax(dim=-1).cpu()

@@ -13,6 +13,7 @@ from showo_dist.models.pretrained import from_language_model, load_weights
 from showo_dist.models.showo import ShowO
 from showo_dist.sequences import TextEncoder
 from showo_dist.training.encoders import Encoders
+from showo_dist.training.engine import uses_bf16
 from showo_kernels import select_backend
 
 _UNDERSTANDING: dict[str, Kind] = {
@@ -30,6 +31,19 @@ def flow_kind(config: TrainConfig, flow: str) -> Kind:
     return kinds[flow]
 
 
+def _refuse_unread_sources(config: TrainConfig) -> None:
+    """Layouts of the published loaders that have to be turned into shards first."""
+    if config.dataset.gen_type == "imagenet1k" and "t2i" in active_flows(config):
+        raise ValueError(
+            "dataset.gen_type = imagenet1k: class folders are not read; make captioned shards, set t2i"
+        )
+    for name, value in vars(config.dataset.params).items():
+        if name.startswith("external_") and value:
+            raise ValueError(
+                f"dataset.params.{name} = {value}: captions are read from the shards alone; set null"
+            )
+
+
 def flow_specs(config: TrainConfig, clip_size: int | None = None) -> list[FlowSpec]:
     """The streams of the active flows.
 
@@ -37,6 +51,7 @@ def flow_specs(config: TrainConfig, clip_size: int | None = None) -> list[FlowSp
         config: of the run.
         clip_size: side of the pictures of the CLIP tower, for models that understand through it.
     """
+    _refuse_unread_sources(config)
     resolution = config.dataset.preprocessing.resolution
     squash = config.dataset.recon_type == "mid"
     transforms = {
@@ -75,13 +90,14 @@ def load_encoders(config: TrainConfig, device: torch.device) -> Encoders:
     Raises:
         FileNotFoundError, ValueError: they cannot be read, or do not have the config's codebook.
     """
-    vq = MAGVITv2.from_pretrained(config.model.vq_model.vq_model_name, device)
+    source = config.model.vq_model.pretrained_model_path or config.model.vq_model.vq_model_name
+    vq = MAGVITv2.from_pretrained(source, device)
     vq.requires_grad_(False).eval()
     codebook = 2**vq.config.bits
     if codebook != config.model.showo.codebook_size:
         raise ValueError(
             f"model.showo.codebook_size = {config.model.showo.codebook_size}: the tokenizer at "
-            f"{config.model.vq_model.vq_model_name} has {codebook} codes"
+            f"{source} has {codebook} codes"
         )
     clip = None
     if config.model.showo.w_clip_vit:
@@ -101,7 +117,8 @@ def build_model(
         device: where it will train.
         resume: a checkpoint whose weights it gets, else the config says where it starts.
     """
-    backend, reason = select_backend(config.model.attention, device)
+    dtype = torch.bfloat16 if uses_bf16(config.training.mixed_precision, device) else torch.float32
+    backend, reason = select_backend(config.model.attention, device, dtype)
     torch.manual_seed(config.training.seed)
     model = from_language_model(config.model.showo, backend)
     model.label_smoothing = config.training.label_smoothing

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from showo_dist.sequences import FLOWS, PackedBatch
+from showo_dist.training.engine_state import gradient_norms
 
 
 @dataclass(frozen=True)
@@ -19,11 +20,13 @@ class StepLosses:
         means: cross-entropy of each flow that had labels, nats per label.
         total: coefficients times means.
         grad_norm: norm of the whole gradient before clipping.
+        parameter_norms: gradient norm of every parameter, when asked for.
     """
 
     means: dict[str, float]
     total: float
     grad_norm: float
+    parameter_norms: dict[str, float]
 
 
 class Stepper:
@@ -51,19 +54,31 @@ class Stepper:
         values = [coefficients.get(flow, 0.0) for flow in FLOWS]
         self.coefficients_F = torch.tensor(values, dtype=torch.float64, device=device)
 
-    def __call__(self, window: Seq[PackedBatch]) -> StepLosses:
-        """Forward, backward and step over the window's micro-batches, already on the device."""
+    def __call__(self, window: Seq[PackedBatch], parameter_norms: bool = False) -> StepLosses:
+        """Forward, backward and step over the window's micro-batches, already on the device.
+
+        Args:
+            window: micro-batches of one optimizer step.
+            parameter_norms: also measure the gradient of every parameter (one gather each).
+        """
+        norms: dict[str, float] = {}
         counts_MF = torch.stack([batch.label_counts() for batch in window])
         total_counts_F = _summed(counts_MF.sum(dim=0))
         sums_F = torch.zeros_like(self.coefficients_F)
         for batch, counts_F in zip(window, counts_MF, strict=True):
             scale_F = self._scale(counts_F, total_counts_F, len(window))
-            total, batch_sums_F = self.engine(batch, flow_scale_F=scale_F.float())
-            self.engine.backward(total)
+            loss, batch_sums_F = self.engine(batch, flow_scale_F=scale_F.float())
+            self.engine.backward(loss)
             norm = _unwrapped_norm(self.engine)
+            if parameter_norms and self.engine.is_gradient_accumulation_boundary():
+                norms = gradient_norms(self.engine)
             self.engine.step()
             sums_F += batch_sums_F.double()
-        return self._losses(_summed(sums_F), total_counts_F, norm)
+        named, total = self._means(_summed(sums_F), total_counts_F)
+        if norm is None:
+            norm = self.engine.get_global_grad_norm()
+        whole = float("nan") if norm is None else float(norm)
+        return StepLosses(named, total, whole, norms)
 
     def _scale(self, counts_F: Tensor, total_counts_F: Tensor, micro_steps: int) -> Tensor:
         """Factor of each flow's sum, so that DeepSpeed's averages come out as the wanted mean."""
@@ -75,14 +90,12 @@ class Stepper:
             * (dist.get_world_size() * micro_steps)
         )
 
-    def _losses(self, sums_F: Tensor, counts_F: Tensor, norm: Tensor | None) -> StepLosses:
+    def _means(self, sums_F: Tensor, counts_F: Tensor) -> tuple[dict[str, float], float]:
+        """Mean of each flow that had labels, and the total."""
         means = (sums_F / counts_F.clamp(min=1)).tolist()
         present = (counts_F > 0).tolist()
         named = {f: m for f, m, p in zip(FLOWS, means, present, strict=True) if p}
-        total = sum(c * m for c, m in zip(self.coefficients_F.tolist(), means, strict=True))
-        if norm is None:
-            norm = self.engine.get_global_grad_norm()
-        return StepLosses(named, total, float("nan") if norm is None else float(norm))
+        return named, sum(c * m for c, m in zip(self.coefficients_F.tolist(), means, strict=True))
 
 
 def _summed(value: Tensor) -> Tensor:

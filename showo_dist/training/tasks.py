@@ -67,8 +67,10 @@ class SequenceMaker:
 
     @cached_property
     def _system(self) -> list[int]:
-        tuning = self.config.dataset.und_type == "llava_tuning"
-        return self.text.encode(SYSTEM_PROMPT) if tuning else []
+        """CLIP models have a system prompt in the tuning phase, models of codes only when asked."""
+        dataset, clip = self.config.dataset, self.encoders.clip is not None
+        wanted = dataset.und_type == "llava_tuning" if clip else dataset.add_system_prompt
+        return self.text.encode(SYSTEM_PROMPT) if wanted else []
 
     @property
     def _budget(self) -> int:
@@ -125,7 +127,9 @@ class SequenceMaker:
         for sample, codes in zip(samples, self.encoders.codes(samples), strict=True):
             ids, supervised = self.text.conversation(sample.conversation or [])
             sequences.append(
-                builders.mmu_llava(ids, supervised, codes, self._budget, self.vocabulary)
+                builders.mmu_llava(
+                    ids, supervised, codes, self._budget, self.vocabulary, self._system
+                )
             )
         return sequences
 

@@ -3,9 +3,11 @@
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 
 from showo_data import build_loader
+from showo_data.shards import load_index
 from showo_dist.config import TrainConfig, active_flows, to_yaml
 from showo_dist.logging import RunLogger
 from showo_dist.models.folder import CONFIG_NAME
@@ -45,6 +47,7 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, ranks: Ranks) -> None:
         self.config, self.ranks = config, ranks
+        torch.backends.cuda.matmul.allow_tf32 = config.training.enable_tf32
         self.run = Path(config.experiment.output_dir)
         resume = find_resume(self.run, config.experiment.resume_from_checkpoint)
         reader = CheckpointReader(resume) if resume else None
@@ -60,7 +63,7 @@ class Trainer:
         self.stepper = Stepper(
             self.engine, coefficients, config.training.loss_normalization, ranks.device
         )
-        self.step, self.samples = 0, 0
+        self.step = 0
         if reader is not None:
             self._restore(reader)
         self.writer = CheckpointWriter(self.run, config.experiment.keep_last, self._describe)
@@ -71,8 +74,13 @@ class Trainer:
     def _batches(self, reader: CheckpointReader | None, feature_width: int) -> PackedBatches:
         config, clip = self.config, self.encoders.clip
         params = config.dataset.params
+        specs = flow_specs(config, clip.resolution if clip else None)
+        if self.ranks.is_first:
+            for spec in specs:
+                load_index(spec.urls)  # builds what is missing, so that the others only read
+        dist.barrier()
         loader = build_loader(
-            flow_specs(config, clip.resolution if clip else None),
+            specs,
             rank=self.ranks.rank,
             world=self.ranks.world,
             start_positions=reader.state.positions if reader else None,
@@ -97,7 +105,7 @@ class Trainer:
             self.engine.optimizer.param_groups, state.schedule["_last_lr"], strict=True
         ):
             group["lr"] = rate
-        self.step, self.samples = state.step, state.samples
+        self.step = state.step
 
     def _logger(self, reader: CheckpointReader | None) -> RunLogger:
         config = self.config
@@ -145,8 +153,8 @@ class Trainer:
         saved = self.step
         while self.step < total:
             window, account = next(self.batches)
-            losses = self.stepper(window)
             self.step += 1
+            losses = self.stepper(window, self._due(self.config.experiment.log_grad_norm_every))
             meter.add(window, account)
             self._report(meter, losses)
             if self._due(self.config.experiment.generate_every):
@@ -193,7 +201,6 @@ class Trainer:
             positions=self.batches.positions(),
             schedule=self.engine.lr_scheduler.state_dict(),
             optimizer_steps=engine_state.optimizer_steps(self.engine),
-            samples=self.samples,
             wandb_id=self.logger.wandb_id,
             versions=versions(),
         )

@@ -31,6 +31,7 @@ def problem(
         "targets_P": torch.randint(vocabulary, (positions,), generator=generator),
         "flow_P": torch.randint(FLOWS, (positions,), generator=generator),
         "weight_P": torch.rand(positions, generator=generator, dtype=torch.float64),
+        "flow_scale_F": torch.rand(FLOWS, generator=generator, dtype=torch.float64),
     }
 
 
@@ -45,18 +46,15 @@ def cast(inputs: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
     }
 
 
-def oracle(inputs: dict[str, Tensor], smoothing: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The same three results with torch's own functions."""
+def oracle(inputs: dict[str, Tensor], smoothing: float) -> tuple[Tensor, Tensor]:
+    """The same two results with torch's own functions."""
     logits_PV = F.linear(inputs["hidden_PD"], inputs["weight_VD"], inputs["bias_V"])
     loss_P = F.cross_entropy(
         logits_PV, inputs["targets_P"], reduction="none", label_smoothing=smoothing
     )
-    of_flow = [inputs["flow_P"] == flow for flow in range(FLOWS)]
-    return (
-        (loss_P * inputs["weight_P"]).sum(),
-        torch.stack([loss_P[chosen].sum() for chosen in of_flow]),
-        torch.stack([chosen.sum() for chosen in of_flow]),
-    )
+    weighted_P = loss_P * inputs["weight_P"]
+    sums_F = torch.stack([weighted_P[inputs["flow_P"] == flow].sum() for flow in range(FLOWS)])
+    return (sums_F * inputs["flow_scale_F"]).sum(), sums_F
 
 
 def assert_relative(found: Tensor, wanted: Tensor, tolerance: float) -> None:
@@ -70,15 +68,12 @@ def assert_relative(found: Tensor, wanted: Tensor, tolerance: float) -> None:
 def test_fp32_against_float64(positions: int, chunk: int, smoothing: float, seed: int) -> None:
     exact = problem(positions, seed=seed)
     single = cast(exact, torch.float32)
-    wanted, wanted_sums, wanted_counts = oracle(exact, smoothing)
-    total, sums, counts = flow_losses(
-        **single, num_flows=FLOWS, label_smoothing=smoothing, chunk_rows=chunk
-    )
-    assert total.dtype == sums.dtype == torch.float32 and counts.dtype == torch.int64
+    wanted, wanted_sums = oracle(exact, smoothing)
+    total, sums = flow_losses(**single, label_smoothing=smoothing, chunk_rows=chunk)
+    assert total.dtype == sums.dtype == torch.float32
     assert not sums.requires_grad
     assert_relative(total, wanted, 1e-6)
     assert_relative(sums, wanted_sums, 1e-6)
-    assert torch.equal(counts, wanted_counts)
     found_grads = torch.autograd.grad(3 * total, trained(single))
     wanted_grads = torch.autograd.grad(3 * wanted, trained(exact))
     for found_grad, wanted_grad in zip(found_grads, wanted_grads, strict=True):
@@ -88,7 +83,7 @@ def test_fp32_against_float64(positions: int, chunk: int, smoothing: float, seed
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_gradcheck(smoothing: float) -> None:
     inputs = problem(7, vocabulary=9, width=4)
-    fixed = {name: inputs[name] for name in ("targets_P", "flow_P", "weight_P")}
+    fixed = {name: inputs[name] for name in ("targets_P", "flow_P", "weight_P", "flow_scale_F")}
 
     def total(hidden_PD: Tensor, weight_VD: Tensor, bias_V: Tensor) -> Tensor:
         return flow_losses(
@@ -96,7 +91,6 @@ def test_gradcheck(smoothing: float) -> None:
             weight_VD,
             bias_V,
             **fixed,
-            num_flows=FLOWS,
             label_smoothing=smoothing,
             chunk_rows=3,
         )[0]
@@ -107,7 +101,7 @@ def test_gradcheck(smoothing: float) -> None:
 def test_extreme_logits_stay_finite() -> None:
     inputs = cast(problem(20), torch.float32)
     inputs["hidden_PD"] = (inputs["hidden_PD"].detach() * 1e4).requires_grad_()
-    total, _, _ = flow_losses(**inputs, num_flows=FLOWS)
+    total, _ = flow_losses(**inputs)
     grads = torch.autograd.grad(total, trained(inputs))
     assert total.isfinite() and all(grad.isfinite().all() for grad in grads)
     assert_relative(total, oracle(cast(inputs, torch.float64), 0.0)[0], 1e-6)
@@ -118,23 +112,23 @@ def test_without_bias_and_with_a_frozen_head() -> None:
     exact["bias_V"] = torch.zeros(50, dtype=torch.float64)
     exact["weight_VD"] = exact["weight_VD"].detach()
     wanted = torch.autograd.grad(oracle(exact, 0.0)[0], exact["hidden_PD"])[0]
-    total, _, _ = flow_losses(**{**exact, "bias_V": None}, num_flows=FLOWS, chunk_rows=7)
+    total, _ = flow_losses(**{**exact, "bias_V": None}, chunk_rows=7)
     torch.testing.assert_close(torch.autograd.grad(total, exact["hidden_PD"])[0], wanted)
 
 
 def test_nothing_is_differentiated_without_grad() -> None:
     inputs = problem(10)
     with torch.no_grad():
-        total, sums, _ = flow_losses(**inputs, num_flows=FLOWS)
+        total, sums = flow_losses(**inputs)
     assert not total.requires_grad
     torch.testing.assert_close(sums, oracle(inputs, 0.0)[1].detach())
 
 
 def test_no_positions_give_zero_gradients_not_missing_ones() -> None:
     inputs = cast(problem(0), torch.float32)
-    total, sums, counts = flow_losses(**inputs, num_flows=FLOWS)
+    total, sums = flow_losses(**inputs)
     total.backward()
-    assert total.item() == 0 and sums.tolist() == [0, 0, 0] and counts.tolist() == [0, 0, 0]
+    assert total.item() == 0 and sums.tolist() == [0, 0, 0]
     for leaf in trained(inputs):
         assert leaf.grad is not None and leaf.grad.shape == leaf.shape and not leaf.grad.any()
 
@@ -142,8 +136,8 @@ def test_no_positions_give_zero_gradients_not_missing_ones() -> None:
 def test_the_weight_may_be_gone_at_backward() -> None:
     """ZeRO-3 frees a gathered parameter after forward; what it holds then must not matter."""
     inputs = cast(problem(30), torch.float32)
-    wanted = torch.autograd.grad(flow_losses(**inputs, num_flows=FLOWS)[0], trained(inputs))
-    total = flow_losses(**inputs, num_flows=FLOWS)[0]
+    wanted = torch.autograd.grad(flow_losses(**inputs)[0], trained(inputs))
+    total = flow_losses(**inputs)[0]
     inputs["weight_VD"].data.fill_(float("nan"))
     found = torch.autograd.grad(total, trained(inputs))
     assert all(torch.equal(x, y) for x, y in zip(found, wanted, strict=True))
@@ -153,9 +147,10 @@ def test_the_weight_may_be_gone_at_backward() -> None:
 def test_bf16_products_with_fp32_softmax(how: str) -> None:
     exact = problem(200, width=64)
     inputs = cast(exact, torch.bfloat16 if how == "bf16 tensors" else torch.float32)
-    inputs["weight_P"] = exact["weight_P"].float()
+    for name in ("weight_P", "flow_scale_F"):
+        inputs[name] = exact[name].float()
     with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
-        total, sums, _ = flow_losses(**inputs, num_flows=FLOWS, chunk_rows=64)
+        total, sums = flow_losses(**inputs, chunk_rows=64)
     assert total.dtype == sums.dtype == torch.float32
     wanted = oracle(exact, 0.0)[0]
     assert_relative(total, wanted, 5e-3)
@@ -168,22 +163,19 @@ def test_bf16_products_with_fp32_softmax(how: str) -> None:
 
 def test_chunks_do_not_change_the_loss_and_twice_is_the_same_bits() -> None:
     inputs = cast(problem(100), torch.float32)
-    totals = [flow_losses(**inputs, num_flows=FLOWS, chunk_rows=n)[0] for n in (1, 33, 100)]
+    totals = [flow_losses(**inputs, chunk_rows=n)[0] for n in (1, 33, 100)]
     torch.testing.assert_close(totals[0], totals[1])
     torch.testing.assert_close(totals[0], totals[2])
-    runs = [
-        torch.autograd.grad(flow_losses(**inputs, num_flows=FLOWS)[0], trained(inputs))
-        for _ in range(2)
-    ]
+    runs = [torch.autograd.grad(flow_losses(**inputs)[0], trained(inputs)) for _ in range(2)]
     assert all(torch.equal(x, y) for x, y in zip(*runs, strict=True))
 
 
 def test_errors_name_the_value() -> None:
     inputs = problem(3)
     with pytest.raises(ValueError, match=r"label_smoothing is 1\.0"):
-        flow_losses(**inputs, num_flows=FLOWS, label_smoothing=1.0)
+        flow_losses(**inputs, label_smoothing=1.0)
     with pytest.raises(ValueError, match="chunk_rows is 0"):
-        flow_losses(**inputs, num_flows=FLOWS, chunk_rows=0)
+        flow_losses(**inputs, chunk_rows=0)
 
 
 MEASURE_PEAK = """
@@ -203,7 +195,7 @@ def peak(function):
 
 def fused(positions):
     total = flow_losses(hidden[:positions], weight, bias, targets[:positions],
-                        flow[:positions], scale[:positions], 3)[0]
+                        flow[:positions], scale[:positions], torch.ones(3))[0]
     torch.autograd.grad(total, (hidden, weight, bias))
 
 def plain(positions):

@@ -91,8 +91,10 @@ def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> TinyWorld:
     write_mini(folder / "data", settings)
     shards = f"{folder}/data/train-{{000000..000001}}.tar"
     train_tokenizer.main(
-        ["--out", str(folder / "text"), "--size", str(TEXT_TOKENS), "--texts", shards]
-        + ["--conversations", shards]
+        [
+            *("--out", str(folder / "text"), "--size", str(TEXT_TOKENS)),
+            *("--texts", shards, "--conversations", shards),
+        ]
     )
     torch.manual_seed(0)
     stack = StackConfig(channels=8, multipliers=[1, 1, 1, 1], res_blocks=[1, 1, 1, 1])

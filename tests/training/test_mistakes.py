@@ -30,7 +30,10 @@ def only_line(outcome: Outcome) -> str:
         ("model.vq_model.vq_model_name=no/such/folder", ["no/such/folder"]),
         ("model.showo.tokenizer_path=no/such/text", ["tokenizer_path", "no/such/text"]),
         ("experiment.init_from=no/such/weights", ["no/such/weights"]),
-        ("experiment.resume_from_checkpoint=no/such/run", ["resume_from_checkpoint", "no/such/run"]),
+        (
+            "experiment.resume_from_checkpoint=no/such/run",
+            ["resume_from_checkpoint", "no/such/run"],
+        ),
     ],
 )
 def test_one_line(tiny_world: TinyWorld, tmp_path: Path, change: str, words: list[str]) -> None:
@@ -55,7 +58,8 @@ def saved_run(tiny_world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.mark.parametrize(
-    "damage", ["model-00001-of-00001.safetensors", "optimizer-00001-of-00001.safetensors", "state.json"]
+    "damage",
+    ["model-00001-of-00001.safetensors", "optimizer-00001-of-00001.safetensors", "state.json"],
 )
 def test_a_damaged_checkpoint_is_named(
     tiny_world: TinyWorld, saved_run: Path, tmp_path: Path, damage: str
@@ -69,7 +73,9 @@ def test_a_damaged_checkpoint_is_named(
     assert str(path) in only_line(train(tiny_world, run, "training.max_train_steps=3"))
 
 
-def test_weights_of_another_size_are_named(tiny_world: TinyWorld, saved_run: Path, tmp_path: Path) -> None:
+def test_weights_of_another_size_are_named(
+    tiny_world: TinyWorld, saved_run: Path, tmp_path: Path
+) -> None:
     changes = [
         f"experiment.init_from={saved_run / 'checkpoint-000002'}",
         "model.showo.llm_config.hidden_size=64",

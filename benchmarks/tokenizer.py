@@ -1,0 +1,99 @@
+"""What a trained image tokenizer is worth on the mini world, and what it costs.
+
+    python benchmarks/tokenizer.py runs/mini/tokenizer/final 'data/mini/val-*.tar'
+
+Prints fidelity (PSNR, objects that the checker reads back from reconstructions), codes in use, the time to
+encode a picture, and how many codes change with the batch size and with bf16.
+"""
+
+import argparse
+import time
+from collections import Counter
+from glob import glob
+
+import torch
+from torch import Tensor
+
+from showo_data import FlowSpec, Sample, Source, vq_transform
+from showo_data.mini import read_picture
+from showo_dist.models.magvitv2 import MAGVITv2
+from showo_dist.models.magvitv2.pictures import to_images
+from showo_dist.tokenizer.evaluation import evaluate
+from showo_dist.tokenizer.precision import autocast
+
+CPU = torch.device("cpu")
+
+
+def pictures(urls: list[str], resolution: int, limit: int) -> Tensor:
+    """The first ``limit`` pictures of some shards."""
+    transform = vq_transform(resolution)
+    source = Source(
+        FlowSpec(flow="image", kind="image", urls=tuple(urls), batch=1, transform=transform)
+    )
+    samples = [source[i] for i in range(min(limit, len(source)))]
+    found = [s.image_3HW for s in samples if isinstance(s, Sample)]
+    return torch.stack([picture for picture in found if picture is not None])
+
+
+@torch.no_grad()
+def reconstruct(model: MAGVITv2, pixels_B3HW: Tensor) -> Tensor:
+    return torch.cat([model.decode(model.encode(part)) for part in pixels_B3HW.split(16)])
+
+
+def read_back(pixels_B3HW: Tensor, output_B3HW: Tensor) -> tuple[float, float]:
+    """Objects whose colour and shape survive, and pictures whose objects are all as before."""
+    kept = total = same = 0
+    for before, after in zip(to_images(pixels_B3HW), to_images(output_B3HW), strict=True):
+        wanted, seen = (
+            Counter((o.colour, o.shape) for o in read_picture(i)) for i in (before, after)
+        )
+        kept, total = kept + (wanted & seen).total(), total + wanted.total()
+        same += wanted == seen
+    return kept / total, same / len(pixels_B3HW)
+
+
+def flips(model: MAGVITv2, pixels_B3HW: Tensor) -> dict[str, float]:
+    """Share of codes that differ from those of pictures encoded one by one in fp32."""
+    single = torch.cat([model.encode(part) for part in pixels_B3HW.split(1)])
+    batch = torch.cat([model.encode(part) for part in pixels_B3HW.split(32)])
+    with autocast("bf16", CPU):
+        rounded = torch.cat([model.encode(part) for part in pixels_B3HW.split(32)])
+    return {
+        "codes changed by a batch of 32": (batch != single).float().mean().item(),
+        "codes changed by bf16": (rounded != single).float().mean().item(),
+    }
+
+
+def encode_ms(model: MAGVITv2, pixels_B3HW: Tensor, precision: str) -> float:
+    """CPU milliseconds per picture on one core, the best of five batches of 32."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    times = []
+    for _ in range(5):
+        start = time.process_time()
+        with autocast(precision, CPU):
+            model.encode(pixels_B3HW[:32])
+        times.append(time.process_time() - start)
+    torch.set_num_threads(threads)
+    return 1e3 * min(times) / len(pixels_B3HW[:32])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("tokenizer")
+    parser.add_argument("shards")
+    parser.add_argument("--pictures", type=int, default=400)
+    arguments = parser.parse_args()
+    model = MAGVITv2.from_pretrained(arguments.tokenizer)
+    pixels = pictures(sorted(glob(arguments.shards)), model.config.resolution, arguments.pictures)
+    objects, whole = read_back(pixels, reconstruct(model, pixels))
+    rows = {name.removeprefix("eval/"): v for name, v in evaluate(model, pixels).metrics.items()}
+    rows |= {"objects read back": objects, "pictures read back whole": whole}
+    rows |= flips(model, pixels)
+    rows |= {f"encode {p}, CPU ms": encode_ms(model, pixels, p) for p in ("fp32", "bf16")}
+    for name, value in rows.items():
+        print(f"{name:<32} {value:.4g}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Trains an image tokenizer on picture shards, and encodes shards with a trained one."""

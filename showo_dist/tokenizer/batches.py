@@ -1,0 +1,96 @@
+"""Pictures from shards, as tensors."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from showo_data import FlowSpec, MicroBatch, Sample, Skipped, Source, build_loader, vq_transform
+from showo_dist.tokenizer.config import TokenizerConfig
+from showo_dist.tokenizer.ranks import Ranks
+
+FLOW = "image"
+
+
+@dataclass
+class PictureBatch:
+    """This rank's pictures of one step.
+
+    Attributes:
+        pixels_B3HW: float32 in [-1, 1], on the CPU.
+        read: how many pictures there are; 0 leaves one black picture of no weight, so that every
+            rank computes the same things.
+        skipped: samples that could not be read.
+    """
+
+    pixels_B3HW: Tensor
+    read: int
+    skipped: list[Skipped]
+
+
+def as_urls(shards: Any) -> tuple[str, ...]:
+    """What a config says about shards, as a tuple of paths or patterns."""
+    return (shards,) if isinstance(shards, str) else tuple(str(shard) for shard in shards)
+
+
+def picture_flow(config: TokenizerConfig, shards: Any, batch: int) -> FlowSpec:
+    """Pictures of some shards, prepared for the tokenizer."""
+    return FlowSpec(
+        flow=FLOW,
+        kind="image",
+        urls=as_urls(shards),
+        batch=batch,
+        transform=vq_transform(config.model.resolution),
+        seed=config.training.seed,
+        streams=config.dataset.streams,
+        window=config.dataset.window,
+    )
+
+
+def training_batches(config: TokenizerConfig, ranks: Ranks, step: int) -> Iterator[PictureBatch]:
+    """This rank's share of each global batch, from optimizer step ``step`` on, without end.
+
+    Raises:
+        ValueError: the global batch cannot be shared by the ranks.
+    """
+    size = config.training.batch_size
+    if size % ranks.world:
+        raise ValueError(
+            f"training.batch_size = {size}: expected a multiple of {ranks.world}, the number of ranks"
+        )
+    loader = build_loader(
+        [picture_flow(config, config.dataset.shards, size // ranks.world)],
+        rank=ranks.rank,
+        world=ranks.world,
+        start_positions={FLOW: step * size},
+        num_workers=config.dataset.num_workers,
+        pin_memory=ranks.device.type == "cuda",
+    )
+    return (_batch(micro_batch, config.model.resolution) for micro_batch in loader)
+
+
+def _batch(micro_batch: MicroBatch, resolution: int) -> PictureBatch:
+    pictures = [sample.image_3HW for sample in micro_batch.samples[FLOW]]
+    found = [picture for picture in pictures if picture is not None]
+    pixels = torch.stack(found) if found else torch.zeros(1, 3, resolution, resolution)
+    return PictureBatch(pixels, len(found), micro_batch.skipped)
+
+
+def validation_pictures(config: TokenizerConfig) -> Tensor:
+    """The pictures of every evaluation, (B, 3, H, W).
+
+    Raises:
+        ValueError: none of them can be read.
+    """
+    shards = config.dataset.validation_shards or config.dataset.shards
+    source = Source(picture_flow(config, shards, 1))
+    wanted = range(min(config.dataset.validation_pictures, len(source)))
+    samples = [sample for i in wanted if isinstance(sample := source[i], Sample)]
+    pictures = [sample.image_3HW for sample in samples if sample.image_3HW is not None]
+    if not pictures:
+        raise ValueError(
+            f"none of the pictures to evaluate on can be read: {list(as_urls(shards))}"
+        )
+    return torch.stack(pictures)

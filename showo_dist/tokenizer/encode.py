@@ -1,0 +1,71 @@
+"""``showo-dist encode``: picture shards to code shards."""
+
+import argparse
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.progress import Progress
+
+from showo_dist.models.magvitv2 import MAGVITv2
+from showo_dist.tokenizer.encoding import EncodeSettings, encode_shards, fingerprint
+from showo_dist.tokenizer.ranks import Ranks, joined
+
+
+def main_encode(argv: Sequence[str]) -> int:
+    """Encode shards with a trained tokenizer, on the ranks that the launcher started.
+
+    Raises:
+        ValueError, OSError: what the user can mend, for the caller to print as one line.
+    """
+    arguments = _parser().parse_args(argv)
+    with joined() as ranks:
+        _encode(arguments, ranks)
+    return 0
+
+
+def _encode(arguments: argparse.Namespace, ranks: Ranks) -> None:
+    model = MAGVITv2.from_pretrained(arguments.tokenizer, ranks.device)
+    settings = EncodeSettings(
+        tokenizer=fingerprint(model),
+        resolution=arguments.resolution or model.config.resolution,
+        resize=arguments.resize,
+        condition_scale=arguments.condition_scale,
+        resize_back=arguments.resize_back,
+        keep_images=arguments.keep_images,
+        precision=arguments.precision,
+    )
+    with Progress(disable=not ranks.is_first) as progress:
+        task = progress.add_task("encoding", total=None)
+        report = encode_shards(
+            arguments.urls,
+            arguments.out,
+            model,
+            settings,
+            ranks,
+            arguments.batch_size,
+            lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    rank = f"rank {ranks.rank}: " if ranks.world > 1 else ""
+    Console().print(
+        f"{rank}{report.written} shards written, {report.skipped} were there; "
+        f"{report.samples} samples encoded, {report.unreadable} without a readable picture",
+        soft_wrap=True,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="showo-dist encode", description="Encode the pictures of shards to codes."
+    )
+    parser.add_argument("urls", nargs="+", metavar="URLS", help="shards: paths or brace patterns")
+    parser.add_argument("--tokenizer", required=True, help="folder or hub id of the tokenizer")
+    parser.add_argument("--out", required=True, help="folder to write to")
+    parser.add_argument("--resolution", type=int, help="pixels; default: the tokenizer's")
+    parser.add_argument("--resize", choices=["short", "squash"], default="short")
+    parser.add_argument("--condition-scale", type=int, metavar="S", help="also RecA's condition")
+    parser.add_argument("--resize-back", action="store_true", help="enlarge the condition again")
+    parser.add_argument("--keep-images", action="store_true", help="keep pictures beside codes")
+    parser.add_argument("--batch-size", type=int, default=32, help="default %(default)s")
+    parser.add_argument("--precision", choices=["fp32", "bf16", "auto"], default="fp32")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher
+    return parser

@@ -1,0 +1,16 @@
+"""Which number format the forward pass computes in."""
+
+import torch
+
+
+def autocast(setting: str, device: torch.device) -> torch.autocast:
+    """The autocast context of ``auto``, ``bf16`` or ``fp32``; ``auto`` takes bf16 where it is fast."""
+    enabled = setting == "bf16" or (setting == "auto" and has_fast_bf16(device))
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether the device has matrix instructions for bf16."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

@@ -1,0 +1,203 @@
+"""Trains the image tokenizer: any picture shards, any number of ranks, the same curve."""
+
+import math
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from showo_data import BadSamples
+from showo_dist.config.loader import to_yaml
+from showo_dist.logging import RunLogger
+from showo_dist.models.magvitv2 import MAGVITv2
+from showo_dist.tokenizer import checkpoint
+from showo_dist.tokenizer.batches import PictureBatch, training_batches, validation_pictures
+from showo_dist.tokenizer.config import TokenizerConfig
+from showo_dist.tokenizer.evaluation import evaluate
+from showo_dist.tokenizer.initialisation import initialise
+from showo_dist.tokenizer.objective import objective
+from showo_dist.tokenizer.precision import autocast
+from showo_dist.tokenizer.ranks import Ranks
+from showo_dist.tokenizer.schedule import learning_rate
+from showo_dist.tokenizer.usage import CodeUsage, collapse_warning, summary
+from showo_dist.tokenizer.window import Window
+
+FINAL = "final"
+
+
+class Trainer:
+    """One rank of a tokenizer run."""
+
+    def __init__(self, config: TokenizerConfig, ranks: Ranks) -> None:
+        """Build model, optimizer and data, and load the checkpoint to go on from, if there is one."""
+        self.config, self.ranks = config, ranks
+        self.run = Path(config.experiment.output_dir)
+        torch.manual_seed(config.training.seed)  # the initial weights; nothing else is drawn
+        self.model = MAGVITv2(config.model).to(ranks.device)
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        initialise(self.model)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(),
+            betas=(config.optimizer.beta1, config.optimizer.beta2),
+            weight_decay=config.optimizer.weight_decay,
+            fused=True,
+        )
+        self.step = self.start = self._resume()
+        self.batches = training_batches(config, ranks, self.step)
+        self.network: torch.nn.Module = self.model
+        if ranks.world > 1:
+            self.network = DistributedDataParallel(self.model, gradient_as_bucket_view=True)
+        self.usage = CodeUsage(config.model.codebook_size, ranks.device)
+        self.bad = BadSamples()
+        self.validation_B3HW = validation_pictures(config) if ranks.is_first else None
+
+    def _resume(self) -> int:
+        choice = self.config.experiment.resume_from_checkpoint
+        folder = checkpoint.find(self.run, choice)
+        return checkpoint.load(folder, self.model, self.optimizer) if folder else 0
+
+    def train(self) -> Path:
+        """Run to ``training.max_train_steps``; returns the folder of the trained tokenizer."""
+        every = self.config.experiment
+        with self._logger() as log:
+            log.event(self._description())
+            window = Window()
+            while self.step < self.config.training.max_train_steps:
+                self._one_step(window)
+                self.step += 1
+                if self._is_due(every.log_every):
+                    self._report(window, log)
+                if self._is_due(every.eval_every):
+                    self._evaluate(log)
+                if self._is_due(every.save_every):
+                    self._save()
+                if self._is_due(every.log_every):
+                    window = Window()  # evaluating and saving is not part of the speed
+            return self._finish(log)
+
+    def _is_due(self, every: int) -> bool:
+        """Whether something happens after this step: each ``every`` steps (0: never) and at the end."""
+        last = self.step == self.config.training.max_train_steps
+        return last or (every > 0 and self.step % every == 0)
+
+    def _logger(self) -> RunLogger:
+        run, wandb = self.config.experiment, self.config.wandb
+        return RunLogger(
+            self.run,
+            rank=self.ranks.rank,
+            total_steps=self.config.training.max_train_steps,
+            start_step=self.start,
+            config=asdict(self.config),
+            project=run.project,
+            name=run.name,
+            wandb_mode=wandb.mode,
+            wandb_id=wandb.run_id,
+            wandb_entity=wandb.entity,
+            wandb_resume=wandb.resume,
+        )
+
+    def _description(self) -> str:
+        model, training = self.config.model, self.config.training
+        number_format = (
+            "bf16" if autocast(training.mixed_precision, self.ranks.device)._enabled else "fp32"
+        )
+        return (
+            f"image tokenizer, {sum(p.numel() for p in self.model.parameters()):,} parameters, "
+            f"{model.codes_per_image} codes of {model.bits} bits for {model.resolution}×"
+            f"{model.resolution} pixels; {training.batch_size} pictures per step on "
+            f"{self.ranks.world} ranks, {number_format}, from step {self.start}"
+        )
+
+    def _one_step(self, window: Window) -> None:
+        before = time.monotonic()
+        batch = next(self.batches)
+        self.bad.add(batch.skipped)
+        window.waited_s += time.monotonic() - before
+        share = self._share(batch)
+        pixels = batch.pixels_B3HW.to(
+            self.ranks.device, memory_format=torch.channels_last, non_blocking=True
+        )
+        with autocast(self.config.training.mixed_precision, self.ranks.device):
+            output = self.network(pixels, lambda mean: self.ranks.mean(mean, share))
+        terms = objective(output, pixels, self.config.loss)
+        # DDP divides the sum of the ranks' gradients by their number
+        (terms["loss"] * share * self.ranks.world).backward()
+        terms["grad_norm"] = self._update()
+        window.add(terms, share)
+        if batch.read:
+            self.usage.add(output.codes)
+
+    def _share(self, batch: PictureBatch) -> float:
+        """This rank's share of the pictures of the global batch, which bad samples make uneven."""
+        total = self.ranks.sum(torch.tensor(batch.read, device=self.ranks.device))
+        return batch.read / max(1, int(total))
+
+    def _update(self) -> Tensor:
+        """One AdamW step; returns the norm of the gradient before clipping."""
+        config = self.config.optimizer
+        rate = learning_rate(config, self.step, self.config.training.max_train_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        limit = math.inf if config.max_grad_norm is None else config.max_grad_norm
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return norm
+
+    def _report(self, window: Window, log: RunLogger) -> None:
+        counts_K = self.ranks.sum(self.usage.take())
+        elapsed = time.monotonic() - window.began
+        means = window.means(self.ranks)
+        pictures = window.steps * self.config.training.batch_size
+        log.log(
+            self.step,
+            means
+            | summary(counts_K)
+            | {
+                "lr": self.optimizer.param_groups[0]["lr"],
+                "pictures_per_s": pictures / elapsed,
+                "data_wait": window.waited_s / elapsed,
+            },
+        )
+        warning = collapse_warning(counts_K)
+        if warning and self.step > self.config.optimizer.warmup_steps:
+            log.event(f"step {self.step}: {warning}")
+        self._check_bad_samples(log)
+
+    def _check_bad_samples(self, log: RunLogger) -> None:
+        """Collective, so that all ranks give up together."""
+        tried = (self.step - self.start) * self.config.training.batch_size
+        total = int(self.ranks.sum(torch.tensor(self.bad.total, device=self.ranks.device)))
+        if total > self.config.dataset.max_bad_fraction * tried:
+            raise ValueError(
+                f"{total} of {tried} samples could not be read, more than dataset.max_bad_fraction "
+                f"= {self.config.dataset.max_bad_fraction} allows; on rank {self.ranks.rank}: "
+                f"{self.bad.summary()}"
+            )
+
+    def _evaluate(self, log: RunLogger) -> None:
+        """On the first rank; the others wait for it in the next step."""
+        if self.validation_B3HW is None:
+            return
+        result = evaluate(self.model, self.validation_B3HW)
+        log.log(self.step, result.metrics)
+        log.pictures(self.step, "reconstruction", result.grid, "originals above reconstructions")
+
+    def _save(self) -> None:
+        if self.ranks.is_first:
+            keep = self.config.experiment.keep_last
+            checkpoint.save(self.run, self.step, self.model, self.optimizer, keep)
+        self.ranks.barrier()
+
+    def _finish(self, log: RunLogger) -> Path:
+        """Write the trained tokenizer; it appears under its name once it is complete."""
+        target = self.run / FINAL
+        if self.ranks.is_first:
+            checkpoint.publish(target, self.model.save_pretrained)
+            (self.run / "config.yaml").write_text(to_yaml(self.config))
+            log.event(f"trained tokenizer: {target}")
+        self.ranks.barrier()
+        return target

@@ -1,0 +1,158 @@
+"""Real training runs: the same curve on any number of ranks, exact resume, honest reports."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from showo_data.shards import Member, OpenShards, write_shard
+from showo_dist.config.loader import load_file as load_config
+from showo_dist.logging import read_metrics
+from showo_dist.models.magvitv2 import MAGVITv2
+from showo_dist.tokenizer.cli import run
+from showo_dist.tokenizer.config import TokenizerConfig
+from showo_dist.tokenizer.ranks import Ranks
+from showo_dist.tokenizer.trainer import Trainer
+from tests.tokenizer.conftest import TINY
+
+ALONE = Ranks(0, 1, torch.device("cpu"))
+
+
+def values(shards: Path, out: Path, **more: Any) -> dict[str, Any]:
+    """The config of a short run; ``more`` are dotted keys with ``__`` for the dot."""
+    config: dict[str, Any] = {
+        "model": TINY,
+        "dataset": {"shards": str(shards / "train-{000000..000002}.tar"), "validation_pictures": 4},
+        "experiment": {"output_dir": str(out), "log_every": 1},
+        "optimizer": {"learning_rate": 2e-3, "warmup_steps": 2},
+        "training": {"max_train_steps": 8, "batch_size": 8, "mixed_precision": "fp32"},
+        "loss": {"codebook": "joint"},
+        "wandb": {"mode": "disabled"},
+    }
+    for key, value in more.items():
+        section, _, name = key.partition("__")
+        config[section] = {**config[section], name: value}
+    return config
+
+
+def config_of(path: Path, config: dict[str, Any]) -> TokenizerConfig:
+    path.write_text(json.dumps(config))  # JSON is YAML
+    return load_config(path, schema=TokenizerConfig)
+
+
+def curve(run_folder: Path, name: str = "loss") -> list[float]:
+    return [line[name] for line in read_metrics(run_folder / "metrics.jsonl") if name in line]
+
+
+def test_two_processes_learn_what_one_learns(shards: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    config = config_of(tmp_path / "one.yaml", values(shards, one))
+    Trainer(config, ALONE).train()
+    (tmp_path / "two.yaml").write_text(json.dumps(values(shards, two)))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    subprocess.run(
+        [*launch, "-m", "showo_dist.tokenizer", f"config={tmp_path / 'two.yaml'}"],
+        check=True,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    torch.testing.assert_close(curve(two), curve(one), rtol=1e-4, atol=1e-5)
+    codes = curve(two, "codes_in_use")
+    assert codes == curve(one, "codes_in_use") and codes[-1] > 1
+    assert curve(one)[-1] < 0.8 * curve(one)[0]
+
+
+def test_resumed_run_is_the_uninterrupted_one(shards: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    every = {"experiment__save_every": 3, "experiment__keep_last": 0}
+    config = config_of(tmp_path / "config.yaml", values(shards, out, **every))
+    expected = load_file(Trainer(config, ALONE).train() / "model.safetensors")
+    losses = curve(out)
+    for late in ("step-00000006", "step-00000008", "final"):  # as if killed in step 5
+        shutil.rmtree(out / late)
+    (out / ".step-00000006.partial").mkdir()  # begun, never finished
+
+    resumed = Trainer(config, ALONE)
+    assert resumed.step == 3
+    weights = load_file(resumed.train() / "model.safetensors")
+    assert all(torch.equal(weights[name], value) for name, value in expected.items())
+    assert curve(out) == losses
+
+
+def test_finished_run_is_not_trained_again(shards: Path, tmp_path: Path) -> None:
+    config = config_of(tmp_path / "config.yaml", values(shards, tmp_path / "run"))
+    final = Trainer(config, ALONE).train() / "model.safetensors"
+    expected, written = load_file(final), final.stat().st_mtime_ns
+    again = Trainer(config, ALONE)
+    assert again.step == 8
+    again.train()
+    assert final.stat().st_mtime_ns > written
+    assert all(torch.equal(load_file(final)[name], value) for name, value in expected.items())
+    assert len(curve(tmp_path / "run")) == 8
+
+
+def test_run_reports_what_it_does(shards: Path, tmp_path: Path) -> None:
+    more = {"experiment__eval_every": 4, "training__mixed_precision": "bf16"}
+    config = config_of(tmp_path / "config.yaml", values(shards, tmp_path / "run", **more))
+    final = Trainer(config, ALONE).train()
+    run = tmp_path / "run"
+    assert [p.name for p in sorted((run / "pictures").iterdir())] == [
+        "reconstruction-000004.png",
+        "reconstruction-000008.png",
+    ]
+    psnr = curve(run, "eval/psnr")
+    assert len(psnr) == 2 and 0 < psnr[0] < psnr[1]
+    line = read_metrics(run / "metrics.jsonl")[-2]
+    assert line["step"] == 8 and 0 < line["codes_in_use"] <= 16 and line["pictures_per_s"] > 0
+    assert load_config(run / "config.yaml", schema=TokenizerConfig) == config
+    assert MAGVITv2.from_pretrained(final).config == config.model
+
+
+def test_collapse_is_announced(shards: Path, tmp_path: Path) -> None:
+    weights = {"loss__codebook_entropy": 0.0, "loss__sample_entropy": 100.0, "loss__l1": 0.0}
+    more = weights | {"loss__l2": 0.0, "optimizer__learning_rate": 0.05}
+    config = config_of(tmp_path / "config.yaml", values(shards, tmp_path / "run", **more))
+    Trainer(config, ALONE).train()
+    assert "CODEBOOK COLLAPSE" in (tmp_path / "run" / "events.jsonl").read_text()
+
+
+def test_unreadable_pictures_are_absent_and_bounded(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files, good = OpenShards(), str(shards / "train-000000.tar")
+    samples = [
+        {"__key__": f"{i:03d}", "png": files.read(good, png_of(files, good, i))} for i in range(8)
+    ]
+    write_shard(tmp_path / "good.tar", samples[:7])
+    broken = [*samples[:7], {"__key__": "007", "png": b"no picture"}]
+    write_shard(tmp_path / "broken.tar", broken)
+    final = {}
+    for name, size in (("good", 7), ("broken", 8)):
+        config = values(shards, tmp_path / name, dataset__shards=str(tmp_path / f"{name}.tar"))
+        config["dataset"] |= {"max_bad_fraction": 0.2, "streams": 1}
+        config["training"]["batch_size"] = size  # a step is an epoch
+        final[name] = curve_of(config, tmp_path)
+    torch.testing.assert_close(final["broken"], final["good"], rtol=1e-4, atol=1e-5)
+
+    config["dataset"]["max_bad_fraction"] = 0.1
+    config["experiment"]["output_dir"] = str(tmp_path / "strict")
+    (tmp_path / "strict.yaml").write_text(json.dumps(config))
+    assert run([f"config={tmp_path / 'strict.yaml'}"]) == 2
+    message = capsys.readouterr().err
+    assert "1 of 8 samples could not be read" in message and "dataset.max_bad_fraction" in message
+
+
+def png_of(files: OpenShards, shard: str, number: int) -> Member:
+    return next(m for m in files.table(shard).members(number) if m.extension == "png")
+
+
+def curve_of(config: dict[str, Any], tmp_path: Path) -> list[float]:
+    Trainer(config_of(tmp_path / "config.yaml", config), ALONE).train()
+    return curve(Path(config["experiment"]["output_dir"]))
