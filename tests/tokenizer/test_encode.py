@@ -101,12 +101,15 @@ def test_two_ranks_write_what_one_writes(shards: Path, tmp_path: Path, tiny: MAG
     script.write_text(f"{command}; main(sys.argv[1:])\n")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     arguments = [urls(shards), "--tokenizer", str(tmp_path / "tokenizer"), "--keep-images"]
-    subprocess.run(
+    done = subprocess.run(
         [*launch, str(script), *arguments, "--out", str(tmp_path / "two")],
         check=True,
         timeout=120,
+        stdout=subprocess.PIPE,
+        text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
+    assert "rank 0: 2 shards written" in done.stdout and "rank 1: 1 shards" in done.stdout
     begun = json.loads((tmp_path / "two" / "encode.json").read_text())
     loaded = MAGVITv2.from_pretrained(tmp_path / "tokenizer")
     encode_shards(urls(shards), tmp_path / "one", loaded, EncodeSettings(**begun), ALONE)
