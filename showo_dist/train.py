@@ -6,16 +6,14 @@ torchrun and plain ``python -m showo_dist.train`` (one process) take the same ar
 import sys
 
 from showo_dist.config import TrainConfig, load
-from showo_dist.training.launch import process_group
+from showo_dist.runtime.exits import exit_plainly
+from showo_dist.runtime.ranks import joined
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the training that the arguments describe; returns the exit code."""
-    arguments = [
-        a for a in (sys.argv[1:] if argv is None else argv) if not a.startswith("--local_rank")
-    ]
-    with process_group() as ranks:
-        config = load(arguments, TrainConfig)
+    config = load(sys.argv[1:] if argv is None else argv, TrainConfig)
+    with joined(config.distributed.timeout_s, always_group=True) as ranks:
         from showo_dist.training.trainer import Trainer  # DeepSpeed takes seconds to import
 
         Trainer(config, ranks).train()
@@ -23,6 +21,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from showo_dist.training.launch import exit_plainly
-
-    exit_plainly(main)
+    exit_plainly("showo_dist.train", main)

@@ -2,7 +2,8 @@
 
 import sys
 
-from showo_dist.tokenizer.cli import run
+from showo_dist.runtime.exits import exit_plainly
+from showo_dist.tokenizer.cli import main
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv[1:]))
+    exit_plainly("showo_dist.tokenizer", lambda: main(sys.argv[1:]))

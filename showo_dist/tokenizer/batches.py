@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from showo_data import FlowSpec, MicroBatch, Sample, Skipped, Source, build_loader, vq_transform
+from showo_dist.runtime.ranks import Ranks
 from showo_dist.tokenizer.config import TokenizerConfig
-from showo_dist.tokenizer.ranks import Ranks
 
 FLOW = "image"
 

@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from showo_dist.models.magvitv2 import MAGVITv2
+from showo_dist.runtime.ranks import Ranks, joined
 from showo_dist.tokenizer.encoding import EncodeSettings, encode_shards, fingerprint
-from showo_dist.tokenizer.ranks import Ranks, joined
 
 
 def main_encode(argv: Sequence[str]) -> int:

@@ -21,9 +21,9 @@ from showo_data import vq_transform
 from showo_data.members import CODES, CONDITION, IMAGES, BadSampleError, read_image
 from showo_data.shards import OpenShards, ShardHeader, index_path, load_index, write_shard
 from showo_dist.models.magvitv2 import MAGVITv2
+from showo_dist.runtime.precision import autocast
+from showo_dist.runtime.ranks import Ranks
 from showo_dist.tokenizer.condition import condition_pixels
-from showo_dist.tokenizer.precision import autocast
-from showo_dist.tokenizer.ranks import Ranks
 
 SETTINGS_NAME = "encode.json"
 

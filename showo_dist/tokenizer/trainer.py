@@ -13,14 +13,14 @@ from showo_data import BadSamples
 from showo_dist.config.loader import to_yaml
 from showo_dist.logging import RunLogger
 from showo_dist.models.magvitv2 import MAGVITv2
+from showo_dist.runtime.precision import autocast
+from showo_dist.runtime.ranks import Ranks
 from showo_dist.tokenizer import checkpoint
 from showo_dist.tokenizer.batches import PictureBatch, training_batches, validation_pictures
 from showo_dist.tokenizer.config import TokenizerConfig
 from showo_dist.tokenizer.evaluation import evaluate
 from showo_dist.tokenizer.initialisation import initialise
 from showo_dist.tokenizer.objective import objective
-from showo_dist.tokenizer.precision import autocast
-from showo_dist.tokenizer.ranks import Ranks
 from showo_dist.tokenizer.schedule import learning_rate
 from showo_dist.tokenizer.usage import CodeUsage, collapse_warning, summary
 from showo_dist.tokenizer.window import Window

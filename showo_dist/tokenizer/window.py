@@ -5,7 +5,7 @@ import time
 import torch
 from torch import Tensor
 
-from showo_dist.tokenizer.ranks import Ranks
+from showo_dist.runtime.ranks import Ranks
 
 
 class Window:

@@ -8,14 +8,9 @@ import torch.distributed as dist
 
 from showo_dist.config import TrainConfig, active_flows
 from showo_dist.models.showo import ShowO
-from showo_dist.tokenizer.precision import has_fast_bf16
+from showo_dist.runtime.precision import uses_bf16
 from showo_dist.training import engine_state
 from showo_dist.training.optimizer import build_optimizer, build_schedule
-
-
-def uses_bf16(mixed_precision: str, device: torch.device) -> bool:
-    """``auto`` takes bf16 where the machine has instructions for it."""
-    return mixed_precision == "bf16" or (mixed_precision == "auto" and has_fast_bf16(device))
 
 
 def samples_per_micro_step(config: TrainConfig) -> int:

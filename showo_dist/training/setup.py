@@ -11,9 +11,9 @@ from showo_dist.models.clip import ClipTower
 from showo_dist.models.magvitv2 import MAGVITv2
 from showo_dist.models.pretrained import from_language_model, load_weights
 from showo_dist.models.showo import ShowO
+from showo_dist.runtime.precision import uses_bf16
 from showo_dist.sequences import TextEncoder
 from showo_dist.training.encoders import Encoders
-from showo_dist.training.engine import uses_bf16
 from showo_kernels import select_backend
 
 _UNDERSTANDING: dict[str, Kind] = {

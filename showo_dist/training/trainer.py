@@ -12,7 +12,7 @@ from showo_dist.config import TrainConfig, active_flows, to_yaml
 from showo_dist.logging import RunLogger
 from showo_dist.models.folder import CONFIG_NAME
 from showo_dist.models.pretrained import config_json
-from showo_dist.tokenizer.ranks import Ranks
+from showo_dist.runtime.ranks import Ranks
 from showo_dist.training import engine_state
 from showo_dist.training.batches import PackedBatches
 from showo_dist.training.checkpoint import (

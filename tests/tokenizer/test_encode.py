@@ -13,9 +13,9 @@ import torch
 from showo_data import FlowSpec, Sample, Skipped, Source, vq_transform
 from showo_data.shards import write_shard
 from showo_dist.models.magvitv2 import MAGVITv2
+from showo_dist.runtime.ranks import Ranks
 from showo_dist.tokenizer.condition import condition_pixels
 from showo_dist.tokenizer.encoding import EncodeSettings, encode_shards
-from showo_dist.tokenizer.ranks import Ranks
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 SETTINGS = EncodeSettings(tokenizer="none", resolution=32, condition_scale=2)

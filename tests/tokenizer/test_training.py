@@ -16,9 +16,9 @@ from showo_data.shards import OpenShards, write_shard
 from showo_dist.config.loader import load_file as load_config
 from showo_dist.logging import read_metrics
 from showo_dist.models.magvitv2 import MAGVITv2
-from showo_dist.tokenizer.cli import run
+from showo_dist.runtime.ranks import Ranks
+from showo_dist.tokenizer.cli import main
 from showo_dist.tokenizer.config import TokenizerConfig
-from showo_dist.tokenizer.ranks import Ranks
 from showo_dist.tokenizer.trainer import Trainer
 from tests.tokenizer.conftest import TINY
 
@@ -144,9 +144,7 @@ def test_collapse_is_announced(shards: Path, tmp_path: Path) -> None:
     assert "CODEBOOK COLLAPSE" in (tmp_path / "run" / "events.jsonl").read_text()
 
 
-def test_unreadable_pictures_are_absent_and_bounded(
-    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unreadable_pictures_are_absent_and_bounded(shards: Path, tmp_path: Path) -> None:
     samples = png_samples(shards / "train-000000.tar", 8)
     write_shard(tmp_path / "good.tar", samples[:7])
     broken = [*samples[:7], {**samples[7], "png": b"no picture"}]
@@ -162,9 +160,9 @@ def test_unreadable_pictures_are_absent_and_bounded(
     config["dataset"]["max_bad_fraction"] = 0.1
     config["experiment"]["output_dir"] = str(tmp_path / "strict")
     (tmp_path / "strict.yaml").write_text(json.dumps(config))
-    assert run([f"config={tmp_path / 'strict.yaml'}"]) == 2
-    message = capsys.readouterr().err
-    assert "1 of 8 samples could not be read" in message and "dataset.max_bad_fraction" in message
+    with pytest.raises(ValueError, match="1 of 8 samples could not be read") as error:
+        main([f"config={tmp_path / 'strict.yaml'}"])
+    assert "dataset.max_bad_fraction" in str(error.value)
 
 
 def curve_of(config: dict[str, Any], tmp_path: Path) -> list[float]:

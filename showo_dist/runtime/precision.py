@@ -5,8 +5,12 @@ import torch
 
 def autocast(setting: str, device: torch.device) -> torch.autocast:
     """The autocast context of ``auto``, ``bf16`` or ``fp32``; ``auto`` takes bf16 where it is fast."""
-    enabled = setting == "bf16" or (setting == "auto" and has_fast_bf16(device))
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=uses_bf16(setting, device))
+
+
+def uses_bf16(setting: str, device: torch.device) -> bool:
+    """Whether ``auto``, ``bf16`` or ``fp32`` means bf16 on this device."""
+    return setting == "bf16" or (setting == "auto" and has_fast_bf16(device))
 
 
 def has_fast_bf16(device: torch.device) -> bool:

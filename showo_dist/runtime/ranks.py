@@ -1,0 +1,92 @@
+"""The processes of a run: one without a launcher, else those that torchrun or DeepSpeed started."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of the run."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes files and speaks to the user."""
+        return self.rank == 0
+
+    def mean(self, value: Tensor, share: float) -> Tensor:
+        """Mean over the ranks, each weighted by its ``share``; the gradient goes to ``value`` alone.
+
+        With every rank's loss multiplied by its share, the gradients' sum over the ranks then is the
+        gradient of whatever is computed from the mean.
+        """
+        if self.world == 1:
+            return value
+        mean = self.sum(value.detach() * share)
+        return value + (mean - value).detach()
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Sum over the ranks, in place, without gradient."""
+        if self.world > 1:
+            dist.all_reduce(value)
+        return value
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.world > 1:
+            dist.barrier()
+
+
+def _from_environment() -> Ranks:
+    """What torchrun, DeepSpeed's launcher, or nobody said about this process."""
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    local_rank = int(os.environ.get("LOCAL_RANK", rank))
+    if not torch.cuda.is_available():
+        return Ranks(rank, world, torch.device("cpu"))
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return Ranks(rank, world, device)
+
+
+def _share_cores(world: int) -> None:
+    """Split this machine's cores among its ranks, unless the environment says otherwise."""
+    if "OMP_NUM_THREADS" in os.environ:
+        return
+    ranks_here = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(ranks_here)))
+
+
+@contextmanager
+def joined(timeout_s: float | None = None, always_group: bool = False) -> Iterator[Ranks]:
+    """Join the process group that the launcher's environment describes, and leave it at the end.
+
+    Args:
+        timeout_s: of collectives; None is torch's default.
+        always_group: make a group of one when there is no launcher, for those who need one (DeepSpeed).
+    """
+    ranks = _from_environment()
+    _share_cores(ranks.world)
+    backend = "nccl" if ranks.device.type == "cuda" else "gloo"
+    timeout = None if timeout_s is None else timedelta(seconds=timeout_s)
+    if ranks.world > 1:
+        dist.init_process_group(backend, timeout=timeout)
+    elif always_group:
+        os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it
+        dist.init_process_group(
+            backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout
+        )
+    try:
+        yield ranks
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
