@@ -4,6 +4,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, fields
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from showo_dist.sequences.sequence import FLOWS, Sequence
@@ -24,7 +25,8 @@ class PackedBatch:
         keep_grad_T: bool, false where inputs carry no gradient; None when all do.
         label_rows_P, targets_P: int64 supervised rows and the ids wanted there.
         label_flow_P: int64 index into :data:`FLOWS`.
-        label_weights_P: float32 weights.
+        label_weights_P: float32 weights; 0 for labels that only fill up.
+        real_tokens: tokens of the sequences themselves, without what fills up.
     """
 
     ids_N: Tensor
@@ -38,6 +40,7 @@ class PackedBatch:
     targets_P: Tensor
     label_flow_P: Tensor
     label_weights_P: Tensor
+    real_tokens: int
 
     @property
     def tokens(self) -> int:
@@ -92,6 +95,26 @@ def _keep_grad(sequences: Seq[Sequence]) -> Tensor | None:
     return torch.cat([torch.full((len(s),), not s.frozen_inputs) for s in sequences])
 
 
+def _labels(sequences: Seq[Sequence], starts: Seq[int], multiple_of: int) -> dict[str, Tensor]:
+    """Labels of all sequences, filled up with labels of weight 0 on the first row."""
+    counts = [len(s.label_rows_P) for s in sequences]
+    flows = torch.tensor([FLOWS.index(s.flow) for s in sequences])
+    weights = [
+        torch.ones(count) if s.weights_P is None else s.weights_P
+        for s, count in zip(sequences, counts, strict=True)
+    ]
+    labels = {
+        "label_rows_P": torch.cat(
+            [s.label_rows_P + start for s, start in zip(sequences, starts, strict=True)]
+        ),
+        "targets_P": torch.cat([s.targets_P for s in sequences]),
+        "label_flow_P": flows.repeat_interleave(torch.tensor(counts)),
+        "label_weights_P": torch.cat(weights),
+    }
+    missing = -sum(counts) % multiple_of
+    return {name: F.pad(tensor, (0, missing)) for name, tensor in labels.items()}
+
+
 def pack(
     sequences: Seq[Sequence], *, pad_id: int, feature_width: int = 0, multiple_of: int = 1
 ) -> PackedBatch:
@@ -102,7 +125,7 @@ def pack(
             still runs the same modules as on every other rank.
         pad_id: id of the tokens that fill the row up.
         feature_width: C of the model's understanding features, 0 for none.
-        multiple_of: T is rounded up to it, so that shapes repeat on GPU.
+        multiple_of: T and P are rounded up to it, so that shapes repeat: compiled kernels are found again.
     """
     total = sum(len(s) for s in sequences)
     missing = -total % multiple_of or (0 if total else 1)
@@ -117,25 +140,15 @@ def pack(
         id_rows_N=looked_up.nonzero().flatten(),
         features_FC=_features(sequences, feature_width),
         feature_rows_F=feature_rows,
-        position_ids_T=torch.cat(
-            [
-                s.position_ids_L if s.position_ids_L is not None else torch.arange(len(s))
-                for s in sequences
-            ]
-        ),
+        position_ids_T=torch.cat([_positions(s) for s in sequences]),
         visibility=Visibility.from_documents([s.spans for s in sequences]),
         keep_grad_T=_keep_grad(sequences),
-        label_rows_P=torch.cat(
-            [s.label_rows_P + start for s, start in zip(sequences, starts, strict=True)]
-        ),
-        targets_P=torch.cat([s.targets_P for s in sequences]),
-        label_flow_P=torch.cat(
-            [torch.full((len(s.label_rows_P),), FLOWS.index(s.flow)) for s in sequences]
-        ),
-        label_weights_P=torch.cat(
-            [
-                torch.ones(len(s.label_rows_P)) if s.weights_P is None else s.weights_P
-                for s in sequences
-            ]
-        ),
+        **_labels(sequences, starts, multiple_of),
+        real_tokens=total,
+    )
+
+
+def _positions(sequence: Sequence) -> Tensor:
+    return (
+        torch.arange(len(sequence)) if sequence.position_ids_L is None else sequence.position_ids_L
     )

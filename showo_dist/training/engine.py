@@ -19,12 +19,19 @@ def samples_per_micro_step(config: TrainConfig) -> int:
 
 
 def deepspeed_config(config: TrainConfig, device: torch.device) -> dict[str, Any]:
-    """DeepSpeed's settings for a config; ``distributed.deepspeed`` goes over them."""
+    """DeepSpeed's settings for a config; ``distributed.deepspeed`` goes over them.
+
+    bf16 is autocast over fp32 weights at ZeRO-0: the optimizer that DeepSpeed would wrap there decays the
+    weights once while it is built, and keeps its fp32 copies out of reach of the accessors.
+    """
+    bf16 = uses_bf16(config.training.mixed_precision, device)
+    sharded = config.distributed.zero_stage > 0
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": samples_per_micro_step(config),
         "gradient_accumulation_steps": config.training.gradient_accumulation_steps,
         "gradient_clipping": config.training.max_grad_norm or 0.0,
-        "bf16": {"enabled": uses_bf16(config.training.mixed_precision, device)},
+        "bf16": {"enabled": bf16 and sharded},
+        "torch_autocast": {"enabled": bf16 and not sharded, "dtype": "bfloat16"},
         "zero_optimization": {
             "stage": config.distributed.zero_stage,
             # gloo has no asynchronous reduction on a side stream

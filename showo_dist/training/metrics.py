@@ -39,7 +39,7 @@ class Meter:
 
     def add(self, window: list[PackedBatch], account: Account) -> None:
         """Count one optimizer step of this rank."""
-        self._sums["tokens"] += sum(batch.tokens for batch in window)
+        self._sums["tokens"] += sum(batch.real_tokens for batch in window)
         self._sums["flops"] += sum(self.work.flops(batch) for batch in window)
         self._sums["samples"] += account.samples
         self._sums["wait_s"] += account.wait_s

@@ -14,6 +14,7 @@ from showo_dist.models.showo import ShowO
 from showo_dist.runtime.precision import uses_bf16
 from showo_dist.sequences import TextEncoder
 from showo_dist.training.encoders import Encoders
+from showo_dist.training.unconverted import external_captions, refuse_unconverted
 from showo_kernels import select_backend
 
 _UNDERSTANDING: dict[str, Kind] = {
@@ -31,27 +32,17 @@ def flow_kind(config: TrainConfig, flow: str) -> Kind:
     return kinds[flow]
 
 
-def _refuse_unread_sources(config: TrainConfig) -> None:
-    """Layouts of the published loaders that have to be turned into shards first."""
-    if config.dataset.gen_type == "imagenet1k" and "t2i" in active_flows(config):
-        raise ValueError(
-            "dataset.gen_type = imagenet1k: class folders are not read; make captioned shards, set t2i"
-        )
-    for name, value in vars(config.dataset.params).items():
-        if name.startswith("external_") and value:
-            raise ValueError(
-                f"dataset.params.{name} = {value}: captions are read from the shards alone; set null"
-            )
-
-
 def flow_specs(config: TrainConfig, clip_size: int | None = None) -> list[FlowSpec]:
     """The streams of the active flows.
 
     Args:
         config: of the run.
         clip_size: side of the pictures of the CLIP tower, for models that understand through it.
+
+    Raises:
+        ValueError: data that has to be turned into shards first.
     """
-    _refuse_unread_sources(config)
+    refuse_unconverted(config)
     resolution = config.dataset.preprocessing.resolution
     squash = config.dataset.recon_type == "mid"
     transforms = {
@@ -66,6 +57,7 @@ def flow_specs(config: TrainConfig, clip_size: int | None = None) -> list[FlowSp
             urls=flow.paths,
             batch=flow.batch_size,
             transform=transforms.get(name),
+            captions=external_captions(config, name),
             seed=config.data_seed,
             streams=config.data.streams,
             window=config.shuffle_window,

@@ -33,11 +33,12 @@ class Stepper:
     """Runs optimizer steps of an engine.
 
     The loss of a flow is its sum over the global batch divided by the labels in the global batch, which are
-    counted before the first backward. DeepSpeed divides by ranks and micro-steps; the scale given to each
+    counted before the first backward. Engines divide by ranks and micro-steps; the scale given to each
     flow's sum undoes that.
 
     Args:
-        engine: DeepSpeed engine around a :class:`~showo_dist.models.showo.ShowO`.
+        engine: around a :class:`~showo_dist.models.showo.ShowO`: DeepSpeed's, or a
+            :class:`~showo_dist.training.torch_engine.TorchEngine`.
         coefficients: per flow; absent ones count 0.
         normalization: ``global``, or ``rank`` for the published mean per rank and micro-step.
         device: of the engine.
@@ -81,14 +82,10 @@ class Stepper:
         return StepLosses(named, total, whole, norms)
 
     def _scale(self, counts_F: Tensor, total_counts_F: Tensor, micro_steps: int) -> Tensor:
-        """Factor of each flow's sum, so that DeepSpeed's averages come out as the wanted mean."""
+        """Factor of each flow's sum, so that the engine's averages come out as the wanted mean."""
         if self.normalization == "rank":
             return self.coefficients_F / counts_F.clamp(min=1)
-        return (
-            self.coefficients_F
-            / total_counts_F.clamp(min=1)
-            * (dist.get_world_size() * micro_steps)
-        )
+        return self.coefficients_F / total_counts_F.clamp(min=1) * (_world_size() * micro_steps)
 
     def _means(self, sums_F: Tensor, counts_F: Tensor) -> tuple[dict[str, float], float]:
         """Mean of each flow that had labels, and the total."""
@@ -98,15 +95,20 @@ class Stepper:
         return named, sum(c * m for c, m in zip(self.coefficients_F.tolist(), means, strict=True))
 
 
+def _world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
 def _summed(value: Tensor) -> Tensor:
     """Sum over ranks of a small tensor (a copy)."""
     value = value.clone()
-    dist.all_reduce(value)
+    if dist.is_initialized():
+        dist.all_reduce(value)
     return value
 
 
 def _unwrapped_norm(engine: Any) -> Tensor | None:
-    """Gradient norm where DeepSpeed wraps no optimizer (ZeRO-0 in fp32) and so keeps none, else None."""
+    """Gradient norm where the engine wraps no optimizer and so keeps none (ZeRO-0 in fp32), else None."""
     if not isinstance(engine.optimizer, torch.optim.Optimizer):
         return None
     if not engine.is_gradient_accumulation_boundary():

@@ -60,9 +60,8 @@ class Work:
 
     def flops(self, batch: PackedBatch) -> float:
         """FLOP needed: tokens through the blocks, labelled rows through the head, visible pairs only."""
-        matrices = 6 * (
-            self.block_parameters * batch.tokens + self.head_parameters * len(batch.targets_P)
-        )
+        labels = int((batch.label_weights_P > 0).sum())
+        matrices = 6 * (self.block_parameters * batch.real_tokens + self.head_parameters * labels)
         return matrices + 12 * self.attention_width * visible_pairs(batch.visibility)
 
 

@@ -31,7 +31,9 @@ from showo_dist.training.step import StepLosses, Stepper
 from showo_dist.training.tasks import SequenceMaker
 from showo_dist.training.throughput import Work, peak_flops
 
-GPU_TOKEN_MULTIPLE = 128  # packed rows are rounded up to it on GPU, so that compiled shapes repeat
+# Tokens and labels of a packed row are rounded up to it, so that shapes repeat: kernels compiled per shape
+# are found again, and oneDNN's, which it never forgets, stay few.
+TOKEN_MULTIPLE = 128
 
 
 class Trainer:
@@ -93,7 +95,7 @@ class Trainer:
             self.ranks.device,
             config.training.gradient_accumulation_steps,
             feature_width,
-            GPU_TOKEN_MULTIPLE if self.ranks.device.type == "cuda" else 1,
+            TOKEN_MULTIPLE,
             config.training.overfit_one_batch,
         )
 
