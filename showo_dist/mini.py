@@ -71,9 +71,9 @@ def _train(ranks: int, config: str, places: Places, changes: list[str]) -> list[
     )
 
 
-def _evaluate(places: Places, run: str, steps: int) -> list[str]:
+def _evaluate(places: Places, run: str, checkpoint: str) -> list[str]:
     return _tool(
-        *("evaluate", "--framework", "mini", f"{places.runs}/{run}/checkpoint-{steps:06d}"),
+        *("evaluate", "--framework", "mini", checkpoint),
         *("--prompts", f"{places.data}/prompts.jsonl", "--shards", places.shards("val", 1)),
         *("--out", f"{places.runs}/eval-{run}"),
     )
@@ -106,10 +106,15 @@ def stages(places: Places, ranks: int, pictures: int, changes: list[str]) -> Ite
         *("--tokenizer", f"{tokenizer}/final", "--condition-scale", "2"),
     )
     yield Stage("encode", [encode])
+    finished = {
+        name: f"{places.runs}/{name}/checkpoint-{_steps(name, changes):06d}"
+        for name in ("pretrain", "reca")
+    }
     yield Stage("pre-training", [_train(ranks, "pretrain", places, changes)])
-    yield Stage("RecA", [_train(ranks, "reca", places, changes)])
-    steps = {name: _steps(name, changes) for name in ("pretrain", "reca")}
-    yield Stage("evaluation", [_evaluate(places, name, steps[name]) for name in steps])
+    start = f"experiment.init_from={finished['pretrain']}"
+    yield Stage("RecA", [_train(ranks, "reca", places, [start, *changes])])
+    evaluations = [_evaluate(places, name, checkpoint) for name, checkpoint in finished.items()]
+    yield Stage("evaluation", evaluations)
     report = _tool("report", str(places.runs), "--out", f"{places.runs}/report.md")
     yield Stage("report", [report])
 

@@ -19,8 +19,8 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 SHAPES = ("circle", "square", "triangle", "cross", "ring")
 # Half the side of the box that an object fills. The ratio is large enough to be read after blurring.
 RADII = {"small": 9, "large": 14}
-# Centres lie on a lattice: with 8-pixel codes a small tokenizer sees two phases per axis, not eight.
-LATTICE = 4
+# Centres lie on a lattice of the mini tokenizer's 8-pixel codes: a shape looks the same wherever it is.
+LATTICE = 8
 GAP = 4
 MARGIN = 2
 
