@@ -71,21 +71,24 @@ def _train(ranks: int, config: str, places: Places, changes: list[str]) -> list[
     )
 
 
-def _evaluate(places: Places, run: str, checkpoint: str) -> list[str]:
+def _evaluate(places: Places, run: str, checkpoint: str, limit: int) -> list[str]:
     return _tool(
         *("evaluate", "--framework", "mini", checkpoint),
         *("--prompts", f"{places.data}/prompts.jsonl", "--shards", places.shards("val", 1)),
-        *("--out", f"{places.runs}/eval-{run}"),
+        *("--out", f"{places.runs}/eval-{run}", "--limit", str(limit)),
     )
 
 
-def stages(places: Places, ranks: int, pictures: int, changes: list[str]) -> Iterator[Stage]:
+def stages(
+    places: Places, ranks: int, pictures: int, limit: int, changes: list[str]
+) -> Iterator[Stage]:
     """The story in order.
 
     Args:
         places: folders.
         ranks: training processes, 1 or 2.
         pictures: training pictures, a multiple of 1,000 (one shard each).
+        limit: evaluation prompts per category, and held-out pictures to ask about.
         changes: ``key=value`` for both Show-o trainings.
     """
     train, encoded = places.shards("train", pictures // 1000), places.data / "encoded"
@@ -113,7 +116,7 @@ def stages(places: Places, ranks: int, pictures: int, changes: list[str]) -> Ite
     yield Stage("pre-training", [_train(ranks, "pretrain", places, changes)])
     start = f"experiment.init_from={finished['pretrain']}"
     yield Stage("RecA", [_train(ranks, "reca", places, [start, *changes])])
-    evaluations = [_evaluate(places, name, checkpoint) for name, checkpoint in finished.items()]
+    evaluations = [_evaluate(places, name, path, limit) for name, path in finished.items()]
     yield Stage("evaluation", evaluations)
     report = _tool("report", str(places.runs), "--out", f"{places.runs}/report.md")
     yield Stage("report", [report])
@@ -181,6 +184,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--runs", type=Path, default=Path("runs/mini"), help="default %(default)s")
     parser.add_argument("--ranks", type=int, choices=(1, 2), default=min(2, gpus) if gpus else 2)
     parser.add_argument("--pictures", type=int, default=10_000, help="default %(default)s")
+    parser.add_argument("--limit", type=int, default=100, help="of the evaluation (%(default)s)")
     parser.add_argument("changes", nargs="*", metavar="key=value", help="for the Show-o trainings")
     arguments = parser.parse_args(argv)
     if arguments.pictures < 1000 or arguments.pictures % 1000:
@@ -191,7 +195,9 @@ def main(argv: list[str]) -> int:
     places = Places(arguments.data, arguments.runs)
     start = time.perf_counter()
     try:
-        for stage in stages(places, arguments.ranks, arguments.pictures, arguments.changes):
+        for stage in stages(
+            places, arguments.ranks, arguments.pictures, arguments.limit, arguments.changes
+        ):
             story.run(stage)
     except RuntimeError as error:
         print(f"showo-dist mini: {error}", file=sys.stderr)

@@ -1,0 +1,78 @@
+"""Packing: sequences end to end, nothing mixed up, empty ranks included."""
+
+import torch
+
+from showo_dist.sequences import FLOWS, Sequence, Vocabulary, builders, pack
+from showo_dist.sequences.masking import MaskingOptions, mask_codes, mask_schedule, sample_rng
+
+VOCABULARY = Vocabulary(text=50, codebook=16, bos=0)
+OPTIONS = MaskingOptions(schedule=mask_schedule("cosine"))
+
+
+def masked(position: int = 0):
+    return mask_codes(torch.arange(9), 16, OPTIONS, sample_rng(0, "t2i", position))
+
+
+def some_of_everything() -> list[Sequence]:
+    features = torch.arange(12.0).view(4, 3)
+    return [
+        builders.t2i([5, 6], masked(), 10, VOCABULARY),
+        builders.lm([7, 8, 9], 20, VOCABULARY),
+        builders.mmu_clip([3, 4, 0], [False, True, True], [11, 12], features, 40, VOCABULARY),
+        builders.recon_clip([5], features + 100, masked(1), VOCABULARY, frozen_inputs=True),
+        builders.mmu_caption([2, 3], torch.arange(9), 10, VOCABULARY),
+    ]
+
+
+def test_every_sequence_is_found_again() -> None:
+    sequences = some_of_everything()
+    batch = pack(sequences, pad_id=VOCABULARY.pad, feature_width=3)
+    assert batch.tokens == batch.real_tokens == sum(len(s) for s in sequences)
+    start = 0
+    for number, sequence in enumerate(sequences):
+        rows = torch.arange(start, start + len(sequence))
+        assert (batch.visibility.document_T[rows] == number).all()
+        here = (batch.label_rows_P >= start) & (batch.label_rows_P < start + len(sequence))
+        assert torch.equal(batch.label_rows_P[here] - start, sequence.label_rows_P)
+        assert torch.equal(batch.targets_P[here], sequence.targets_P)
+        assert (batch.label_flow_P[here] == FLOWS.index(sequence.flow)).all()
+        looked_up = torch.isin(batch.id_rows_N, rows)
+        slots = torch.isin(batch.feature_rows_F, rows)
+        assert int(looked_up.sum()) + int(slots.sum()) == len(sequence)
+        ids = torch.full((len(sequence),), -1)
+        ids[batch.id_rows_N[looked_up] - start] = batch.ids_N[looked_up]
+        assert torch.equal(ids[ids >= 0], sequence.ids_L[ids >= 0])
+        if sequence.features_SC is not None:
+            assert torch.equal(batch.features_FC[slots], sequence.features_SC)
+            assert int(batch.feature_rows_F[slots][0]) - start == sequence.feature_start
+        assert batch.keep_grad_T is not None
+        assert (batch.keep_grad_T[rows] != sequence.frozen_inputs).all()
+        start += len(sequence)
+
+
+def test_padding_inside_a_clip_reconstruction_keeps_its_places() -> None:
+    sequence = builders.recon_clip([5], torch.zeros(4, 3), masked(), VOCABULARY)
+    positions = pack([sequence], pad_id=50, feature_width=3).position_ids_T
+    text = 1 + 1 + 4 + 1 + 3  # mmu soi CLIP eoi bos text eos
+    assert positions[:text].tolist() == list(range(text))
+    assert positions[text:].tolist() == list(range(4 + 128, 4 + 128 + 11))
+
+
+def test_a_rank_with_nothing_still_has_a_row() -> None:
+    batch = pack([], pad_id=VOCABULARY.pad, feature_width=3)
+    assert batch.tokens == 1 and batch.real_tokens == 0
+    assert len(batch.targets_P) == 0 and batch.features_FC.shape == (0, 3)
+    assert batch.label_counts().tolist() == [0.0] * len(FLOWS)
+
+
+def test_rounding_up_adds_nothing_that_counts() -> None:
+    sequences = some_of_everything()
+    plain = pack(sequences, pad_id=VOCABULARY.pad, feature_width=3)
+    rounded = pack(sequences, pad_id=VOCABULARY.pad, feature_width=3, multiple_of=64)
+    assert rounded.tokens % 64 == 0 and len(rounded.targets_P) % 64 == 0
+    assert rounded.real_tokens == plain.real_tokens
+    assert torch.equal(rounded.label_counts(), plain.label_counts())
+    sees = rounded.visibility.dense()
+    size = plain.tokens
+    assert torch.equal(sees[:size, :size], plain.visibility.dense())
+    assert not sees[:size, size:].any() and not sees[size:, :size].any()
