@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
+from showo_data.convert.cli import add_converters, run
 from showo_data.mini.writing import MiniSettings, write_mini
 from showo_data.shards import build_index, expand, verify
 from showo_data.sheet import contact_sheet, previews
@@ -16,14 +17,14 @@ _URLS = "paths or brace patterns such as 'data/train-{000000..000009}.tar'"
 
 
 def main_shards(argv: list[str]) -> int:
-    """``shards index|verify|show``; returns the exit code, 1 when ``verify`` finds something wrong.
+    """``shards index|verify|show|from-…``; returns the exit code, 1 when ``verify`` finds something wrong.
 
     Raises:
         ValueError, OSError: what the user can mend, for the caller to print as one line.
     """
     arguments = _shards_parser().parse_args(argv)
     actions = {"index": _index, "verify": _verify, "show": _show}
-    return actions[arguments.action](arguments, Console())
+    return actions.get(arguments.action, run)(arguments, Console())
 
 
 def main_mini(argv: list[str]) -> int:
@@ -59,6 +60,7 @@ def _shards_parser() -> argparse.ArgumentParser:
         action.add_argument("urls", nargs="+", metavar="URLS", help=_URLS)
     action.add_argument("--samples", type=int, default=32, help="default %(default)s")
     action.add_argument("--out", type=Path, help="write the sheet to this PNG")
+    add_converters(actions)
     return parser
 
 

@@ -18,15 +18,30 @@ _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-class TooLargeError(ValueError):
+class UnfitPictureError(ValueError):
+    """A picture of a size that cannot be used; ``reason`` is a short code."""
+
+    reason = "unfit-image"
+
+
+class TooLargeError(UnfitPictureError):
     """A picture has, or would be resized to, more pixels than ``PIL.Image.MAX_IMAGE_PIXELS``."""
 
+    reason = "image-too-large"
 
-def decode(data: bytes) -> Image.Image:
-    """The RGB picture in ``data``, turned as its EXIF orientation says; of an animation, the first frame.
+
+class TooSmallError(UnfitPictureError):
+    """A picture of a single pixel: what web pages count visitors with."""
+
+    reason = "image-too-small"
+
+
+def open_picture(data: bytes) -> Image.Image:
+    """The picture in ``data`` with its header read and its pixels not.
 
     Raises:
-        TooLargeError: the header announces too many pixels; nothing was decoded then.
+        TooLargeError: the header announces too many pixels.
+        TooSmallError: the header announces a single pixel.
         Exception: whatever Pillow raises on broken data (its formats do not share an exception).
     """
     with warnings.catch_warnings():  # Pillow raises only at twice its limit, and warns before
@@ -35,7 +50,18 @@ def decode(data: bytes) -> Image.Image:
             picture = Image.open(io.BytesIO(data))
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise TooLargeError(str(error)) from None
-    return ImageOps.exif_transpose(_eight_bits(picture)).convert("RGB")
+    if picture.size == (1, 1):
+        raise TooSmallError("1x1 pixels")
+    return picture
+
+
+def decode(data: bytes) -> Image.Image:
+    """The RGB picture in ``data``, turned as its EXIF orientation says; of an animation, the first frame.
+
+    Raises:
+        Exception: as :func:`open_picture`, before any pixel is decoded or for broken pixels.
+    """
+    return ImageOps.exif_transpose(_eight_bits(open_picture(data))).convert("RGB")
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:

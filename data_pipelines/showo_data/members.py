@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from showo_data.images import TooLargeError, decode
+from showo_data.images import UnfitPictureError, decode
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
 TEXTS = ("txt", "text", "caption")
@@ -26,13 +27,13 @@ class BadSampleError(Exception):
 
 def read_image(read: Reader) -> Image.Image:
     """The picture of a sample."""
-    data = _first(read, IMAGES)
+    data = first_of(read, IMAGES)
     if data is None:
         raise BadSampleError("no-image")
     try:
         return decode(data)
-    except TooLargeError:
-        raise BadSampleError("image-too-large") from None
+    except UnfitPictureError as unfit:
+        raise BadSampleError(unfit.reason) from None
     except Exception as error:  # what Pillow raises on broken data is not one family
         raise BadSampleError("broken-image") from error
 
@@ -51,19 +52,20 @@ def read_codes(read: Reader, extension: str) -> Tensor | None:
     return torch.from_numpy(codes.reshape(-1).astype(np.int64))
 
 
-def read_text(read: Reader) -> str:
-    """The text of a sample: a text member, or the caption in its JSON."""
-    data = _first(read, TEXTS)
+def read_texts(read: Reader) -> tuple[str, ...]:
+    """The texts to choose from: a text member, else ``captions`` or ``caption`` in the JSON."""
+    data = first_of(read, TEXTS)
     if data is not None:
-        return _utf8(data)
-    caption = _read_json(read, "no-text").get("caption")
-    if not isinstance(caption, str):
+        return (_utf8(data),)
+    content = _read_json(read, "no-text")
+    captions = content.get("captions", [content.get("caption")])
+    if not captions or not all(isinstance(caption, str) for caption in captions):
         raise BadSampleError("no-text")
-    return caption
+    return tuple(captions)
 
 
 def read_conversation(read: Reader) -> list[tuple[str, str]]:
-    """The rounds of a LLaVA conversation: (role, value), the first a human's."""
+    """The rounds of a LLaVA conversation: (role, value), roles in turn, the first a human's."""
     rounds = _read_json(read, "no-conversation").get("conversations")
     if not rounds:
         raise BadSampleError("no-conversation")
@@ -75,10 +77,13 @@ def read_conversation(read: Reader) -> list[tuple[str, str]]:
         raise BadSampleError("malformed-conversation")
     if turns[0][0] != "human":
         raise BadSampleError("conversation-without-human-first")
+    if any(before[0] == after[0] for before, after in pairwise(turns)):
+        raise BadSampleError("malformed-conversation")
     return turns
 
 
-def _first(read: Reader, extensions: tuple[str, ...]) -> bytes | None:
+def first_of(read: Reader, extensions: tuple[str, ...]) -> bytes | None:
+    """The first member there is of those ``extensions``."""
     for extension in extensions:
         data = read(extension)
         if data is not None:

@@ -1,11 +1,13 @@
 """What the pipelines hand out: samples, the reasons why others are absent, and what a flow asks for."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import Tensor
 
+from showo_data.captions import ExternalCaptions
 from showo_data.images import Transform
+from showo_data.shards import Storage
 
 Kind = Literal["caption", "conversation", "text", "image"]
 KINDS: tuple[Kind, ...] = ("caption", "conversation", "text", "image")
@@ -15,8 +17,8 @@ KINDS: tuple[Kind, ...] = ("caption", "conversation", "text", "image")
 class Sample:
     """One sample of a flow; what its kind does not need is None.
 
-    A shard that was encoded gives ``codes_N`` (int64 image codes) and no picture. ``condition_3HW`` and
-    ``condition_codes_G`` are the same picture for a second encoder, where the flow or the shard has one.
+    A shard that was encoded gives ``codes_N`` (int64 image codes) and no picture; ``condition_codes_G``
+    is the same picture for a second encoder, where the shard has it.
     ``conversation`` is a list of (role, value), roles as stored ("human", "gpt"), the first a human's.
     """
 
@@ -24,7 +26,6 @@ class Sample:
     position: int
     key: str
     image_3HW: Tensor | None = None
-    condition_3HW: Tensor | None = None
     codes_N: Tensor | None = None
     condition_codes_G: Tensor | None = None
     text: str | None = None
@@ -32,7 +33,7 @@ class Sample:
 
     def pin_memory(self) -> "Sample":
         """Move the tensors to pinned memory (called by the data loader)."""
-        for name in ("image_3HW", "condition_3HW", "codes_N", "condition_codes_G"):
+        for name in ("image_3HW", "codes_N", "condition_codes_G"):
             tensor = getattr(self, name)
             if tensor is not None:
                 setattr(self, name, tensor.pin_memory())
@@ -50,6 +51,17 @@ class Skipped:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Weighted:
+    """One source of a mixture: shards, and how often they are drawn from, relative to the others.
+
+    Each source of a mixture has its own epochs and its own order, which does not depend on the weights.
+    """
+
+    urls: tuple[str, ...]
+    weight: float = 1.0
+
+
 @dataclass(frozen=True, kw_only=True)
 class FlowSpec:
     """What one flow reads.
@@ -57,27 +69,44 @@ class FlowSpec:
     Attributes:
         flow: its name, as losses and positions are reported.
         kind: "caption" (picture, text), "conversation" (picture, LLaVA rounds), "text", or "image".
-        urls: shards, as paths or brace patterns.
+        urls: shards, as paths, URLs or brace patterns.
+        mixture: several weighted sources instead of ``urls``.
         batch: samples per rank and micro-step, bad ones counted.
         transform: from the decoded picture to ``Sample.image_3HW``; may be None for text and encoded shards.
-        condition_transform: the same for ``Sample.condition_3HW``; None where the flow has no condition.
+        captions: captions outside the shards; None: captions are members of the samples.
         seed: of the order of the samples.
         streams: canonical streams an epoch is cut into.
         window: samples within which a stream is shuffled.
+        sampling: "exact", or "resampled" as :mod:`showo_data.resampled` says.
+        storage: how shards are reached.
     """
 
     flow: str
     kind: Kind
-    urls: tuple[str, ...]
+    urls: tuple[str, ...] = ()
+    mixture: tuple[Weighted, ...] = ()
     batch: int
     transform: Transform | None = None
-    condition_transform: Transform | None = None
+    captions: ExternalCaptions | None = None
     seed: int = 0
     streams: int = 8
     window: int = 1000
+    sampling: Literal["exact", "resampled"] = "exact"
+    storage: Storage = field(default_factory=Storage)
+
+    @property
+    def parts(self) -> tuple[Weighted, ...]:
+        """The sources, at least one."""
+        return self.mixture or (Weighted(self.urls),)
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"flow {self.flow!r}: kind must be one of {KINDS}, not {self.kind!r}")
         if self.batch < 1:
             raise ValueError(f"flow {self.flow!r}: batch must be at least 1, not {self.batch}")
+        if self.sampling not in ("exact", "resampled"):
+            raise ValueError(
+                f"flow {self.flow!r}: sampling must be exact or resampled, not {self.sampling!r}"
+            )
+        if self.urls and self.mixture:
+            raise ValueError(f"flow {self.flow!r}: give urls or a mixture, not both")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageOps
 
-from showo_data.members import BadSampleError, read_conversation, read_image, read_text
+from showo_data.members import BadSampleError, read_conversation, read_image, read_texts
 from showo_data.shards import OpenShards, load_index
 
 _COLUMNS = 8
@@ -53,9 +53,9 @@ def _preview(files: OpenShards, shard: str, index: int) -> Preview:
     def read(extension: str) -> bytes | None:
         return files.read(shard, members[extension]) if extension in members else None
 
-    lines = []
+    lines: list[str] = []
     with suppress(BadSampleError):
-        lines.append(read_text(read))
+        lines += read_texts(read)
     with suppress(BadSampleError):
         lines += [f"{role}: {value}".replace("\n", " ") for role, value in read_conversation(read)]
     picture = None

@@ -5,6 +5,11 @@ that order, are cut into K pieces of nearly equal length, the streams. Position 
 q // K of stream q % K, so neighbouring positions come from K different places. Inside a stream, entries are
 shuffled within windows of W. Nothing depends on ranks or workers: rank r of w simply takes the positions
 p ≡ r (mod w), and resuming at p costs nothing.
+
+A mixture deals the positions of a flow to several such streams, in blocks: each block of 1000 positions
+holds the same number of positions of each stream, in a seeded order. So how many positions a stream has had
+before p is a product and one look-up, and each stream runs through its own samples in its own order, whatever
+the weights.
 """
 
 import hashlib
@@ -16,6 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 Integers = npt.NDArray[np.int64]
+
+_BLOCK = 1000  # positions; part of the order of every mixture
 
 
 class Place(NamedTuple):
@@ -71,6 +78,79 @@ class CanonicalStream:
             f"window/{self.seed}/{epoch}/{stream}/{number}", min(self.window, length - first)
         )
         return first + int(order[offset])
+
+
+class MixedStream:
+    """The endless order of the samples of a flow with several weighted sources."""
+
+    def __init__(
+        self, streams: Sequence[CanonicalStream], weights: Sequence[float], seed: int
+    ) -> None:
+        """``weights`` are relative; shards are numbered through all streams.
+
+        Raises:
+            ValueError: a weight is negative, all are 0, or one is positive and less than a thousandth.
+        """
+        self.streams, self.seed = tuple(streams), seed
+        self.quotas = _quotas(weights)
+        counts = [len(stream.counts_S) for stream in streams]
+        self._first_shard = [sum(counts[:i]) for i in range(len(counts))]
+
+    @property
+    def samples(self) -> int:
+        """Samples of all streams that have a weight."""
+        pairs = zip(self.streams, self.quotas, strict=True)
+        return sum(stream.samples for stream, quota in pairs if quota)
+
+    def deal(self, position: int) -> tuple[int, int]:
+        """The stream that ``position`` belongs to, and the position within that stream."""
+        block, offset = divmod(position, _BLOCK)
+        stream_B, before_B = _dealt(f"mixture/{self.seed}/{block}", self.quotas)
+        stream = int(stream_B[offset])
+        return stream, block * self.quotas[stream] + int(before_B[offset])
+
+    def locate(self, position: int) -> Place:
+        """The sample at ``position`` ≥ 0."""
+        stream, own_position = self.deal(position)
+        place = self.streams[stream].locate(own_position)
+        return place._replace(shard=place.shard + self._first_shard[stream])
+
+
+def part_seed(seed: int, part: int) -> int:
+    """Seed of the order of one source of a mixture; the first one has the order it would have alone."""
+    if part == 0:
+        return seed
+    name = f"part/{seed}/{part}".encode()
+    return int.from_bytes(hashlib.blake2b(name, digest_size=7).digest(), "little")
+
+
+def _quotas(weights: Sequence[float]) -> tuple[int, ...]:
+    """Positions of each stream in a block: the weights' shares, rounded to make up the block."""
+    if min(weights) < 0 or not sum(weights) > 0:
+        raise ValueError(f"weights must be 0 or more, and not all 0: {list(weights)}")
+    shares = [weight / sum(weights) * _BLOCK for weight in weights]
+    quotas = [int(share) for share in shares]
+    by_remainder = sorted(range(len(shares)), key=lambda i: quotas[i] - shares[i])
+    for i in by_remainder[: _BLOCK - sum(quotas)]:
+        quotas[i] += 1
+    lost = [w for w, quota in zip(weights, quotas, strict=True) if w and not quota]
+    if lost:
+        raise ValueError(f"weight {lost[0]} of {list(weights)}: less than 1/{_BLOCK} of their sum")
+    return tuple(quotas)
+
+
+@lru_cache(maxsize=256)
+def _dealt(name: str, quotas: tuple[int, ...]) -> tuple[Integers, Integers]:
+    """The streams of the positions of a block, and how often each stream has come before in it."""
+    order_B = _permutation(name, _BLOCK)
+    sorted_B = np.repeat(np.arange(len(quotas)), quotas)
+    before_B = np.empty(_BLOCK, dtype=np.int64)
+    for quota, end in zip(quotas, np.cumsum(quotas), strict=True):
+        places = np.sort(order_B[end - quota : end])
+        before_B[places] = np.arange(quota)
+    stream_B = np.empty(_BLOCK, dtype=np.int64)
+    stream_B[order_B] = sorted_B
+    return stream_B, before_B
 
 
 @lru_cache(maxsize=32)

@@ -22,6 +22,8 @@ def _omni_attention(
     **_: Any,
 ) -> tuple[Tensor, None]:
     """transformers' signature: output is (B, T, H, D), and no attention weights exist."""
+    # Under autocast the q/k norms come out in fp32; the kernels want one type.
+    query_BHTD, key_BHTD = (x.to(value_BHTD.dtype) for x in (query_BHTD, key_BHTD))
     out_BHTD = attend(query_BHTD, key_BHTD, value_BHTD, plan, scale=scaling)
     return out_BHTD.transpose(1, 2), None
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from transformers.models.clip import CLIPImageProcessorPil
 
-from showo_data.images import TooLargeError, clip_transform, decode, vq_transform
+from showo_data.images import TooLargeError, TooSmallError, clip_transform, decode, vq_transform
 
 
 def _encoded(picture: Image.Image, form: str = "PNG", **options: object) -> bytes:
@@ -101,7 +101,12 @@ def test_exif_orientation_is_applied() -> None:
     assert decode(_encoded(_gradient(20, 30), "JPEG", exif=exif)).size == (30, 20)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 300), (7, 2000)])
+def test_a_single_pixel_is_no_picture() -> None:
+    with pytest.raises(TooSmallError):
+        decode(_encoded(_gradient(1, 1)))
+
+
+@pytest.mark.parametrize("size", [(1, 2), (1, 300), (7, 2000)])
 def test_extreme_pictures_become_squares(size: tuple[int, int]) -> None:
     assert vq_transform(32)(decode(_encoded(_gradient(*size)))).shape == (3, 32, 32)
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from showo_data import BadSamples, FlowSpec, Sample, Skipped, Source, clip_transform, vq_transform
+from showo_data import BadSamples, FlowSpec, Sample, Skipped, Source, vq_transform
 from showo_data.shards import load_index, write_shard
 
 
@@ -59,6 +59,31 @@ def test_caption_from_json(tmp_path: Path) -> None:
     assert isinstance(sample, Sample) and sample.text == "words"
 
 
+def test_one_of_several_captions_is_drawn_by_the_position(tmp_path: Path) -> None:
+    shard = tmp_path / "a.tar"
+    write_shard(shard, [{"__key__": "key", "png": _png(), "json": {"captions": ["a", "b", "c"]}}])
+
+    def drawn(seed: int) -> list[str | None]:
+        source = Source(
+            FlowSpec(
+                flow="f",
+                kind="caption",
+                urls=(str(shard),),
+                batch=1,
+                seed=seed,
+                transform=vq_transform(8),
+            )
+        )
+        return [
+            item.text for item in map(source.__getitem__, range(90)) if isinstance(item, Sample)
+        ]
+
+    assert drawn(0) == drawn(0) != drawn(1)
+    assert all(18 <= drawn(0).count(text) <= 42 for text in "abc"), (
+        "a third each, within 2.7 deviations"
+    )
+
+
 def test_conversation(tmp_path: Path) -> None:
     sample = _only(tmp_path, "conversation", {"png": _png(), "json": {"conversations": CHAT}})
     assert isinstance(sample, Sample)
@@ -69,13 +94,6 @@ def test_conversation(tmp_path: Path) -> None:
 def test_text_needs_no_picture(tmp_path: Path) -> None:
     sample = _only(tmp_path, "text", {"txt": b"words"}, transform=None)
     assert isinstance(sample, Sample) and sample.text == "words" and sample.image_3HW is None
-
-
-def test_image_and_condition_are_one_picture(tmp_path: Path) -> None:
-    condition = clip_transform(28)
-    sample = _only(tmp_path, "image", {"png": _png("blue")}, condition_transform=condition)
-    assert isinstance(sample, Sample) and sample.condition_3HW is not None
-    assert torch.equal(sample.condition_3HW, condition(Image.new("RGB", (16, 16), "blue")))
 
 
 def test_codes_replace_the_picture(tmp_path: Path) -> None:
@@ -129,6 +147,13 @@ def test_bad_samples_are_skipped_with_their_reason(tmp_path: Path, reason: str) 
             {"png": _png(), "json": {"conversations": [{"from": "human", "value": 3}]}},
             "malformed-conversation",
         ),
+        (
+            "conversation",
+            {"png": _png(), "json": {"conversations": [CHAT[0], CHAT[2], CHAT[1]]}},
+            "malformed-conversation",
+        ),
+        ("text", {"json": {"captions": []}}, "no-text"),
+        ("text", {"json": {"captions": ["a", 3]}}, "no-text"),
         ("image", {"codes.npy": _npy([0.5])}, "broken-codes"),
         ("image", {"codes.npy": b""}, "broken-codes"),
     ],

@@ -1,10 +1,9 @@
 """WebDataset tar shards: writing them, their index, and reading single members by byte offset."""
 
+from showo_data.shards.copies import open_whole
 from showo_data.shards.files import OpenShards
 from showo_data.shards.index import (
-    Member,
     ShardHeader,
-    ShardTable,
     build_index,
     index_path,
     load_index,
@@ -12,18 +11,24 @@ from showo_data.shards.index import (
     verify,
 )
 from showo_data.shards.names import expand
+from showo_data.shards.storage import Storage, UnreadableShardError
+from showo_data.shards.tables import DAMAGED, Member, ShardTable
 from showo_data.shards.writing import write_shard
 
 __all__ = [
+    "DAMAGED",
     "Member",
     "OpenShards",
     "ShardHeader",
     "ShardTable",
+    "Storage",
+    "UnreadableShardError",
     "build_index",
     "expand",
     "index_path",
     "load_index",
     "load_table",
+    "open_whole",
     "verify",
     "write_shard",
 ]

@@ -1,39 +1,37 @@
 """The index of a shard: what it holds and where, so that any sample is one seek away.
 
-``NAME.tar.index.npz`` lies beside ``NAME.tar``. It holds plain arrays (no pickles), read with
-``allow_pickle=False``: size and SHA-256 of the shard, the keys of its samples end to end, and for every
-member its extension, byte offset and size, sample by sample. Members belong together by their key, also
-where a shard does not store them side by side.
+``NAME.tar.index.safetensors`` lies beside ``NAME.tar``, or in the cache folder when the shard is remote or
+its folder read-only. It holds size and SHA-256 of the shard, the keys of its samples end to end, and for
+every member its extension, byte offset and size, sample by sample.
 """
 
 import hashlib
+import json
 import logging
 import os
-import tarfile
-import zipfile
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, BinaryIO
 
-import numpy as np
-import numpy.typing as npt
+from filelock import FileLock
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 from showo_data.shards.atomic import written_aside
-from showo_data.shards.names import expand
+from showo_data.shards.copies import open_whole
+from showo_data.shards.names import expand, scheme
+from showo_data.shards.remote import remote_copy, remote_size
+from showo_data.shards.storage import Storage, UnreadableShardError, digest
+from showo_data.shards.tables import ShardTable, scan
 
 log = logging.getLogger(__name__)
 
-_VERSION = 1
-Integers = npt.NDArray[np.int64]
-
-
-class Member(NamedTuple):
-    """One file inside a shard: its extension (what follows the key's dot) and where its bytes are."""
-
-    extension: str
-    offset: int
-    size: int
+_VERSION = 2
+_KNOWN = "shard"
+_ENDING = ".index.safetensors"
+_ARRAYS = ("key_bytes", "key_ends_N", "member_ends_N", "extension_M", "offset_M", "size_M")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,156 +41,163 @@ class ShardHeader:
     path: str
     size: int
     samples: int
-    sha256: str
-
-
-@dataclass(frozen=True, slots=True)
-class ShardTable:
-    """Keys and members of the samples of one shard: 16 to 40 bytes per member, whatever their number."""
-
-    key_bytes: npt.NDArray[np.uint8]
-    key_ends_N: Integers
-    member_ends_N: Integers
-    extensions: tuple[str, ...]
-    extension_M: npt.NDArray[np.uint16]
-    offset_M: Integers
-    size_M: Integers
-
-    def __len__(self) -> int:
-        return len(self.key_ends_N)
-
-    def key(self, sample: int) -> str:
-        """The key of sample number ``sample``."""
-        first = int(self.key_ends_N[sample - 1]) if sample else 0
-        return self.key_bytes[first : int(self.key_ends_N[sample])].tobytes().decode()
-
-    def members(self, sample: int) -> list[Member]:
-        """The files of sample number ``sample``, in the order of the shard."""
-        first = int(self.member_ends_N[sample - 1]) if sample else 0
-        return [
-            Member(self.extensions[self.extension_M[m]], int(self.offset_M[m]), int(self.size_M[m]))
-            for m in range(first, int(self.member_ends_N[sample]))
-        ]
 
 
 def index_path(shard: str) -> Path:
-    """Where the index of ``shard`` lies."""
-    return Path(f"{shard}.index.npz")
+    """Where the index of a local shard lies, unless its folder cannot be written to."""
+    return Path(f"{shard}{_ENDING}")
 
 
-def build_index(urls: str | Iterable[str]) -> list[ShardHeader]:
-    """Read every shard that ``urls`` name and write its index beside it, replacing an older one."""
-    return [_build_one(shard) for shard in expand(urls)]
+def build_index(urls: str | Iterable[str], storage: Storage | None = None) -> list[ShardHeader]:
+    """Read every shard that ``urls`` name and write its index, replacing an older one.
+
+    It is written beside a local shard, or into the cache folder when the shard is remote or its folder is
+    read-only.
+
+    Raises:
+        OSError: a shard cannot be read.
+    """
+    storage = storage or Storage()
+    return [_build_one(shard, storage) for shard in expand(urls, storage)]
 
 
-def load_index(urls: str | Iterable[str]) -> list[ShardHeader]:
+def load_index(urls: str | Iterable[str], storage: Storage | None = None) -> list[ShardHeader]:
     """The headers of all shards that ``urls`` name, in order.
 
-    An index that is missing, unreadable or older than its shard is built, which the log says.
+    An index that is missing, unreadable or of another size than its shard is built, which the log says; of a
+    remote shard, the index beside it is copied if there is one. Later calls believe that copy: a remote shard
+    that has changed needs :func:`build_index`.
+
+    Raises:
+        OSError: a shard without an index cannot be read.
     """
-    headers = []
-    for shard in expand(urls):
-        header = _load_header(shard)
+    storage = storage or Storage()
+    return [_load_or_build(shard, storage) for shard in expand(urls, storage)]
+
+
+def load_table(shard: str, storage: Storage | None = None) -> ShardTable:
+    """The samples of a shard whose index exists (see :func:`load_index`)."""
+    # Of a shard that has changed since its index was loaded, the old table is as good as any.
+    path = _find(shard, storage or Storage()) or index_path(shard)
+    with safe_open(path, "np") as stored:
+        arrays = {name: stored.get_tensor(name) for name in _ARRAYS}
+        return ShardTable(extensions=tuple(_known(stored)["extensions"]), **arrays)
+
+
+def verify(urls: str | Iterable[str], storage: Storage | None = None) -> Iterator[tuple[str, str]]:
+    """Yield (shard, what is wrong with it) for every shard; an empty text means that it is sound."""
+    storage = storage or Storage()
+    for shard in expand(urls, storage):
+        path = _find(shard, storage)
+        if path is None:
+            yield shard, "its index is missing, unreadable, or of another size than the shard"
+            continue
+        with open_whole(shard, storage) as stream, safe_open(path, "np") as stored:
+            sound = _sha256(stream) == _known(stored)["sha256"]
+        yield shard, "" if sound else "its checksum differs from the index: the bytes have changed"
+
+
+def _cached(shard: str, storage: Storage) -> Path:
+    name = shard if scheme(shard) else os.path.abspath(shard)
+    return storage.folder / "index" / f"{digest(name)}{_ENDING}"
+
+
+def _find(shard: str, storage: Storage) -> Path | None:
+    """The valid index of a shard on this machine, if there is one."""
+    cached = _cached(shard, storage)
+    if scheme(shard):
+        return cached if _read_header(cached, shard, None) else None
+    size = os.path.getsize(shard)
+    places = (index_path(shard), cached)
+    return next((path for path in places if _read_header(path, shard, size)), None)
+
+
+def _load_or_build(shard: str, storage: Storage) -> ShardHeader:
+    if scheme(shard):
+        return _load_remote(shard, storage)
+    size = os.path.getsize(shard)
+    header = _read_header(index_path(shard), shard, size)
+    header = header or _read_header(_cached(shard, storage), shard, size)
+    if header is None:
+        log.warning("shard %s has no valid index: reading it whole to build one", shard)
+        header = _build_one(shard, storage)
+    return header
+
+
+def _load_remote(shard: str, storage: Storage) -> ShardHeader:
+    """Processes of one node that look for the same index wait for the first of them."""
+    path = _cached(shard, storage)
+    header = _read_header(path, shard, None)
+    if header is not None:
+        return header
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        header = _read_header(path, shard, None) or _fetch(shard, storage, path)
         if header is None:
             log.warning("shard %s has no valid index: reading it whole to build one", shard)
-            header = _build_one(shard)
-        headers.append(header)
-    return headers
+            header = _build_one(shard, storage)
+    return header
 
 
-def load_table(shard: str) -> ShardTable:
-    """The samples of a shard whose index exists (see :func:`load_index`)."""
-    with np.load(index_path(shard), allow_pickle=False) as stored:
-        return ShardTable(
-            key_bytes=stored["key_bytes"],
-            key_ends_N=stored["key_ends"],
-            member_ends_N=stored["member_ends"],
-            extensions=tuple(stored["extensions"].tolist()),
-            extension_M=stored["extension"],
-            offset_M=stored["offset"],
-            size_M=stored["size"],
-        )
-
-
-def verify(urls: str | Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Yield (shard, what is wrong with it) for every shard; an empty text means that it is sound."""
-    for shard in expand(urls):
-        header = _load_header(shard)
-        if header is None:
-            yield shard, "its index is missing, unreadable, or of another size than the shard"
-        elif _sha256(shard) != header.sha256:
-            yield shard, "its checksum differs from the index: the bytes have changed"
-        else:
-            yield shard, ""
-
-
-def _load_header(shard: str) -> ShardHeader | None:
-    try:
-        with np.load(index_path(shard), allow_pickle=False) as stored:
-            version, size, samples = stored["header"].tolist()
-            sha256 = stored["sha256"].tobytes().hex()
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+def _fetch(shard: str, storage: Storage, path: Path) -> ShardHeader | None:
+    """Copy the index that lies beside a remote shard, if it is there and fits."""
+    size = remote_size(shard, storage)
+    if size is None:
         return None
-    if version != _VERSION or size != os.path.getsize(shard):
-        return None
-    return ShardHeader(shard, size, samples, sha256)
+    with suppress(UnreadableShardError), written_aside(path) as stream:
+        remote_copy(f"{shard}{_ENDING}", stream, storage)
+    return _read_header(path, shard, size)
 
 
-def _build_one(shard: str) -> ShardHeader:
-    table = _scan(shard)
-    size, sha256 = os.path.getsize(shard), _sha256(shard)
-    with written_aside(index_path(shard)) as stream:
-        np.savez(
-            stream,
-            header=np.array([_VERSION, size, len(table)], dtype=np.int64),
-            sha256=np.frombuffer(bytes.fromhex(sha256), dtype=np.uint8),
-            key_bytes=table.key_bytes,
-            key_ends=table.key_ends_N,
-            member_ends=table.member_ends_N,
-            extensions=np.array(table.extensions, dtype=np.str_),
-            extension=table.extension_M,
-            offset=table.offset_M,
-            size=table.size_M,
-        )
-    return ShardHeader(shard, size, len(table), sha256)
-
-
-def _scan(shard: str) -> ShardTable:
-    """Group the files of a tar into samples by their key."""
-    samples: dict[str, list[Member]] = {}
-    for name, offset, size in _files(shard):
-        folder, base = os.path.split(name)
-        stem, _, extension = base.partition(".")
-        if stem and extension:
-            key = f"{folder}/{stem}" if folder else stem
-            samples.setdefault(key, []).append(Member(extension.lower(), offset, size))
-    members = [member for group in samples.values() for member in group]
-    extensions = sorted({member.extension for member in members})
-    number = {extension: i for i, extension in enumerate(extensions)}
-    keys = [key.encode() for key in samples]
-    return ShardTable(
-        key_bytes=np.frombuffer(b"".join(keys), dtype=np.uint8),
-        key_ends_N=np.cumsum([len(key) for key in keys], dtype=np.int64),
-        member_ends_N=np.cumsum([len(group) for group in samples.values()], dtype=np.int64),
-        extensions=tuple(extensions),
-        extension_M=np.array([number[member.extension] for member in members], dtype=np.uint16),
-        offset_M=np.array([member.offset for member in members], dtype=np.int64),
-        size_M=np.array([member.size for member in members], dtype=np.int64),
-    )
-
-
-def _files(shard: str) -> Iterator[tuple[str, int, int]]:
-    """Name, byte offset and size of the regular files of a tar, up to where it can be read."""
+def _read_header(path: Path, shard: str, size: int | None) -> ShardHeader | None:
+    """What the index file at ``path`` says, None if it is not one, or of a shard of another ``size``."""
     try:
-        with tarfile.open(shard, "r:", errors="surrogateescape") as tar:
-            for entry in tar:
-                if entry.isreg():
-                    yield entry.name, entry.offset_data, entry.size
-                tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every entry; a large shard has many
-    except tarfile.ReadError as error:
-        log.warning("shard %s cannot be read to its end: %s", shard, error)
+        with safe_open(path, "np") as stored:
+            known = _known(stored)
+        version, indexed, samples = known["version"], known["size"], known["samples"]
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return None
+    if version != _VERSION or (size is not None and indexed != size):
+        return None
+    return ShardHeader(shard, indexed, samples)
 
 
-def _sha256(shard: str) -> str:
-    with open(shard, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _known(stored: Any) -> dict[str, Any]:
+    """What the open index file says about its shard."""
+    known: dict[str, Any] = json.loads((stored.metadata() or {})[_KNOWN])
+    return known
+
+
+def _build_one(shard: str, storage: Storage) -> ShardHeader:
+    with open_whole(shard, storage) as stream:
+        table = scan(stream)
+        stream.seek(0)
+        sha256 = _sha256(stream)
+        size = stream.seek(0, os.SEEK_END)
+    known = {
+        "version": _VERSION,
+        "size": size,
+        "samples": len(table),
+        "sha256": sha256,
+        "extensions": table.extensions,
+    }
+    arrays = {name: getattr(table, name) for name in _ARRAYS}
+    # One entry, since safetensors writes several in any order, and equal shards shall have equal indices.
+    _write(shard, storage, save(arrays, {_KNOWN: json.dumps(known)}))
+    return ShardHeader(shard, size, len(table))
+
+
+def _write(shard: str, storage: Storage, index: bytes) -> None:
+    """Beside the shard, or where that is impossible, into the cache folder."""
+    if not scheme(shard):
+        with suppress(OSError), written_aside(index_path(shard)) as stream:
+            stream.write(index)
+            return
+    path = _cached(shard, storage)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_aside(path) as stream:
+        stream.write(index)
+
+
+def _sha256(stream: BinaryIO) -> str:
+    return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]  # has readinto

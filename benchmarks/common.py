@@ -1,0 +1,190 @@
+"""What the benchmarks share: fair timing, peak memory, the printed table and the JSON beside it."""
+
+import argparse
+import ctypes
+import gc
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one stage.
+
+    Attributes:
+        wall_s: on a GPU between two CUDA events, else by the clock.
+        cpu_s: of this process, all threads: what other processes of the machine disturb least.
+    """
+
+    wall_s: float
+    cpu_s: float
+
+
+class Clock:
+    """Times the stages of one side of a comparison.
+
+    Args:
+        device: where the work is done; a GPU is waited for.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._samples: dict[str, list[Timing]] = {}
+
+    def __call__(self, stage: str, work: Callable[[], Result]) -> Result:
+        """Do the work and remember its time under ``stage``."""
+        cpu_start = time.process_time()
+        result, wall_s = (self._on_gpu if self.device.type == "cuda" else self._on_cpu)(work)
+        timing = Timing(wall_s, time.process_time() - cpu_start)
+        self._samples.setdefault(stage, []).append(timing)
+        return result
+
+    def _on_cpu(self, work: Callable[[], Result]) -> tuple[Result, float]:
+        start = time.perf_counter()
+        result = work()
+        return result, time.perf_counter() - start
+
+    def _on_gpu(self, work: Callable[[], Result]) -> tuple[Result, float]:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize(self.device)
+        start.record()
+        result = work()
+        end.record()
+        torch.cuda.synchronize(self.device)
+        return result, start.elapsed_time(end) / 1e3
+
+    def medians(self) -> dict[str, Timing]:
+        """The median of each stage."""
+        return {
+            stage: Timing(
+                statistics.median(sample.wall_s for sample in samples),
+                statistics.median(sample.cpu_s for sample in samples),
+            )
+            for stage, samples in self._samples.items()
+        }
+
+
+Side = Callable[[Clock], object]
+
+
+def interleaved(
+    sides: Mapping[str, Side], device: torch.device, repeats: int
+) -> dict[str, dict[str, Timing]]:
+    """Run all sides in turn, ``repeats`` times after one warm-up, so that a disturbance meets all alike.
+
+    Returns:
+        Median timings by side and stage.
+    """
+    for side in sides.values():
+        side(Clock(device))
+    clocks = {name: Clock(device) for name in sides}
+    for _ in range(repeats):
+        for name, side in sides.items():
+            side(clocks[name])
+    return {name: clock.medians() for name, clock in clocks.items()}
+
+
+def _resident(key: str) -> int:
+    """A line of this process's status, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
+
+
+def peak_bytes(work: Callable[[], object], device: torch.device) -> int | None:
+    """Memory that ``work`` needs at its peak, over what is held before; None where it cannot be read."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        return torch.cuda.max_memory_allocated(device) - before
+    if not sys.platform.startswith("linux"):
+        return None
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed is not at hand for the work
+    before = _resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # forget the highest mark so far
+    work()
+    return _resident("VmHWM") - before
+
+
+def arguments(description: str, sizes: Sequence[str]) -> argparse.Namespace:
+    """The options that every comparison has."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--size", choices=sizes, help="small on a CPU, show-o on a GPU")
+    parser.add_argument(
+        "--dtype", default="auto", choices=["auto", "bf16", "fp32"], help="auto: as in training"
+    )
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="also write the rows there")
+    parsed = parser.parse_args()
+    parsed.size = parsed.size or {"cpu": "small", "cuda": "show-o"}[parsed.device]
+    return parsed
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What the numbers depend on."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+    return {
+        "device": name or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.4g}" if isinstance(value, float) else str(value)
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Columns as wide as their widest cell, the first to the left."""
+    columns = list(rows[0])
+    lines = [columns, *([_cell(row[column]) for column in columns] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
+        for line in lines
+    )
+
+
+def report(
+    name: str,
+    rows: Sequence[Mapping[str, Any]],
+    findings: Mapping[str, float],
+    settings: Mapping[str, Any],
+    options: argparse.Namespace,
+) -> None:
+    """Print the table and the findings last; write everything to ``--json``.
+
+    Args:
+        name: of the benchmark.
+        rows: with the same columns, units in their names; None is printed as a dash.
+        findings: the comparisons that the benchmark was made for.
+        settings: sizes.
+        options: from :func:`arguments`.
+    """
+    about = machine(torch.device(options.device))
+    if options.json:
+        result = {"benchmark": name, "machine": about, "settings": dict(settings)}
+        result |= {"rows": list(rows), "findings": dict(findings)}
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(result, indent=2) + "\n")
+    print(", ".join(f"{key} {value}" for key, value in {**about, **settings}.items()))
+    print(f"\n{_table(rows)}\n")
+    for finding, value in findings.items():
+        print(f"{finding:<60} {value:.3g}")

@@ -1,0 +1,337 @@
+"""One packed pass against the padded step of two forwards, on the same samples and weights.
+
+    python benchmarks/single_pass.py [--device cuda] [--size show-o] [--dtype bf16] [--json FILE]
+
+The padded side is a re-creation of how RecA's CLIP variant is published: understanding and reconstruction
+are padded to their fixed lengths and run through two forwards with a dense mask, the head is applied to every
+place, logits become fp32, and the cross-entropy ignores what is not supervised; one backward for the sum. It
+has the same weights, the library's attention, and the library's activation (``gelu_new``, eight kernels); in
+"padded, fused gelu" that is exchanged for ours. Each side starts from sequences and ends with the gradients.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from common import Clock, Timing, arguments, interleaved, peak_bytes, report
+from torch import Tensor, nn
+from transformers import PhiConfig
+from transformers.activations import NewGELUActivation
+
+from showo_dist.models.attention import ATTENTION
+from showo_dist.models.showo import ShowO
+from showo_dist.runtime.precision import uses_bf16
+from showo_dist.sequences import FLOWS, PackedBatch, Sequence, Vocabulary, builders, pack
+from showo_dist.sequences.builders import CLIP_RECON_TEXT_WIDTH
+from showo_dist.sequences.masking import (
+    IGNORE,
+    MaskingOptions,
+    mask_codes,
+    mask_schedule,
+    sample_rng,
+)
+from showo_dist.training.throughput import Work
+from showo_kernels import Visibility, select_backend
+
+SYSTEM_TOKENS = 28  # specification, section 3
+MMU_TEXT, MMU_ANSWER = (64, 224), 0.7  # tokens of a conversation, and the share that is supervised
+PROMPT_TEXT = (15, 35)  # tokens of a request for a description
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Model and batch; ``budget`` is M, ``image`` is N of the specification."""
+
+    layers: int
+    width: int
+    heads: int
+    mmu: int
+    recon: int
+    image: int
+    text_tokens: int = 50295
+    codebook: int = 8192
+    clip_tokens: int = 576
+    clip_width: int = 1024
+    budget: int = 576
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return Vocabulary(self.text_tokens, self.codebook, bos=0)
+
+
+SIZES = {
+    "tiny": Sizes(2, 64, 2, 1, 1, 16, text_tokens=200, codebook=64, clip_tokens=36, budget=240),
+    "small": Sizes(8, 512, 8, mmu=2, recon=2, image=256),
+    "show-o": Sizes(24, 2048, 32, mmu=5, recon=5, image=1024),
+}
+
+
+def build_model(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> ShowO:
+    torch.manual_seed(0)
+    config = PhiConfig(
+        vocab_size=sizes.vocabulary.size,
+        hidden_size=sizes.width,
+        intermediate_size=4 * sizes.width,
+        num_hidden_layers=sizes.layers,
+        num_attention_heads=sizes.heads,
+    )
+    backend, reason = select_backend("auto", device, dtype)
+    print(f"attention {backend}: {reason}")
+    with device:
+        return ShowO(config, sizes.clip_width, backend).to(dtype)
+
+
+def make_sequence(flow: str, position: int, sizes: Sizes) -> Sequence:
+    """A sample of random tokens with the lengths of real ones."""
+    rng, vocabulary = sample_rng(0, flow, position), sizes.vocabulary
+
+    def text(shortest: int, longest: int) -> list[int]:
+        return rng.integers(1, vocabulary.text, size=rng.integers(shortest, longest + 1)).tolist()
+
+    features = torch.from_numpy(
+        rng.standard_normal((sizes.clip_tokens, sizes.clip_width), dtype="float32")
+    )
+    if flow == "mmu":
+        ids, system = text(*MMU_TEXT), text(SYSTEM_TOKENS, SYSTEM_TOKENS)
+        supervised = [place >= (1 - MMU_ANSWER) * len(ids) for place in range(len(ids))]
+        length = mmu_length(sizes)
+        return builders.mmu_clip(ids, supervised, system, features, length, vocabulary)
+    codes = torch.from_numpy(rng.integers(sizes.codebook, size=sizes.image))
+    options = MaskingOptions(mask_schedule("cosine"))
+    masked = mask_codes(codes, sizes.codebook, options, rng)
+    return builders.recon_clip(text(*PROMPT_TEXT), features, masked, vocabulary)
+
+
+def mmu_length(sizes: Sizes) -> int:
+    """Published length of the understanding rows: M + N + 3."""
+    return sizes.budget + sizes.image + 3
+
+
+def recon_length(sizes: Sizes) -> int:
+    """Published length of the reconstruction rows: 128 for the text part, CLIP, soi, image and eoi."""
+    return CLIP_RECON_TEXT_WIDTH + sizes.clip_tokens + sizes.image + 2
+
+
+@dataclass(frozen=True)
+class PaddedBatch:
+    """Rows of one flow at their published length.
+
+    Attributes:
+        ids_BL: token ids; the places of features hold the pad id.
+        features_BSC, start: features and the column of the first.
+        mask_B1LL: who sees whom; padding sees itself.
+        labels_BL: the id wanted at each place, IGNORE elsewhere.
+    """
+
+    ids_BL: Tensor
+    features_BSC: Tensor
+    start: int
+    mask_B1LL: Tensor
+    labels_BL: Tensor
+
+
+def _pad_row(sequence: Sequence, length: int, pad: int) -> tuple[Tensor, Tensor, Tensor]:
+    """ids, labels and mask of one row; places come from the position ids."""
+    positions = sequence.position_ids_L
+    places = torch.arange(len(sequence)) if positions is None else positions
+    ids_L, labels_L = torch.full((length,), pad), torch.full((length,), IGNORE)
+    ids_L[places] = sequence.ids_L
+    labels_L[places[sequence.label_rows_P]] = sequence.targets_P
+    mask_LL = torch.eye(length, dtype=torch.bool)
+    mask_LL[places[:, None], places] = Visibility.from_documents([sequence.spans]).dense()
+    return ids_L, labels_L, mask_LL
+
+
+def pad(sequences: list[Sequence], length: int, vocabulary: Vocabulary) -> PaddedBatch:
+    """Rows of one flow, padded to ``length``."""
+    rows = [_pad_row(sequence, length, vocabulary.pad) for sequence in sequences]
+    ids, labels, masks = (torch.stack(column) for column in zip(*rows, strict=True))
+    features = [s.features_SC for s in sequences if s.features_SC is not None]
+    start = sequences[0].feature_start
+    return PaddedBatch(ids, torch.stack(features), start, masks[:, None], labels)
+
+
+def padded_loss(model: ShowO, batch: PaddedBatch, kept: slice, device: torch.device) -> Tensor:
+    """One forward: mean cross-entropy over the labels of a flow.
+
+    Args:
+        model: whose attention is transformers' own ``sdpa`` meanwhile.
+        batch: of the flow.
+        kept: columns whose logits the loss is taken from.
+        device: of the model.
+    """
+    ids_BL, labels_BL = batch.ids_BL.to(device), batch.labels_BL.to(device)
+    table = model.showo.model.embed_tokens
+    stop = batch.start + batch.features_BSC.shape[1]
+    features_BSD = model.mm_projector(batch.features_BSC.to(device, table.weight.dtype))
+    embeds_BLD = torch.cat(
+        [table(ids_BL[:, : batch.start]), features_BSD, table(ids_BL[:, stop:])], dim=1
+    )
+    output = model.showo.model(inputs_embeds=embeds_BLD, attention_mask=batch.mask_B1LL.to(device))
+    logits_BLV = model.showo.lm_head(output.last_hidden_state).float()[:, kept]
+    return F.cross_entropy(logits_BLV.flatten(0, 1), labels_BL[:, kept].flatten())
+
+
+@contextmanager
+def library_modules(model: ShowO, activation: nn.Module) -> Iterator[None]:
+    """The backbone with transformers' own attention and the given activation."""
+    perceptrons = [layer.mlp for layer in model.showo.model.layers]
+    ours = [mlp.activation_fn for mlp in perceptrons]
+    model.config._attn_implementation = "sdpa"
+    for mlp in perceptrons:
+        mlp.activation_fn = activation
+    yield
+    model.config._attn_implementation = ATTENTION
+    for mlp, before in zip(perceptrons, ours, strict=True):
+        mlp.activation_fn = before
+
+
+class Padded:
+    """Two forwards, one backward."""
+
+    def __init__(
+        self, model: ShowO, sequences: list[Sequence], sizes: Sizes, activation: nn.Module
+    ) -> None:
+        self.model, self.sizes, self.activation = model, sizes, activation
+        self.mmu = [s for s in sequences if s.flow == "mmu"]
+        self.recon = [s for s in sequences if s.flow == "recon"]
+        self.device = next(model.parameters()).device
+
+    @property
+    def tokens(self) -> int:
+        """Places computed."""
+        return len(self.mmu) * mmu_length(self.sizes) + len(self.recon) * recon_length(self.sizes)
+
+    def _prepare(self) -> tuple[PaddedBatch, PaddedBatch]:
+        vocabulary = self.sizes.vocabulary
+        return (
+            pad(self.mmu, mmu_length(self.sizes), vocabulary),
+            pad(self.recon, recon_length(self.sizes), vocabulary),
+        )
+
+    def _forward(self, mmu: PaddedBatch, recon: PaddedBatch) -> tuple[Tensor, Tensor]:
+        image = slice(-self.sizes.image - 1, -1)
+        with library_modules(self.model, self.activation):
+            return (
+                padded_loss(self.model, mmu, slice(None), self.device),
+                padded_loss(self.model, recon, image, self.device),
+            )
+
+    def __call__(self, clock: Clock) -> dict[str, float]:
+        """One step; the losses of the flows. Gradients stay in the model."""
+        self.model.zero_grad()
+        batches = clock("prepare", self._prepare)
+        mmu, recon = clock("forward", lambda: self._forward(*batches))
+        clock("backward", lambda: (mmu + recon).backward())
+        return {"mmu": mmu.item(), "recon": recon.item()}
+
+
+class Packed:
+    """One forward, one backward."""
+
+    def __init__(self, model: ShowO, sequences: list[Sequence], sizes: Sizes) -> None:
+        self.model, self.sequences = model, sequences
+        self.pad_id = sizes.vocabulary.pad
+        self.device = next(model.parameters()).device
+        self.batch = self._prepare()
+
+    @property
+    def tokens(self) -> int:
+        """Places computed."""
+        return self.batch.tokens
+
+    def _prepare(self) -> PackedBatch:
+        batch = pack(
+            self.sequences,
+            pad_id=self.pad_id,
+            feature_width=self.model.feature_width,
+            multiple_of=128 if self.device.type == "cuda" else 1,
+        )
+        return batch.to(self.device)
+
+    def _forward(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+        scale_F = 1.0 / batch.label_counts().clamp(min=1).float()
+        total, sums_F = self.model(batch, flow_scale_F=scale_F)
+        return total, sums_F * scale_F
+
+    def __call__(self, clock: Clock) -> dict[str, float]:
+        """One step; the losses of the flows. Gradients stay in the model."""
+        self.model.zero_grad()
+        batch = clock("prepare", self._prepare)
+        total, means_F = clock("forward", lambda: self._forward(batch))
+        clock("backward", total.backward)
+        named = dict(zip(FLOWS, means_F.tolist(), strict=True))
+        return {flow: named[flow] for flow in ("mmu", "recon")}
+
+
+def check_equal(packed: Packed, padded: Packed | Padded, tolerance: float) -> None:
+    """Both sides give the same losses, and the same gradient as one vector."""
+    outcomes = []
+    for side in (packed, padded):
+        losses = side(Clock(side.device))
+        gradients = [p.grad.clone() for p in side.model.parameters() if p.grad is not None]
+        outcomes.append((losses, gradients))
+    (losses, gradients), (wanted_losses, wanted) = outcomes
+    for flow, loss in losses.items():
+        error = abs(loss / wanted_losses[flow] - 1)
+        assert error <= tolerance, f"{flow}: {loss} packed, {wanted_losses[flow]} padded"
+    missed = sum((x - y).float().square().sum() for x, y in zip(gradients, wanted, strict=True))
+    whole = sum(y.float().square().sum() for y in wanted)
+    error = float((missed / whole) ** 0.5)
+    assert error <= 10 * tolerance, f"gradients differ by {error:.1e}"
+
+
+def row(
+    name: str, timings: dict[str, Timing], tokens: int, flops: float, memory: int | None
+) -> dict[str, Any]:
+    wall = sum(timing.wall_s for timing in timings.values())
+    return {
+        "step": name,
+        **{f"{stage} ms": 1e3 * timing.wall_s for stage, timing in timings.items()},
+        "total ms": 1e3 * wall,
+        "cpu ms": 1e3 * sum(timing.cpu_s for timing in timings.values()),
+        "needed TFLOP/s": flops / wall / 1e12,
+        "peak MB": None if memory is None else memory / 1e6,
+        "tokens": tokens,
+    }
+
+
+def compare(packed: dict[str, Any], others: list[dict[str, Any]]) -> dict[str, float]:
+    """How much more each padded step needs."""
+    return {
+        f"{other['step']} / packed, {column}": other[column] / packed[column]
+        for other in others
+        for column in ("total ms", "cpu ms", "peak MB", "tokens")
+        if packed[column]
+    }
+
+
+def main() -> None:
+    options = arguments(__doc__, list(SIZES))
+    sizes, device = SIZES[options.size], torch.device(options.device)
+    dtype = torch.bfloat16 if uses_bf16(options.dtype, device) else torch.float32
+    model = build_model(sizes, device, dtype)
+    flows = ["mmu"] * sizes.mmu + ["recon"] * sizes.recon
+    sequences = [make_sequence(flow, i, sizes) for i, flow in enumerate(flows)]
+    packed = Packed(model, sequences, sizes)
+    sides: dict[str, Packed | Padded] = {
+        "packed": packed,
+        "padded": Padded(model, sequences, sizes, NewGELUActivation()),
+        "padded, fused gelu": Padded(model, sequences, sizes, nn.GELU(approximate="tanh")),
+    }
+    for padded in list(sides.values())[1:]:
+        check_equal(packed, padded, 1e-4 if dtype == torch.float32 else 1e-2)
+    memory = {n: peak_bytes(lambda s=side: s(Clock(device)), device) for n, side in sides.items()}
+    timings = interleaved(sides, device, options.repeats)
+    flops = Work.of(model).flops(packed.batch)
+    rows = [row(n, timings[n], sides[n].tokens, flops, memory[n]) for n in sides]
+    settings = {**asdict(sizes), "dtype": str(dtype), "vocabulary": sizes.vocabulary.size}
+    settings["labels"] = len(packed.batch.targets_P)
+    report("single_pass", rows, compare(rows[0], rows[1:]), settings, options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+"""Every source of Show-o and RecA to shards: streamed, resumable by shard, pictures byte for byte."""
+
+from showo_data.convert.embedded import picture_items
+from showo_data.convert.folder import folder_items
+from showo_data.convert.imagenet import imagenet_items
+from showo_data.convert.items import Item
+from showo_data.convert.llava import llava_items
+from showo_data.convert.recaption import recaptioned_items
+from showo_data.convert.text import text_items
+from showo_data.convert.writing import Report, Target, convert
+
+__all__ = [
+    "Item",
+    "Report",
+    "Target",
+    "convert",
+    "folder_items",
+    "imagenet_items",
+    "llava_items",
+    "picture_items",
+    "recaptioned_items",
+    "text_items",
+]

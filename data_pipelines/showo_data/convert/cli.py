@@ -1,0 +1,185 @@
+"""The commands ``showo-dist shards from-…``."""
+
+import argparse
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from showo_data.captions import ExternalCaptions
+from showo_data.convert.embedded import picture_items
+from showo_data.convert.folder import folder_items
+from showo_data.convert.imagenet import imagenet_items
+from showo_data.convert.items import Item
+from showo_data.convert.llava import llava_items
+from showo_data.convert.recaption import recaptioned_items
+from showo_data.convert.text import text_items
+from showo_data.convert.writing import Report, Target, convert
+
+Parser = argparse.ArgumentParser
+_FILES = "paths, brace patterns or wildcards"
+# Arguments that do not decide what a shard holds.
+_NOT_CONTENT = ("out", "prefix", "shard_size", "limit")
+
+
+@dataclass(frozen=True, slots=True)
+class Converter:
+    """One command: its help, its arguments, and its inputs from the parsed arguments."""
+
+    help: str
+    arguments: Callable[[Parser], None]
+    items: Callable[[argparse.Namespace], Iterator[Item]]
+    pictures: bool = True
+
+
+def add_converters(actions: Any) -> None:
+    """Add a parser for each converter to the subparsers ``actions`` of ``showo-dist shards``."""
+    for name, converter in CONVERTERS.items():
+        parser = actions.add_parser(name, help=converter.help, description=converter.help)
+        converter.arguments(parser)
+        if converter.pictures:
+            parser.add_argument(
+                "--max-side",
+                type=int,
+                metavar="PIXELS",
+                help="make larger pictures smaller (JPEG 95); default: bytes are copied as they are",
+            )
+        parser.add_argument("--out", type=Path, required=True, help="folder for the shards")
+        parser.add_argument("--prefix", default="train", help="default %(default)s")
+        parser.add_argument("--shard-size", type=int, default=1000, help="default %(default)s")
+        parser.add_argument("--limit", type=int, help="convert only so many inputs")
+
+
+def run(arguments: argparse.Namespace, console: Console) -> int:
+    """Convert, with progress; prints what came out and the pattern for the config.
+
+    Raises:
+        ValueError, OSError: what the user can mend.
+    """
+    content = vars(arguments).items()
+    target = Target(
+        out=arguments.out,
+        prefix=arguments.prefix,
+        shard_size=arguments.shard_size,
+        limit=arguments.limit,
+        settings={name: value for name, value in content if name not in _NOT_CONTENT},
+    )
+    if getattr(arguments, "max_side", None) is not None and arguments.max_side < 1:
+        raise ValueError(f"--max-side must be at least 1, not {arguments.max_side}")
+    with _progress(console) as progress:
+        task = progress.add_task(f"{arguments.action} to {target.out}", total=None)
+
+        def show(report: Report) -> None:
+            progress.update(task, completed=report.inputs)
+
+        report = convert(CONVERTERS[arguments.action].items(arguments), target, show)
+    console.print(escape(report.summary()), soft_wrap=True)
+    last = f"{report.shards - 1:06d}"
+    pattern = target.out / f"{target.prefix}-{{000000..{last}}}.tar"
+    console.print(escape(f"for the config: '{pattern}'"), soft_wrap=True)
+    return 0
+
+
+def _progress(console: Console) -> Progress:
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        TextColumn("{task.completed} inputs"),
+        TimeElapsedColumn(),
+    )
+    return Progress(*columns, console=console)
+
+
+def _imagenet_arguments(parser: Parser) -> None:
+    parser.add_argument("source", help="folder of class folders or class tars, or the tar of those")
+    parser.add_argument(
+        "--names", required=True, help="LOC_synset_mapping.txt, synset_words.txt or class JSON"
+    )
+    parser.add_argument("--synonyms", choices=("first", "random"), default="first")
+    parser.add_argument("--seed", type=int, default=0, help="of the order; default %(default)s")
+
+
+def _imagenet(a: argparse.Namespace) -> Iterator[Item]:
+    return imagenet_items(a.source, a.names, synonyms=a.synonyms, seed=a.seed, max_side=a.max_side)
+
+
+def _captions_arguments(parser: Parser) -> None:
+    parser.add_argument("urls", nargs="+", metavar="URLS", help="shards, paths or brace patterns")
+    parser.add_argument("--sa1b", metavar="FOLDER", help="captions NAME.txt")
+    parser.add_argument("--laion12m", metavar="FOLDER", help="captions SHARD/KEY.caption")
+    parser.add_argument("--cc12m", metavar="FOLDER", help="captions SHARD/NAME.caption")
+    parser.add_argument("--journeydb", metavar="JSON", help="{key: [caption, ...]}")
+    parser.add_argument(
+        "--for",
+        dest="flow",
+        choices=("t2i", "mmu"),
+        required=True,
+        help="t2i: first sentence or whole caption, without openings; mmu: the whole caption",
+    )
+
+
+def _captions(a: argparse.Namespace) -> Iterator[Item]:
+    outside = ExternalCaptions(a.sa1b, a.laion12m, a.cc12m, variants=a.flow == "t2i")
+    return recaptioned_items(a.urls, outside, journeydb=a.journeydb, max_side=a.max_side)
+
+
+def _text_arguments(parser: Parser) -> None:
+    parser.add_argument("files", nargs="+", metavar="FILES", help=f".parquet or .jsonl: {_FILES}")
+    parser.add_argument("--column", default="content", help="default %(default)s")
+    parser.add_argument(
+        "--max-chars", type=int, default=8000, help="longest piece; default %(default)s"
+    )
+    parser.add_argument("--newlines", choices=("keep", "space", "remove"), default="space")
+
+
+def _text(a: argparse.Namespace) -> Iterator[Item]:
+    return text_items(a.files, column=a.column, max_chars=a.max_chars, newlines=a.newlines)
+
+
+def _llava_arguments(parser: Parser) -> None:
+    parser.add_argument("json", help="list of items with image and conversations")
+    parser.add_argument("--images", required=True, help="folder that the items' paths start from")
+
+
+def _llava(a: argparse.Namespace) -> Iterator[Item]:
+    return llava_items(a.json, a.images, max_side=a.max_side)
+
+
+def _parquet_arguments(parser: Parser) -> None:
+    parser.add_argument("files", nargs="+", metavar="FILES", help=_FILES)
+    parser.add_argument("--image", default="image", help="picture column; default %(default)s")
+    parser.add_argument("--text", help="caption column; default: pictures alone")
+
+
+def _parquet(a: argparse.Namespace) -> Iterator[Item]:
+    return picture_items(a.files, image=a.image, text=a.text, max_side=a.max_side)
+
+
+def _folder_arguments(parser: Parser) -> None:
+    parser.add_argument("source", help="folder of pictures, captions in x.txt beside x.jpg")
+
+
+def _folder(a: argparse.Namespace) -> Iterator[Item]:
+    return folder_items(a.source, max_side=a.max_side)
+
+
+CONVERTERS = {
+    "from-imagenet": Converter(
+        "ImageNet-1k, captioned by class name", _imagenet_arguments, _imagenet
+    ),
+    "from-captions": Converter(
+        "shards and captions outside them (SA-1B, LAION-12M, CC12M, JourneyDB)",
+        _captions_arguments,
+        _captions,
+    ),
+    "from-text": Converter(
+        "plain text in Parquet or JSON lines", _text_arguments, _text, pictures=False
+    ),
+    "from-llava": Converter("LLaVA JSON and its pictures", _llava_arguments, _llava),
+    "from-parquet": Converter("pictures embedded in Parquet", _parquet_arguments, _parquet),
+    "from-folder": Converter("a folder of pictures", _folder_arguments, _folder),
+}

@@ -1,0 +1,177 @@
+"""ImageNet-1k: class folders, the official tar of each class, or the one tar that holds all of those."""
+
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from showo_data.convert.class_names import read_class_names
+from showo_data.convert.items import Item, Members
+from showo_data.convert.pictures import SUFFIXES, picture_member, read_bytes
+from showo_data.members import BadSampleError
+
+Synonyms = Literal["first", "random"]
+
+
+class _Class(Protocol):
+    """The pictures of one class."""
+
+    @property
+    def name(self) -> str: ...
+
+    def __len__(self) -> int: ...
+
+    def where(self, index: int) -> str: ...
+
+    def read(self, index: int) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Folder:
+    path: Path
+    files: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def where(self, index: int) -> str:
+        return str(self.path / self.files[index])
+
+    def read(self, index: int) -> bytes:
+        return read_bytes(self.path / self.files[index])
+
+
+@dataclass(frozen=True, slots=True)
+class _Tar:
+    """A class inside a tar: byte offsets and sizes, so that no archive stays open."""
+
+    name: str
+    path: Path
+    offset_N: npt.NDArray[np.int64]
+    size_N: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.offset_N)
+
+    def where(self, index: int) -> str:
+        return f"{self.path}, picture {index} of {self.name}"
+
+    def read(self, index: int) -> bytes:
+        with self.path.open("rb") as stream:
+            stream.seek(int(self.offset_N[index]))
+            data = stream.read(int(self.size_N[index]))
+        if len(data) < self.size_N[index]:
+            raise BadSampleError("truncated")
+        return data
+
+
+def imagenet_items(
+    source: str | Path,
+    names: str | Path,
+    *,
+    synonyms: Synonyms = "first",
+    seed: int = 0,
+    max_side: int | None = None,
+) -> Iterator[Item]:
+    """Pictures with the names of their classes, all classes mixed by a seeded shuffle.
+
+    Only names and offsets are held, about 100 bytes per picture.
+
+    Args:
+        source: a folder of class folders, a folder of class tars (``n01440764.tar``), or the tar of these.
+        names: see :func:`showo_data.convert.class_names.read_class_names`.
+        synonyms: ``first``: the caption is the class's first name, as published; ``random``: all names are
+            kept, and one is drawn whenever the sample is read.
+        seed: of the shuffle.
+        max_side: see :func:`showo_data.convert.pictures.picture_member`.
+
+    Raises:
+        FileNotFoundError: ``source`` or ``names`` does not exist.
+        ValueError: no classes in ``source``, or one that ``names`` does not know.
+    """
+    classes = _classes(Path(source))
+    texts = _texts(classes, names, synonyms)
+    ends = np.cumsum([len(one) for one in classes])
+    # Raw words of Philox, which NumPy keeps the same across its versions.
+    order = np.argsort(np.random.Philox(key=seed).random_raw(int(ends[-1])), kind="stable")
+    for place in order.tolist():
+        number = int(np.searchsorted(ends, place, side="right"))
+        one, index = classes[number], place - int(ends[number]) + len(classes[number])
+        yield Item(one.where(index), partial(_load, one, index, texts[number], max_side))
+
+
+def _load(one: _Class, index: int, text: Members, max_side: int | None) -> list[Members]:
+    return [{**picture_member(one.read(index), max_side), **text}]
+
+
+def _texts(classes: Sequence[_Class], names: str | Path, synonyms: Synonyms) -> list[Members]:
+    """The text members of each class."""
+    known = read_class_names(names)
+    texts: list[Members] = []
+    for number, one in enumerate(classes):
+        words = known.get(one.name) or known.get(str(number))
+        if not words:
+            raise ValueError(f"class {one.name!r} has no name in {names}")
+        texts.append(
+            {"txt": words[0]} if synonyms == "first" else {"json": {"captions": list(words)}}
+        )
+    return texts
+
+
+def _classes(source: Path) -> Sequence[_Class]:
+    """The classes in the order of their names."""
+    if not source.exists():
+        raise FileNotFoundError(f"no folder or tar {str(source)!r}")
+    found: Sequence[_Class]
+    if source.is_file():
+        found = _nested(source)
+    else:
+        entries = sorted(source.iterdir())
+        folders = [_folder(entry) for entry in entries if entry.is_dir()]
+        found = folders or [_tar(entry) for entry in entries if entry.suffix == ".tar"]
+    filled = sorted((one for one in found if len(one)), key=lambda one: one.name)
+    if not filled:
+        raise ValueError(f"{source}: holds neither class folders with pictures nor class tars")
+    return filled
+
+
+def _folder(path: Path) -> _Folder:
+    files = (entry.name for entry in path.iterdir() if entry.suffix.lower() in SUFFIXES)
+    return _Folder(path, tuple(sorted(files)))
+
+
+def _tar(path: Path) -> _Tar:
+    with path.open("rb") as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
+        return _index(path.stem, path, archive, 0)
+
+
+def _nested(path: Path) -> list[_Tar]:
+    """The class tars inside one tar."""
+    found = []
+    with tarfile.open(path, "r:") as outer:
+        for entry in outer:
+            inner = outer.extractfile(entry)
+            if inner is not None and entry.name.endswith(".tar"):
+                with tarfile.open(fileobj=inner, mode="r:") as archive:
+                    found.append(_index(Path(entry.name).stem, path, archive, entry.offset_data))
+    return found
+
+
+def _index(name: str, path: Path, archive: tarfile.TarFile, start: int) -> _Tar:
+    """Offsets and sizes of the pictures of ``archive``, which begins at byte ``start`` of ``path``."""
+    files = [entry for entry in archive if entry.isreg()]
+    return _Tar(
+        name,
+        path,
+        np.array([start + entry.offset_data for entry in files], dtype=np.int64),
+        np.array([entry.size for entry in files], dtype=np.int64),
+    )

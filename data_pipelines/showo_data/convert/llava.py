@@ -1,0 +1,108 @@
+"""LLaVA's JSON and its picture folder: the pretraining and the tuning set have one layout."""
+
+import json
+import re
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from showo_data.convert.items import Item, Members
+from showo_data.convert.pictures import picture_member, read_bytes
+from showo_data.members import BadSampleError, read_conversation
+
+# Characters read at a time from the JSON file.
+_CHUNK = 1 << 20
+# No element is longer, in characters: what is still incomplete then is broken.
+_LONGEST = 64 << 20
+_SEPARATORS = re.compile(r"[\s,]*")
+
+
+def llava_items(
+    path: str | Path, images: str | Path, *, max_side: int | None = None
+) -> Iterator[Item]:
+    """Conversations about pictures.
+
+    Items without a picture are left out, as in the published loader, and counted as ``text-only``. An item
+    whose picture cannot be read is left out as well, where the published loader shows a black one.
+
+    Args:
+        path: a JSON list of ``{"id": …, "image": "coco/…/x.jpg", "conversations": […]}``.
+        images: the folder that ``image`` is relative to.
+        max_side: see :func:`showo_data.convert.pictures.picture_member`.
+
+    Raises:
+        FileNotFoundError: ``path`` or ``images`` does not exist.
+        ValueError: ``path`` is not a JSON list.
+    """
+    folder = Path(images)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder {str(images)!r}")
+    for number, entry in enumerate(read_array(path)):
+        yield Item(f"{path}, item {number}", partial(_load, entry, folder.resolve(), max_side))
+
+
+def _load(entry: Any, folder: Path, max_side: int | None) -> list[Members]:
+    if not isinstance(entry, dict):
+        raise BadSampleError("malformed-item")
+    if "image" not in entry:
+        raise BadSampleError("text-only")
+    data = _conversation(entry)
+    picture = _inside(folder, entry["image"])
+    return [{**picture_member(read_bytes(picture), max_side), "json": data}]
+
+
+def _conversation(entry: dict[str, Any]) -> bytes:
+    """The JSON member, checked as training will check it."""
+    kept = {"conversations": entry.get("conversations")}
+    try:
+        data = json.dumps(kept, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise BadSampleError("not-utf8") from None
+    read_conversation({"json": data}.get)
+    return data
+
+
+def _inside(folder: Path, name: Any) -> Path:
+    """The path of a picture, which must lie in the folder whatever the JSON says."""
+    if not isinstance(name, str):
+        raise BadSampleError("malformed-item")
+    path = folder / name
+    if not path.resolve().is_relative_to(folder):
+        raise BadSampleError("image-outside-folder")
+    return path
+
+
+def read_array(path: str | Path) -> Iterator[Any]:
+    """The elements of the JSON list in a file, one after the other: the file may be larger than memory.
+
+    Bytes that are not UTF-8 become surrogates, so that one bad element does not spoil the others.
+
+    Raises:
+        ValueError: no list, or broken after so many elements.
+    """
+    decoder, count, at = json.JSONDecoder(), 0, 1
+    with open(path, encoding="utf-8", errors="surrogateescape") as stream:
+        text = stream.read(_CHUNK).lstrip()
+        if not text.startswith("["):
+            raise ValueError(f"{path}: expected a JSON list")
+        while True:
+            at = _end_of_separators(text, at)
+            if text.startswith("]", at):
+                return
+            try:
+                value, at = decoder.raw_decode(text, at)
+            except json.JSONDecodeError:
+                more = stream.read(_CHUNK)
+                if not more or len(text) - at > _LONGEST:
+                    raise ValueError(f"{path}: broken JSON after {count} elements") from None
+                text, at = text[at:] + more, 0
+                continue
+            count += 1
+            yield value
+
+
+def _end_of_separators(text: str, at: int) -> int:
+    match = _SEPARATORS.match(text, at)
+    assert match is not None  # it matches nothing at all, too
+    return match.end()

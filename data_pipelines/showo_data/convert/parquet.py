@@ -1,0 +1,102 @@
+"""Rows of Parquet files one after the other, a few of them in memory."""
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
+from typing import Any
+
+from showo_data.members import BadSampleError
+
+# Rows decoded at a time: pictures of a few MB each stay within a few hundred MB.
+_ROWS = 64
+# Bytes read at a time, so that pyarrow holds a page of a column and not all of its row group.
+_BUFFER = 1 << 20
+
+
+class ParquetRows:
+    """Rows of one Parquet file; going forward is cheap, within a row group nothing is skipped unread."""
+
+    def __init__(self, path: str, columns: Sequence[str]) -> None:
+        """Opens ``path``.
+
+        Raises:
+            ValueError: not a Parquet file, a column is missing, or pyarrow is not installed.
+        """
+        parquet = _pyarrow_parquet()
+        try:
+            self._file = parquet.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False)
+        except ValueError as error:
+            raise ValueError(f"{path}: cannot be read as Parquet: {error}") from None
+        present = self._file.schema_arrow.names
+        missing = [column for column in columns if column not in present]
+        if missing:
+            raise ValueError(
+                f"{path}: no column {missing[0]!r}; it has {', '.join(map(repr, present))}"
+            )
+        self._columns = list(columns)
+        meta = self._file.metadata
+        counts = [meta.row_group(i).num_rows for i in range(meta.num_row_groups)]
+        self._starts = [0, *accumulate(counts)]
+        self._group, self._first = -1, 0
+        self._rows: list[dict[str, Any]] = []
+        self._batches: Iterator[Any] = iter(())
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        """Row ``number`` as a dictionary of the columns.
+
+        Raises:
+            BadSampleError: the file is damaged there.
+        """
+        group = bisect_right(self._starts, number) - 1
+        if group != self._group or number < self._first:
+            self._group, self._first, self._rows = group, self._starts[group], []
+            self._batches = self._file.iter_batches(
+                _ROWS, row_groups=[group], columns=self._columns, use_threads=False
+            )
+        while number >= self._first + len(self._rows):
+            self._advance()
+        return self._rows[number - self._first]
+
+    def _advance(self) -> None:
+        try:
+            batch = next(self._batches, None)
+        except (ValueError, OSError):  # pyarrow's errors are of these two families
+            batch = None  # the iterator is spent: the rest of the group is bad as well
+        if batch is None:
+            raise BadSampleError("unreadable-rows")
+        self._first += len(self._rows)
+        self._rows = batch.to_pylist()
+
+
+class ParquetFiles:
+    """Rows of many Parquet files, one of them open at a time."""
+
+    def __init__(self, columns: Sequence[str]) -> None:
+        self._columns = columns
+        self._path = ""
+        self._open: ParquetRows | None = None
+
+    def places(self, paths: Iterable[str]) -> Iterator[tuple[str, int]]:
+        """The file and number of every row; reads the footers alone."""
+        for path in paths:
+            for number in range(len(ParquetRows(path, self._columns))):
+                yield path, number
+
+    def row(self, path: str, number: int) -> dict[str, Any]:
+        """A row as a dictionary of the columns; see :class:`ParquetRows`."""
+        if self._open is None or path != self._path:
+            self._path, self._open = path, ParquetRows(path, self._columns)
+        return self._open[number]
+
+
+def _pyarrow_parquet() -> Any:
+    try:
+        from pyarrow import parquet
+    except ImportError:
+        raise ValueError(
+            "Parquet files are read with pyarrow: install it with pip install 'showo-dist[data]'"
+        ) from None
+    return parquet

@@ -1,0 +1,81 @@
+"""Shards whose captions lie outside, to shards that hold them."""
+
+import json
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+from showo_data.captions import ExternalCaptions
+from showo_data.convert.items import Item, Members
+from showo_data.convert.pictures import picture_member
+from showo_data.members import IMAGES, BadSampleError, first_of, read_texts
+from showo_data.raw import sample_reader
+from showo_data.shards import OpenShards, load_index
+
+# Key of a sample → the captions to choose from.
+Book = dict[str, tuple[str, ...]]
+
+
+def recaptioned_items(
+    urls: Sequence[str],
+    outside: ExternalCaptions,
+    *,
+    journeydb: str | Path | None = None,
+    max_side: int | None = None,
+) -> Iterator[Item]:
+    """The samples of shards with the captions that lie outside, or with their own where they have no others.
+
+    Args:
+        urls: shards, as paths or brace patterns.
+        outside: captions of SA-1B, LAION-12M and CC12M.
+        journeydb: a JSON file ``{key: [caption, …]}``; read into memory.
+        max_side: see :func:`showo_data.convert.pictures.picture_member`.
+
+    Raises:
+        FileNotFoundError: a shard or the JSON file does not exist.
+        ValueError: the JSON file has another form.
+    """
+    files, book = OpenShards(), _read_book(journeydb) if journeydb else {}
+    for header in load_index(urls):
+        for index in range(header.samples):
+            load = partial(_load, files, header.path, index, outside, book, max_side)
+            yield Item(f"{header.path}, sample {index}", load)
+
+
+def _load(
+    files: OpenShards,
+    shard: str,
+    index: int,
+    outside: ExternalCaptions,
+    book: Book,
+    max_side: int | None,
+) -> list[Members]:
+    read, key = sample_reader(files, shard, index), files.table(shard).key(index)
+    data = first_of(read, IMAGES)
+    if data is None:
+        raise BadSampleError("no-image")
+    members: Members = dict(picture_member(data, max_side))
+    captions = outside.find(shard, key)
+    if captions is None:
+        captions = book.get(key) or read_texts(read)
+    if not captions:
+        raise BadSampleError("no-caption")
+    if len(captions) == 1:
+        return [{**members, "txt": captions[0]}]
+    return [{**members, "json": {"captions": list(captions)}}]
+
+
+def _read_book(path: str | Path) -> Book:
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        return {key: _captions(value) for key, value in content.items()}
+    except (ValueError, AttributeError, TypeError):
+        raise ValueError(f"{path}: expected JSON {{key: [caption, ...]}}") from None
+
+
+def _captions(value: object) -> tuple[str, ...]:
+    """The captions of one key; a single text counts as a list of one."""
+    captions = (value,) if isinstance(value, str) else value
+    if not isinstance(captions, list | tuple) or not all(isinstance(c, str) for c in captions):
+        raise TypeError(value)
+    return tuple(captions)

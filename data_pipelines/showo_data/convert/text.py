@@ -1,0 +1,100 @@
+"""Plain text: Parquet (RefinedWeb's ``content``) and JSON lines."""
+
+import gzip
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, Literal
+
+from showo_data.convert.items import Item, Members, find_files, text_of
+from showo_data.convert.parquet import ParquetFiles
+from showo_data.members import BadSampleError
+
+Newlines = Literal["keep", "space", "remove"]
+_JOINTS: dict[Newlines, str] = {"space": " ", "remove": ""}
+
+
+def text_items(
+    patterns: Sequence[str],
+    *,
+    column: str = "content",
+    max_chars: int = 8000,
+    newlines: Newlines = "space",
+) -> Iterator[Item]:
+    """Texts, long ones in pieces.
+
+    Args:
+        patterns: ``.parquet``, ``.jsonl`` or ``.jsonl.gz`` files, as paths, brace patterns or wildcards.
+        column: column or field of the text.
+        max_chars: longest piece in characters; cut between words. The published loader draws one window of
+            8000 characters from a longer text whenever it reads it.
+        newlines: what becomes of line breaks: ``keep``, a ``space`` for each run of them, or ``remove``,
+            as the published loader does, which joins the words around them.
+
+    Raises:
+        FileNotFoundError: a pattern names no file.
+        ValueError: a file of another kind, or as :class:`showo_data.convert.parquet.ParquetRows`.
+    """
+    if max_chars < 1:
+        raise ValueError(f"--max-chars must be at least 1, not {max_chars}")
+    cut = partial(_pieces, max_chars=max_chars, newlines=newlines)
+    for path in find_files(patterns):
+        if path.endswith(".parquet"):
+            yield from _parquet(path, column, cut)
+        elif path.endswith((".jsonl", ".jsonl.gz")):
+            yield from _json_lines(path, column, cut)
+        else:
+            raise ValueError(f"{path}: expected .parquet, .jsonl or .jsonl.gz")
+
+
+Cut = Callable[[Any], list[Members]]
+
+
+def _parquet(path: str, column: str, cut: Cut) -> Iterator[Item]:
+    files = ParquetFiles([column])
+    for _, number in files.places([path]):
+        yield Item(f"{path}, row {number}", partial(_load_row, files, path, number, column, cut))
+
+
+def _load_row(files: ParquetFiles, path: str, number: int, column: str, cut: Cut) -> list[Members]:
+    return cut(files.row(path, number)[column])
+
+
+def _json_lines(path: str, column: str, cut: Cut) -> Iterator[Item]:
+    with gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            yield Item(f"{path}, line {number}", partial(_load_line, line, column, cut))
+
+
+def _load_line(line: bytes, column: str, cut: Cut) -> list[Members]:
+    try:
+        value = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError:
+        raise BadSampleError("not-utf8") from None
+    except json.JSONDecodeError:
+        raise BadSampleError("broken-json") from None
+    if not isinstance(value, dict):
+        raise BadSampleError("broken-json")
+    return cut(value.get(column))
+
+
+def _pieces(value: Any, max_chars: int, newlines: Newlines) -> list[Members]:
+    text = text_of(value)
+    if newlines != "keep":
+        text = re.sub(r"[\r\n]+", _JOINTS[newlines], text)
+    return [{"txt": piece} for piece in cut_text(text, max_chars)]
+
+
+def cut_text(text: str, max_chars: int) -> list[str]:
+    """``text`` in pieces of at most ``max_chars`` characters; cut at a space where there is one.
+
+    Joined they give the text again, but for the spaces at the cuts.
+    """
+    pieces = []
+    while len(text) > max_chars:
+        end = text.rfind(" ", 0, max_chars + 1)
+        end = end if end > 0 else max_chars
+        pieces.append(text[:end])
+        text = text[end:].removeprefix(" ")
+    return [*pieces, text] if text else pieces

@@ -1,0 +1,191 @@
+"""Inputs to shards: shard n holds the inputs from n · size on, so any shard can be made without the others.
+
+Beside the shards lies a journal, ``PREFIX.convert.jsonl``: the settings, then one line per finished shard.
+A conversion that was stopped goes on after the last finished shard; equal inputs and settings give equal
+bytes. An input that cannot be used is absent from its shard.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from showo_data.convert.items import Item
+from showo_data.members import BadSampleError
+from showo_data.shards import index_path, load_index, write_shard
+from showo_data.shards.atomic import written_aside
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """Where shards go.
+
+    Attributes:
+        out: folder; created when it is missing.
+        prefix: the shards are ``PREFIX-000000.tar`` and so on.
+        shard_size: inputs per shard.
+        limit: convert only so many inputs.
+        settings: all that decides the content, for the journal: two conversions that differ in it do not mix.
+    """
+
+    out: Path
+    prefix: str = "train"
+    shard_size: int = 1000
+    limit: int | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, value in (("--shard-size", self.shard_size), ("--limit", self.limit)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
+        if not self.prefix or set(self.prefix) & set("/{},"):
+            raise ValueError(f"--prefix must be a plain name, not {self.prefix!r}")
+
+    def shard(self, number: int) -> Path:
+        """The path of shard ``number``."""
+        return self.out / f"{self.prefix}-{number:06d}.tar"
+
+    @property
+    def journal(self) -> Path:
+        """The path of the journal."""
+        return self.out / f"{self.prefix}.convert.jsonl"
+
+
+@dataclass(slots=True)
+class Report:
+    """What came out, of this call and of earlier ones that it went on from.
+
+    Attributes:
+        shards, inputs, samples: how many.
+        kept: shards that an earlier call had finished.
+        skipped: inputs that were left out, by reason.
+        examples: the first such input of each reason.
+    """
+
+    shards: int = 0
+    inputs: int = 0
+    samples: int = 0
+    kept: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Count one finished shard."""
+        self.shards += 1
+        self.inputs += record["inputs"]
+        self.samples += record["samples"]
+        self.skipped.update(record["skipped"])
+        self.examples = record["examples"] | self.examples
+
+    def summary(self) -> str:
+        """A line on what there is, and one per reason for what is not."""
+        kept = f" ({self.kept} from before)" if self.kept else ""
+        lines = [f"{self.shards} shards{kept}, {self.samples} samples of {self.inputs} inputs"]
+        for reason, count in self.skipped.most_common():
+            lines.append(f"skipped {count}: {reason}, first {self.examples[reason]}")
+        return "\n".join(lines)
+
+
+def convert(
+    items: Iterable[Item], target: Target, progress: Callable[[Report], None] = lambda _: None
+) -> Report:
+    """Write ``items`` to shards with their indexes; ``progress`` is called after each shard.
+
+    Raises:
+        ValueError: ``target`` holds a conversion of other settings, or not one input could be used.
+    """
+    chunks = _chunks(items, target)
+    first = next(chunks, [])  # mistakes in the arguments show here, before anything is written
+    target.out.mkdir(parents=True, exist_ok=True)
+    for unfinished in target.out.glob(f".{target.prefix}-*.partial"):
+        unfinished.unlink()  # a killed process left it
+    done = _claim(target)
+    report = Report()
+    for number, chunk in enumerate(chain([first] if first else [], chunks)):
+        record = done.get(target.shard(number).name)
+        if record is not None and _finished(target.shard(number), record, len(chunk)):
+            report.kept += 1
+        else:
+            record = _write(target.shard(number), number * target.shard_size, chunk)
+            _note(target.journal, record)
+        report.add(record)
+        progress(report)
+    if not report.samples:
+        why = report.summary().replace("\n", "; ")
+        raise ValueError(f"nothing was converted to {target.out}: {why}")
+    return report
+
+
+def _chunks(items: Iterable[Item], target: Target) -> Iterator[list[Item]]:
+    rest = islice(items, target.limit)
+    while chunk := list(islice(rest, target.shard_size)):
+        yield chunk
+
+
+def _write(shard: Path, first: int, chunk: list[Item]) -> dict[str, Any]:
+    """Write one shard, of the inputs from number ``first`` on; returns its line for the journal."""
+    skipped: Counter[str] = Counter()
+    examples: dict[str, str] = {}
+
+    def samples() -> Iterator[dict[str, Any]]:
+        for number, item in enumerate(chunk, start=first):
+            try:
+                loaded = item.load()
+            except BadSampleError as bad:
+                skipped[str(bad)] += 1
+                examples.setdefault(str(bad), item.name)
+                continue
+            for piece, members in enumerate(loaded):
+                key = f"{number:010d}" if len(loaded) == 1 else f"{number:010d}-{piece:04d}"
+                yield {"__key__": key, **members}
+
+    count = write_shard(shard, samples())
+    return {
+        "shard": shard.name,
+        "inputs": len(chunk),
+        "samples": count,
+        "skipped": dict(skipped),
+        "examples": examples,
+    }
+
+
+def _finished(shard: Path, record: dict[str, Any], inputs: int) -> bool:
+    """Whether a shard is there as its line in the journal says, made of all its inputs."""
+    if record["inputs"] != inputs or not shard.exists() or not index_path(str(shard)).exists():
+        return False
+    return load_index(str(shard))[0].samples == record["samples"]
+
+
+def _claim(target: Target) -> dict[str, dict[str, Any]]:
+    """The finished shards of this conversion; begins its journal where there is none."""
+    settings = {**target.settings, "shard_size": target.shard_size}
+    lines = list(_complete_lines(target.journal)) if target.journal.exists() else []
+    if len(lines) < 2:  # no shard was finished
+        with written_aside(target.journal) as stream:
+            stream.write(json.dumps(settings).encode() + b"\n")
+        return {}
+    if lines[0] != settings:
+        raise ValueError(
+            f"{target.journal} belongs to a conversion with other settings, {json.dumps(lines[0])}: "
+            "name another --out or --prefix, or remove it and its shards"
+        )
+    return {record["shard"]: record for record in lines[1:]}
+
+
+def _complete_lines(journal: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a journal; one that a killed process left half written is passed over."""
+    for line in journal.read_text(encoding="utf-8").splitlines():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            continue
+
+
+def _note(journal: Path, record: dict[str, Any]) -> None:
+    with journal.open("r+b") as stream:
+        if stream.seek(0, 2) and stream.seek(-1, 2) >= 0 and stream.read(1) != b"\n":
+            stream.write(b"\n")  # a killed process left half a line
+        stream.write(json.dumps(record).encode() + b"\n")

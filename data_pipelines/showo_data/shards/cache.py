@@ -1,0 +1,96 @@
+"""Whole remote shards on the local disk: bounded, shared by all processes of a node, filled atomically."""
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from filelock import FileLock, Timeout
+
+_COMPLETE, _PARTIAL = ".tar", ".partial"
+
+
+class ShardCache:
+    """A folder of at most ``limit`` bytes of copies; the least recently opened ones go first.
+
+    A copy appears under its name by one rename, once it is complete, and is made by one process while the
+    others that want it wait. The space of a copy is taken before it is filled. Whoever has a copy open can
+    read on when it is removed.
+    """
+
+    def __init__(self, folder: Path, limit: int) -> None:
+        self.folder, self.limit = folder, limit
+
+    def open(
+        self, name: str, size: Callable[[], int | None], fill: Callable[[BinaryIO], None]
+    ) -> int | None:
+        """A file descriptor of the copy called ``name``, made by ``fill`` if it is not there.
+
+        ``size`` is asked for the bytes before; its None means that only ``fill`` can tell. Returns None
+        when there is no room.
+        """
+        path = self.folder / (name + _COMPLETE)
+        with suppress(FileNotFoundError):
+            return self._used(path)
+        (self.folder / "locks").mkdir(parents=True, exist_ok=True)
+        with self._lock(name):
+            with suppress(FileNotFoundError):  # another process was faster
+                return self._used(path)
+            return self._fill(path, size() or 0, fill)
+
+    def _fill(self, path: Path, size: int, fill: Callable[[BinaryIO], None]) -> int | None:
+        aside = path.with_suffix(_PARTIAL)
+        if not self._reserve(aside, size):
+            return None
+        try:
+            with aside.open("r+b") as stream:
+                fill(stream)
+                stream.flush()
+                written = os.fstat(stream.fileno()).st_size
+            if written > size and not self._reserve(aside, written):
+                return None
+            aside.replace(path)
+            return self._used(path)
+        finally:
+            aside.unlink(missing_ok=True)
+
+    def _used(self, path: Path) -> int:
+        """Open a copy, and make it the most recently used one."""
+        opened = os.open(path, os.O_RDONLY)
+        os.utime(opened)
+        return opened
+
+    def _reserve(self, aside: Path, size: int) -> bool:
+        """Take ``size`` bytes for a copy in the making, at the cost of older copies."""
+        with self._lock("room"):
+            if not self._make_room(size, aside):
+                return False
+            with aside.open("ab") as stream:
+                stream.truncate(size)
+            return True
+
+    def _make_room(self, size: int, aside: Path) -> bool:
+        if size > self.limit:
+            return False
+        found = [(entry, entry.stat()) for entry in os.scandir(self.folder) if entry.is_file()]
+        taken = {Path(e.path): s for e, s in found if e.path != str(aside)}
+        free = self.limit - sum(state.st_size for state in taken.values()) - size
+        for path, state in sorted(taken.items(), key=lambda item: item[1].st_mtime_ns):
+            if free >= 0:
+                break
+            if path.suffix == _COMPLETE or self._is_abandoned(path):
+                path.unlink(missing_ok=True)
+                free += state.st_size
+        return free >= 0
+
+    def _is_abandoned(self, aside: Path) -> bool:
+        """Whether the process that was making a copy has died."""
+        try:
+            with self._lock(aside.stem, timeout=0):
+                return True
+        except Timeout:
+            return False
+
+    def _lock(self, name: str, timeout: float = -1) -> FileLock:
+        return FileLock(self.folder / "locks" / f"{name}.lock", timeout=timeout)

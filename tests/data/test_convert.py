@@ -1,0 +1,261 @@
+"""Shards from inputs, whatever they are: arithmetic, resumption, bad inputs, pictures kept as they are."""
+
+import io
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from showo_data.cli import main_shards
+from showo_data.convert import Item, Target, convert
+from showo_data.convert.items import Members, find_files
+from showo_data.convert.pictures import picture_member
+from showo_data.members import BadSampleError
+from showo_data.shards import index_path
+from tests.data.converting import files, picture, samples, snapshot
+
+
+class Inputs:
+    """Numbered texts, some bad; remembers which were read."""
+
+    def __init__(self, count: int, bad: tuple[int, ...] = (), stop: int | None = None) -> None:
+        self.count, self.bad, self.stop = count, bad, stop
+        self.read: list[int] = []
+
+    def __iter__(self) -> Iterator[Item]:
+        for number in range(self.count):
+            yield Item(f"input {number}", lambda number=number: self.load(number))  # type: ignore[misc]
+
+    def load(self, number: int) -> list[Members]:
+        if number == self.stop:
+            raise KeyboardInterrupt
+        self.read.append(number)
+        if number in self.bad:
+            raise BadSampleError("odd" if number % 2 else "even")
+        return [{"txt": f"text {number}"}]
+
+
+def test_a_shard_holds_the_inputs_from_its_number_on(tmp_path: Path) -> None:
+    report = convert(Inputs(25, bad=(3, 4, 11)), Target(out=tmp_path, shard_size=10))
+    assert (report.shards, report.inputs, report.samples) == (3, 25, 22)
+    assert report.skipped == {"odd": 2, "even": 1}
+    assert report.examples == {"odd": "input 3", "even": "input 4"}
+    good = [n for n in range(25) if n not in (3, 4, 11)]
+    assert files(tmp_path) == {f"{n:010d}.txt": f"text {n}".encode() for n in good}
+    assert {s.text for s in samples(tmp_path, "text").values()} == {f"text {n}" for n in good}
+    assert sorted(p.name for p in tmp_path.glob("*.tar")) == [
+        f"train-00000{i}.tar" for i in range(3)
+    ]
+
+
+def test_the_summary_names_reasons_and_first_inputs(tmp_path: Path) -> None:
+    report = convert(Inputs(12, bad=(3, 5)), Target(out=tmp_path, shard_size=10))
+    assert report.summary() == "2 shards, 10 samples of 12 inputs\nskipped 2: odd, first input 3"
+    again = convert(Inputs(12, bad=(3, 5)), Target(out=tmp_path, shard_size=10))
+    assert again.summary().startswith(
+        "2 shards (2 from before), 10 samples of 12 inputs\nskipped 2"
+    )
+
+
+@pytest.mark.parametrize("stop", [0, 7, 10, 19, 24])
+def test_a_stopped_conversion_goes_on_after_its_last_finished_shard(
+    tmp_path: Path, stop: int
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    convert(Inputs(25, bad=(8,)), Target(out=whole, shard_size=10))
+    with pytest.raises(KeyboardInterrupt):
+        convert(Inputs(25, bad=(8,), stop=stop), Target(out=parts, shard_size=10))
+    assert len(list(parts.glob("*.tar"))) == stop // 10
+    assert not list(parts.glob(".*")), "nothing half written is left"
+    rest = Inputs(25, bad=(8,))
+    report = convert(rest, Target(out=parts, shard_size=10))
+    assert rest.read == list(range(stop // 10 * 10, 25)) and report.kept == stop // 10
+    assert files(parts) == files(whole) and report.skipped == {"even": 1}
+    assert {n: d for n, (d, _) in snapshot(parts).items() if n.endswith(".tar")} == {
+        n: d for n, (d, _) in snapshot(whole).items() if n.endswith(".tar")
+    }
+
+
+def test_a_killed_process_is_made_up_for(tmp_path: Path) -> None:
+    source, killed, whole = tmp_path / "source", tmp_path / "killed", tmp_path / "whole"
+    source.mkdir()
+    for number in range(600):
+        (source / f"{number:04d}.jpg").write_bytes(picture(number % 50))
+    command = ["shards", "from-folder", str(source), "--shard-size", "10", "--out"]
+    process = subprocess.Popen([sys.executable, "-m", "showo_dist.cli", *command, str(killed)])
+    try:
+        deadline = time.monotonic() + 60
+        while not list(killed.glob("*.tar")) and time.monotonic() < deadline:
+            time.sleep(0.002)
+    finally:
+        process.kill()
+        assert process.wait(timeout=60) == -signal.SIGKILL
+    assert 0 < len(list(killed.glob("*.tar"))) < 60
+    for out in (killed, whole):
+        assert main_shards([*command[1:], str(out)]) == 0
+    assert not list(killed.glob(".*"))
+    assert {p.name: p.read_bytes() for p in killed.glob("*.tar*")} == {
+        p.name: p.read_bytes() for p in whole.glob("*.tar*")
+    }
+
+
+def test_a_finished_conversion_is_kept(tmp_path: Path) -> None:
+    convert(Inputs(25), Target(out=tmp_path, shard_size=10))
+    before, again = snapshot(tmp_path), Inputs(25)
+    convert(again, Target(out=tmp_path, shard_size=10))
+    assert again.read == [] and snapshot(tmp_path) == before
+
+
+def test_lost_and_damaged_shards_are_made_again(tmp_path: Path) -> None:
+    convert(Inputs(45), Target(out=tmp_path, shard_size=10))
+    before = {name: data for name, (data, _) in snapshot(tmp_path).items()}
+    (tmp_path / "train-000001.tar").unlink()
+    index_path(str(tmp_path / "train-000002.tar")).unlink()
+    (tmp_path / "train-000003.tar").write_bytes(before["train-000003.tar"][:3000])
+    again = Inputs(45)
+    convert(again, Target(out=tmp_path, shard_size=10))
+    assert again.read == list(range(10, 40))
+    assert {name: data for name, (data, _) in snapshot(tmp_path).items()} == before
+
+
+def test_a_larger_limit_goes_on_and_fills_the_last_shard(tmp_path: Path) -> None:
+    convert(Inputs(45), Target(out=tmp_path, shard_size=10, limit=13))
+    assert len(files(tmp_path)) == 13
+    again = Inputs(45)
+    report = convert(again, Target(out=tmp_path, shard_size=10, limit=31))
+    assert again.read == list(range(10, 31)) and report.samples == len(files(tmp_path)) == 31
+
+
+def test_a_line_of_the_journal_that_a_kill_cut_short_is_passed_over(tmp_path: Path) -> None:
+    target = Target(out=tmp_path, shard_size=10)
+    convert(Inputs(25), target)
+    lines = target.journal.read_bytes()
+    target.journal.write_bytes(lines[:-9])
+    again = Inputs(25)
+    convert(again, target)
+    assert again.read == list(range(20, 25))
+    convert(again, target)
+    assert again.read == list(range(20, 25)), "the shard made again is in the journal"
+
+
+def test_conversions_of_other_settings_do_not_mix(tmp_path: Path) -> None:
+    convert(Inputs(5), Target(out=tmp_path, settings={"source": "a"}))
+    with pytest.raises(ValueError, match=r"train\.convert\.jsonl belongs .* \"a\".*--prefix"):
+        convert(Inputs(5), Target(out=tmp_path, settings={"source": "b"}))
+    convert(Inputs(5), Target(out=tmp_path, settings={"source": "b"}, prefix="other"))
+
+
+def test_settings_may_change_while_nothing_is_finished(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        convert(Inputs(5, stop=0), Target(out=tmp_path, settings={"source": "a"}))
+    assert convert(Inputs(5), Target(out=tmp_path, settings={"source": "b"})).samples == 5
+
+
+def test_nothing_converted_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"nothing was converted .*skipped 1: even, first input 0"):
+        convert(Inputs(1, bad=(0,)), Target(out=tmp_path))
+
+
+def test_inputs_that_cannot_begin_leave_nothing_behind(tmp_path: Path) -> None:
+    def items() -> Iterator[Item]:
+        raise FileNotFoundError("no folder")
+        yield
+
+    with pytest.raises(FileNotFoundError):
+        convert(items(), Target(out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"shard_size": 0}, "--shard-size must be at least 1, not 0"),
+        ({"limit": 0}, "--limit must be at least 1, not 0"),
+        ({"prefix": "a/b"}, "--prefix must be a plain name"),
+    ],
+)
+def test_impossible_targets_are_refused(tmp_path: Path, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Target(out=tmp_path, **options)
+
+
+def test_only_one_shard_of_inputs_is_held(tmp_path: Path) -> None:
+    """Inputs are asked for shard by shard, not all at once."""
+    seen: list[int] = []
+
+    def items() -> Iterator[Item]:
+        for number in range(30):
+            seen.append(number)
+            yield Item(str(number), lambda: [{"txt": "x"}])
+
+    lead: list[int] = []
+    convert(items(), Target(out=tmp_path, shard_size=10), lambda report: lead.append(len(seen)))
+    assert lead == [10, 20, 30]
+
+
+@pytest.mark.parametrize(("kind", "extension"), [("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp")])
+def test_pictures_are_copied_byte_for_byte(kind: str, extension: str) -> None:
+    data = picture(5, kind)
+    assert picture_member(data) == {extension: data}
+    assert picture_member(data, max_side=12) == {extension: data}
+
+
+@pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF"])
+def test_other_formats_become_png_without_loss(kind: str) -> None:
+    data = picture(5, kind)
+    ((extension, stored),) = picture_member(data).items()
+    assert extension == "png"
+    with Image.open(io.BytesIO(stored)) as after, Image.open(io.BytesIO(data)) as before:
+        assert after.format == "PNG" and after.tobytes() == before.convert("RGB").tobytes()
+
+
+def test_max_side_makes_larger_pictures_smaller_and_turns_them_upright() -> None:
+    stream = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    Image.new("RGB", (60, 30), "red").save(stream, "PNG", exif=exif)
+    ((extension, stored),) = picture_member(stream.getvalue(), max_side=20).items()
+    with Image.open(io.BytesIO(stored)) as after:
+        assert (extension, after.format, after.size) == ("jpg", "JPEG", (10, 20))
+
+
+def _reason(data: bytes) -> str:
+    with pytest.raises(BadSampleError) as caught:
+        picture_member(data)
+    return str(caught.value)
+
+
+def test_bytes_that_are_no_picture_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _reason(b"") == _reason(b"not a picture") == "broken-image"
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert _reason(picture(1)) == "image-too-large"
+
+
+def test_files_are_found_by_path_brace_and_wildcard(tmp_path: Path) -> None:
+    for name in ("b1", "b0", "c"):
+        (tmp_path / name).touch()
+    names = find_files([f"{tmp_path}/c", f"{tmp_path}/b{{1,0}}", f"{tmp_path}/b*"])
+    assert [Path(name).name for name in names] == ["c", "b1", "b0", "b0", "b1"]
+    for pattern in ("gone", "g*"):
+        with pytest.raises(FileNotFoundError, match="no file"):
+            find_files([f"{tmp_path}/{pattern}"])
+
+
+def test_the_journal_says_what_each_shard_holds(tmp_path: Path) -> None:
+    target = Target(out=tmp_path, shard_size=10, settings={"source": "x"})
+    convert(Inputs(12, bad=(11,)), target)
+    settings, _, last = (json.loads(line) for line in target.journal.read_text().splitlines())
+    assert settings == {"source": "x", "shard_size": 10}
+    assert last == {
+        "shard": "train-000001.tar",
+        "inputs": 2,
+        "samples": 1,
+        "skipped": {"odd": 1},
+        "examples": {"odd": "input 11"},
+    }

@@ -1,0 +1,14 @@
+"""One process group per number of ranks, shared by all of its cases."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.single_pass.group import RankGroup
+
+
+@pytest.fixture(scope="session")
+def group(request: pytest.FixtureRequest) -> Iterator[RankGroup]:
+    """Parametrise it with the number of ranks; pytest then runs the cases of one group together."""
+    with RankGroup(request.param) as ranks:
+        yield ranks

@@ -1,0 +1,115 @@
+"""A process group that is kept for many cases, and killed when one of them hangs."""
+
+import multiprocessing
+import socket
+import time
+from multiprocessing.connection import Connection, wait
+from types import TracebackType
+from typing import Any
+
+from tests.single_pass.case import Case, Report
+from tests.single_pass.rank import serve
+
+LIMIT_S = 120.0
+
+
+class HangError(AssertionError):
+    """A case went over its time."""
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class RankGroup:
+    """``size`` real processes joined by gloo. After a failure the next case gets new ones.
+
+    Args:
+        size: number of ranks.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._pipes: list[Connection] = []
+        self._processes: list[Any] = []
+
+    def __enter__(self) -> "RankGroup":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.kill()
+
+    def run(self, case: Case, limit_s: float = LIMIT_S) -> list[Report]:
+        """The reports of all ranks.
+
+        Raises:
+            HangError: not all ranks were done in time; the group is killed.
+            AssertionError: a rank failed; the group is killed, for the others may wait for it.
+        """
+        if not self._processes:
+            self._start()
+        for pipe in self._pipes:
+            pipe.send(case)
+        try:
+            return self._collect(case, time.monotonic() + limit_s)
+        except BaseException:
+            self.kill()
+            raise
+
+    def kill(self) -> None:
+        """End the processes, whatever they wait for."""
+        for process in self._processes:
+            process.kill()
+        for process in self._processes:
+            process.join()
+        self._pipes, self._processes = [], []
+
+    def _start(self) -> None:
+        # The server imports once what the ranks, its forks, need.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["showo_dist.training.engine"])
+        port = str(_free_port())
+        for rank in range(self.size):
+            ours, theirs = context.Pipe()
+            environment = {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(self.size),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+                "OMP_NUM_THREADS": "1",
+            }
+            process = context.Process(target=serve, args=(theirs, environment), daemon=True)
+            process.start()
+            theirs.close()
+            self._pipes.append(ours)
+            self._processes.append(process)
+
+    def _collect(self, case: Case, deadline: float) -> list[Report]:
+        reports: dict[Connection, Report] = {}
+        while len(reports) < self.size:
+            silent = [pipe for pipe in self._pipes if pipe not in reports]
+            ready = wait(silent, max(0.0, deadline - time.monotonic()))
+            if not ready:
+                ranks = [self._pipes.index(pipe) for pipe in silent]
+                raise HangError(f"{case} on {self.size} ranks hangs; no report of ranks {ranks}")
+            for pipe in ready:
+                assert isinstance(pipe, Connection)
+                reports[pipe] = self._receive(pipe, case)
+        return [reports[pipe] for pipe in self._pipes]
+
+    def _receive(self, pipe: Connection, case: Case) -> Report:
+        rank = self._pipes.index(pipe)
+        try:
+            report, problem = pipe.recv()
+        except EOFError:
+            raise AssertionError(f"{case}: rank {rank} of {self.size} died") from None
+        assert problem is None, f"{case}: rank {rank} of {self.size}:\n{problem}"
+        return report

@@ -1,0 +1,79 @@
+"""One rank of a process group: runs the cases that come through a pipe."""
+
+import gc
+import os
+import time
+import traceback
+import warnings
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from showo_dist.runtime.ranks import joined
+from showo_dist.sequences import PackedBatch, Sequence, pack
+from showo_dist.training import engine_state
+from showo_dist.training.engine import build_engine
+from showo_dist.training.step import Stepper
+from showo_dist.training.torch_engine import build_torch_engine
+from tests.single_pass.batches import VOCABULARY, build_tiny, global_batch, split
+from tests.single_pass.case import Case, Report, config_of
+
+CPU = torch.device("cpu")
+
+
+def _packed(sequences: list[Sequence], feature_width: int) -> PackedBatch:
+    return pack(sequences, pad_id=VOCABULARY.pad, feature_width=feature_width)
+
+
+def _window(case: Case, step: int, feature_width: int) -> list[PackedBatch]:
+    """This rank's micro-batches of one step."""
+    rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    mine = split(global_batch(seed=step), case.split, ranks, case.micro_steps)[rank]
+    return [_packed(sequences, feature_width) for sequences in mine]
+
+
+def _engine(case: Case) -> Any:
+    model, config = build_tiny(), config_of(case)
+    build = build_torch_engine if case.engine == "torch" else build_engine
+    return build(model, config, CPU)
+
+
+def _weights(engine: Any) -> dict[str, np.ndarray]:
+    """Whole fp32 parameters by name; collective."""
+    return {
+        name: engine_state.weight(engine, parameter).float().numpy().copy()
+        for name, parameter in engine.module.named_parameters()
+    }
+
+
+def run_case(case: Case) -> Report:
+    """Train a new model as the case says; in a process group all ranks call it alike."""
+    engine = _engine(case)
+    stepper = Stepper(engine, case.coefficients, case.normalization, CPU)
+    width = engine.module.feature_width
+    start = _weights(engine)
+    losses = [stepper(_window(case, step, width)) for step in range(case.steps)]
+    weights = _weights(engine)
+    if case.engine != "torch":
+        engine.destroy()
+    totals, norms = ([getattr(x, key) for x in losses] for key in ("total", "grad_norm"))
+    return Report(start, weights, totals, norms, losses[-1].means)
+
+
+def serve(pipe: Connection, environment: dict[str, str]) -> None:
+    """Entry of a process: cases in, (report, None) or (None, traceback) out, None ends it."""
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore", FutureWarning)  # DeepSpeed's use of torch's old names
+    with joined(timeout_s=600, always_group=True) as ranks:
+        while (case := pipe.recv()) is not None:
+            if case.hangs and ranks.rank == ranks.world - 1:
+                time.sleep(600)
+            try:
+                pipe.send((run_case(case), None))
+            except Exception:
+                pipe.send((None, traceback.format_exc()))
+            gc.collect()

@@ -1,0 +1,34 @@
+"""One step of any engine, on any number of ranks, however the batch is split, is the plain step."""
+
+import pytest
+
+from tests.single_pass import oracle
+from tests.single_pass.case import Case
+from tests.single_pass.compare import assert_same
+from tests.single_pass.group import RankGroup
+
+ENGINES = ["torch", "zero-0", "zero-1", "zero-2", "zero-3"]
+SPLITS = ["even", "asymmetric", "empty"]
+
+
+@pytest.fixture(scope="module")
+def plain() -> oracle.Outcome:
+    return oracle.train()
+
+
+def _cases() -> list[tuple[int, Case]]:
+    return [
+        (ranks, Case(engine, split, micro_steps))
+        for ranks in (1, 2, 4)
+        for engine in ENGINES
+        for micro_steps in (1, 4)
+        for split in SPLITS
+        if ranks * micro_steps > 1 or split == "even"
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("group", "case"), _cases(), indirect=["group"], ids=str)
+def test_one_step(group: RankGroup, case: Case, plain: oracle.Outcome) -> None:
+    for report in group.run(case):
+        assert_same(report, plain)
