@@ -5,6 +5,7 @@ last stage that was finished, and inside a training stage from its last checkpoi
 """
 
 import argparse
+import hashlib
 import json
 import os
 import shlex
@@ -141,13 +142,14 @@ class Story:
         self.done: dict[str, dict] = json.loads(record.read_text()) if record.is_file() else {}
 
     def run(self, stage: Stage) -> None:
-        """Run a stage unless it was finished with the same commands.
+        """Run a stage unless it was finished with the same commands and config files.
 
         Raises:
             RuntimeError: a command of it failed.
         """
         lines = [shlex.join(command) for command in stage.commands]
-        if self.done.get(stage.name, {}).get("commands") == lines:
+        made_by = {"commands": lines, "configs": _digest(lines)}
+        if made_by.items() <= self.done.get(stage.name, {}).items():
             print(f"== {stage.name}: done before", flush=True)
             return
         print(f"== {stage.name}", flush=True)
@@ -155,9 +157,17 @@ class Story:
         _run_side_by_side(stage)
         seconds = time.perf_counter() - start
         print(f"== {stage.name}: {seconds:.0f} s", flush=True)
-        self.done[stage.name] = {"commands": lines, "seconds": round(seconds, 1)}
+        self.done[stage.name] = {**made_by, "seconds": round(seconds, 1)}
         self.record.parent.mkdir(parents=True, exist_ok=True)
         self.record.write_text(json.dumps(self.done, indent=1) + "\n")
+
+
+def _digest(lines: list[str]) -> str:
+    """Of the config files, for stages that read one: a changed config is another stage."""
+    if not any("config=" in line for line in lines):
+        return ""
+    contents = b"".join(path.read_bytes() for path in sorted(CONFIGS.glob("*.yaml")))
+    return hashlib.sha256(contents).hexdigest()
 
 
 def _threads(processes: int) -> dict[str, str]:

@@ -4,6 +4,9 @@ import os
 
 import torch
 
+from showo_dist.training.extensions import clear_stale_locks, use_own_folder
+
+clear_stale_locks(use_own_folder())
 if not torch.cuda.is_available():
     # DeepSpeed looks for an accelerator once, when it is first imported.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")

@@ -1,0 +1,41 @@
+"""Where DeepSpeed's small C++ helper is compiled, and the lock that a killed compilation leaves behind."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+# A lock this old belongs to a process that died: compiling takes one to two minutes.
+STALE_S = 600.0
+
+
+def use_own_folder() -> Path:
+    """Compile into the environment's own folder, unless told otherwise: other environments build others."""
+    default = str(Path(sys.prefix) / "torch_extensions")
+    return Path(os.environ.setdefault("TORCH_EXTENSIONS_DIR", default))
+
+
+def clear_stale_locks(folder: Path, stale_s: float = STALE_S) -> list[Path]:
+    """Remove locks that nobody holds any more; torch would wait for them for ever. Returns them."""
+    stale = []
+    for lock in folder.glob("*/lock"):
+        try:
+            if time.time() - lock.stat().st_mtime > stale_s:
+                lock.unlink()
+                stale.append(lock)
+        except FileNotFoundError:
+            continue  # its owner was quicker
+    return stale
+
+
+def compile_ahead() -> None:
+    """Compile DeepSpeed's helper for CPU ranks now, alone, so that no run has to (``make`` calls this)."""
+    clear_stale_locks(use_own_folder(), stale_s=0)
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
+
+    ShareMemCommBuilder().load(verbose=False)
+
+
+if __name__ == "__main__":
+    compile_ahead()
