@@ -3,7 +3,7 @@
 from showo_data.bad import BadSamples
 from showo_data.images import clip_transform, vq_transform
 from showo_data.loader import Loader, MicroBatch, build_loader
-from showo_data.samples import FlowSpec, Sample, Skipped
+from showo_data.samples import FlowSpec, Sample, Skipped, Weighted
 from showo_data.sources import Source
 from showo_data.streams import CanonicalStream
 
@@ -16,6 +16,7 @@ __all__ = [
     "Sample",
     "Skipped",
     "Source",
+    "Weighted",
     "build_loader",
     "clip_transform",
     "vq_transform",

@@ -5,21 +5,40 @@ from collections.abc import Iterable
 
 from showo_data.samples import Skipped
 
+# Fewer samples than this say nothing about a fraction: one early bad sample must not stop a run.
+_ENOUGH = 200
+
 
 class BadSamples:
     """Bad samples seen so far; adding is cheap, reporting is one line."""
 
     def __init__(self) -> None:
         self.counts: Counter[tuple[str, str]] = Counter()
+        self.tried = 0
 
-    def add(self, skipped: Iterable[Skipped]) -> None:
-        """Count every one of ``skipped``."""
-        self.counts.update((bad.reason, bad.shard) for bad in skipped)
+    def add(self, skipped: Iterable[Skipped], good: int = 0) -> None:
+        """Count every one of ``skipped``, and ``good`` samples that were read beside them."""
+        bad = Counter((item.reason, item.shard) for item in skipped)
+        self.counts.update(bad)
+        self.tried += bad.total() + good
+
+    @classmethod
+    def merged(cls, parts: Iterable["BadSamples"]) -> "BadSamples":
+        """The sum of what several ranks have counted."""
+        whole = cls()
+        for part in parts:
+            whole.counts.update(part.counts)
+            whole.tried += part.tried
+        return whole
 
     @property
     def total(self) -> int:
         """How many were counted."""
         return self.counts.total()
+
+    def exceeds(self, fraction: float) -> bool:
+        """Whether more than ``fraction`` of the samples are bad; a start of 200 samples is taken as given."""
+        return self.total > fraction * max(self.tried, _ENOUGH)
 
     def by_reason(self) -> dict[str, int]:
         """Counts per reason, the most frequent first."""

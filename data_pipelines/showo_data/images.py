@@ -61,7 +61,10 @@ def decode(data: bytes) -> Image.Image:
     Raises:
         Exception: as :func:`open_picture`, before any pixel is decoded or for broken pixels.
     """
-    return ImageOps.exif_transpose(_eight_bits(open_picture(data))).convert("RGB")
+    picture = _eight_bits(open_picture(data))
+    ImageOps.exif_transpose(picture, in_place=True)
+    picture.load()  # broken pixels are found here, and not in a transform
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:
@@ -90,7 +93,7 @@ class VQTransform:
         else:
             side = (self.resolution, self.resolution)
             square = picture.resize(side, Image.Resampling.BICUBIC)
-        return _unit(square) * 2 - 1
+        return _unit(square).mul_(2).sub_(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +107,7 @@ class CLIPTransform:
         left, top = ((length - self.size) // 2 for length in resized.size)
         image_3HW = _unit(_crop(resized, left, top, self.size))
         mean_311 = torch.tensor(_CLIP_MEAN).view(3, 1, 1)
-        return (image_3HW - mean_311) / torch.tensor(_CLIP_STD).view(3, 1, 1)
+        return image_3HW.sub_(mean_311).div_(torch.tensor(_CLIP_STD).view(3, 1, 1))
 
 
 def vq_transform(resolution: int, resize: Literal["short", "squash"] = "short") -> Transform:

@@ -11,8 +11,8 @@ class DatasetParams:
     """Where the data of each flow lies, and how it is loaded."""
 
     train_t2i_shards_path_or_url: Any = None
-    """Text-to-image data: a path, URL or brace pattern of tar shards, or a list of them; a folder
-    of classes for `gen_type: imagenet1k`."""
+    """Text-to-image data: a path, URL or brace pattern of tar shards, or a list of them, which is
+    pooled; or weighted sources, `[{urls: …, weight: 2.0}, …]`."""
     train_mmu_shards_path_or_url: Any = None
     """Understanding data (captions, conversations), as above."""
     train_lm_shards_path_or_url: Any = None
@@ -97,6 +97,18 @@ class DataConfig:
     """Samples shuffled among each other in a stream; null: `dataset.params.shuffle_buffer_size`.
     Part of the order."""
     max_bad_fraction: float = 0.05
-    """Unreadable samples that a run puts up with, as a fraction of those tried (0 to 1)."""
+    """Unreadable samples that a run puts up with, as a fraction of those that it tried on all ranks
+    (0 to 1); fewer than this fraction of 200 never stop it."""
+    sampling: Literal["exact", "resampled"] = "exact"
+    """`exact`: every sample once per epoch, whatever the ranks and stops; `resampled`: webdataset's
+    draw of shards with replacement (published), which needs no index and resumes with new draws."""
+    cache_dir: str | None = None
+    """Folder for indices of remote or read-only shards, and for cached shards; null: `showo-dist` in
+    the user's cache folder."""
+    cache_gb: float = 0.0
+    """Gigabytes of remote shards to keep in `data.cache_dir`, per node; 0: none, samples are read by
+    range requests."""
+    retries: int = 5
+    """How often a failed request to a web server is made again, with growing pauses."""
     allow_pipe: bool = False
     """Allow `pipe:` URLs. They run shell commands: only for configs that you wrote."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from showo_dist.config.mixtures import WeightedPaths, as_mixture, as_paths
 
 if TYPE_CHECKING:
     from showo_dist.config.schema import TrainConfig
@@ -23,7 +25,9 @@ class FlowSettings:
     path_key: str
     """Config key that names its data."""
     paths: tuple[str, ...]
-    """Paths, URLs or brace patterns of its data; empty: not filled in."""
+    """Paths, URLs or brace patterns of its data, of all sources; empty: not filled in."""
+    mixture: tuple[WeightedPaths, ...]
+    """The same as weighted sources, where the config gives weights."""
 
     @property
     def active(self) -> bool:
@@ -34,15 +38,16 @@ class FlowSettings:
 def flow_settings(config: TrainConfig, flow: str) -> FlowSettings:
     """What the config says about one flow of ``FLOWS``, active or not."""
     name = f"train_{flow}_shards_path_or_url"
-    paths = as_paths(getattr(config.dataset.params, name))
-    if flow == "recon" and not paths and config.dataset.recon_type == "journeydb":
-        paths = as_paths(config.dataset.params.train_t2i_shards_path_or_url)
+    data = getattr(config.dataset.params, name)
+    if flow == "recon" and not as_paths(data) and config.dataset.recon_type == "journeydb":
+        data = config.dataset.params.train_t2i_shards_path_or_url
     return FlowSettings(
         name=flow,
         coefficient=getattr(config.training, f"{flow}_coeff"),
         batch_size=getattr(config.training, f"batch_size_{flow}"),
         path_key=f"dataset.params.{name}",
-        paths=paths,
+        paths=as_paths(data),
+        mixture=as_mixture(data),
     )
 
 
@@ -50,9 +55,3 @@ def active_flows(config: TrainConfig) -> dict[str, FlowSettings]:
     """Flows with a positive coefficient and batch size, in the order of ``FLOWS``."""
     flows = (flow_settings(config, name) for name in FLOWS)
     return {flow.name: flow for flow in flows if flow.active}
-
-
-def as_paths(value: Any) -> tuple[str, ...]:
-    """A path, a list of paths or null as a tuple; empty texts (placeholders) and non-texts are left out."""
-    values = value if isinstance(value, list) else [value]
-    return tuple(path for path in values if isinstance(path, str) and path)

@@ -40,6 +40,8 @@ AT_LEAST_ZERO = (
     "experiment.generate_every",
     "experiment.log_grad_norm_every",
     "experiment.keep_last",
+    "data.cache_gb",
+    "data.retries",
     "dataset.params.num_workers",
     "optimizer.params.weight_decay",
     "lr_scheduler.params.warmup_steps",

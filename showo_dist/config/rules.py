@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from showo_dist.config import mixtures
 from showo_dist.config.flows import FLOWS, active_flows, flow_settings
 from showo_dist.config.ranges import numbers_in_range
 
@@ -164,13 +165,10 @@ def batch_sizes_are_counts(config: TrainConfig) -> Iterator[str]:
 
 
 def data_paths_are_texts(config: TrainConfig) -> Iterator[str]:
-    """A path or a list of paths."""
+    """A path, a list of paths, or weighted sources."""
     for name in FLOWS:
         key = f"train_{name}_shards_path_or_url"
-        value = getattr(config.dataset.params, key)
-        entries = value if isinstance(value, list) else [value]
-        if value is not None and not all(isinstance(entry, str) for entry in entries):
-            yield f"dataset.params.{key} = {value!r}: expected a path, a list of paths, or null"
+        yield from mixtures.problems(f"dataset.params.{key}", getattr(config.dataset.params, key))
 
 
 def pipes_are_allowed(config: TrainConfig) -> Iterator[str]:
@@ -179,6 +177,11 @@ def pipes_are_allowed(config: TrainConfig) -> Iterator[str]:
         pipes = [path for path in flow.paths if path.startswith("pipe:")]
         if pipes and not config.data.allow_pipe:
             yield f"{flow.path_key} = {pipes[0]!r}: runs a command; allow with data.allow_pipe=true"
+        elif pipes and config.data.cache_gb == 0:
+            yield (
+                f"{flow.path_key} = {pipes[0]!r}: what a command prints must be kept to be read "
+                "again; set data.cache_gb above 0"
+            )
 
 
 def precision_is_known(config: TrainConfig) -> Iterator[str]:

@@ -76,7 +76,7 @@ class PackedBatches:
             yield packed, account
 
     def _pack(self, batch: MicroBatch, account: Account) -> PackedBatch:
-        self.bad.add(batch.skipped)
+        self.bad.add(batch.skipped, good=sum(map(len, batch.samples.values())))
         self.latest = batch
         sequences = self.maker(batch)
         account.samples += len(sequences)

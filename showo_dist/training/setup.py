@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 
 from showo_data import FlowSpec, clip_transform, vq_transform
-from showo_data.samples import Kind
+from showo_data.samples import Kind, Weighted
+from showo_data.shards import Storage
 from showo_dist.config import TrainConfig, active_flows
 from showo_dist.models.clip import ClipTower
 from showo_dist.models.magvitv2 import MAGVITv2
@@ -32,6 +33,17 @@ def flow_kind(config: TrainConfig, flow: str) -> Kind:
     return kinds[flow]
 
 
+def storage(config: TrainConfig) -> Storage:
+    """How the shards of a run are reached."""
+    data = config.data
+    return Storage(
+        cache_dir=data.cache_dir,
+        cache_gb=data.cache_gb,
+        retries=data.retries,
+        allow_pipe=data.allow_pipe,
+    )
+
+
 def flow_specs(config: TrainConfig, clip_size: int | None = None) -> list[FlowSpec]:
     """The streams of the active flows.
 
@@ -54,13 +66,16 @@ def flow_specs(config: TrainConfig, clip_size: int | None = None) -> list[FlowSp
         FlowSpec(
             flow=name,
             kind=flow_kind(config, name),
-            urls=flow.paths,
+            urls=() if flow.mixture else flow.paths,
+            mixture=tuple(Weighted(part.paths, part.weight) for part in flow.mixture),
             batch=flow.batch_size,
             transform=transforms.get(name),
             captions=external_captions(config, name),
             seed=config.data_seed,
             streams=config.data.streams,
             window=config.shuffle_window,
+            sampling=config.data.sampling,
+            storage=storage(config),
         )
         for name, flow in active_flows(config).items()
     ]

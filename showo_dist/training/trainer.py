@@ -6,14 +6,14 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from showo_data import build_loader
-from showo_data.shards import load_index
+from showo_data import Source, build_loader
 from showo_dist.config import TrainConfig, active_flows, to_yaml
 from showo_dist.logging import RunLogger
 from showo_dist.models.folder import CONFIG_NAME
 from showo_dist.models.pretrained import config_json
 from showo_dist.runtime.ranks import Ranks
 from showo_dist.training import engine_state
+from showo_dist.training.bad import BadSampleWatch, over_all_ranks
 from showo_dist.training.batches import PackedBatches
 from showo_dist.training.checkpoint import (
     CONFIG,
@@ -70,6 +70,7 @@ class Trainer:
             self._restore(reader)
         self.writer = CheckpointWriter(self.run, config.experiment.keep_last, self._describe)
         self.logger = self._logger(reader)
+        self.watch = BadSampleWatch(config.data.max_bad_fraction, self.logger.event)
         self.pictures = PictureMaker(config, self.text, self.vocabulary, self.encoders)
         self._announce(resume)
 
@@ -79,7 +80,7 @@ class Trainer:
         specs = flow_specs(config, clip.resolution if clip else None)
         if self.ranks.is_first:
             for spec in specs:
-                load_index(spec.urls)  # builds what is missing, so that the others only read
+                Source(spec)  # builds what is missing, so that the others only read
         dist.barrier()
         loader = build_loader(
             specs,
@@ -165,7 +166,7 @@ class Trainer:
                 saved = self._save()
         if saved < total:
             self._save()
-        self.logger.event(self.batches.bad.summary())
+        self.logger.event(over_all_ranks(self.batches.bad).summary())
         self.logger.close()
 
     def _due(self, every: int) -> bool:
@@ -177,17 +178,7 @@ class Trainer:
             return
         rate = self.engine.get_lr()[0]
         self.logger.log(self.step, meter.read(losses, rate, self.batches.bad.total))
-        self._check_bad_samples()
-
-    def _check_bad_samples(self) -> None:
-        """Stop when more samples are unreadable than ``data.max_bad_fraction`` allows."""
-        bad, limit = self.batches.bad, self.config.data.max_bad_fraction
-        tried = sum(self.batches.positions().values()) / self.ranks.world
-        if tried and bad.total / tried > limit:
-            raise ValueError(
-                f"data.max_bad_fraction = {limit}: {bad.total / tried:.1%} of the samples are bad: "
-                f"{bad.summary()}"
-            )
+        self.watch(self.batches.bad)
 
     def _draw(self) -> None:
         """Pictures of the current model; every rank takes part, for ZeRO-3 shards the weights."""

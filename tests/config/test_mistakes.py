@@ -131,9 +131,29 @@ BROKEN = {
             "dataset.params.train_lm_shards_path_or_url = {'a': 'b'}: expected a path",
         ),
         (["dataset.params.train_t2i_shards_path_or_url=[a, 3]"], "['a', 3]: expected a path"),
+        (
+            ["dataset.params.train_mmu_shards_path_or_url=[{urls: a}, b]"],
+            "'b' stands beside weighted sources",
+        ),
+        (
+            ["dataset.params.train_mmu_shards_path_or_url=[{urls: a, weight: -1}]"],
+            "weight = -1: expected a number, 0 or more",
+        ),
+        (
+            ["dataset.params.train_mmu_shards_path_or_url=[{urls: a, weight: 0}]"],
+            "expected a weight above 0",
+        ),
+        (
+            ["dataset.params.train_mmu_shards_path_or_url=[{urls: a, wieght: 2}]"],
+            "expected a path, a list of paths, a list of {urls, weight}",
+        ),
     ],
     "pipes_are_allowed": [
         (["dataset.params.train_t2i_shards_path_or_url=pipe:cat a.tar"], "data.allow_pipe=true"),
+        (
+            ["dataset.params.train_t2i_shards_path_or_url=pipe:cat a.tar", "data.allow_pipe=true"],
+            "set data.cache_gb above 0",
+        ),
     ],
     "precision_is_known": [
         (["training.mixed_precision=fp16"], "'fp16': not supported, its range overflows"),
@@ -201,7 +221,12 @@ ALLOWED = [
     ["training.max_grad_norm=1"],
     ["experiment.resume_from_checkpoint=false"],
     ["experiment.resume_from_checkpoint=runs/a/checkpoint-100"],
-    ["dataset.params.train_t2i_shards_path_or_url=pipe:cat a.tar", "data.allow_pipe=true"],
+    [
+        "dataset.params.train_t2i_shards_path_or_url=pipe:cat a.tar",
+        "data.allow_pipe=true",
+        "data.cache_gb=1",
+    ],
+    ["dataset.params.train_t2i_shards_path_or_url=[{urls: a, weight: 2}, {urls: [b, c]}]"],
     ["distributed.deepspeed={zero_optimization: {overlap_comm: true}, wall_clock_breakdown: true}"],
     [*RECON, "training.down_scale=8", "training.resize_back=true"],
     [*RECON, "training.down_scale=32", "model.showo.w_clip_vit=true"],

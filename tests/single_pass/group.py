@@ -91,6 +91,8 @@ class RankGroup:
             theirs.close()
             self._pipes.append(ours)
             self._processes.append(process)
+        # What a case may take is counted from here on.
+        assert all(pipe.poll(LIMIT_S) and pipe.recv() for pipe in self._pipes), "no process group"
 
     def _collect(self, case: Case, deadline: float) -> list[Report]:
         reports: dict[Connection, Report] = {}

@@ -64,12 +64,14 @@ def run_case(case: Case) -> Report:
 
 
 def serve(pipe: Connection, environment: dict[str, str]) -> None:
-    """Entry of a process: cases in, (report, None) or (None, traceback) out, None ends it."""
+    """Entry of a process: "ready", then a (report, None) or (None, traceback) for every case, for ever."""
     os.environ.update(environment)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", FutureWarning)  # DeepSpeed's use of torch's old names
     with joined(timeout_s=600, always_group=True) as ranks:
-        while (case := pipe.recv()) is not None:
+        pipe.send("ready")
+        while True:
+            case: Case = pipe.recv()
             if case.hangs and ranks.rank == ranks.world - 1:
                 time.sleep(600)
             try:

@@ -1,0 +1,44 @@
+"""Bad samples in training: counted over all ranks, and too many of them stop all ranks with one line."""
+
+from pathlib import Path
+
+import pytest
+
+from showo_data.shards import write_shard
+from tests.training.conftest import TinyWorld, train
+from tests.training.test_mistakes import only_line
+
+
+def _texts(folder: Path, bad: int, good: int) -> str:
+    path = folder / "texts.tar"
+    texts = [b"\xff"] * bad + [b"a red circle"] * good
+    write_shard(path, [{"__key__": f"k{i}", "txt": text} for i, text in enumerate(texts)])
+    return str(path)
+
+
+@pytest.mark.slow
+def test_a_few_are_counted_over_all_ranks(tiny_world: TinyWorld, tmp_path: Path) -> None:
+    shard = _texts(tmp_path, bad=3, good=7)
+    changes = [
+        f"dataset.params.train_lm_shards_path_or_url={shard}",
+        "training.batch_size_lm=5",
+        "training.max_train_steps=2",
+        "data.max_bad_fraction=0.5",
+    ]
+    done = train(tiny_world, tmp_path / "run", *changes, launcher="torchrun", ranks=2)
+    assert done.code == 0, done.stderr[-3000:]
+    assert [done.losses[step]["skipped"] for step in (1, 2)] == [3, 6], "an epoch per step"
+    assert f"6 samples skipped: not-utf8 6; most in {shard} 6" in done.stdout
+
+
+@pytest.mark.slow
+def test_too_many_stop_all_ranks_with_one_line(tiny_world: TinyWorld, tmp_path: Path) -> None:
+    shard = _texts(tmp_path, bad=9, good=1)
+    changes = [
+        f"dataset.params.train_lm_shards_path_or_url={shard}",
+        "training.batch_size_lm=20",
+        "training.max_train_steps=50",
+    ]
+    line = only_line(train(tiny_world, tmp_path / "run", *changes, launcher="deepspeed", ranks=2))
+    assert line.startswith("showo_dist.train: data.max_bad_fraction = 0.05: ")
+    assert "not-utf8" in line and shard in line
