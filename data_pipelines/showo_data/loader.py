@@ -8,10 +8,12 @@ of ranks or workers can go on from them.
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch.utils.data import Dataset, Sampler
 from torchdata.stateful_dataloader import StatefulDataLoader
 
+from showo_data.parcel import Parcel, packed, unpacked
 from showo_data.samples import FlowSpec, Sample, Skipped
 from showo_data.sources import Source
 
@@ -26,12 +28,20 @@ class MicroBatch:
     samples: dict[str, list[Sample]]
     skipped: list[Skipped] = field(default_factory=list)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Between processes, all tensors travel together."""
+        return _arrived, (packed(self.samples), self.skipped)
+
     def pin_memory(self) -> "MicroBatch":
         """Move all tensors to pinned memory (called by the data loader)."""
         for samples in self.samples.values():
             for sample in samples:
                 sample.pin_memory()
         return self
+
+
+def _arrived(parcel: Parcel, skipped: list[Skipped]) -> MicroBatch:
+    return MicroBatch(unpacked(parcel), skipped)
 
 
 class MicroBatches(Sampler[list[Request]]):

@@ -1,7 +1,7 @@
 """The processes of a run: one without a launcher, else those that torchrun or DeepSpeed started."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -40,6 +40,23 @@ class Ranks:
         if self.world > 1:
             dist.all_reduce(value)
         return value
+
+    def first_alone(self, action: Callable[[], object]) -> None:
+        """Let the first rank act while the others wait; what a user has to mend is an error on all of them.
+
+        Raises:
+            ValueError, OSError: the first rank's, everywhere.
+        """
+        outcome: list[Exception | None] = [None]
+        if self.is_first:
+            try:
+                action()
+            except (ValueError, OSError) as error:
+                outcome = [error]
+        if self.world > 1:
+            dist.broadcast_object_list(outcome, src=0)
+        if outcome[0] is not None:
+            raise outcome[0]
 
     def barrier(self) -> None:
         """Wait for all ranks."""

@@ -78,10 +78,8 @@ class Trainer:
         config, clip = self.config, self.encoders.clip
         params = config.dataset.params
         specs = flow_specs(config, clip.resolution if clip else None)
-        if self.ranks.is_first:
-            for spec in specs:
-                Source(spec)  # builds what is missing, so that the others only read
-        dist.barrier()
+        # Builds the indexes that are missing, so that the others only read.
+        self.ranks.first_alone(lambda: [Source(spec) for spec in specs])
         loader = build_loader(
             specs,
             rank=self.ranks.rank,

@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import ROOT
 
 STEPS = {"tokenizer": 12, "pretrain": 6, "reca": 4}
-SECTIONS = ("RecA", "codes in use", "tokens/s", "a red circle")
+SECTIONS = ("RecA", "codes in use", "tokens/s", "single object: colour", "Answered questions")
 
 
 @pytest.fixture(scope="module")
