@@ -25,7 +25,7 @@ class DatasetParams:
     external_caption_path: str | None = None
     """SA-1B captions kept outside the shards; null: captions are members of the shards."""
     external_journeydb_caption_path: str | None = None
-    """JourneyDB captions, as above."""
+    """JourneyDB captions: refused in training; the message names the command that puts them into shards."""
     external_laion12m_caption_path: str | None = None
     """LAION-12M captions, as above."""
     external_cc12m_caption_path: str | None = None
@@ -70,7 +70,7 @@ class DatasetConfig:
     """Which kind of data each flow reads."""
 
     gen_type: Literal["t2i", "imagenet1k"] = "t2i"
-    """Text-to-image data: captioned shards, or a folder of ImageNet classes."""
+    """Text-to-image data: captioned shards either way; class folders are refused, naming the converter."""
     und_type: Literal["captioning", "llava_pretrain", "llava_tuning"] = "captioning"
     """Understanding data: captioned shards, or LLaVA conversations of the one or the other
     phase."""
