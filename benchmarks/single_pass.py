@@ -3,11 +3,12 @@
     python benchmarks/single_pass.py [--device cuda] [--size show-o] [--dtype bf16] [--json FILE]
 
 The padded side is a re-creation of how RecA's CLIP variant is published: understanding and reconstruction
-are padded to their fixed lengths and run through two forwards with a dense mask, the head is applied to every
-place, logits become fp32, and the cross-entropy ignores what is not supervised; one backward for the sum. It
-has the same weights, the library's attention, and the library's activation (``gelu_new``, eight kernels); in
-"padded, fused gelu" that is exchanged for ours. Totals are forward and backward; making the batch and its
-masks, which both sides can do ahead of time on the CPU, stands beside them.
+are padded to their fixed lengths and run through two forwards with a dense additive mask, the head is applied
+to every place, logits become fp32, and the cross-entropy ignores what is not supervised; one backward for the
+sum. It has the same weights, the library's attention, and the library's activation (``gelu_new``, eight
+kernels); in "padded, fused gelu" that is exchanged for ours. The text-to-image flow, which the published step
+also runs, with coefficient 0, is left out. Totals are forward and backward; making the batch and its masks,
+which both sides can do ahead of time on the CPU, stands beside them.
 """
 
 from collections.abc import Iterator
@@ -126,7 +127,8 @@ class PaddedBatch:
     Attributes:
         ids_BL: token ids; the places of features hold the pad id.
         features_BSC, start: features and the column of the first.
-        mask_B1LL: who sees whom; padding sees itself.
+        mask_B1LL: what is added to the scores, in the model's dtype: 0 where a place sees another, else the
+            dtype's least number; padding sees itself.
         labels_BL: the id wanted at each place, IGNORE elsewhere.
     """
 
@@ -149,10 +151,13 @@ def _pad_row(sequence: Sequence, length: int, pad: int) -> tuple[Tensor, Tensor,
     return ids_L, labels_L, mask_LL
 
 
-def pad(sequences: list[Sequence], length: int, vocabulary: Vocabulary) -> PaddedBatch:
-    """Rows of one flow, padded to ``length``."""
+def pad(
+    sequences: list[Sequence], length: int, vocabulary: Vocabulary, dtype: torch.dtype
+) -> PaddedBatch:
+    """Rows of one flow, padded to ``length``; masks in ``dtype``."""
     rows = [_pad_row(sequence, length, vocabulary.pad) for sequence in sequences]
-    ids, labels, masks = (torch.stack(column) for column in zip(*rows, strict=True))
+    ids, labels, seen = (torch.stack(column) for column in zip(*rows, strict=True))
+    masks = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)
     features = [s.features_SC for s in sequences if s.features_SC is not None]
     start = sequences[0].feature_start
     return PaddedBatch(ids, torch.stack(features), start, masks[:, None], labels)
@@ -210,10 +215,10 @@ class Padded:
         return len(self.mmu) * mmu_length(self.sizes) + len(self.recon) * recon_length(self.sizes)
 
     def _prepare(self) -> tuple[PaddedBatch, PaddedBatch]:
-        vocabulary = self.sizes.vocabulary
+        vocabulary, dtype = self.sizes.vocabulary, next(self.model.parameters()).dtype
         return (
-            pad(self.mmu, mmu_length(self.sizes), vocabulary),
-            pad(self.recon, recon_length(self.sizes), vocabulary),
+            pad(self.mmu, mmu_length(self.sizes), vocabulary, dtype),
+            pad(self.recon, recon_length(self.sizes), vocabulary, dtype),
         )
 
     def _forward(self, mmu: PaddedBatch, recon: PaddedBatch) -> tuple[Tensor, Tensor]:

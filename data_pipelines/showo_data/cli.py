@@ -12,6 +12,7 @@ from showo_data.convert.cli import add_converters, run
 from showo_data.mini.writing import MiniSettings, write_mini
 from showo_data.shards import build_index, expand, verify
 from showo_data.sheet import contact_sheet, previews
+from showo_data.storage_options import add_storage_options, storage_of
 
 _URLS = "paths or brace patterns such as 'data/train-{000000..000009}.tar'"
 
@@ -58,6 +59,7 @@ def _shards_parser() -> argparse.ArgumentParser:
     ):
         action = actions.add_parser(name, help=text)
         action.add_argument("urls", nargs="+", metavar="URLS", help=_URLS)
+        add_storage_options(action)
     action.add_argument("--samples", type=int, default=32, help="default %(default)s")
     action.add_argument("--out", type=Path, help="write the sheet to this PNG")
     add_converters(actions)
@@ -65,11 +67,12 @@ def _shards_parser() -> argparse.ArgumentParser:
 
 
 def _index(arguments: argparse.Namespace, console: Console) -> int:
-    shards = expand(arguments.urls)
+    storage = storage_of(arguments)
+    shards = expand(arguments.urls, storage)
     samples = size = 0
     with Progress(console=console) as progress:
         for shard in progress.track(shards, description="indexing"):
-            header = build_index(shard)[0]
+            header = build_index(shard, storage)[0]
             samples, size = samples + header.samples, size + header.size
     console.print(f"{len(shards)} shards, {samples} samples, {size / 1e6:.1f} MB")
     return 0
@@ -77,7 +80,7 @@ def _index(arguments: argparse.Namespace, console: Console) -> int:
 
 def _verify(arguments: argparse.Namespace, console: Console) -> int:
     bad = 0
-    for shard, wrong in verify(arguments.urls):
+    for shard, wrong in verify(arguments.urls, storage_of(arguments)):
         bad += bool(wrong)
         console.print(escape(f"{shard}: {wrong or 'sound'}"), soft_wrap=True)
     return 1 if bad else 0
@@ -86,7 +89,7 @@ def _verify(arguments: argparse.Namespace, console: Console) -> int:
 def _show(arguments: argparse.Namespace, console: Console) -> int:
     if arguments.samples < 1:
         raise ValueError(f"--samples must be at least 1, not {arguments.samples}")
-    shown = previews(arguments.urls, arguments.samples)
+    shown = previews(arguments.urls, arguments.samples, storage_of(arguments))
     for sample in shown:
         console.print(f"[bold]{escape(sample.key)}[/bold] {', '.join(sample.extensions)}")
         console.print(escape(sample.words), soft_wrap=True)

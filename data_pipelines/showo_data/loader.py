@@ -5,6 +5,9 @@ A micro-step of all ranks takes ``world · batch`` consecutive positions of each
 of ranks or workers can go on from them.
 """
 
+import atexit
+import multiprocessing
+import signal
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,6 +41,22 @@ class MicroBatch:
             for sample in samples:
                 sample.pin_memory()
         return self
+
+
+def outlive_stop_signals(worker: int) -> None:
+    """Ignore in a data worker what asks a run to stop: its rank still needs it for the step under way.
+
+    Launchers and terminals signal all processes. A worker ends when its rank does.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _end_workers() -> None:
+    """What multiprocessing does at exit, for workers that outlive its SIGTERM: it would wait for ever."""
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
 
 
 def _arrived(parcel: Parcel, skipped: list[Skipped]) -> MicroBatch:
@@ -144,6 +163,8 @@ def build_loader(
         raise ValueError(f"flows must have different names: {flows}")
     batches = MicroBatches(specs, rank, world, start_positions or {})
     data = FlowSamples(specs)
+    if num_workers:
+        atexit.register(_end_workers)  # runs before multiprocessing's own, which was registered earlier
     with warnings.catch_warnings():
         # torchdata 0.11 calls a function that newer torch deprecates; nobody here can mend that.
         warnings.filterwarnings("ignore", message="'set_vital' is deprecated")
@@ -151,6 +172,7 @@ def build_loader(
             data,
             batch_sampler=batches,
             collate_fn=Collate(flows),
+            worker_init_fn=outlive_stop_signals,
             num_workers=num_workers,
             pin_memory=pin_memory,
             prefetch_factor=prefetch if num_workers else None,

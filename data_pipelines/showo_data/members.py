@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.lib.format import read_array
 from PIL import Image
 from torch import Tensor
 
@@ -44,8 +45,9 @@ def read_codes(read: Reader, extension: str) -> Tensor | None:
     if data is None:
         return None
     try:
-        codes = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+        # Not np.load, which also opens archives. A header may claim more numbers than there is memory.
+        codes = read_array(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, EOFError, MemoryError) as error:
         raise BadSampleError("broken-codes") from error
     if not np.issubdtype(codes.dtype, np.integer):
         raise BadSampleError("broken-codes")
@@ -59,7 +61,11 @@ def read_texts(read: Reader) -> tuple[str, ...]:
         return (_utf8(data),)
     content = _read_json(read, "no-text")
     captions = content.get("captions", [content.get("caption")])
-    if not captions or not all(isinstance(caption, str) for caption in captions):
+    if isinstance(captions, str):
+        captions = [captions]
+    if not captions or not isinstance(captions, list):
+        raise BadSampleError("no-text")
+    if not all(isinstance(caption, str) for caption in captions):
         raise BadSampleError("no-text")
     return tuple(captions)
 
@@ -97,7 +103,10 @@ def _read_json(read: Reader, reason_if_absent: str) -> Mapping[str, Any]:
         raise BadSampleError(reason_if_absent)
     try:
         value = json.loads(_utf8(data))
-    except json.JSONDecodeError:
+    except (
+        ValueError,
+        RecursionError,
+    ):  # also a number of thousands of digits, and endless nesting
         raise BadSampleError("broken-json") from None
     if not isinstance(value, dict):
         raise BadSampleError("broken-json")

@@ -50,7 +50,15 @@ def packed(samples: Mapping[str, list[Sample]]) -> Parcel:
     bare = {
         flow: [replace(sample, **nothing) for sample in group] for flow, group in samples.items()
     }
-    return Parcel(bare, slots, {dtype: torch.cat(group) for dtype, group in parts.items()})
+    return Parcel(bare, slots, {dtype: _joined(group) for dtype, group in parts.items()})
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """The parts end to end, in shared memory from the start: torch would copy any other tensor there."""
+    size = sum(part.numel() for part in parts)
+    storage = torch.UntypedStorage._new_shared(size * parts[0].element_size())
+    flat = torch.empty(0, dtype=parts[0].dtype).set_(storage, 0, (size,), (1,))
+    return torch.cat(parts, out=flat)
 
 
 def unpacked(parcel: Parcel) -> dict[str, list[Sample]]:

@@ -20,6 +20,7 @@ class Sample:
     A shard that was encoded gives ``codes_N`` (int64 image codes) and no picture; ``condition_codes_G``
     is the same picture for a second encoder, where the shard has it.
     ``conversation`` is a list of (role, value), roles as stored ("human", "gpt"), the first a human's.
+    ``shard`` is the path or URL that it came from.
     """
 
     flow: str
@@ -30,6 +31,7 @@ class Sample:
     condition_codes_G: Tensor | None = None
     text: str | None = None
     conversation: list[tuple[str, str]] | None = None
+    shard: str = ""
 
     def pin_memory(self) -> "Sample":
         """Move the tensors to pinned memory (called by the data loader)."""

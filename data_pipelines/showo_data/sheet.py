@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageOps
 
 from showo_data.members import BadSampleError, read_conversation, read_image, read_texts
-from showo_data.shards import OpenShards, load_index
+from showo_data.shards import OpenShards, Storage, load_index
 
 _COLUMNS = 8
 _SPACE = 4
@@ -24,9 +24,11 @@ class Preview:
     picture: Image.Image | None
 
 
-def previews(urls: str | Iterable[str], limit: int) -> list[Preview]:
+def previews(
+    urls: str | Iterable[str], limit: int, storage: Storage | None = None
+) -> list[Preview]:
     """``limit`` samples spread evenly over all shards (all of them where there are fewer)."""
-    headers, files = load_index(urls), OpenShards()
+    headers, files = load_index(urls, storage), OpenShards(storage=storage)
     places = [(header.path, i) for header in headers for i in range(header.samples)]
     step = max(1, len(places) // limit)
     found = [_preview(files, shard, i) for shard, i in places[::step][:limit]]

@@ -61,7 +61,7 @@ class Source:
         return Skipped(self.spec.flow, position, raw.shard, raw.key, reason)
 
     def _build(self, position: int, shard: str, key: str, read: Reader) -> Sample:
-        sample = Sample(self.spec.flow, position, key)
+        sample = Sample(self.spec.flow, position, key, shard=shard)
         if self.spec.kind != "text":
             self._add_picture(sample, read)
         if self.spec.kind in ("caption", "text"):

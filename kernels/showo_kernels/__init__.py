@@ -1,6 +1,7 @@
 """Attention and loss kernels for packed omni-attention sequences; needs torch alone."""
 
 from showo_kernels.attention import AttentionPlan, attend, build_plan
+from showo_kernels.cached import CachedPlan
 from showo_kernels.join import JoinFlows, join_flows
 from showo_kernels.losses import FlowLosses, flow_losses
 from showo_kernels.selection import select_backend
@@ -8,6 +9,7 @@ from showo_kernels.visibility import Span, Visibility
 
 __all__ = [
     "AttentionPlan",
+    "CachedPlan",
     "FlowLosses",
     "JoinFlows",
     "Span",

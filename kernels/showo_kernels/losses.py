@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 # Size of one chunk of fp32 logits. Small on a CPU (caches, RAM); on a GPU large enough that the
 # products run at full speed and adding up the head's gradient once per chunk does not matter.
-CHUNK_BYTES = {"cpu": 48 << 20, "cuda": 512 << 20}
+CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}
 
 
 class _Head(NamedTuple):
@@ -67,12 +69,35 @@ def _logit_gradient_(
     return softmax_CV.mul_(weight_C[:, None])
 
 
-def _add_product_(total_VD: Tensor, grad_CV: Tensor, hidden_CD: Tensor) -> None:
-    """``total += grad.T @ hidden`` with the sum over chunks kept in fp32 or better."""
-    if grad_CV.dtype == total_VD.dtype:
+@contextmanager
+def _bf16_factors() -> Iterator[None]:
+    """fp32 products on a CPU round their factors to bf16 if it has instructions for that; sums stay fp32."""
+    matmul: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # made when torch starts
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
+
+
+def _add_product_(total_VD: Tensor, grad_CV: Tensor, rounded_CV: Tensor, hidden_CD: Tensor) -> None:
+    """``total += grad.T @ hidden`` with the sum over chunks kept in fp32 or better.
+
+    Args:
+        total_VD: fp32 or better.
+        grad_CV: in the total's dtype.
+        rounded_CV: the same in the dtype of ``hidden_CD``, which is that of the products.
+        hidden_CD: hidden states of the chunk.
+    """
+    if hidden_CD.dtype == total_VD.dtype:
         total_VD.addmm_(grad_CV.t(), hidden_CD)
+    elif hidden_CD.is_cpu and hidden_CD.dtype == torch.bfloat16:
+        # One pass over the total instead of four: it is larger than any cache.
+        with _bf16_factors():
+            total_VD.addmm_(grad_CV.t(), hidden_CD.float())
     else:
-        total_VD.add_(_product(grad_CV.t(), hidden_CD, total_VD.dtype))
+        total_VD.add_(_product(rounded_CV.t(), hidden_CD, total_VD.dtype))
 
 
 def _chunk(
@@ -93,18 +118,18 @@ def _chunk(
     buffer_CV = _logit_gradient_(buffer_CV, targets_C1, weight_C, head.label_smoothing)
     if gradients.bias_V is not None:
         gradients.bias_V.add_(buffer_CV.sum(0))
-    buffer_CV = buffer_CV.to(hidden_CD.dtype)
+    rounded_CV = buffer_CV.to(hidden_CD.dtype)
     if gradients.hidden_PD is not None:
-        gradients.hidden_PD[rows] = buffer_CV @ head.weight_VD
+        gradients.hidden_PD[rows] = rounded_CV @ head.weight_VD
     if gradients.weight_VD is not None:
-        _add_product_(gradients.weight_VD, buffer_CV, hidden_CD)
+        _add_product_(gradients.weight_VD, buffer_CV, rounded_CV, hidden_CD)
     return loss_C
 
 
 def _per_flow(loss_P: Tensor, flow_P: Tensor, num_flows: int) -> Tensor:
-    """Sum per flow, by a product with the membership matrix: deterministic on a GPU."""
+    """Sum per flow, deterministic on a GPU; a loss that is not finite stays in its own flow."""
     member_FP = flow_P[None, :] == torch.arange(num_flows, device=flow_P.device)[:, None]
-    return member_FP.double() @ loss_P.double()
+    return torch.where(member_FP, loss_P.double(), 0.0).sum(dim=1)
 
 
 class FlowLosses(torch.autograd.Function):

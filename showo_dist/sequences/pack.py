@@ -77,11 +77,17 @@ def _filler(length: int, pad_id: int) -> Sequence:
 
 def _feature_rows(sequences: Seq[Sequence], starts: Seq[int]) -> Tensor:
     rows = [
-        torch.arange(len(s.features_SC)) + start + s.feature_start
+        _own_feature_rows(s, len(s.features_SC)) + start
         for s, start in zip(sequences, starts, strict=True)
         if s.features_SC is not None
     ]
     return torch.cat([torch.empty(0, dtype=torch.int64), *rows])
+
+
+def _own_feature_rows(sequence: Sequence, count: int) -> Tensor:
+    if sequence.feature_rows_S is not None:
+        return sequence.feature_rows_S
+    return torch.arange(count) + sequence.feature_start
 
 
 def _features(sequences: Seq[Sequence], feature_width: int) -> Tensor:

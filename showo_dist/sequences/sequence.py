@@ -25,6 +25,7 @@ class Sequence:
             at either end changes nothing; padding dropped inside a sequence keeps its places here.
         features_SC: understanding features of the picture, or None; they fill the rows from
             ``feature_start`` on.
+        feature_rows_S: their rows where they are several blocks (several pictures).
         frozen_inputs: input embeddings and features carry no gradient (``compat: reference``).
         masking_rate: share of image tokens masked, where the task masks.
     """
@@ -38,6 +39,7 @@ class Sequence:
     position_ids_L: Tensor | None = None
     features_SC: Tensor | None = None
     feature_start: int = 0
+    feature_rows_S: Tensor | None = None
     frozen_inputs: bool = False
     masking_rate: float | None = None
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from showo_data import FlowSpec, MicroBatch, Sample, Skipped, Source, build_loader, vq_transform
+from showo_data.shards import Storage
 from showo_dist.runtime.ranks import Ranks
 from showo_dist.tokenizer.config import TokenizerConfig
 
@@ -46,6 +47,12 @@ def picture_flow(config: TokenizerConfig, shards: Any, batch: int) -> FlowSpec:
         seed=config.training.seed,
         streams=config.dataset.streams,
         window=config.dataset.window,
+        storage=Storage(
+            cache_dir=config.dataset.cache_dir,
+            cache_gb=config.dataset.cache_gb,
+            retries=config.dataset.retries,
+            allow_pipe=config.dataset.allow_pipe,
+        ),
     )
 
 

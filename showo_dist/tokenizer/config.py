@@ -60,7 +60,21 @@ class PictureConfig:
     """Samples shuffled among each other in a stream; part of the data order, too."""
 
     max_bad_fraction: float = 0.05
-    """Unreadable samples that a run puts up with, as a fraction of those tried (0 to 1)."""
+    """Unreadable samples that a run puts up with, as a fraction of those tried (0 to 1), the first 200
+    samples counting as 200: one early bad sample stops nothing."""
+
+    cache_dir: str | None = None
+    """Folder for the indices of shards that are remote or read-only, and for cached shards; null: the user's
+    cache folder."""
+
+    cache_gb: float = 0.0
+    """Gigabytes of remote shards to keep there whole; 0: each sample is a request for its bytes."""
+
+    retries: int = 5
+    """How often a failed request is made again."""
+
+    allow_pipe: bool = False
+    """Run the commands of `pipe:` URLs."""
 
 
 @dataclass(kw_only=True)
@@ -156,6 +170,8 @@ class TokenizerConfig:
             "experiment.save_every": (self.experiment.save_every, 0),
             "dataset.validation_pictures": (self.dataset.validation_pictures, 1),
             "dataset.num_workers": (self.dataset.num_workers, 0),
+            "dataset.cache_gb": (self.dataset.cache_gb, 0),
+            "dataset.retries": (self.dataset.retries, 0),
             "optimizer.warmup_steps": (self.optimizer.warmup_steps, 0),
             "training.max_train_steps": (self.training.max_train_steps, 1),
             "training.batch_size": (self.training.batch_size, 1),

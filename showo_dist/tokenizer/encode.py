@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.progress import Progress
 
+from showo_data.storage_options import add_storage_options, storage_of
 from showo_dist.models.magvitv2 import MAGVITv2
 from showo_dist.runtime.ranks import Ranks, joined
 from showo_dist.tokenizer.encoding import EncodeSettings, encode_shards, fingerprint
@@ -44,6 +45,7 @@ def _encode(arguments: argparse.Namespace, ranks: Ranks) -> None:
             ranks,
             arguments.batch_size,
             lambda done, total: progress.update(task, completed=done, total=total),
+            storage_of(arguments),
         )
     rank = f"rank {ranks.rank}: " if ranks.world > 1 else ""
     Console().print(
@@ -67,5 +69,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--keep-images", action="store_true", help="keep pictures beside codes")
     parser.add_argument("--batch-size", type=int, default=32, help="default %(default)s")
     parser.add_argument("--precision", choices=["fp32", "bf16", "auto"], default="fp32")
+    add_storage_options(parser)
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher
     return parser

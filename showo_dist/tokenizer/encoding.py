@@ -19,7 +19,14 @@ from torch import Tensor
 
 from showo_data import vq_transform
 from showo_data.members import CODES, CONDITION, IMAGES, BadSampleError, read_image
-from showo_data.shards import OpenShards, ShardHeader, index_path, load_index, write_shard
+from showo_data.shards import (
+    OpenShards,
+    ShardHeader,
+    Storage,
+    index_path,
+    load_index,
+    write_shard,
+)
 from showo_dist.models.magvitv2 import MAGVITv2
 from showo_dist.runtime.precision import autocast
 from showo_dist.runtime.ranks import Ranks
@@ -69,6 +76,7 @@ def encode_shards(
     ranks: Ranks,
     batch_size: int = 32,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    storage: Storage | None = None,
 ) -> EncodeReport:
     """Encode every ``world``-th shard, from the rank's own on; shards that are finished are left alone.
 
@@ -80,18 +88,19 @@ def encode_shards(
         ranks: this process among those that share the work.
         batch_size: pictures per forward pass.
         progress: called with (samples done, samples of this rank).
+        storage: how the picture shards are reached.
 
     Raises:
         ValueError: two shards of one name, or ``out`` was begun with other settings.
     """
-    folder, headers = Path(out), load_index(urls)
+    folder, headers = Path(out), load_index(urls, storage)
     _check_names(headers)
     if ranks.is_first:
         _claim(folder, settings)
     ranks.barrier()
     report, own = EncodeReport(), headers[ranks.rank :: ranks.world]
     total, done = sum(header.samples for header in own), 0
-    encoder = _Encoder(model, settings, ranks.device, report)
+    encoder = _Encoder(model, settings, ranks.device, report, storage)
     for header in own:
         target = folder / Path(header.path).name
         if _is_finished(target, header):
@@ -153,9 +162,10 @@ class _Encoder:
     settings: EncodeSettings
     device: torch.device
     report: EncodeReport
+    storage: Storage | None
 
     def samples(self, header: ShardHeader, batch_size: int) -> Iterator[dict[str, Any]]:
-        files = OpenShards(limit=1)
+        files = OpenShards(limit=1, storage=self.storage)
         for start in range(0, header.samples, batch_size):
             numbers = range(start, min(start + batch_size, header.samples))
             yield from self._with_codes([_read(files, header.path, i) for i in numbers])

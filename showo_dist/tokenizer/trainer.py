@@ -24,6 +24,7 @@ from showo_dist.tokenizer.objective import objective
 from showo_dist.tokenizer.schedule import learning_rate
 from showo_dist.tokenizer.usage import CodeUsage, collapse_warning, summary
 from showo_dist.tokenizer.window import Window
+from showo_dist.training.bad import over_all_ranks
 
 FINAL = "final"
 
@@ -114,7 +115,7 @@ class Trainer:
     def _one_step(self, window: Window) -> None:
         before = time.monotonic()
         batch = next(self.batches)
-        self.bad.add(batch.skipped)
+        self.bad.add(batch.skipped, good=batch.read)
         window.waited_s += time.monotonic() - before
         share = self._share(batch)
         pixels = batch.pixels_B3HW.to(
@@ -165,17 +166,16 @@ class Trainer:
         warning = collapse_warning(counts_K)
         if warning and self.step > self.config.optimizer.warmup_steps:
             log.event(f"step {self.step}: {warning}")
-        self._check_bad_samples(log)
+        self._check_bad_samples()
 
-    def _check_bad_samples(self, log: RunLogger) -> None:
-        """Collective, so that all ranks give up together."""
-        tried = (self.step - self.start) * self.config.training.batch_size
-        total = int(self.ranks.sum(torch.tensor(self.bad.total, device=self.ranks.device)))
-        if total > self.config.dataset.max_bad_fraction * tried:
+    def _check_bad_samples(self) -> None:
+        """Collective, so that all ranks give up together, on what all of them have counted."""
+        bad = over_all_ranks(self.bad) if self.ranks.world > 1 else self.bad
+        limit = self.config.dataset.max_bad_fraction
+        if bad.exceeds(limit):
             raise ValueError(
-                f"{total} of {tried} samples could not be read, more than dataset.max_bad_fraction "
-                f"= {self.config.dataset.max_bad_fraction} allows; on rank {self.ranks.rank}: "
-                f"{self.bad.summary()}"
+                f"dataset.max_bad_fraction = {limit}: {bad.total / bad.tried:.1%} of {bad.tried} "
+                f"samples are bad: {bad.summary()}"
             )
 
     def _evaluate(self, log: RunLogger) -> None:

@@ -77,6 +77,24 @@ def _flipped(data: bytes, place: int) -> bytes:
     return bytes(changed)
 
 
+def _archive() -> bytes:
+    stream = io.BytesIO()
+    np.savez(stream, codes=np.arange(3))
+    return stream.getvalue()
+
+
+def _claimed_codes(count: int) -> bytes:
+    """An array file whose header tells of ``count`` numbers, of which none follow."""
+    stream = io.BytesIO()
+    header = {"descr": "<i8", "fortran_order": False, "shape": (count,)}
+    np.lib.format.write_array_header_1_0(stream, header)
+    return stream.getvalue()
+
+
+def _captions(value: object) -> Members:
+    return [("png", _picture()), ("json", json.dumps({"captions": value}).encode())]
+
+
 def _chat(*roles: str) -> bytes:
     rounds = [{"from": role, "value": "words"} for role in roles]
     return json.dumps({"conversations": rounds}).encode()
@@ -123,6 +141,17 @@ CASES = {
     ),
     "one member twice": Case("text", [("txt", b"a"), ("txt", b"b")], "duplicate-member"),
     "codes with a pickle": Case("image", [("codes.npy", b"\x93NUMPY\x01\x00")], "broken-codes"),
+    "codes in an archive": Case("image", [("codes.npy", _archive())], "broken-codes"),
+    "codes for all memory": Case("image", [("codes.npy", _claimed_codes(10**13))], "broken-codes"),
+    "endless nesting": Case(
+        "conversation", [("png", _picture()), ("json", b"[" * 100_000)], "broken-json"
+    ),
+    "an endless number": Case(
+        "conversation", [("png", _picture()), ("json", b"9" * 5000)], "broken-json"
+    ),
+    "captions that are a number": Case("caption", _captions(7), "no-text"),
+    "captions that are names": Case("caption", _captions({"a": "white"}), "no-text"),
+    "captions among which is none": Case("caption", _captions(["white", None]), "no-text"),
     "CMYK": Case("image", [("jpg", _picture("JPEG", "CMYK"))], None),
     "16 bits": Case("image", [("png", _sixteen_bits())], None),
     "animated": Case("image", [("webp", _animated())], None),
@@ -156,6 +185,12 @@ def test_a_bad_sample_is_skipped_and_a_strange_one_read(tmp_path: Path, name: st
         return
     assert isinstance(item, Sample) and item.image_3HW is not None
     assert torch.allclose(item.image_3HW, torch.ones(3, 512, 512), atol=0.02), "all are white"
+
+
+def test_captions_that_are_one_text_are_one_caption(tmp_path: Path) -> None:
+    files = [(f"key.{ending}", data) for ending, data in _captions("a white square")]
+    item = Source(_spec(_tar(tmp_path / "a.tar", files), "caption"))[0]
+    assert isinstance(item, Sample) and item.text == "a white square"
 
 
 def _texts(count: int) -> list[tuple[str, bytes]]:

@@ -54,6 +54,48 @@ def test_a_shard_holds_the_inputs_from_its_number_on(tmp_path: Path) -> None:
     ]
 
 
+def test_parts_side_by_side_give_the_shards_of_one_command(tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    convert(Inputs(45, bad=(3, 14)), Target(out=whole, shard_size=10))
+    inputs = [Inputs(45, bad=(3, 14)) for _ in range(3)]
+    reports = [
+        convert(own, Target(out=parts, shard_size=10, part=(number, 3)))
+        for number, own in enumerate(inputs)
+    ]
+    written = [{name: data for name, (data, _) in snapshot(f).items()} for f in (parts, whole)]
+    assert written[0] == written[1]
+    assert [report.shards for report in reports] == [2, 2, 1]
+    assert {report.all_shards for report in reports} == {5}
+    assert sorted(n for own in inputs for n in own.read) == list(range(45))
+    # One command after them finds everything done; a part that is run again does as well.
+    for part in ((0, 1), (1, 3), (1, 2)):
+        again = Inputs(45, bad=(3, 14))
+        assert convert(again, Target(out=parts, shard_size=10, part=part)).shards
+        assert again.read == []
+
+
+def test_a_part_leaves_what_another_one_is_writing(tmp_path: Path) -> None:
+    other = tmp_path / ".train-000001.tar.1234.partial"
+    other.write_bytes(b"half a shard")
+    convert(Inputs(20), Target(out=tmp_path, shard_size=10, part=(0, 2)))
+    assert other.exists()
+    convert(Inputs(20), Target(out=tmp_path, shard_size=10, part=(1, 2)))
+    assert not other.exists()
+
+
+def test_parts_with_other_settings_do_not_mix(tmp_path: Path) -> None:
+    convert(Inputs(20), Target(out=tmp_path, shard_size=10, part=(0, 2)))
+    with pytest.raises(ValueError, match=r"part-0-of-2.*other settings"):
+        convert(Inputs(20), Target(out=tmp_path, shard_size=5, part=(1, 2)))
+    with pytest.raises(ValueError, match="--part must be I/N with 0 ≤ I < N, not 2/2"):
+        Target(out=tmp_path, part=(2, 2))
+
+
+def test_more_parts_than_shards(tmp_path: Path) -> None:
+    report = convert(Inputs(5), Target(out=tmp_path, shard_size=10, part=(1, 2)))
+    assert (report.shards, report.all_shards) == (0, 1)
+
+
 def test_the_summary_names_reasons_and_first_inputs(tmp_path: Path) -> None:
     report = convert(Inputs(12, bad=(3, 5)), Target(out=tmp_path, shard_size=10))
     assert report.summary() == "2 shards, 10 samples of 12 inputs\nskipped 2: odd, first input 3"

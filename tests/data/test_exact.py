@@ -1,7 +1,8 @@
 """Stop anywhere, go on with other ranks and workers: every sample once per epoch, in one global order.
 
 Cases are drawn from a fixed seed: shards of uneven sizes, one shard, fewer shards than ranks, bad samples and
-damaged shards among them. Loaders are real; most cases use no workers, to be quick.
+damaged shards among them. Loaders are real. Every world meets every number of workers once, with real
+worker processes on some of its ranks (a rank's loader knows of no other's); most cases use none, to be quick.
 """
 
 import random
@@ -16,7 +17,9 @@ from showo_data.shards import load_index, write_shard
 
 WORLDS = (1, 2, 3, 4, 6, 8, 48)
 EPOCHS = 3
-CASES_IN_PROCESS, CASES_WITH_WORKERS = 200, 12
+WORKERS = (0, 1, 2, 4)
+CASES_IN_PROCESS = 200
+RANKS_WITH_WORKERS = 1  # of each world; processes are what takes the time
 LAYOUTS = {
     "even": (6, 6, 6, 6),
     "uneven": (1, 17, 0, 5, 9),
@@ -62,12 +65,18 @@ class Leg:
     steps: int
 
 
-def _run(spec: FlowSpec, leg: Leg, start: int, seen: Seen) -> int:
-    """Let all ranks do a leg; returns the position that a checkpoint would hold."""
+def _run(
+    spec: FlowSpec, leg: Leg, start: int, seen: Seen, with_workers: frozenset[int] | None = None
+) -> int:
+    """Let all ranks do a leg; returns the position that a checkpoint would hold.
+
+    Only the ranks in ``with_workers`` (None: all) have worker processes.
+    """
     state = {"lm": start}
     for rank in range(leg.world):
+        workers = leg.workers if with_workers is None or rank in with_workers else 0
         loader = build_loader(
-            [spec], rank=rank, world=leg.world, start_positions=state, num_workers=leg.workers
+            [spec], rank=rank, world=leg.world, start_positions=state, num_workers=workers
         )
         batches = iter(loader)
         for _ in range(leg.steps):
@@ -84,10 +93,8 @@ def _summary(item: Sample | Skipped) -> tuple[str, str]:
     return (item.key, item.reason if isinstance(item, Skipped) else "")
 
 
-def _check(
-    urls: tuple[str, ...], rng: random.Random, workers: tuple[int, ...], worlds: tuple[int, ...]
-) -> None:
-    """Run to the end of the last epoch in legs of random worlds, workers and lengths."""
+def _check(urls: tuple[str, ...], rng: random.Random) -> None:
+    """Run to the end of the last epoch in legs of random worlds and lengths."""
     spec = FlowSpec(
         flow="lm",
         kind="text",
@@ -101,10 +108,10 @@ def _check(
     seen: Seen = {}
     end = EPOCHS * len(source)
     while position < end:
-        world = rng.choice(worlds)
+        world = rng.choice(WORLDS)
         batch = rng.choice((1, 2, 5)) if world < 48 else 1
         steps = rng.randint(1, -(-(end - position) // (world * batch)))
-        leg = Leg(world, rng.choice(workers), batch, steps)
+        leg = Leg(world, 0, batch, steps)
         position = _run(replace(spec, batch=batch), leg, position, seen)
     assert sorted(seen) == list(range(position)), "no position is left out"
     assert [seen[p] for p in range(end)] == [_summary(source[p]) for p in range(end)]
@@ -117,15 +124,31 @@ def _check(
 @pytest.mark.parametrize("case", range(CASES_IN_PROCESS))
 def test_any_stop_and_any_world(layouts: dict[str, tuple[str, ...]], case: int) -> None:
     rng = random.Random(case)
-    _check(layouts[rng.choice(sorted(layouts))], rng, (0,), WORLDS)
+    _check(layouts[rng.choice(sorted(layouts))], rng)
 
 
 @pytest.mark.usefixtures("time_limit")
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
-@pytest.mark.parametrize("case", range(CASES_WITH_WORKERS))
-def test_any_number_of_workers(layouts: dict[str, tuple[str, ...]], case: int) -> None:
-    rng = random.Random(f"workers {case}")
-    _check(layouts[sorted(layouts)[case % len(layouts)]], rng, (0, 1, 2, 4), (1, 2, 3))
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("workers", WORKERS)
+def test_every_world_with_every_number_of_workers(
+    layouts: dict[str, tuple[str, ...]], world: int, workers: int
+) -> None:
+    """A run begins without workers, goes on on this world with them, and ends on another without."""
+    rng = random.Random(f"{world} ranks, {workers} workers")
+    urls = layouts[rng.choice(sorted(layouts))]
+    batch = rng.choice((1, 2))
+    spec = FlowSpec(flow="lm", kind="text", urls=urls, batch=batch, seed=rng.randrange(1000))
+    source = Source(spec)
+    seen: Seen = {}
+    chosen = frozenset(rng.sample(range(world), RANKS_WITH_WORKERS))
+    position = _run(spec, Leg(rng.choice(WORLDS[:4]), 0, batch, rng.randint(1, 3)), 0, seen)
+    # More micro-steps than workers have ready at first, so that each of them is asked again.
+    middle = Leg(world, workers, batch, 3 * workers + 2)
+    position = _run(spec, middle, position, seen, chosen)
+    position = _run(spec, Leg(rng.choice(WORLDS[:4]), 0, batch, 3), position, seen)
+    assert sorted(seen) == list(range(position)), "no position is left out"
+    assert [seen[p] for p in range(position)] == [_summary(source[p]) for p in range(position)]
 
 
 def test_bad_samples_are_among_them(layouts: dict[str, tuple[str, ...]]) -> None:

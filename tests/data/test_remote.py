@@ -9,6 +9,7 @@ import fsspec
 import pytest
 
 from showo_data import BadSamples, FlowSpec, Sample, Skipped, Source, build_loader
+from showo_data.cli import main_shards
 from showo_data.shards import Storage, expand, load_index, verify, write_shard
 from tests.data.server import FaultyServer, serving, serving_apart
 
@@ -242,3 +243,34 @@ def test_indices_are_fetched_once_for_all_ranks(server: FaultyServer, tmp_path: 
         next(iter(build_loader([spec], rank=rank, world=3, num_workers=0)))
     indices = {path: n for path, n in server.requests.items() if path.endswith(".safetensors")}
     assert set(indices.values()) == {2}, "its size, and its content"
+
+
+def test_commands_keep_to_the_cache_folder_and_retries_they_are_given(
+    server: FaultyServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url, options = f"{server.url}/s-{{0..1}}.tar", ["--cache-dir", str(tmp_path / "cache")]
+    assert main_shards(["show", url, "--samples", "3", *options]) == 0
+    assert "text 0 0" in capsys.readouterr().out
+    assert len(list((tmp_path / "cache" / "index").glob("*.safetensors"))) == 2
+    assert main_shards(["verify", url, *options]) == 0
+    assert main_shards(["index", url, *options]) == 0
+    assert f"2 shards, {2 * SAMPLES} samples" in capsys.readouterr().out
+    with pytest.raises(OSError):
+        main_shards(["show", f"{server.url}/gone.tar", *options, "--retries", "0"])
+    with pytest.raises(ValueError, match="--retries must be at least 0, not -1"):
+        main_shards(["show", url, "--retries", "-1"])
+
+
+def test_a_command_in_a_url_needs_the_option(folder: Path, tmp_path: Path) -> None:
+    url, options = f"pipe:cat {folder}/s-0.tar", ["--cache-dir", str(tmp_path), "--cache-gb", "0.1"]
+    with pytest.raises(ValueError, match=r"data\.allow_pipe"):
+        main_shards(["show", url, *options])
+    assert main_shards(["show", url, *options, "--allow-pipe"]) == 0
+
+
+def test_captions_are_put_into_remote_shards(server: FaultyServer, tmp_path: Path) -> None:
+    """They are looked for where the options say; these hold texts alone."""
+    options = ["--for", "mmu", "--out", str(tmp_path / "out"), "--cache-dir", str(tmp_path / "a")]
+    with pytest.raises(ValueError, match="no-image"):
+        main_shards(["from-captions", f"{server.url}/s-0.tar", *options])
+    assert (tmp_path / "a" / "index").is_dir()

@@ -1,6 +1,8 @@
 """One case of the matrix: which engine, split how; what every rank reports of it."""
 
 from dataclasses import dataclass, field
+from functools import reduce
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +23,7 @@ class Case:
         steps: optimizer steps.
         bf16, checkpointing, normalization: as in the config.
         coefficients: of the flows; a flow that is missing has 0.
+        settings: other keys of the config, dotted, with their values.
         hangs: the last rank never arrives (to try the watchdog).
     """
 
@@ -32,6 +35,7 @@ class Case:
     checkpointing: bool = False
     normalization: str = "global"
     coefficients: dict[str, float] = field(default_factory=lambda: dict(COEFFICIENTS))
+    settings: tuple[tuple[str, Any], ...] = ()
     hangs: bool = False
 
     def __str__(self) -> str:
@@ -71,6 +75,9 @@ def config_of(case: Case) -> TrainConfig:
     config.training.max_grad_norm = MAX_NORM
     config.training.mixed_precision = "bf16" if case.bf16 else "fp32"
     config.model.gradient_checkpointing = case.checkpointing
+    for key, value in case.settings:
+        *sections, leaf = key.split(".")
+        setattr(reduce(getattr, sections, config), leaf, value)
     if case.engine != "torch":
         config.distributed.zero_stage = int(case.engine.removeprefix("zero-"))  # type: ignore
         config.distributed.deepspeed = {"zero_optimization": _SMALL_BUCKETS}

@@ -1,5 +1,6 @@
 """The same step in plain torch: one process, logits of every label, library losses and optimizer."""
 
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from typing import NamedTuple
 
@@ -55,6 +56,7 @@ def train(
     steps: int = 1,
     coefficients: dict[str, float] = COEFFICIENTS,
     parts: Seq[Seq[Sequence]] | None = None,
+    prepare: Callable[[ShowO], object] = id,
 ) -> Outcome:
     """Train the tiny model.
 
@@ -63,8 +65,10 @@ def train(
         coefficients: of the flows.
         parts: instead of the global batch: each part's flow means count alike, and a flow that a part
             does not have counts 0 there (the published rule, a part being one rank's micro-batch).
+        prepare: called with the new model before anything else.
     """
     model = build_tiny()
+    prepare(model)
     start = {name: p.detach().clone() for name, p in model.named_parameters()}
     optimizer = _optimizer(model)
     totals, norms = [], []

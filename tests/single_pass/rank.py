@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from showo_dist.models.lora import add_adapters
 from showo_dist.runtime.ranks import joined
 from showo_dist.sequences import PackedBatch, Sequence, pack
 from showo_dist.training import engine_state
@@ -37,6 +38,8 @@ def _window(case: Case, step: int, feature_width: int) -> list[PackedBatch]:
 
 def _engine(case: Case) -> Any:
     model, config = build_tiny(), config_of(case)
+    if config.lora.rank:
+        add_adapters(model, config.lora, config.training.seed)
     build = build_torch_engine if case.engine == "torch" else build_engine
     return build(model, config, CPU)
 

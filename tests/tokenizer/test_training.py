@@ -157,12 +157,12 @@ def test_unreadable_pictures_are_absent_and_bounded(shards: Path, tmp_path: Path
         final[name] = curve_of(config, tmp_path)
     torch.testing.assert_close(final["broken"], final["good"], rtol=1e-4, atol=1e-5)
 
-    config["dataset"]["max_bad_fraction"] = 0.1
+    config["dataset"]["max_bad_fraction"] = 0.01  # of the first 200 samples: two
     config["experiment"]["output_dir"] = str(tmp_path / "strict")
     (tmp_path / "strict.yaml").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="1 of 8 samples could not be read") as error:
+    with pytest.raises(ValueError, match=r"dataset\.max_bad_fraction = 0\.01: .* are bad") as error:
         main([f"config={tmp_path / 'strict.yaml'}"])
-    assert "dataset.max_bad_fraction" in str(error.value)
+    assert f"broken-image 3; most in {tmp_path / 'broken.tar'} 3" in str(error.value)
 
 
 def curve_of(config: dict[str, Any], tmp_path: Path) -> list[float]:

@@ -19,11 +19,13 @@ from showo_data.convert.llava import llava_items
 from showo_data.convert.recaption import recaptioned_items
 from showo_data.convert.text import text_items
 from showo_data.convert.writing import Report, Target, convert
+from showo_data.storage_options import add_storage_options, storage_of
 
 Parser = argparse.ArgumentParser
 _FILES = "paths, brace patterns or wildcards"
 # Arguments that do not decide what a shard holds.
-_NOT_CONTENT = ("out", "prefix", "shard_size", "limit")
+_STORAGE = ("cache_dir", "cache_gb", "retries", "allow_pipe")
+_NOT_CONTENT = ("out", "prefix", "shard_size", "limit", "part", *_STORAGE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,19 @@ def add_converters(actions: Any) -> None:
         parser.add_argument("--prefix", default="train", help="default %(default)s")
         parser.add_argument("--shard-size", type=int, default=1000, help="default %(default)s")
         parser.add_argument("--limit", type=int, help="convert only so many inputs")
+        parser.add_argument(
+            "--part",
+            type=_part,
+            default=(0, 1),
+            metavar="I/N",
+            help="write every N-th shard, from number I on, 0 ≤ I < N: for N commands side by side",
+        )
+
+
+def _part(text: str) -> tuple[int, int]:
+    """``I/N`` as numbers; what they may be, :class:`Target` checks."""
+    number, _, parts = text.partition("/")
+    return int(number), int(parts)
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
@@ -66,6 +81,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         prefix=arguments.prefix,
         shard_size=arguments.shard_size,
         limit=arguments.limit,
+        part=arguments.part,
         settings={name: value for name, value in content if name not in _NOT_CONTENT},
     )
     if getattr(arguments, "max_side", None) is not None and arguments.max_side < 1:
@@ -78,7 +94,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
 
         report = convert(CONVERTERS[arguments.action].items(arguments), target, show)
     console.print(escape(report.summary()), soft_wrap=True)
-    last = f"{report.shards - 1:06d}"
+    last = f"{report.all_shards - 1:06d}"
     pattern = target.out / f"{target.prefix}-{{000000..{last}}}.tar"
     console.print(escape(f"for the config: '{pattern}'"), soft_wrap=True)
     return 0
@@ -109,6 +125,7 @@ def _imagenet(a: argparse.Namespace) -> Iterator[Item]:
 
 def _captions_arguments(parser: Parser) -> None:
     parser.add_argument("urls", nargs="+", metavar="URLS", help="shards, paths or brace patterns")
+    add_storage_options(parser)
     parser.add_argument("--sa1b", metavar="FOLDER", help="captions NAME.txt")
     parser.add_argument("--laion12m", metavar="FOLDER", help="captions SHARD/KEY.caption")
     parser.add_argument("--cc12m", metavar="FOLDER", help="captions SHARD/NAME.caption")
@@ -124,7 +141,9 @@ def _captions_arguments(parser: Parser) -> None:
 
 def _captions(a: argparse.Namespace) -> Iterator[Item]:
     outside = ExternalCaptions(a.sa1b, a.laion12m, a.cc12m, variants=a.flow == "t2i")
-    return recaptioned_items(a.urls, outside, journeydb=a.journeydb, max_side=a.max_side)
+    return recaptioned_items(
+        a.urls, outside, journeydb=a.journeydb, max_side=a.max_side, storage=storage_of(a)
+    )
 
 
 def _text_arguments(parser: Parser) -> None:

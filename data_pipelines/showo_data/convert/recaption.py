@@ -10,7 +10,7 @@ from showo_data.convert.items import Item, Members
 from showo_data.convert.pictures import picture_member
 from showo_data.members import IMAGES, BadSampleError, first_of, read_texts
 from showo_data.raw import sample_reader
-from showo_data.shards import OpenShards, load_index
+from showo_data.shards import OpenShards, Storage, load_index
 
 # Key of a sample → the captions to choose from.
 Book = dict[str, tuple[str, ...]]
@@ -22,6 +22,7 @@ def recaptioned_items(
     *,
     journeydb: str | Path | None = None,
     max_side: int | None = None,
+    storage: Storage | None = None,
 ) -> Iterator[Item]:
     """The samples of shards with the captions that lie outside, or with their own where they have no others.
 
@@ -30,13 +31,14 @@ def recaptioned_items(
         outside: captions of SA-1B, LAION-12M and CC12M.
         journeydb: a JSON file ``{key: [caption, …]}``; read into memory.
         max_side: see :func:`showo_data.convert.pictures.picture_member`.
+        storage: how the shards are reached.
 
     Raises:
         FileNotFoundError: a shard or the JSON file does not exist.
         ValueError: the JSON file has another form.
     """
-    files, book = OpenShards(), _read_book(journeydb) if journeydb else {}
-    for header in load_index(urls):
+    files, book = OpenShards(storage=storage), _read_book(journeydb) if journeydb else {}
+    for header in load_index(urls, storage):
         for index in range(header.samples):
             load = partial(_load, files, header.path, index, outside, book, max_side)
             yield Item(f"{header.path}, sample {index}", load)

@@ -2,7 +2,8 @@
 
 Beside the shards lies a journal, ``PREFIX.convert.jsonl``: the settings, then one line per finished shard.
 A conversion that was stopped goes on after the last finished shard; equal inputs and settings give equal
-bytes. An input that cannot be used is absent from its shard.
+bytes. An input that cannot be used is absent from its shard. Several processes may each write a part of
+the shards, with a journal of its own.
 """
 
 import json
@@ -28,6 +29,7 @@ class Target:
         prefix: the shards are ``PREFIX-000000.tar`` and so on.
         shard_size: inputs per shard.
         limit: convert only so many inputs.
+        part: (i, n): only every n-th shard, from number i on.
         settings: all that decides the content, for the journal: two conversions that differ in it do not mix.
     """
 
@@ -35,12 +37,15 @@ class Target:
     prefix: str = "train"
     shard_size: int = 1000
     limit: int | None = None
+    part: tuple[int, int] = (0, 1)
     settings: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, value in (("--shard-size", self.shard_size), ("--limit", self.limit)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
+        if not 0 <= self.part[0] < self.part[1]:
+            raise ValueError(f"--part must be I/N with 0 ≤ I < N, not {'{}/{}'.format(*self.part)}")
         if not self.prefix or set(self.prefix) & set("/{},"):
             raise ValueError(f"--prefix must be a plain name, not {self.prefix!r}")
 
@@ -50,8 +55,20 @@ class Target:
 
     @property
     def journal(self) -> Path:
-        """The path of the journal."""
-        return self.out / f"{self.prefix}.convert.jsonl"
+        """The path of this part's journal."""
+        number, parts = self.part
+        middle = f".part-{number}-of-{parts}" if parts > 1 else ""
+        return self.out / f"{self.prefix}{middle}.convert.jsonl"
+
+    @property
+    def journals(self) -> list[Path]:
+        """The journals of all parts that there are."""
+        whole = self.out / f"{self.prefix}.convert.jsonl"
+        return sorted({*self.out.glob(f"{self.prefix}.part-*.convert.jsonl"), whole})
+
+    def has(self, number: int) -> bool:
+        """Whether shard ``number`` belongs to this part."""
+        return number % self.part[1] == self.part[0]
 
 
 @dataclass(slots=True)
@@ -59,13 +76,15 @@ class Report:
     """What came out, of this call and of earlier ones that it went on from.
 
     Attributes:
-        shards, inputs, samples: how many.
+        shards, inputs, samples: how many, of this part.
+        all_shards: shards of all parts.
         kept: shards that an earlier call had finished.
         skipped: inputs that were left out, by reason.
         examples: the first such input of each reason.
     """
 
     shards: int = 0
+    all_shards: int = 0
     inputs: int = 0
     samples: int = 0
     kept: int = 0
@@ -100,11 +119,12 @@ def convert(
     chunks = _chunks(items, target)
     first = next(chunks, [])  # mistakes in the arguments show here, before anything is written
     target.out.mkdir(parents=True, exist_ok=True)
-    for unfinished in target.out.glob(f".{target.prefix}-*.partial"):
-        unfinished.unlink()  # a killed process left it
     done = _claim(target)
     report = Report()
     for number, chunk in enumerate(chain([first] if first else [], chunks)):
+        report.all_shards += 1
+        if not target.has(number):
+            continue
         record = done.get(target.shard(number).name)
         if record is not None and _finished(target.shard(number), record, len(chunk)):
             report.kept += 1
@@ -113,7 +133,7 @@ def convert(
             _note(target.journal, record)
         report.add(record)
         progress(report)
-    if not report.samples:
+    if not report.samples and (report.shards or not report.all_shards):
         why = report.summary().replace("\n", "; ")
         raise ValueError(f"nothing was converted to {target.out}: {why}")
     return report
@@ -127,6 +147,8 @@ def _chunks(items: Iterable[Item], target: Target) -> Iterator[list[Item]]:
 
 def _write(shard: Path, first: int, chunk: list[Item]) -> dict[str, Any]:
     """Write one shard, of the inputs from number ``first`` on; returns its line for the journal."""
+    for unfinished in shard.parent.glob(f".{shard.name}.*.partial"):
+        unfinished.unlink()  # a killed process left it
     skipped: Counter[str] = Counter()
     examples: dict[str, str] = {}
 
@@ -160,19 +182,25 @@ def _finished(shard: Path, record: dict[str, Any], inputs: int) -> bool:
 
 
 def _claim(target: Target) -> dict[str, dict[str, Any]]:
-    """The finished shards of this conversion; begins its journal where there is none."""
+    """The finished shards of this conversion, whoever wrote them; begins this part's journal if need be."""
     settings = {**target.settings, "shard_size": target.shard_size}
-    lines = list(_complete_lines(target.journal)) if target.journal.exists() else []
-    if len(lines) < 2:  # no shard was finished
+    done: dict[str, dict[str, Any]] = {}
+    begun = False
+    for journal in target.journals:
+        lines = list(_complete_lines(journal)) if journal.exists() else []
+        if len(lines) < 2:  # no shard was finished
+            continue
+        if lines[0] != settings:
+            raise ValueError(
+                f"{journal} belongs to a conversion with other settings, {json.dumps(lines[0])}: "
+                "name another --out or --prefix, or remove it and its shards"
+            )
+        done |= {record["shard"]: record for record in lines[1:]}
+        begun |= journal == target.journal
+    if not begun:
         with written_aside(target.journal) as stream:
             stream.write(json.dumps(settings).encode() + b"\n")
-        return {}
-    if lines[0] != settings:
-        raise ValueError(
-            f"{target.journal} belongs to a conversion with other settings, {json.dumps(lines[0])}: "
-            "name another --out or --prefix, or remove it and its shards"
-        )
-    return {record["shard"]: record for record in lines[1:]}
+    return done
 
 
 def _complete_lines(journal: Path) -> Iterator[dict[str, Any]]:
