@@ -1,25 +1,11 @@
 """Understanding: continue sequences token by token, every sequence stopping on its own."""
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
+from showo_dist.generation.cache import PrefixCache
 from showo_dist.models.showo import ShowO
-from showo_dist.sequences import Sequence, Vocabulary, pack
-from showo_kernels import Span
-
-
-def _extended(sequence: Sequence, token: int) -> Sequence:
-    """The sequence with one more causal token."""
-    *before, last = sequence.spans
-    grown = Span(last.length + 1, last.bidirectional, last.is_global)
-    spans = [*before, last, Span(1)] if last.bidirectional or last.is_global else [*before, grown]
-    positions = sequence.position_ids_L
-    if positions is not None:
-        positions = torch.cat([positions, positions[-1:] + 1])
-    ids = torch.cat([sequence.ids_L, torch.tensor([token])])
-    return replace(sequence, ids_L=ids, spans=spans, position_ids_L=positions)
+from showo_dist.sequences import Sequence, Vocabulary
 
 
 def _pick(
@@ -47,34 +33,34 @@ def answer(
 ) -> list[list[int]]:
     """New token ids of each prompt, end mark left out.
 
+    The prompts are read once, in one pass; then each step computes one row per unfinished sequence.
+
     Args:
         model: in eval mode.
         vocabulary: the model's ids.
-        prompts: sequences that end where the answer begins.
+        prompts: sequences that end where the answer begins, of any lengths.
         max_new_tokens: longest answer.
         top_k: 1 is greedy; None samples from all tokens.
         temperature: of the sampling.
         generator: random numbers on the model's device.
     """
-    device = next(model.parameters()).device
     answers: list[list[int]] = [[] for _ in prompts]
-    growing = dict(enumerate(prompts))
-    for _ in range(max_new_tokens):
-        if not growing:
+    if not prompts or max_new_tokens < 1:
+        return answers
+    cache = PrefixCache(model, vocabulary, prompts, room=max_new_tokens - 1, rows=1)
+    logits_BV = cache.last_logits_BV
+    growing = list(range(len(prompts)))
+    for step in range(1, max_new_tokens + 1):
+        tokens_B = _pick(logits_BV, top_k, temperature, generator)
+        tokens = tokens_B.tolist()
+        going = [row for row, token in enumerate(tokens) if token != vocabulary.eos]
+        for row in going:
+            answers[growing[row]].append(tokens[row])
+        if not going or step == max_new_tokens:
             break
-        batch = pack(
-            list(growing.values()),
-            pad_id=vocabulary.pad,
-            feature_width=model.feature_width,
-            multiple_of=model.token_multiple,
-        )
-        last_rows = torch.tensor([len(s) for s in growing.values()]).cumsum(0) - 1
-        logits_BV = model(batch.to(device), logit_rows=last_rows.to(device))
-        tokens = _pick(logits_BV, top_k, temperature, generator).tolist()
-        for index, token in zip(list(growing), tokens, strict=True):
-            if token == vocabulary.eos:
-                del growing[index]
-                continue
-            answers[index].append(token)
-            growing[index] = _extended(growing[index], token)
+        if len(going) < len(growing):
+            cache.keep(going)
+            growing = [growing[row] for row in going]
+            tokens_B = tokens_B[going]
+        logits_BV = cache.extend(tokens_B[:, None])
     return answers

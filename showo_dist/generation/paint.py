@@ -1,13 +1,16 @@
 """Text to image: guess all masked codes, hide the least sure ones again (specification, section 9)."""
 
 from collections.abc import Iterator
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from showo_dist.generation.canvas import Canvas
 from showo_dist.models.showo import ShowO
-from showo_dist.sequences import Sequence, Vocabulary, pack
+from showo_dist.sequences import Sequence, Vocabulary
 from showo_dist.sequences.builders import t2i_prompt
 from showo_dist.sequences.masking import Schedule, mask_schedule
 
@@ -73,18 +76,19 @@ class Painter:
     Args:
         model: in eval mode; its device and dtype are used.
         vocabulary: the model's ids.
-        prompts: text ids of each picture.
-        codes_BN: int64 starting codes; ``vocabulary.codebook`` marks a place to paint. None paints all.
-        tokens: N, when ``codes_BN`` is None.
-        budget: text budget M.
+        prompts: text ids of each picture, or whole sequences that end with their picture (reconstruction,
+            pictures among the text).
+        budget: text budget M of prompts that are text.
         options: see :class:`PaintOptions`.
+        tokens: N, when ``codes_BN`` is None.
+        codes_BN: int64 starting codes; ``vocabulary.codebook`` marks a place to paint. None paints all.
     """
 
     def __init__(
         self,
         model: ShowO,
         vocabulary: Vocabulary,
-        prompts: list[list[int]],
+        prompts: Seq[list[int] | Sequence],
         *,
         budget: int,
         options: PaintOptions,
@@ -92,42 +96,35 @@ class Painter:
         codes_BN: Tensor | None = None,
     ) -> None:
         self.model, self.vocabulary, self.options = model, vocabulary, options
-        start = (
-            torch.full((len(prompts), tokens), vocabulary.codebook)
-            if codes_BN is None
-            else codes_BN
-        )
-        device = next(model.parameters()).device
-        self.codes_BN = start.to(device)
-        halves = [(prompts, budget)]
-        if options.guidance > 0:
-            halves.append(([[] for _ in prompts], 2))
-        sequences = [
-            t2i_prompt(text, codes, room, vocabulary)
-            for texts, room in halves
-            for text, codes in zip(texts, start.cpu(), strict=True)
+        if codes_BN is None:
+            codes_BN = torch.full((len(prompts), tokens), vocabulary.codebook)
+        blank_N = torch.full(codes_BN.shape[1:], vocabulary.codebook)
+        self._sequences = [
+            p if isinstance(p, Sequence) else t2i_prompt(p, blank_N, budget, vocabulary)
+            for p in prompts
         ]
-        self._batch = pack(
-            sequences,
-            pad_id=vocabulary.pad,
-            feature_width=model.feature_width,
-            multiple_of=model.token_multiple,
-        ).to(device)
-        self._rows_XN = _image_rows(sequences, start.shape[1]).to(device)
+        if options.guidance > 0:
+            self._sequences += [t2i_prompt([], blank_N, 2, vocabulary)] * len(prompts)
+        self.codes_BN = codes_BN.to(next(model.parameters()).device)
+        self._given_BN = self.codes_BN != vocabulary.codebook
 
-    @torch.no_grad()
-    def image_logits(self) -> Tensor:
-        """Logits at the image places, (B or 2B, N, V): conditional rows, then unconditional ones."""
-        copies = len(self._rows_XN) // len(self.codes_BN)
-        ids_BN = self.codes_BN + self.vocabulary.image_offset
-        self._batch.ids_N[self._rows_XN] = ids_BN.repeat(copies, 1)
-        logits = self.model(self._batch, logit_rows=self._rows_XN.flatten())
-        return logits.unflatten(0, tuple(self._rows_XN.shape))
+    @cached_property
+    def canvas(self) -> Canvas:
+        """The prompts as they were read: once, when the first logits are asked for."""
+        return Canvas(self.model, self.vocabulary, self._sequences, self.codes_BN.shape[1])
+
+    def image_logits(self, ids: slice = slice(None)) -> Tensor:
+        """Logits at the image places, (B or 2B, N, ids): conditional rows, then unconditional ones.
+
+        Args:
+            ids: the part of the vocabulary that is wanted.
+        """
+        return self.canvas.logits(self.codes_BN, ids)
 
     def _code_logits(self) -> Tensor:
         """Guided logits over the image codes only, fp32 (B, N, codebook)."""
-        first, last = self.vocabulary.image_offset, self.vocabulary.mask
-        logits = self.image_logits()[..., first:last].float()
+        codes = slice(self.vocabulary.image_offset, self.vocabulary.mask)
+        logits = self.image_logits(codes).float()
         if self.options.guidance <= 0:
             return logits
         conditional, unconditional = logits.chunk(2)
@@ -150,15 +147,9 @@ class Painter:
         chosen_BN = chosen_BN.where(unknown_BN, torch.finfo(chosen_BN.dtype).max)
         confidence_BN = _log(chosen_BN) + temperature * _gumbel(chosen_BN, generators)
         share = self.options.schedule(torch.tensor(done))
-        hidden_BN = _still_masked(confidence_BN, unknown_BN, share)
+        hidden_BN = _still_masked(confidence_BN, unknown_BN, share) & ~self._given_BN
         self.codes_BN = guess_BN.masked_fill(hidden_BN, self.vocabulary.codebook)
         return guess_BN
-
-
-def _image_rows(sequences: list[Sequence], tokens: int) -> Tensor:
-    """Rows of the image tokens of each sequence, which end one before its last token."""
-    ends = torch.tensor([len(s) for s in sequences]).cumsum(0)
-    return ends[:, None] - 1 - tokens + torch.arange(tokens)
 
 
 def paint(painter: Painter, generators: Generators = None) -> Tensor:

@@ -1,205 +1,288 @@
-"""A trained model with its tokenizers: texts to pictures, questions about pictures to answers."""
+"""What a trained model can do: paint, edit, answer, rebuild."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Self, TypeVar
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from showo_data import vq_transform
-from showo_dist.config import TrainConfig, load_file
 from showo_dist.generation.answer import answer
+from showo_dist.generation.dialogue import Part, Turn, user
+from showo_dist.generation.extend import check_direction, extended, growth
+from showo_dist.generation.images import masked_places
+from showo_dist.generation.loading import paint_options
+from showo_dist.generation.networks import Networks
 from showo_dist.generation.paint import Painter, PaintOptions, paint
-from showo_dist.models.magvitv2 import MAGVITv2
-from showo_dist.models.magvitv2.pictures import to_images
-from showo_dist.models.pretrained import load_showo
-from showo_dist.models.showo import ShowO
-from showo_dist.sequences import Sequence, TextEncoder, Vocabulary
-from showo_dist.sequences.builders import mmu_llava
-from showo_dist.sequences.masking import mask_schedule
+from showo_dist.sequences import Sequence as TokenSequence
+from showo_dist.sequences.prompts import description_prompts
+from showo_dist.sequences.text import question_prompt
+
+__all__ = ["Pipeline", "paint_options"]
 
 Item = TypeVar("Item")
+Prompt = list[int] | TokenSequence
 
 
 @dataclass(frozen=True)
-class Pipeline:
-    """Everything that generation and understanding need.
+class Pipeline(Networks):
+    """A model at work; see :class:`Networks` for what it holds and :meth:`Networks.load`.
 
-    Attributes:
-        model: Show-o; put into eval mode by the caller.
-        vq: the image tokenizer, on the model's device.
-        text: the text tokenizer.
-        vocabulary: ids of the model.
-        resolution: side in pixels of the pictures.
-        budget: text budget M of a prompt, in tokens.
-        options: how the model was meant to paint (the config's rounds and guidance).
+    Arguments that all painting methods share: ``options`` (None takes the pipeline's own), ``seed`` (with the
+    picture's index it decides all random numbers), ``batch`` (pictures painted together) and
+    ``first_index`` (index of the first picture, for callers that go through a list part by part).
     """
-
-    model: ShowO
-    vq: MAGVITv2
-    text: TextEncoder
-    vocabulary: Vocabulary
-    resolution: int
-    budget: int
-    options: PaintOptions = field(default_factory=PaintOptions)
-
-    @classmethod
-    def load(
-        cls,
-        checkpoint: str | Path,
-        *,
-        device: torch.device | str | None = None,
-        vq_model: str | None = None,
-        tokenizer: str | None = None,
-    ) -> Self:
-        """Read a checkpoint folder of ours: weights, ``config.yaml`` and the tokenizers it names.
-
-        Args:
-            checkpoint: the folder.
-            device: default is the GPU if there is one, else the CPU.
-            vq_model: image tokenizer instead of ``model.vq_model.vq_model_name``.
-            tokenizer: text tokenizer instead of ``model.showo.tokenizer_path``.
-
-        Raises:
-            ValueError: the folder or a tokenizer cannot be read; the message names it.
-            FileNotFoundError: no image tokenizer there.
-        """
-        config = _read_config(Path(checkpoint))
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        showo = config.model.showo
-        text = TextEncoder(tokenizer or _text_tokenizer(config, checkpoint), showo.llm_vocab_size)
-        model = load_showo(checkpoint, attention=config.model.attention, device=device)
-        return cls(
-            model=model.eval(),
-            vq=MAGVITv2.from_pretrained(vq_model or config.model.vq_model.vq_model_name, device),
-            text=text,
-            vocabulary=text.vocabulary(showo.llm_vocab_size, showo.codebook_size),
-            resolution=config.dataset.preprocessing.resolution,
-            budget=config.dataset.preprocessing.max_seq_length,
-            options=paint_options(config),
-        )
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.model.parameters()).device
-
-    @property
-    def tokens(self) -> int:
-        """Image tokens per picture, N."""
-        return (self.resolution // self.vq.config.downsample) ** 2
 
     def paint_texts(
         self,
-        texts: list[str],
+        texts: Sequence[str],
         options: PaintOptions | None = None,
         seed: int = 0,
         batch: int = 32,
         first_index: int = 0,
     ) -> list[Image.Image]:
-        """One picture per text.
-
-        Args:
-            texts: the prompts.
-            options: None takes the pipeline's own.
-            seed: with the picture's index it decides all random numbers.
-            batch: pictures painted together.
-            first_index: index of the first text, for callers that paint a list part by part.
-        """
+        """One picture per text. An empty text paints without a condition; a long one is cut at the budget."""
         pictures: list[Image.Image] = []
         for start, part in _batches(texts, batch):
-            painter = Painter(
-                self.model,
-                self.vocabulary,
-                [self.text.encode(text) for text in part],
-                budget=self.budget,
-                options=options or self.options,
-                tokens=self.tokens,
-            )
-            first = first_index + start
-            generators = [_generator(seed, first + n, self.device) for n in range(len(part))]
-            codes_BN = paint(painter, generators)
-            pictures += self._decode(codes_BN)
+            prompts: list[Prompt] = [self.text.encode(text) for text in part]
+            generators = self._generators(seed, first_index + start, len(part))
+            pictures += self.decode(self._painted(prompts, generators, options))
+        return pictures
+
+    def paint_parts(
+        self,
+        prompts: Sequence[Sequence[Part]],
+        options: PaintOptions | None = None,
+        seed: int = 0,
+        batch: int = 32,
+        first_index: int = 0,
+    ) -> list[Image.Image]:
+        """One picture per prompt of texts and pictures in any order.
+
+        One picture and one text is what RecA trains; longer mixtures no published model was trained for.
+        Without ``options`` pictures as CLIP features are painted from without guidance.
+
+        Raises:
+            ValueError: guidance asked for with pictures as CLIP features.
+        """
+        if options is None and self.clip is not None and _any_picture(prompts):
+            options = replace(self.options, guidance=0.0)
+        pictures: list[Image.Image] = []
+        for start, part in _batches(prompts, batch):
+            generators = self._generators(seed, first_index + start, len(part))
+            pictures += self.decode(self._painted(self.paint_sequences(part), generators, options))
+        return pictures
+
+    def rebuild(
+        self,
+        images: Sequence[Image.Image],
+        options: PaintOptions | None = None,
+        seed: int = 0,
+        batch: int = 32,
+        first_index: int = 0,
+    ) -> list[Image.Image]:
+        """RecA's own view: each picture painted anew from the model's understanding of it.
+
+        The request for a description is drawn from the training's list; without ``options`` there is no
+        guidance, as in training.
+        """
+        requests = description_prompts()
+        drawn = [
+            requests[int(_random(seed, first_index + number).integers(len(requests)))]
+            for number in range(len(images))
+        ]
+        prompts: list[list[Part]] = [
+            [i, question_prompt(text)] for i, text in zip(images, drawn, strict=True)
+        ]
+        options = options or replace(self.options, guidance=0.0)
+        return self.paint_parts(prompts, options, seed, batch, first_index)
+
+    def inpaint(
+        self,
+        images: Sequence[Image.Image],
+        masks: Sequence[Image.Image],
+        texts: Sequence[str],
+        options: PaintOptions | None = None,
+        seed: int = 0,
+        batch: int = 32,
+        first_index: int = 0,
+    ) -> list[Image.Image]:
+        """Each picture with what its mask covers in white painted anew; every other code is kept.
+
+        Raises:
+            ValueError: a mask has other proportions than its picture, or covers nothing.
+        """
+        places = [
+            masked_places(mask, image, self.resolution, self.side).flatten()
+            for image, mask in zip(images, masks, strict=True)
+        ]
+        pictures: list[Image.Image] = []
+        for start, part in _batches(list(zip(images, places, texts, strict=True)), batch):
+            codes_BN = self.encode([image for image, _, _ in part])
+            covered_BN = torch.stack([covered_N for _, covered_N, _ in part]).to(self.device)
+            codes_BN = codes_BN.masked_fill(covered_BN, self.vocabulary.codebook)
+            prompts: list[Prompt] = [self.text.encode(text) for _, _, text in part]
+            generators = self._generators(seed, first_index + start, len(part))
+            pictures += self.decode(self._painted(prompts, generators, options, codes_BN))
+        return pictures
+
+    def extrapolate(
+        self,
+        images: Sequence[Image.Image],
+        directions: Sequence[str],
+        texts: Sequence[str],
+        options: PaintOptions | None = None,
+        seed: int = 0,
+        batch: int = 32,
+        first_index: int = 0,
+        offset: int = 0,
+    ) -> list[Image.Image]:
+        """Each picture carried on beyond its edges, one step per direction; every code of it is kept.
+
+        Args:
+            images: any size; the square that the model sees of them is carried on.
+            directions: ``left``, ``right``, ``up`` or ``down``, one per step.
+            texts: one per step, or a single one for all.
+            options, seed, batch, first_index: as everywhere.
+            offset: code columns (rows) that a step adds beyond half a picture.
+
+        Raises:
+            ValueError: an unknown direction, texts that do not match the steps, or an offset too large.
+        """
+        if len(texts) not in (1, len(directions)):
+            raise ValueError(f"{len(directions)} directions and {len(texts)} texts: one per step")
+        texts = list(texts) * len(directions) if len(texts) == 1 else texts
+        pictures: list[Image.Image] = []
+        for start, part in _batches(images, batch):
+            generators = self._generators(seed, first_index + start, len(part))
+            grid_Bhw = self.encode(list(part)).unflatten(1, (self.side, self.side))
+            for direction, text in zip(directions, texts, strict=True):
+                grid_Bhw = self._extended(grid_Bhw, direction, text, options, generators, offset)
+            pictures += self.decode(grid_Bhw)
         return pictures
 
     def ask(
         self,
-        images: list[Image.Image],
-        questions: list[str],
+        images: Sequence[Image.Image],
+        questions: Sequence[str],
         max_new_tokens: int = 32,
         batch: int = 32,
+        *,
+        top_k: int | None = 1,
+        temperature: float = 1.0,
+        seed: int = 0,
     ) -> list[str]:
-        """The most likely answer to one question about each picture.
+        """The answer to one question about each picture; arguments as in :meth:`reply`."""
+        conversations = [[user(i, q)] for i, q in zip(images, questions, strict=True)]
+        return self.reply(
+            conversations, max_new_tokens, batch, top_k=top_k, temperature=temperature, seed=seed
+        )
+
+    def reply(
+        self,
+        conversations: Sequence[Sequence[Turn]],
+        max_new_tokens: int = 32,
+        batch: int = 32,
+        *,
+        top_k: int | None = 1,
+        temperature: float = 1.0,
+        seed: int = 0,
+    ) -> list[str]:
+        """The model's next words in each conversation.
+
+        Conversations may hold any number of pictures in any place; one, at the start, is what published
+        models were trained for.
 
         Args:
-            images: any size; resized and cropped as in training.
-            questions: one per picture.
+            conversations: turns that end with one of the user's.
             max_new_tokens: longest answer.
-            batch: pictures per forward pass.
-
-        Raises:
-            ValueError: the model sees pictures as CLIP features.
+            batch: conversations per forward pass.
+            top_k: 1 is the most likely token; None draws among all.
+            temperature: of the drawing, above 0.
+            seed: of the drawing, with the index of the batch.
         """
-        if self.model.feature_width:
-            raise ValueError("questions to a model with CLIP features need its CLIP tower")
         answers: list[str] = []
-        pairs = list(zip(images, questions, strict=True))
-        for _, part in _batches(pairs, batch):
-            codes_BN = self._encode([image for image, _ in part]).cpu()
-            prompts = [
-                self._question(question, codes_N)
-                for (_, question), codes_N in zip(part, codes_BN, strict=True)
-            ]
-            found = answer(self.model, self.vocabulary, prompts, max_new_tokens=max_new_tokens)
+        for start, part in _batches(conversations, batch):
+            found = answer(
+                self.model,
+                self.vocabulary,
+                self.question_sequences(part),
+                max_new_tokens=max_new_tokens,
+                top_k=top_k,
+                temperature=temperature,
+                generator=self._generators(seed, start, 1)[0],
+            )
             answers += [self.text.decode(ids).strip() for ids in found]
         return answers
 
-    def reconstruct(self, images: list[Image.Image], batch: int = 32) -> list[Image.Image]:
+    def reconstruct(self, images: Sequence[Image.Image], batch: int = 32) -> list[Image.Image]:
         """What the image tokenizer alone makes of the pictures."""
-        parts = (self._decode(self._encode(part)) for _, part in _batches(images, batch))
+        parts = (self.decode(self.encode(list(part))) for _, part in _batches(images, batch))
         return [picture for part in parts for picture in part]
 
-    def _question(self, question: str, codes_N: Tensor) -> Sequence:
-        """``mmu soi IMAGE eoi USER: question ASSISTANT:``, whole, whatever the text budget."""
-        ids, supervised = self.text.conversation([("human", question)])
-        return mmu_llava(ids, supervised, codes_N, len(ids), self.vocabulary)
+    def _painted(
+        self,
+        prompts: Sequence[Prompt],
+        generators: list[torch.Generator],
+        options: PaintOptions | None,
+        codes_BN: Tensor | None = None,
+    ) -> Tensor:
+        """Codes (B, N); ``codes_BN`` says which are given."""
+        options = options or self.options
+        conditioned = any(
+            isinstance(p, TokenSequence) and p.features_SC is not None for p in prompts
+        )
+        if conditioned and options.guidance > 0:
+            raise ValueError(
+                f"guidance {options.guidance:g} with pictures as CLIP features: only 0 is possible"
+            )
+        painter = Painter(
+            self.model,
+            self.vocabulary,
+            prompts,
+            budget=self.budget,
+            options=options,
+            tokens=self.tokens,
+            codes_BN=codes_BN,
+        )
+        return paint(painter, generators)
 
-    def _encode(self, images: list[Image.Image]) -> Tensor:
-        to_pixels = vq_transform(self.resolution)
-        pixels_B3HW = torch.stack([to_pixels(image.convert("RGB")) for image in images])
-        return self.vq.encode(pixels_B3HW.to(self.device))
+    def _extended(
+        self,
+        grid_Bhw: Tensor,
+        direction: str,
+        text: str,
+        options: PaintOptions | None,
+        generators: list[torch.Generator],
+        offset: int,
+    ) -> Tensor:
+        prompts: list[Prompt] = [self.text.encode(text)] * len(grid_Bhw)
 
-    @torch.no_grad()
-    def _decode(self, codes_BN: Tensor) -> list[Image.Image]:
-        return to_images(self.vq.decode(codes_BN))
+        def paint_window(window_Bhw: Tensor) -> Tensor:
+            codes_BN = self._painted(prompts, generators, options, window_Bhw.flatten(1))
+            return codes_BN.view_as(window_Bhw)
+
+        return extended(
+            grid_Bhw,
+            check_direction(direction),
+            self.side,
+            growth(self.side, offset),
+            self.vocabulary.codebook,
+            paint_window,
+        )
+
+    def _generators(self, seed: int, first: int, count: int) -> list[torch.Generator]:
+        return [_generator(seed, first + number, self.device) for number in range(count)]
 
 
-def paint_options(config: TrainConfig) -> PaintOptions:
-    """How ``training.*`` says that pictures are painted."""
-    training = config.training
-    return PaintOptions(
-        steps=training.generation_timesteps,
-        guidance=training.guidance_scale,
-        temperature=training.generation_temperature,
-        schedule=mask_schedule(training.mask_schedule),
-    )
+def _any_picture(prompts: Sequence[Sequence[Part]]) -> bool:
+    return any(isinstance(part, Image.Image) for prompt in prompts for part in prompt)
 
 
-def _read_config(folder: Path) -> TrainConfig:
-    path = folder / "config.yaml"
-    if not path.is_file():
-        raise ValueError(f"{path}: missing; expected a checkpoint folder of a training run")
-    return load_file(path, TrainConfig, check=False)
-
-
-def _text_tokenizer(config: TrainConfig, checkpoint: str | Path) -> str:
-    path = config.text_tokenizer
-    if path is None:
-        raise ValueError(f"{checkpoint}: its config names no text tokenizer; name one")
-    return path
+def _random(seed: int, index: int) -> np.random.Generator:
+    return np.random.default_rng([seed, index])
 
 
 def _generator(seed: int, index: int, device: torch.device) -> torch.Generator:
@@ -207,7 +290,7 @@ def _generator(seed: int, index: int, device: torch.device) -> torch.Generator:
     return torch.Generator(device).manual_seed(int(state))
 
 
-def _batches(items: list[Item], size: int) -> Iterator[tuple[int, list[Item]]]:
+def _batches(items: Sequence[Item], size: int) -> Iterator[tuple[int, list[Item]]]:
     """(index of the first, items) of each batch."""
     for start in range(0, len(items), size):
-        yield start, items[start : start + size]
+        yield start, list(items[start : start + size])

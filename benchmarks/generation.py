@@ -1,0 +1,309 @@
+"""Painting and answering with kept keys and values, against the published loops on the same weights.
+
+    python benchmarks/generation.py [--device cuda] [--size show-o] [--dtype bf16] [--json FILE]
+
+The published side is a plain re-creation: every round reads the whole padded sequence under a dense mask and
+computes all logits of all places, for pictures and for every new word alike. Both sides draw from the same
+random numbers, and their tokens are compared before anything is timed. Batches are compared with one by one.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from common import Clock, Side, Timing, arguments, interleaved, report
+from torch import Tensor
+from transformers import PhiConfig, PhiForCausalLM
+
+from showo_dist.generation.answer import answer
+from showo_dist.generation.paint import Painter, PaintOptions, paint
+from showo_dist.models.magvitv2 import MAGVITv2, MAGVITv2Config, StackConfig
+from showo_dist.models.showo import ShowO
+from showo_dist.runtime.precision import uses_bf16
+from showo_dist.sequences import Sequence, Vocabulary
+from showo_dist.sequences.builders import mmu_llava, t2i_prompt
+from showo_dist.sequences.masking import mask_schedule
+from showo_kernels import Visibility, select_backend
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Model, sequences and work."""
+
+    width: int
+    layers: int
+    heads: int
+    text: int
+    codebook: int
+    image: int
+    budget: int
+    rounds: int
+    new_tokens: int
+    batch: int
+    tokenizer: StackConfig = field(default_factory=StackConfig)
+
+
+_SMALL_STACK = StackConfig(channels=32, multipliers=[1, 1, 2, 2, 4], res_blocks=[1, 1, 1, 1, 1])
+SIZES = {
+    "tiny": Sizes(32, 2, 2, 300, 16, 16, 24, 3, 5, 2, _SMALL_STACK),
+    "small": Sizes(512, 8, 8, 50295, 8192, 256, 128, 8, 100, 4, _SMALL_STACK),
+    "show-o": Sizes(2048, 24, 32, 50295, 8192, 256, 128, 16, 100, 8),
+}
+GUIDANCE = 1.75
+QUESTION_TOKENS, PROMPT_TOKENS = 16, 12
+
+
+class Bench:
+    """A model with random weights, a batch of prompts, and both ways to use it.
+
+    Args:
+        sizes: of everything.
+        device: where.
+        dtype: of the transformer.
+    """
+
+    def __init__(self, sizes: Sizes, device: torch.device, dtype: torch.dtype) -> None:
+        torch.manual_seed(0)
+        self.sizes, self.device = sizes, device
+        self.vocabulary = Vocabulary(sizes.text, sizes.codebook, bos=0)
+        backend, _ = select_backend("auto", device, dtype)
+        config = PhiConfig(
+            vocab_size=self.vocabulary.size,
+            hidden_size=sizes.width,
+            intermediate_size=4 * sizes.width,
+            num_hidden_layers=sizes.layers,
+            num_attention_heads=sizes.heads,
+            num_key_value_heads=sizes.heads,
+            max_position_embeddings=2048,
+        )
+        with torch.device(device):
+            self.model = ShowO(config, attention=backend).to(dtype).eval()
+        rotary = self.model.showo.model.rotary_emb
+        self.model.showo.model.rotary_emb = type(rotary)(config=config).to(device)
+        with torch.no_grad():
+            self.model.showo.lm_head.bias[self.vocabulary.eos] = -1e4  # answers of full length
+        stacks = {"encoder": sizes.tokenizer, "decoder": sizes.tokenizer}
+        bits = sizes.codebook.bit_length() - 1
+        self.vq = (
+            MAGVITv2(MAGVITv2Config(bits=bits, **stacks)).to(device).eval().requires_grad_(False)
+        )
+        self.codes_BN = torch.randint(sizes.codebook, (sizes.batch, sizes.image))
+        self.prompts = self._texts(PROMPT_TOKENS)
+        self.questions = [
+            mmu_llava(text, [False] * len(text), codes_N, len(text), self.vocabulary)
+            for text, codes_N in zip(self._texts(QUESTION_TOKENS), self.codes_BN, strict=True)
+        ]
+        self.options = PaintOptions(sizes.rounds, GUIDANCE, 1.0, mask_schedule("cosine"))
+
+    def _texts(self, length: int) -> list[list[int]]:
+        """Texts of different lengths around ``length``."""
+        return [
+            torch.randint(1, self.sizes.text, (length + index,)).tolist()
+            for index in range(self.sizes.batch)
+        ]
+
+    def paint(self, clock: Clock, chosen: slice = slice(None)) -> Tensor:
+        """Codes painted by the product's painter."""
+        painter = Painter(
+            self.model,
+            self.vocabulary,
+            self.prompts[chosen],
+            budget=self.sizes.budget,
+            options=self.options,
+            tokens=self.sizes.image,
+        )
+        generator = torch.Generator(self.device).manual_seed(1)
+        clock("read", lambda: painter.canvas)
+        codes_BN = clock("work", lambda: paint(painter, generator))
+        clock("decode", lambda: self.vq.decode(codes_BN))
+        return codes_BN
+
+    def answer(self, clock: Clock, chosen: slice = slice(None)) -> list[list[int]]:
+        """Tokens of the product's answers, reading the prompts included."""
+        prompts, tokens = self.questions[chosen], self.sizes.new_tokens
+        return clock(
+            "work",
+            lambda: answer(self.model, self.vocabulary, prompts, max_new_tokens=tokens),
+        )
+
+
+class Published:
+    """The published loops: padded rows, a dense mask, all logits, everything anew each time.
+
+    Args:
+        bench: whose weights and prompts are used.
+    """
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+        config = copy.deepcopy(bench.model.config)
+        config._attn_implementation = "sdpa"
+        with torch.device("meta"):
+            self.phi = PhiForCausalLM(config).eval()
+        self.phi.load_state_dict(bench.model.showo.state_dict(), assign=True)
+        self.phi.model.rotary_emb = bench.model.showo.model.rotary_emb
+        for layer in self.phi.model.layers:  # our activation: what it gains is not what is compared
+            layer.mlp.activation_fn = torch.nn.GELU(approximate="tanh")
+
+    @torch.no_grad()
+    def logits(self, ids_BL: Tensor, visible_BLL: Tensor) -> Tensor:
+        """All logits (B, L, V) through the library's own model."""
+        return self.phi(
+            input_ids=ids_BL, attention_mask=visible_BLL[:, None], use_cache=False
+        ).logits
+
+    def paint(self, clock: Clock, chosen: slice = slice(None)) -> Tensor:
+        """Codes painted as published: both halves padded to M + N + 3."""
+        bench = self.bench
+        blank_N = torch.full((bench.sizes.image,), bench.vocabulary.codebook)
+        prompts = bench.prompts[chosen]
+        halves = [(p, bench.sizes.budget) for p in prompts] + [([], 2)] * len(prompts)
+        rows = [t2i_prompt(text, blank_N, room, bench.vocabulary) for text, room in halves]
+        length = bench.sizes.budget + bench.sizes.image + 3
+        ids_XL, visible_XLL = _padded(rows, length, bench.vocabulary.pad)
+        painter = _PublishedPainter(self, ids_XL, visible_XLL, prompts)
+        generator = torch.Generator(bench.device).manual_seed(1)
+        codes_BN = clock("work", lambda: paint(painter, generator))
+        clock("decode", lambda: bench.vq.decode(codes_BN))
+        return codes_BN
+
+    def answer(self, clock: Clock, chosen: slice = slice(None)) -> list[list[int]]:
+        """One prompt after the other, every token from a pass over everything before it."""
+        return clock("work", lambda: [self._continued(q) for q in self.bench.questions[chosen]])
+
+    def _continued(self, question: Sequence) -> list[int]:
+        ids_1L, visible_1LL = _padded([question], len(question), self.bench.vocabulary.pad)
+        ids_1L, visible_1LL = ids_1L.to(self.bench.device), visible_1LL.to(self.bench.device)
+        tokens: list[int] = []
+        for _ in range(self.bench.sizes.new_tokens):
+            token = self.logits(ids_1L, visible_1LL)[:, -1].argmax(-1)
+            tokens.append(int(token))
+            ids_1L = torch.cat([ids_1L, token[None]], dim=1)
+            visible_1LL = F.pad(F.pad(visible_1LL, (0, 1)), (0, 0, 0, 1), value=True)
+        return tokens
+
+
+class _PublishedPainter(Painter):
+    """The same sampler over logits that are computed as published."""
+
+    def __init__(
+        self, published: Published, ids_XL: Tensor, visible_XLL: Tensor, prompts: list[list[int]]
+    ) -> None:
+        bench = published.bench
+        super().__init__(
+            bench.model,
+            bench.vocabulary,
+            prompts,
+            budget=bench.sizes.budget,
+            options=bench.options,
+            tokens=bench.sizes.image,
+        )
+        self._published = published
+        self._ids_XL, self._visible_XLL = (x.to(bench.device) for x in (ids_XL, visible_XLL))
+
+    def image_logits(self, ids: slice = slice(None)) -> Tensor:
+        image = slice(-1 - self.codes_BN.shape[1], -1)
+        self._ids_XL[:, image] = (self.codes_BN + self.vocabulary.image_offset).repeat(2, 1)
+        return self._published.logits(self._ids_XL, self._visible_XLL)[:, image, ids]
+
+
+def _padded(rows: list[Sequence], length: int, pad: int) -> tuple[Tensor, Tensor]:
+    """Ids (X, L), padded on the left, and who sees whom (X, L, L); padding sees everything, as published."""
+    ids_XL = torch.full((len(rows), length), pad)
+    visible_XLL = torch.zeros(len(rows), length, length, dtype=torch.bool)
+    for index, row in enumerate(rows):
+        start = length - len(row)
+        ids_XL[index, start:] = row.ids_L
+        visible_XLL[index, :start] = True
+        visible_XLL[index, start:, start:] = Visibility.from_documents([row.spans]).dense()
+    return ids_XL, visible_XLL
+
+
+Work = Callable[[Clock, slice], Any]
+
+
+def _sides(bench: Bench, published: Published) -> dict[str, dict[str, Side]]:
+    """What is compared: the published loops with ours on one item, and ours one by one with a batch."""
+    count, first = bench.sizes.batch, slice(0, 1)
+
+    def on(work: Work, chosen: slice) -> Side:
+        return lambda clock: work(clock, chosen)
+
+    def one_by_one(work: Work) -> Side:
+        items = [slice(index, index + 1) for index in range(count)]
+
+        def all_of_them() -> None:
+            for chosen in items:
+                work(Clock(bench.device), chosen)
+
+        return lambda clock: clock("work", all_of_them)
+
+    def together(work: Work) -> Side:
+        return lambda clock: clock("work", lambda: work(Clock(bench.device), slice(None)))
+
+    return {
+        "paint 1": {"published": on(published.paint, first), "ours": on(bench.paint, first)},
+        "answer 1": {"published": on(published.answer, first), "ours": on(bench.answer, first)},
+        f"paint {count}": {"one by one": one_by_one(bench.paint), "batch": together(bench.paint)},
+        f"answer {count}": {
+            "one by one": one_by_one(bench.answer),
+            "batch": together(bench.answer),
+        },
+    }
+
+
+def _row(work: str, side: str, stages: dict[str, Timing]) -> dict[str, Any]:
+    """One line of the table; a stage that a side does not have by itself is a dash."""
+    row: dict[str, Any] = {"task": f"{work}, {side}"}
+    for stage in ("read", "work", "decode"):
+        row[f"{stage} ms"] = stages[stage].wall_s * 1e3 if stage in stages else None
+    row["total ms"] = sum(timing.wall_s for timing in stages.values()) * 1e3
+    row["cpu ms"] = sum(timing.cpu_s for timing in stages.values()) * 1e3
+    return row
+
+
+def _ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """First side over second of each comparison, by the clock and by this process's own CPU time."""
+    found = {}
+    for slow, fast in zip(rows[0::2], rows[1::2], strict=True):
+        name = f"{slow['task']} / {fast['task'].rpartition(', ')[2]}"
+        found[f"{name}, wall"] = slow["total ms"] / fast["total ms"]
+        found[f"{name}, cpu"] = slow["cpu ms"] / fast["cpu ms"]
+    return found
+
+
+def _agreement(bench: Bench, published: Published) -> dict[str, float]:
+    """Share of equal tokens of both sides; rounding may decide a draw differently."""
+    clock, first = Clock(bench.device), slice(0, 1)
+    painted = bench.paint(clock, first) == published.paint(clock, first)
+    answers = [torch.tensor(side.answer(clock, first)) for side in (bench, published)]
+    return {
+        "equal image codes": painted.float().mean().item(),
+        "equal answer tokens": (answers[0] == answers[1]).float().mean().item(),
+    }
+
+
+def main() -> None:
+    """Compare tokens, time all sides, print the table."""
+    options = arguments(__doc__, list(SIZES))
+    device = torch.device(options.device)
+    # As Pipeline.load: a CPU computes in fp32 unless it is told otherwise.
+    on_gpu = device.type == "cuda" and uses_bf16(options.dtype, device)
+    dtype = torch.bfloat16 if on_gpu or options.dtype == "bf16" else torch.float32
+    bench = Bench(SIZES[options.size], device, dtype)
+    published = Published(bench)
+    agreement = _agreement(bench, published)
+    rows = []
+    for work, sides in _sides(bench, published).items():
+        for side, stages in interleaved(sides, device, options.repeats).items():
+            rows.append(_row(work, side, stages))
+    settings = {key: value for key, value in asdict(bench.sizes).items() if key != "tokenizer"}
+    settings |= {"dtype": str(dtype), "guidance": GUIDANCE}
+    report("generation", rows, agreement | _ratios(rows), settings, options)
+
+
+if __name__ == "__main__":
+    main()

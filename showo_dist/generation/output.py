@@ -1,0 +1,72 @@
+"""What generation leaves in a folder: pictures that say how they were made, lines about them, a sheet."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from showo_data.shards.atomic import written_aside
+from showo_dist.logging.wandb_run import WandbRun
+from showo_dist.report.grids import captioned_sheet
+
+_SHEET = 48  # pictures on a contact sheet
+
+
+def save_picture(picture: Image.Image, path: Path, settings: Mapping[str, object]) -> None:
+    """Write a PNG that carries ``settings`` as text entries; a half-written one is never seen."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    notes = PngInfo()
+    for key, value in settings.items():
+        notes.add_itxt(key, str(value))
+    with written_aside(path) as stream:
+        picture.save(stream, "PNG", pnginfo=notes)
+
+
+class Album:
+    """A folder of results.
+
+    Args:
+        folder: made if missing; files of the same names are replaced.
+        lines: name of the file with one JSON object per result.
+        settings: what all results have in common; it goes into every picture and line.
+        wandb: also log pictures there.
+    """
+
+    def __init__(
+        self, folder: Path, lines: str, settings: Mapping[str, Any], wandb: WandbRun | None = None
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self._settings, self._wandb = folder, dict(settings), wandb
+        self._lines = (folder / lines).open("w", encoding="utf-8")
+        self._shown: list[tuple[Image.Image, str]] = []
+
+    def add(self, picture: Image.Image, name: str, caption: str, about: Mapping[str, Any]) -> None:
+        """Keep a picture as ``name.png``, with what is particular about it."""
+        record = {"file": f"{name}.png", **about}
+        save_picture(picture, self.folder / record["file"], {**self._settings, **about})
+        self.write(record)
+        self.show(picture, caption)
+        if self._wandb is not None:
+            self._wandb.picture(len(self._shown), name, picture, caption)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """One line about a result."""
+        line = json.dumps({**record, **self._settings}, ensure_ascii=False)
+        self._lines.write(line + "\n")
+        self._lines.flush()
+
+    def show(self, picture: Image.Image, caption: str) -> None:
+        """Put a picture on the contact sheet, as far as there is room."""
+        if len(self._shown) < _SHEET:
+            self._shown.append((picture, caption))
+
+    def close(self) -> None:
+        """Write the contact sheet and end the lines."""
+        self._lines.close()
+        if self._shown:
+            captioned_sheet(self._shown, columns=8).save(self.folder / "sheet.png")
+        if self._wandb is not None:
+            self._wandb.close()

@@ -1,0 +1,35 @@
+"""The benchmark runs, compares equal tokens, and leaves the rows that it prints."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.conftest import ROOT
+
+
+def test_table_and_json(tmp_path: Path) -> None:
+    out = tmp_path / "generation.json"
+    options = ["--size", "tiny", "--repeats", "1", "--dtype", "fp32", "--json", str(out)]
+    done = subprocess.run(
+        [sys.executable, "benchmarks/generation.py", *options],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads(out.read_text())
+    tasks = [row["task"] for row in result["rows"]]
+    assert tasks[:4] == [
+        "paint 1, published",
+        "paint 1, ours",
+        "answer 1, published",
+        "answer 1, ours",
+    ]
+    assert all(row["total ms"] > 0 and row["cpu ms"] > 0 for row in result["rows"])
+    assert result["findings"]["equal answer tokens"] == 1
+    assert result["findings"]["equal image codes"] > 0.9
+    for task in tasks:
+        assert f"\n{task} " in done.stdout
