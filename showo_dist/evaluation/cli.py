@@ -1,74 +1,101 @@
-"""``showo-dist evaluate --framework NAME CHECKPOINT… --out DIR``."""
+"""``showo-dist evaluate --framework NAME CHECKPOINT… --out DIR``, in one process or under a launcher."""
 
 import argparse
-from collections.abc import Callable
-from dataclasses import dataclass
+import os
 from pathlib import Path
 
-from showo_dist.evaluation import mini
+from showo_dist.evaluation.frameworks import FRAMEWORKS
+from showo_dist.evaluation.job import Job
+from showo_dist.evaluation.summary import Outcome, conclude
 from showo_dist.generation.pipeline import Pipeline
+from showo_dist.runtime.exits import exit_plainly
+from showo_dist.runtime.ranks import Ranks, joined
 
-
-@dataclass(frozen=True)
-class Framework:
-    """A way to score checkpoints.
-
-    Attributes:
-        help: one line about it.
-        add_arguments: declares its own options.
-        run: scores one checkpoint: (pipeline, options, the checkpoint's name, output folder).
-    """
-
-    help: str
-    add_arguments: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[Pipeline, argparse.Namespace, str, Path], None]
-
-
-FRAMEWORKS = {"mini": Framework(mini.HELP, mini.add_arguments, mini.run)}
+PROGRAM = "showo-dist evaluate"
+_COUNTS = ("batch", "steps", "limit", "samples", "max_new_tokens")
+# Ranks wait for each other at the end of a checkpoint only; how long depends on the slowest of them.
+_PATIENCE_S = 24 * 3600.0
 
 
 def build_parser(argv: list[str]) -> argparse.ArgumentParser:
     """The parser with the options of the framework that ``argv`` names."""
-    parser = argparse.ArgumentParser("showo-dist evaluate", description=__doc__, add_help=False)
+    parser = argparse.ArgumentParser(PROGRAM, description=__doc__, add_help=False)
     listing = "; ".join(f"{name}: {item.help}" for name, item in FRAMEWORKS.items())
     parser.add_argument("--framework", choices=FRAMEWORKS, default="mini", help=listing)
     known, _ = parser.parse_known_args(argv)
+    framework = FRAMEWORKS[known.framework]
     parser.add_argument("-h", "--help", action="help", help="show this text")
-    parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help="checkpoint folder")
-    parser.add_argument("--out", type=Path, required=True, help="folder for scores and pictures")
-    parser.add_argument("--steps", type=int, help="rounds per picture; default: the config's")
-    parser.add_argument("--guidance", type=float, help="w of guidance; default: the config's")
-    parser.add_argument("--seed", type=int, default=0, help="of all random numbers")
-    parser.add_argument("--batch", type=int, default=32, help="pictures or questions at a time")
+    parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help="folder or hub id")
+    parser.add_argument("--out", type=Path, required=True, help="folder for all that it leaves")
+    parser.add_argument(
+        "--replace", action="store_true", help="throw away another evaluation in that folder"
+    )
+    if framework.paints:
+        parser.add_argument("--steps", type=int, help="rounds per picture; default: the config's")
+        parser.add_argument("--guidance", type=float, help="w of guidance; default: the config's")
+        parser.add_argument("--seed", type=int, default=0, help="of all random numbers")
+    parser.add_argument(
+        "--batch",
+        type=int,
+        default=framework.batch,
+        help="pictures or questions computed together (%(default)s)",
+    )
     parser.add_argument("--vq-model", help="image tokenizer instead of the config's")
     parser.add_argument("--tokenizer", help="text tokenizer instead of the config's")
+    parser.add_argument("--clip-model", help="CLIP tower instead of the config's")
+    parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto")
     parser.add_argument("--device", help="default: the GPU if there is one")
-    FRAMEWORKS[known.framework].add_arguments(parser)
+    framework.add_arguments(parser)
     return parser
 
 
 def output_folders(checkpoints: list[str], out: Path) -> list[Path]:
-    """``out`` itself for one checkpoint, else a folder each, ``out/RUN-CHECKPOINT``."""
+    """``out`` itself for one checkpoint, else a folder each, ``out/RUN-CHECKPOINT``.
+
+    Raises:
+        ValueError: two checkpoints would share a folder.
+    """
     if len(checkpoints) == 1:
         return [out]
-    return [out / "-".join(Path(checkpoint).resolve().parts[-2:]) for checkpoint in checkpoints]
+    folders = [out / "-".join(Path(checkpoint).resolve().parts[-2:]) for checkpoint in checkpoints]
+    if len(set(folders)) < len(folders):
+        raise ValueError(f"two of the checkpoints would write into one folder of --out {out}")
+    return folders
 
 
 def main(argv: list[str]) -> int:
     """Evaluate every checkpoint that the command line names; returns the exit code."""
     arguments = build_parser(argv).parse_args(argv)
-    for name in ("batch", "steps", "limit"):
+    for name in _COUNTS:
         value = getattr(arguments, name, None)
         if value is not None and value < 1:
-            raise ValueError(f"--{name} {value}: expected 1 or more")
-    framework = FRAMEWORKS[arguments.framework]
+            raise ValueError(f"--{name.replace('_', '-')} {value}: expected 1 or more")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        exit_plainly(PROGRAM, lambda: _evaluate_all(arguments))
+    return _evaluate_all(arguments)
+
+
+def _evaluate_all(arguments: argparse.Namespace) -> int:
     folders = output_folders(arguments.checkpoints, arguments.out)
-    for checkpoint, folder in zip(arguments.checkpoints, folders, strict=True):
-        pipeline = Pipeline.load(
-            checkpoint,
-            device=arguments.device,
-            vq_model=arguments.vq_model,
-            tokenizer=arguments.tokenizer,
-        )
-        framework.run(pipeline, arguments, checkpoint, folder)
+    with joined(_PATIENCE_S) as ranks:
+        outcomes = [
+            _evaluate(arguments, checkpoint, folder, ranks)
+            for checkpoint, folder in zip(arguments.checkpoints, folders, strict=True)
+        ]
+        if ranks.is_first:
+            conclude(arguments.framework, outcomes)
     return 0
+
+
+def _evaluate(
+    arguments: argparse.Namespace, checkpoint: str, folder: Path, ranks: Ranks
+) -> Outcome:
+    pipeline = Pipeline.load(
+        checkpoint,
+        device=arguments.device or ranks.device,
+        vq_model=arguments.vq_model,
+        tokenizer=arguments.tokenizer,
+        clip_model=arguments.clip_model,
+        precision=arguments.precision,
+    )
+    return FRAMEWORKS[arguments.framework].run(Job(pipeline, arguments, checkpoint, folder, ranks))

@@ -3,62 +3,34 @@
 import argparse
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from PIL import Image
 from rich.console import Console
-from rich.table import Table
 
-from showo_data.mini import COLOURS, SHAPES, TAGS, Score, score
-from showo_dist.evaluation.painting import paint_prompts, save_picture
-from showo_dist.evaluation.questions import (
-    OPEN_ENDED,
-    Question,
-    ask_all,
-    normalised,
-    read_questions,
+from showo_data.mini import score
+from showo_dist.evaluation.asking import PARTS, Question, ask_spread, write_json, write_text
+from showo_dist.evaluation.job import Job
+from showo_dist.evaluation.mini_scores import (
+    Json,
+    Painted,
+    picture_name,
+    picture_scores,
+    question_scores,
+    table,
 )
-from showo_dist.evaluation.tally import Tally
-from showo_dist.generation.paint import PaintOptions
-from showo_dist.generation.pipeline import Pipeline
+from showo_dist.evaluation.painting import PictureFile, open_picture, paint_files
+from showo_dist.evaluation.questions import MiniQuestion, normalised, read_questions
+from showo_dist.evaluation.record import inputs_digest
+from showo_dist.evaluation.summary import Outcome
+from showo_dist.generation.output import save_picture
 from showo_dist.report.grids import captioned_sheet
 
 HELP = "the mini world: its prompts, its checker, its held-out questions"
+BATCH = 32
+OWNED = ("pictures", "asked", PARTS, "pictures.jsonl", "answers.jsonl", "sheet.png", "scores.json")
 _SHEET = 48  # pictures on a contact sheet
 _KEPT = 24  # questions whose picture is written to a file
 _REQUIRED = ("tag", "include", "prompt")
-
-Json = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Painted:
-    """A picture, what it should show, and the checker's verdict."""
-
-    index: int
-    prompt: Json
-    picture: Image.Image
-    score: Score
-
-    @property
-    def file(self) -> str:
-        return f"pictures/{self.index:05d}.png"
-
-    @property
-    def single(self) -> bool:
-        """Whether one single object was asked for."""
-        return [entry["count"] for entry in self.prompt["include"]] == [1]
-
-    def to_json(self) -> Json:
-        return {
-            "file": self.file,
-            "tag": self.prompt["tag"],
-            "prompt": self.prompt["prompt"],
-            "correct": self.score.correct,
-            "reason": self.score.reason,
-        }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,6 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--limit", type=int, help="at most so many prompts per category, and pictures to ask about"
     )
+    # An evaluation of a minute: a run that was trained anew is measured anew without further ado.
+    parser.set_defaults(replace=True)
 
 
 def read_prompts(path: Path, limit: int | None) -> list[Json]:
@@ -99,22 +73,33 @@ def _parse_prompt(path: Path, number: int, line: str) -> Json:
     return prompt
 
 
-def run(pipeline: Pipeline, arguments: argparse.Namespace, checkpoint: str, out: Path) -> None:
-    """Paint, score, ask; write everything into ``out`` and print a table.
+def run(job: Job) -> Outcome:
+    """Paint, ask, score; write everything into ``job.out`` and print a table.
 
-    Writes ``scores.json``, ``pictures.jsonl`` with ``pictures/*.png``, ``sheet.png``, and with shards
+    Leaves ``scores.json``, ``pictures.jsonl`` with ``pictures/*.png``, ``sheet.png``, and with shards
     ``answers.jsonl`` with ``asked/*.png``.
 
     Raises:
         ValueError, FileNotFoundError: the prompts or shards cannot be read.
     """
+    arguments = job.arguments
     prompts = read_prompts(arguments.prompts, arguments.limit)
-    options = chosen_options(pipeline.options, arguments.steps, arguments.guidance)
     questions = []
     if arguments.shards:
-        questions = read_questions(arguments.shards, pipeline.resolution, arguments.limit)
-    settings = {
-        "checkpoint": checkpoint,
+        questions = read_questions(arguments.shards, job.pipeline.resolution, arguments.limit)
+    settings = _settings(job)
+    inputs = [prompts, [(question.key, question.text, question.wanted) for question in questions]]
+    job.claim({**settings, "inputs": inputs_digest(inputs)}, OWNED)
+    paint_files(job, picture_files(prompts), settings)
+    answers = ask_spread(job, [Question(q.picture, q.text) for q in questions])
+    job.ranks.first_alone(lambda: _conclude(job.out, prompts, questions, answers, settings))
+    return Outcome(job.checkpoint, job.out)
+
+
+def _settings(job: Job) -> Json:
+    options, arguments = job.options(), job.arguments
+    return {
+        "checkpoint": job.checkpoint,
         "prompts": str(arguments.prompts),
         "shards": arguments.shards,
         "seed": arguments.seed,
@@ -123,51 +108,52 @@ def run(pipeline: Pipeline, arguments: argparse.Namespace, checkpoint: str, out:
         "guidance": options.guidance,
         "temperature": options.temperature,
     }
-    out.mkdir(parents=True, exist_ok=True)
-    painted = paint_and_score(pipeline, prompts, options, arguments.seed, arguments.batch)
-    save_painted(painted, settings, out)
-    answers = ask_all(pipeline, questions, arguments.batch)
-    records = save_answers(questions, answers, out) if questions else []
-    scores = {"framework": "mini", "settings": settings, **picture_scores(painted)}
-    scores["questions"] = question_scores(records)
-    (out / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
-    Console().print(table(scores))
 
 
-def chosen_options(
-    options: PaintOptions, steps: int | None, guidance: float | None
-) -> PaintOptions:
-    """The checkpoint's own options where the command line names no others."""
-    changes: Json = {"steps": steps, "guidance": guidance}
-    return replace(options, **{name: v for name, v in changes.items() if v is not None})
-
-
-def paint_and_score(
-    pipeline: Pipeline, prompts: list[Json], options: PaintOptions, seed: int, batch: int
-) -> list[Painted]:
-    """A picture and a verdict for every prompt."""
-    texts = [prompt["prompt"] for prompt in prompts]
-    pictures = paint_prompts(pipeline, texts, options, seed, batch)
+def picture_files(prompts: list[Json]) -> list[PictureFile]:
+    """A file for every prompt."""
     return [
-        Painted(index, prompt, picture, score(picture, prompt))
-        for index, (prompt, picture) in enumerate(zip(prompts, pictures, strict=True))
+        PictureFile(picture_name(index), prompt["prompt"], ((index,),), {"tag": prompt["tag"]})
+        for index, prompt in enumerate(prompts)
     ]
 
 
-def save_painted(painted: list[Painted], settings: Mapping[str, object], out: Path) -> None:
-    """Pictures with their settings, one line about each, and a contact sheet."""
-    for item in painted:
-        notes = {**settings, **item.to_json(), "index": item.index}
-        save_picture(item.picture, out / item.file, notes)
+def _conclude(
+    out: Path,
+    prompts: list[Json],
+    questions: list[MiniQuestion],
+    answers: list[str],
+    settings: Mapping[str, object],
+) -> None:
+    painted = read_painted(out, prompts)
+    save_verdicts(painted, out)
+    records = save_answers(questions, answers, out) if questions else []
+    scores = {"framework": "mini", "settings": settings, **picture_scores(painted)}
+    scores["questions"] = question_scores(records)
+    write_json(out / "scores.json", scores, indent=2)
+    Console().print(table(scores))
+
+
+def read_painted(out: Path, prompts: list[Json]) -> list[Painted]:
+    """The pictures of the prompts, read back and judged."""
+    painted = []
+    for index, prompt in enumerate(prompts):
+        picture = open_picture(out / picture_name(index))
+        painted.append(Painted(index, prompt, picture, score(picture, prompt)))
+    return painted
+
+
+def save_verdicts(painted: list[Painted], out: Path) -> None:
+    """One line about each picture, and a contact sheet."""
     write_lines(out / "pictures.jsonl", (item.to_json() for item in painted))
     step = max(1, len(painted) // _SHEET)
     shown = painted[::step][:_SHEET]
     captions = [f"{p.prompt['prompt']}\n{'right' if p.score.correct else 'wrong'}" for p in shown]
     pairs = [(item.picture, text) for item, text in zip(shown, captions, strict=True)]
-    captioned_sheet(pairs, columns=8).save(out / "sheet.png")
+    save_picture(captioned_sheet(pairs, columns=8), out / "sheet.png", {})
 
 
-def save_answers(questions: list[Question], answers: list[str], out: Path) -> list[Json]:
+def save_answers(questions: list[MiniQuestion], answers: list[str], out: Path) -> list[Json]:
     """One line per question, and the pictures of some of them."""
     records: list[Json] = []
     for number, (question, given) in enumerate(zip(questions, answers, strict=True)):
@@ -189,56 +175,4 @@ def save_answers(questions: list[Question], answers: list[str], out: Path) -> li
 
 def write_lines(path: Path, records: Iterable[Json]) -> None:
     """One JSON object per line."""
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-
-
-def picture_scores(painted: list[Painted]) -> Json:
-    """Right pictures per category; colour and shape of single objects apart, with their chance level."""
-    categories = {tag: Tally() for tag in TAGS if any(p.prompt["tag"] == tag for p in painted)}
-    everything, colour, shape = Tally(), Tally(), Tally()
-    for item in painted:
-        categories.setdefault(item.prompt["tag"], Tally()).add(item.score.correct)
-        everything.add(item.score.correct)
-        if item.single:
-            shape.add(item.score.shape)
-            if item.score.colour is not None:
-                colour.add(item.score.colour)
-    return {
-        "prompts": everything.to_json(),
-        "categories": {tag: tally.to_json() for tag, tally in categories.items()},
-        "single_object_colour": {**colour.to_json(), "chance": 1 / len(COLOURS)},
-        "single_object_shape": {**shape.to_json(), "chance": 1 / len(SHAPES)},
-    }
-
-
-def question_scores(records: list[Json]) -> Json:
-    """Right answers per type of question; the total counts those with one right wording."""
-    everything = Tally()
-    kinds: dict[str, Tally] = {}
-    for record in sorted(records, key=lambda record: record["type"]):
-        kinds.setdefault(record["type"], Tally()).add(record["correct"])
-        if record["type"] not in OPEN_ENDED:
-            everything.add(record["correct"])
-    return {
-        "total": everything.to_json(),
-        "types": {kind: tally.to_json() for kind, tally in kinds.items()},
-    }
-
-
-def table(scores: Json) -> Table:
-    """All scores of one evaluation, for the terminal."""
-    shown = Table(title=scores["settings"]["checkpoint"], title_justify="left")
-    for heading in ("", "right", "of", "accuracy", "95 % interval", "chance"):
-        shown.add_column(heading, justify="right" if heading else "left")
-    rows = {**scores["categories"], "all prompts": scores["prompts"]}
-    rows["colour of a single object"] = scores["single_object_colour"]
-    rows["shape of a single object"] = scores["single_object_shape"]
-    rows |= {f"question: {kind}": v for kind, v in scores["questions"]["types"].items()}
-    rows["questions with one right answer"] = scores["questions"]["total"]
-    for name, value in rows.items():
-        if value["total"]:
-            chance = f"{value['chance']:.1%}" if "chance" in value else ""
-            interval = f"{value['low']:.1%} to {value['high']:.1%}"
-            counts = [str(value["correct"]), str(value["total"])]
-            shown.add_row(name, *counts, f"{value['accuracy']:.1%}", interval, chance)
-    return shown
+    write_text(path, "".join(json.dumps(record) + "\n" for record in records))

@@ -1,4 +1,4 @@
-"""Questions about held-out pictures of the mini world: asked, compared with the true answers."""
+"""Questions about held-out pictures of the mini world, with their true answers."""
 
 import re
 from dataclasses import dataclass
@@ -7,8 +7,6 @@ from glob import glob
 from PIL import Image
 
 from showo_data import FlowSpec, Sample, Source, vq_transform
-from showo_dist.generation.pipeline import Pipeline
-from showo_dist.logging.progress import progress_display
 from showo_dist.models.magvitv2.pictures import to_images
 
 # What a question is about, by its words; the first that fits counts.
@@ -28,7 +26,7 @@ OPEN_ENDED = ("description", OTHER)
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class MiniQuestion:
     """One question about one picture."""
 
     key: str
@@ -47,7 +45,7 @@ def normalised(answer: str) -> str:
     return re.sub(r"\s+", " ", answer.lower()).strip(" .!?\"'")
 
 
-def read_questions(pattern: str, resolution: int, limit: int | None) -> list[Question]:
+def read_questions(pattern: str, resolution: int, limit: int | None) -> list[MiniQuestion]:
     """Every round of the conversations in the shards, each as a question of its own.
 
     Args:
@@ -70,7 +68,7 @@ def read_questions(pattern: str, resolution: int, limit: int | None) -> list[Que
         window=1,
     )
     source = Source(spec)
-    questions: list[Question] = []
+    questions: list[MiniQuestion] = []
     for position in range(min(len(source), limit or len(source))):
         sample = source[position]
         if isinstance(sample, Sample):
@@ -78,26 +76,12 @@ def read_questions(pattern: str, resolution: int, limit: int | None) -> list[Que
     return questions
 
 
-def _rounds(sample: Sample) -> list[Question]:
+def _rounds(sample: Sample) -> list[MiniQuestion]:
     assert sample.image_3HW is not None and sample.conversation is not None
     (picture,) = to_images(sample.image_3HW[None])
     asked = sample.conversation[0::2]
     answered = sample.conversation[1::2]
     return [
-        Question(sample.key, picture, question.replace("<image>", "").strip(), wanted)
+        MiniQuestion(sample.key, picture, question.replace("<image>", "").strip(), wanted)
         for (_, question), (_, wanted) in zip(asked, answered, strict=False)
     ]
-
-
-def ask_all(pipeline: Pipeline, questions: list[Question], batch: int) -> list[str]:
-    """The model's answers, progress shown."""
-    progress = progress_display("asking", len(questions), unit="question")
-    answers: list[str] = []
-    try:
-        for start in range(0, len(questions), batch):
-            part = questions[start : start + batch]
-            answers += pipeline.ask([q.picture for q in part], [q.text for q in part], batch=batch)
-            progress.log(len(answers), {})
-    finally:
-        progress.close()
-    return answers

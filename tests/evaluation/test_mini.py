@@ -13,8 +13,9 @@ from PIL import Image
 from showo_data.mini import Object, Scene, draw, questions, scene, score
 from showo_data.mini.writing import picture_sample
 from showo_dist.evaluation.cli import main
-from showo_dist.evaluation.mini import Painted, picture_scores, question_scores, read_prompts
-from showo_dist.evaluation.questions import OTHER, Question, normalised, read_questions
+from showo_dist.evaluation.mini import read_prompts
+from showo_dist.evaluation.mini_scores import Painted, picture_scores, question_scores
+from showo_dist.evaluation.questions import OTHER, MiniQuestion, normalised, read_questions
 from showo_dist.evaluation.tally import wilson
 
 RED_CIRCLE = Object("circle", "red", "large", (32, 32))
@@ -76,13 +77,13 @@ def test_every_question_of_the_world_has_a_type() -> None:
     kinds = set()
     for index in range(200):
         for question, _ in questions(scene(1, index), random.Random(index)):
-            kind = Question("", Image.new("RGB", (1, 1)), question, "").kind
+            kind = MiniQuestion("", Image.new("RGB", (1, 1)), question, "").kind
             assert kind != OTHER, question
             kinds.add(kind)
     assert kinds == {
         "description", "count", "colour", "shape", "presence", "size", "place", "relation"
     }  # fmt: skip
-    assert Question("", Image.new("RGB", (1, 1)), "why?", "").kind == OTHER
+    assert MiniQuestion("", Image.new("RGB", (1, 1)), "why?", "").kind == OTHER
 
 
 def test_normalised() -> None:
@@ -153,7 +154,7 @@ def test_whole_evaluation(
     with Image.open(out / "sheet.png") as sheet:
         assert sheet.width > 8 * 144
     shown = capsys.readouterr().out
-    assert "painting: picture 12/12" in shown
+    assert "painting: batch 2/2" in shown
     assert "colour of a single object" in shown and "16.7%" in shown
 
 
@@ -175,3 +176,20 @@ def test_wrong_numbers_are_named(checkpoint: Path, world: Path, tmp_path: Path) 
     arguments = [str(checkpoint), "--prompts", str(world / "prompts.jsonl"), "--out", str(tmp_path)]
     with pytest.raises(ValueError, match="--steps 0"):
         main([*arguments, "--steps", "0"])
+
+
+def test_an_evaluation_goes_on_or_starts_anew(
+    checkpoint: Path, world: Path, tmp_path: Path
+) -> None:
+    prompts = ["--prompts", str(world / "prompts.jsonl"), "--limit", "1", "--steps", "1"]
+    arguments = [str(checkpoint), *prompts, "--device", "cpu", "--out", str(tmp_path)]
+
+    def pictures() -> dict[str, int]:
+        return {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("pictures/*")}
+
+    assert main(arguments) == 0
+    before = pictures()
+    assert main(arguments) == 0 and pictures() == before, "painted twice"
+    assert main([*arguments, "--seed", "1"]) == 0
+    after = pictures()
+    assert after.keys() == before.keys() and not set(after.values()) & set(before.values())

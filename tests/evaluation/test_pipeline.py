@@ -11,6 +11,7 @@ from PIL import Image
 
 from showo_data import vq_transform
 from showo_data.mini import draw, scene
+from showo_dist.generation.dialogue import user
 from showo_dist.generation.pipeline import Pipeline
 from showo_dist.models.magvitv2.pictures import to_images
 
@@ -55,9 +56,11 @@ def test_options_are_obeyed(pipeline: Pipeline) -> None:
 
 
 def test_question_has_the_layout_of_training(pipeline: Pipeline) -> None:
-    codes_N, vocabulary = torch.arange(64) % 16, pipeline.vocabulary
+    picture, vocabulary = draw(scene(0, 1)), pipeline.vocabulary
+    (codes_N,) = pipeline.encode([picture])
     long_question = "what is shown? " * 30
-    sequence = pipeline._question(long_question, codes_N)
+    tuned = replace(pipeline, question_style="llava")
+    (sequence,) = tuned.question_sequences([[user(picture, long_question)]])
     ids = sequence.ids_L.tolist()
     assert ids[:2] == [vocabulary.mmu, vocabulary.soi]
     assert ids[2:66] == [vocabulary.image_offset + code for code in codes_N.tolist()]

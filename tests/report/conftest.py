@@ -8,14 +8,10 @@ import pytest
 from PIL import Image
 
 from showo_data.mini import Object, Scene, draw, prompts, score
-from showo_dist.evaluation.mini import (
-    Painted,
-    picture_scores,
-    question_scores,
-    save_answers,
-    save_painted,
-)
-from showo_dist.evaluation.questions import Question
+from showo_dist.evaluation.mini import save_answers, save_verdicts
+from showo_dist.evaluation.mini_scores import Painted, picture_scores, question_scores
+from showo_dist.evaluation.questions import MiniQuestion
+from showo_dist.generation.output import save_picture
 from showo_dist.logging import RunLogger
 from showo_dist.models.magvitv2 import MAGVITv2, MAGVITv2Config, StackConfig
 from showo_dist.report.grids import labelled_grid
@@ -54,9 +50,11 @@ def write_evaluation(folder: Path, stage: str, wrong_every: int) -> None:
     for index, prompt in enumerate(prompts(0, 4)):
         picture = circle if index % wrong_every == 0 else picture_of(prompt, "green")
         painted.append(Painted(index, prompt, picture, score(picture, prompt)))
-    save_painted(painted, _settings(stage), folder)
+    for item in painted:
+        save_picture(item.picture, folder / item.file, _settings(stage))
+    save_verdicts(painted, folder)
     questions = [
-        Question(str(i), circle, text, wanted)
+        MiniQuestion(str(i), circle, text, wanted)
         for i, (text, wanted) in enumerate(
             [("what is shown?", "a red circle"), ("how many objects are there?", "one")] * 6
         )

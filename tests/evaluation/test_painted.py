@@ -1,0 +1,148 @@
+"""The picture files of GenEval, DPG-Bench and WISE, as their scorers read them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from showo_dist.evaluation.cli import main
+from showo_dist.evaluation.painted import BENCHMARKS, dpg, wise
+
+QUICK = ["--steps", "2", "--device", "cpu", "--seed", "3"]
+
+
+@pytest.fixture
+def geneval_prompts(tmp_path: Path, world: Path) -> Path:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("\n".join((world / "prompts.jsonl").read_text().splitlines()[:3]) + "\n")
+    return path
+
+
+def _evaluate(framework: str, checkpoint: Path, prompts: Path, out: Path, *more: str) -> Path:
+    arguments = ["--framework", framework, str(checkpoint), "--prompts", str(prompts)]
+    assert main([*arguments, "--out", str(out), *QUICK, *more]) == 0
+    return out
+
+
+def _pixels(path: Path) -> bytes:
+    with Image.open(path) as picture:
+        return picture.convert("RGB").tobytes()
+
+
+def test_geneval_folders(checkpoint: Path, geneval_prompts: Path, tmp_path: Path) -> None:
+    out = _evaluate("geneval", checkpoint, geneval_prompts, tmp_path / "out")
+    folders = sorted(path.name for path in out.iterdir() if path.is_dir())
+    assert folders == ["00000", "00001", "00002"]
+    lines = geneval_prompts.read_text().splitlines()
+    everything = set()
+    for folder, line in zip(folders, lines, strict=True):
+        assert json.loads((out / folder / "metadata.jsonl").read_text()) == json.loads(line)
+        files = sorted((out / folder / "samples").iterdir())
+        assert [path.name for path in files] == [f"{n:05d}.png" for n in range(4)]
+        everything |= {_pixels(path) for path in files}
+    assert len(everything) == 12, "two samples have the same random numbers"
+
+
+def test_a_sample_does_not_depend_on_how_many_there_are(
+    checkpoint: Path, geneval_prompts: Path, tmp_path: Path
+) -> None:
+    few = _evaluate("geneval", checkpoint, geneval_prompts, tmp_path / "few", "--samples", "1")
+    many = _evaluate("geneval", checkpoint, geneval_prompts, tmp_path / "many", "--batch", "3")
+    for index in range(3):
+        name = f"{index:05d}/samples/00000.png"
+        assert _pixels(few / name) == _pixels(many / name)
+
+
+def test_dpg_grids(checkpoint: Path, geneval_prompts: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "prompts"
+    folder.mkdir()
+    texts = [json.loads(line)["prompt"] for line in geneval_prompts.read_text().splitlines()]
+    for name, text in zip(["COCOval_1", "diffusiondb7", "partiprompts0"], texts, strict=True):
+        (folder / f"{name}.txt").write_text(f"{text}\n")
+    out = _evaluate("dpg", checkpoint, folder, tmp_path / "grids")
+    names = sorted(path.name for path in (out / "images").iterdir())
+    assert names == ["COCOval_1.png", "diffusiondb7.png", "partiprompts0.png"]
+    # The samples have GenEval's random numbers: (seed, prompt, sample), in reading order.
+    samples = _evaluate("geneval", checkpoint, geneval_prompts, tmp_path / "samples")
+    with Image.open(out / "images" / names[1]) as grid:
+        assert grid.size == (128, 128)
+        for number in range(4):
+            row, column = divmod(number, 2)
+            box = (64 * column, 64 * row, 64 * column + 64, 64 * row + 64)
+            path = samples / "00001" / "samples" / f"{number:05d}.png"
+            assert grid.crop(box).convert("RGB").tobytes() == _pixels(path)
+    with pytest.raises(ValueError, match="--samples 5: dpg takes at most 4"):
+        _evaluate("dpg", checkpoint, folder, tmp_path / "five", "--samples", "5")
+
+
+def test_dpg_prompts_of_the_table(tmp_path: Path) -> None:
+    path = tmp_path / "dpg_bench.csv"
+    path.write_text('item_id,text,proposition_id\nb1,"two, cats",1\nb1,"two, cats",2\na,dog,1\n')
+    assert [(p.name, p.text) for p in dpg.read_prompts(path)] == [("b1", "two, cats"), ("a", "dog")]
+    path.write_text("id,text\n")
+    with pytest.raises(ValueError, match=r"dpg_bench\.csv: no column item_id"):
+        dpg.read_prompts(path)
+    with pytest.raises(ValueError, match=r"expected a folder of \.txt files"):
+        dpg.read_prompts(tmp_path / "prompts.jsonl")
+
+
+def _wise_list(path: Path, first: int, count: int) -> None:
+    entries = [
+        {"Prompt": f"prompt {number}", "prompt_id": number, "Category": "c"}
+        for number in range(first, first + count)
+    ]
+    path.write_text(json.dumps(entries))
+
+
+def test_wise_names(checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    _wise_list(folder / "b.json", 1, 2)
+    _wise_list(folder / "a.json", 401, 1)
+    out = _evaluate("wise", checkpoint, folder, tmp_path / "out", "--samples", "2")
+    for name in ("images", "images-1"):
+        assert sorted(path.name for path in (out / name).iterdir()) == ["1.png", "2.png", "401.png"]
+    with Image.open(out / "images" / "401.png") as picture:
+        assert picture.info["prompt"] == "prompt 401" and picture.info["seed"] == "3"
+    _wise_list(folder / "c.json", 2, 1)
+    with pytest.raises(ValueError, match=r"c\.json: prompt_id 2 is there a second time"):
+        wise.read_prompts(folder)
+
+
+@pytest.mark.parametrize(
+    ("framework", "text", "wanted"),
+    [
+        ("geneval", '{"prompt": "a"}\n{"tag": "b"}\n', r"prompts:2: .*prompt"),
+        ("geneval", "", "holds no prompts"),
+        ("wise", '{"Prompt": "a"}', "JSON list of objects with Prompt and prompt_id"),
+    ],
+)
+def test_broken_prompts_are_named(
+    framework: str, text: str, wanted: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "prompts"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=wanted):
+        _evaluate(framework, checkpoint, path, tmp_path / "out")
+
+
+def test_scorer_commands_name_what_is_there(
+    checkpoint: Path, geneval_prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sorted(BENCHMARKS) == ["dpg", "geneval", "wise"]
+    out = _evaluate("geneval", checkpoint, geneval_prompts, tmp_path / "out", "--samples", "1")
+    shown = capsys.readouterr().out
+    assert f"evaluation/evaluate_images.py {out} --outfile {out}/results.jsonl" in shown
+    verdicts = [{"tag": "colors", "correct": True}, {"tag": "colors", "correct": False}]
+    verdicts.append({"tag": "counting", "correct": True})
+    (out / "results.jsonl").write_text("".join(f"{json.dumps(v)}\n" for v in verdicts))
+    _evaluate("geneval", checkpoint, geneval_prompts, out, "--samples", "1")
+    shown = capsys.readouterr().out
+    assert "evaluate_images" not in shown and "75.00" in shown and "72.30" in shown
+    summary: dict[str, Any] = json.loads((out / "summary.json").read_text())
+    assert summary["scores"] == {"overall": 75.0, "colors": 50.0, "counting": 100.0}
+    assert {"Show-o 512 CLIP + RecA", "Show-o 256 CLIP"} <= {
+        r["model"] for r in summary["published"]
+    }

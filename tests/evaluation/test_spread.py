@@ -1,0 +1,99 @@
+"""Shares of the work, what counts as done, and who may go on in a folder."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from showo_dist.evaluation.record import RECORD_NAME, claim, weights_digest
+from showo_dist.evaluation.spread import Unit, batches, named, share, spread
+from showo_dist.runtime.ranks import Ranks
+
+ALONE = Ranks(0, 1, torch.device("cpu"))
+
+
+@given(st.lists(st.integers(), max_size=60), st.integers(1, 9))
+def test_every_unit_has_one_rank(units: list[int], world: int) -> None:
+    shares = [share(units, rank, world) for rank in range(world)]
+    assert Counter(unit for part in shares for unit in part) == Counter(units)
+    sizes = [len(part) for part in shares]
+    assert max(sizes) - min(sizes) <= 1
+
+
+@given(st.lists(st.integers(), max_size=60), st.integers(1, 9))
+def test_batches_lose_nothing(items: list[int], size: int) -> None:
+    parts = batches(items, size)
+    assert [item for part in parts for item in part] == items
+    assert all(len(part) == size for part in parts[:-1])
+
+
+def _units(folder: Path, count: int) -> list[Unit]:
+    return [Unit(n, (folder / f"{n}.a", folder / f"{n}.b")) for n in range(count)]
+
+
+def test_only_what_is_missing_is_made(tmp_path: Path) -> None:
+    units = _units(tmp_path, 5)
+    for path in (*units[1].files, units[3].files[0]):
+        path.touch()
+    (tmp_path / ".4.a.77.partial").touch()
+    made: list[int] = []
+
+    def make(unit: Unit) -> None:
+        made.append(unit.index)
+        for path in unit.files:
+            path.touch()
+
+    spread(units, make, ALONE, "work")
+    assert made == [0, 2, 3, 4]
+    spread(units, make, ALONE, "work")
+    assert made == [0, 2, 3, 4]
+
+
+def test_missing_files_are_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"0\.a: not there .*\(4 files\)"):
+        spread(_units(tmp_path, 2), lambda unit: None, ALONE, "work")
+
+
+@pytest.mark.parametrize(("error", "kind"), [(OSError, ValueError), (KeyError, RuntimeError)])
+def test_errors_name_their_rank(error: type[Exception], kind: type[Exception]) -> None:
+    with pytest.raises(kind, match=r"rank 2 on .+: .*broken"), named(Ranks(2, 3, ALONE.device)):
+        raise error("broken")
+    with pytest.raises(error, match="broken"), named(ALONE):
+        raise error("broken")
+
+
+def test_a_folder_belongs_to_one_evaluation(tmp_path: Path) -> None:
+    out, owned = tmp_path / "out", ("pictures", "*.json")
+    claim(out, {"seed": 1, "checkpoint": "here"}, owned, False, ALONE)
+    (out / "pictures").mkdir()
+    (out / "pictures" / "1.png").touch()
+    (out / "pictures" / ".2.png.9.partial").touch()
+    (out / "notes.txt").touch()
+    claim(out, {"seed": 1, "checkpoint": "there"}, owned, False, ALONE)
+    assert [path.name for path in (out / "pictures").iterdir()] == ["1.png"]
+    with pytest.raises(ValueError, match=r"seed 1, not 2.*--replace"):
+        claim(out, {"seed": 2}, owned, False, ALONE)
+    assert (out / "pictures" / "1.png").is_file()
+    claim(out, {"seed": 2}, owned, True, ALONE)
+    assert sorted(path.name for path in out.iterdir()) == [RECORD_NAME, "notes.txt"]
+
+
+def test_files_of_unknown_origin_are_not_gone_on_with(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    with pytest.raises(ValueError, match=r"holds pictures and no evaluation\.json"):
+        claim(tmp_path, {"seed": 1}, ("pictures",), False, ALONE)
+
+
+def test_digest_sees_every_weight() -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    before = weights_digest(model)
+    assert before == weights_digest(model)
+    with torch.no_grad():
+        model.weight[1, 2] += 1e-6
+    assert weights_digest(model) != before
+    assert weights_digest(model.to(torch.bfloat16)) != before

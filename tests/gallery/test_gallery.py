@@ -1,0 +1,160 @@
+"""What is painted for the page, what the page says, and how it is served."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from PIL import Image
+
+from showo_dist.evaluation.painting import paint_samples
+from showo_dist.gallery.chart import Curve, line_chart, thin, ticks
+from showo_dist.gallery.cli import Gallery, build, main
+from showo_dist.gallery.painting import Painted
+from showo_dist.gallery.runs import find_runs, thinned
+from showo_dist.generation.pipeline import Pipeline
+from tests.gallery.conftest import PROMPTS
+
+_LIMIT_S = 400
+
+
+def test_runs_and_their_checkpoints(runs: Path, tmp_path: Path) -> None:
+    one, two = find_runs([runs], columns=4)
+    assert [c.label for c in one.checkpoints] == ["one, step 3", "one, step 6"]
+    assert [c.label for c in two.checkpoints] == ["two, step 3"]
+    (alone,) = find_runs([runs / "one" / "checkpoint-000006"], columns=4)
+    assert [c.label for c in alone.checkpoints] == ["one, step 6"]
+    (last,) = find_runs([runs / "one"], columns=1)
+    assert [c.step for c in last.checkpoints] == [6]
+    with pytest.raises(ValueError, match="nowhere: no such folder"):
+        find_runs([runs / "nowhere"], columns=4)
+    with pytest.raises(ValueError, match="neither a run"):
+        find_runs([tmp_path], columns=4)
+
+
+@pytest.mark.parametrize(("count", "columns"), [(1, 4), (4, 4), (5, 4), (9, 4), (100, 7), (3, 1)])
+def test_thinning_keeps_the_last(runs: Path, count: int, columns: int) -> None:
+    (checkpoint, *_) = find_runs([runs], 1)[0].checkpoints
+    many = [replace(checkpoint, step=step) for step in range(count)]
+    steps = [c.step for c in thinned(many, columns)]
+    assert len(steps) == min(count, columns) and steps[-1] == count - 1
+    assert steps == sorted(set(steps))
+
+
+def _pixels(path: Path) -> bytes:
+    with Image.open(path) as picture:
+        return picture.convert("RGB").tobytes()
+
+
+def test_pictures_are_those_of_the_prompts_and_seed(gallery: Gallery) -> None:
+    painted = gallery.painted[0]
+    pipeline = Pipeline.load(painted.checkpoint.folder, device="cpu")
+    options = gallery.settings.options(pipeline.options)
+    wanted = [(prompt, (number,)) for number, prompt in enumerate(PROMPTS)]
+    first_two = paint_samples(pipeline, wanted[:2], options, seed=1)
+    for picture, file in zip(first_two, painted.pictures, strict=False):
+        assert picture.tobytes() == _pixels(gallery.out / file)
+
+
+def test_rounds_uncover_the_picture(gallery: Gallery) -> None:
+    for painted in gallery.painted:
+        assert (painted.side, len(painted.frames), len(painted.masks)) == (8, 2, 2)
+        for place in range(2):
+            masks = painted.masks[place]
+            assert [len(mask) for mask in masks] == [64] * 4
+            hidden = [mask.count("1") for mask in masks]
+            assert hidden == sorted(hidden, reverse=True) and hidden[0] < 64 and hidden[-1] == 0
+            last = gallery.out / painted.frames[place][-1]
+            assert _pixels(last) == _pixels(gallery.out / painted.pictures[place])
+
+
+def _times(painted: Painted, out: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in (out / painted.folder).iterdir()}
+
+
+def test_what_was_painted_is_not_painted_again(gallery: Gallery, tmp_path: Path) -> None:
+    before = [_times(painted, gallery.out) for painted in gallery.painted]
+    again = build(gallery.runs, gallery.settings, gallery.out, "cpu")
+    assert [_times(painted, gallery.out) for painted in again.painted] == before
+    other = build(gallery.runs[1:], replace(gallery.settings, seed=2), gallery.out, "cpu")
+    assert other.painted[0].folder != again.painted[-1].folder
+    gallery.write()
+
+
+def test_page_needs_nothing_else(gallery: Gallery) -> None:
+    text = (gallery.out / "index.html").read_text()
+    assert not re.search(r"(src|href)=\"(https?:)?//|@import|url\(", text)
+    files = re.findall(r'src="(pictures/[^"]+)"', text)
+    assert len(files) == 3 * (3 + 2) and all((gallery.out / file).is_file() for file in files)
+    assert "two &lt;b&gt;blue&lt;/b&gt; squares &amp; a ring" in text and "<b>blue" not in text
+    for data in re.findall(r'<script type="application/json">(.*?)</script>', text):
+        values = json.loads(data)
+        assert len(values["frames"]) == len(values["masks"]) == 4
+        assert all((gallery.out / file).is_file() for file in values["frames"])
+
+
+def test_export_of_given_prompts(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a ring\n\na square\n")
+    options = ["--steps", "1", "--columns", "1", "--device", "cpu", "--frames", "0"]
+    with pytest.raises(ValueError, match="names no prompts: add --prompts"):
+        main([str(runs / "two"), "--out", str(tmp_path / "out"), *options])
+    out = tmp_path / "out"
+    assert main([str(runs / "two"), "--out", str(out), "--prompts", str(prompts), *options]) == 0
+    assert capsys.readouterr().out.strip().endswith(str(out / "index.html"))
+    assert len(list(out.glob("pictures/*/*.webp"))) == 2
+    with pytest.raises(ValueError, match="--columns 0: expected 1 or more"):
+        main([str(runs / "two"), "--columns", "0"])
+
+
+def test_chart_is_drawn_within_its_frame() -> None:
+    steps = list(range(1, 1000))
+    drawing = line_chart([Curve("loss <t2i>", steps, [10 / s for s in steps])], "Loss")
+    svg = ElementTree.fromstring(drawing[: drawing.index("<ul")])
+    (line,) = svg.iter("polyline")
+    points = [tuple(map(float, pair.split(","))) for pair in line.attrib["points"].split()]
+    assert len(points) <= 300
+    assert all(0 <= x <= 640 and 0 <= y <= 280 for x, y in points)
+    assert [y for _, y in points] == sorted(y for _, y in points), "a falling loss falls"
+    assert "loss <t2i> from" in svg.attrib["aria-label"]
+    assert thin(Curve("flat", [5], [2.0])) == Curve("flat", [5], [2.0])
+    assert "NaN" not in line_chart([Curve("flat", [5], [0.0])], "Loss")
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1.4), (0, 1400), (-3, 8), (0, 1e-4), (2.9, 3.0)])
+def test_ticks_are_round_and_inside(low: float, high: float) -> None:
+    found = ticks(low, high)
+    assert 2 <= len(found) <= 6 and low - 1e-9 <= found[0] and found[-1] <= high + 1e-9
+    assert all(len(f"{value:.6g}") <= 6 for value in found)
+
+
+def test_served_on_loopback_only_and_read_only(runs: Path, gallery: Gallery) -> None:
+    command = [sys.executable, "-m", "showo_dist.cli", "gallery", str(runs / "two"), "--port", "0"]
+    options = ["--prompt", "a ring", "--steps", "1", "--frames", "0", "--device", "cpu"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [*command, *options], env=environment, stdout=subprocess.PIPE, text=True
+    ) as server:
+        try:
+            assert server.stdout is not None
+            address = next(m[0] for m in map(re.compile(r"http://\S+/").search, server.stdout) if m)
+            assert address.startswith("http://127.0.0.1:")
+            with urllib.request.urlopen(address, timeout=_LIMIT_S) as answer:
+                assert "a ring" in answer.read().decode()
+                assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+            for path in ("pictures/", "../checkpoint-000003/config.yaml", "evil"):
+                with pytest.raises(urllib.error.HTTPError, match="404"):
+                    urllib.request.urlopen(address + path, timeout=_LIMIT_S)
+        finally:
+            server.send_signal(signal.SIGINT)
+        assert server.wait(_LIMIT_S) == 0
