@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# launchers/deepspeed.sh [options of deepspeed] config=FILE key=value …
+#
+# Starts the run on all hosts of launchers/hosts (or $HOSTFILE, or --hostfile FILE) from this one, over ssh.
+# With --no_ssh: the same command on every host, each starts its own ranks. docs/launchers/deepspeed.md.
+set -euo pipefail
+source "$(dirname "$(readlink -f "$0")")/common.sh"
+
+# remote_quoted WORD: DeepSpeed hands words to the remote shells as they are, but puts those with a space into
+# double quotes and escapes the double quotes in them; pdsh takes % for its own.
+remote_quoted() {
+    local word=${1//%/%%}
+    if [[ $word == *' '* ]]; then
+        word=${word//\\/\\\\} word=${word//\$/\\\$} word=${word//\`/\\\`}
+        printf '%s' "$word"
+    elif [[ $word == *[!A-Za-z0-9_@%+=:,./-]* ]]; then
+        printf "'%s'" "${word//\'/\'\\\'\'}"
+    else
+        printf '%s' "$word"
+    fi
+}
+
+# follow_first_rank: shows rank 0's log while this process lives.
+follow_first_rank() {
+    local log=
+    while [ -z "$log" ]; do
+        kill -0 $$ 2>/dev/null || return 0
+        sleep 0.5
+        log=$(find "$logs" -name '*_rank0.log' -newer "$logs/deepspeed_env" | head -n 1)
+    done
+    exec tail --pid=$$ --lines=+1 --follow "$log"
+}
+
+split_arguments "$@"
+hostfile=$(option --hostfile "$(option -H "${HOSTFILE:-$root/launchers/hosts}")")
+read_hosts "$hostfile"
+prepare_run
+
+options=(--enable_each_rank_log "$logs" --module)
+if [[ " ${launcher_arguments[*]} " != *" --hostfile"* && " ${launcher_arguments[*]} " != *" -H "* ]]; then
+    options=(--hostfile "$hostfile" "${options[@]}")
+fi
+arguments=("${training_arguments[@]}")
+if [[ " ${launcher_arguments[*]} " == *" --no_ssh "* ]]; then
+    prepare_environment "${hosts[0]}"
+    place=$(own_place "${hosts[@]}")
+    options=(--node_rank "$place" --master_addr "${hosts[0]}" "${options[@]}")
+else
+    prepare_environment "${hosts[-1]}"
+    # A host that is gone ends its ssh within a minute, not never.
+    export PDSH_SSH_ARGS_APPEND="${PDSH_SSH_ARGS_APPEND:-} -o ServerAliveInterval=15 -o ServerAliveCountMax=4"
+    # One host is started over ssh too, for its words are quoted alike.
+    options=(--force_multi "${options[@]}")
+    for i in "${!arguments[@]}"; do arguments[i]=$(remote_quoted "${arguments[i]}"); done
+fi
+# DeepSpeed hands on what this file names; a .deepspeed_env of the user's goes over ours.
+{
+    passed_environment
+    cat ~/.deepspeed_env .deepspeed_env 2>/dev/null || true
+} >"$logs/deepspeed_env"
+export DS_ENV_FILE=$logs/deepspeed_env
+
+echo "deepspeed.sh: ${#hosts[@]} hosts of $hostfile, logs of all ranks in $logs"
+follow_first_rank &
+exec deepspeed "${launcher_arguments[@]}" "${options[@]}" showo_dist.train "${arguments[@]}"

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# One rank of a Slurm step with one task per GPU; train.sbatch starts it.
+set -euo pipefail
+source "$(dirname "$(readlink -f "$0")")/../common.sh"
+
+trap '' USR1 # Slurm's warning goes to every process; once training runs, it listens again
+MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+export MASTER_ADDR
+export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS
+export LOCAL_WORLD_SIZE=$RANKS_PER_NODE
+prepare_environment "$MASTER_ADDR"
+exec python -u -m showo_dist.train "$@"

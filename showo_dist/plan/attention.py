@@ -1,0 +1,101 @@
+"""Attention kernels as memory sees them: what goes in, what comes out, what waits for the backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.utils._python_dispatch import _disable_current_modes
+
+from showo_kernels import Visibility, sdpa
+from showo_kernels.attention import BUILDERS
+from showo_kernels.flash import FlashPlan, VarlenCall
+from showo_kernels.sdpa import SdpaPlan
+
+
+class FusedAttention(torch.autograd.Function):
+    """Any FlashAttention-like kernel: keeps its inputs, its output and one fp32 number per row and head."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rows: int
+    ) -> Tensor:
+        """An output like ``query``; ``rows``: how many numbers of log-sum-exp to keep."""
+        out = torch.empty_like(query)
+        sums = torch.empty(rows, dtype=torch.float32, device=query.device)
+        ctx.save_for_backward(query, key, value, out, sums, mask)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, *_ = ctx.saved_tensors
+        return *(torch.empty_like(x) for x in (query, key, value)), None, None
+
+
+def _varlen(q_QHD: Tensor, k_KHD: Tensor, v_KHD: Tensor, call: VarlenCall, scale: float) -> Tensor:
+    return FusedAttention.apply(q_QHD, k_KHD, v_KHD, None, q_QHD.shape[0] * q_QHD.shape[1])
+
+
+_torch_sdpa = F.scaled_dot_product_attention
+
+
+def _sdpa(
+    query_BHQD: Tensor,
+    key_BHKD: Tensor,
+    value_BHKD: Tensor,
+    attn_mask: Tensor | None = None,
+    **settings: Any,
+) -> Tensor:
+    """torch's for numbers. It adds a mask as numbers of the query's type, and so do shapes."""
+    if not query_BHQD.is_meta:
+        return _torch_sdpa(query_BHQD, key_BHKD, value_BHKD, attn_mask, **settings)
+    mask = None
+    if attn_mask is not None:
+        mask = torch.empty(attn_mask.shape, dtype=query_BHQD.dtype, device=query_BHQD.device)
+    rows = query_BHQD.shape[:3].numel()
+    return FusedAttention.apply(query_BHQD, key_BHKD, value_BHKD, mask, rows)
+
+
+def _planned_for_real(
+    build: Callable[..., Any],
+) -> Callable[[Visibility, torch.device], Any]:
+    """Who sees whom stays a matter of numbers: the plan is made on the CPU."""
+
+    def inner(visibility: Visibility, device: torch.device) -> Any:
+        with _disable_current_modes():
+            return build(visibility, device)
+
+    return inner
+
+
+def _working_copy(x_BHTD: Tensor) -> Tensor:
+    """What ``sdpa`` does on a CPU: fp32 in the place of half precision."""
+    return x_BHTD.float() if x_BHTD.dtype.itemsize == 2 else x_BHTD
+
+
+@contextmanager
+def attention_of_shapes(device: torch.device) -> Iterator[None]:
+    """Inside, backends ``sdpa`` and ``flash`` run on meta tensors with the footprint of their kernels.
+
+    Args:
+        device: whose kernels.
+    """
+    builders = {
+        "sdpa": _planned_for_real(SdpaPlan.build),
+        "flash": _planned_for_real(partial(FlashPlan.build, varlen=_varlen)),
+    }
+    copy = _working_copy if device.type == "cpu" else sdpa._working_copy
+    with (
+        patch.dict(BUILDERS, builders),
+        patch.object(F, "scaled_dot_product_attention", _sdpa),
+        patch.object(sdpa, "_working_copy", copy),
+    ):
+        yield

@@ -1,0 +1,130 @@
+"""The micro-batch that a plan reckons with: every flow of the config, samples of one assumed text length."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from showo_dist.config import TrainConfig, active_flows
+from showo_dist.plan.shapes import META
+from showo_dist.sequences import PackedBatch, Sequence, Vocabulary, builders, pack
+from showo_dist.sequences.masking import IGNORE, MaskedCodes, mask_schedule
+
+# Tokens of what is asked in a reconstruction sample and of the system prompt (specification, section 7).
+PROMPT_TOKENS, SYSTEM_TOKENS = 16, 28
+
+
+def mean_masking_rate(config: TrainConfig) -> float:
+    """Average of the config's schedule over t, which is uniform."""
+    training = config.training
+    t = (torch.arange(1000) + 0.5) / 1000
+    rates = mask_schedule(training.mask_schedule)(t).clamp(min=training.min_masking_rate)
+    return float(rates.mean())
+
+
+class AssumedSamples:
+    """Sequences of a config's flows without data.
+
+    Args:
+        config: of the run.
+        text_tokens: of a caption, text or conversation; None: as long as the config lets them be, which is
+            the most memory and time that a batch can take.
+    """
+
+    def __init__(self, config: TrainConfig, text_tokens: int | None = None) -> None:
+        self.config = config
+        showo = config.model.showo
+        self.vocabulary = Vocabulary(showo.llm_vocab_size, showo.codebook_size, bos=0)
+        self._rate = mean_masking_rate(config)
+        self._text_tokens = text_tokens
+
+    def micro_batch(self, multiple_of: int, scale: int = 1) -> PackedBatch:
+        """One rank's micro-batch, packed.
+
+        Args:
+            multiple_of: tokens and labels are rounded up to it, as the trainer does.
+            scale: samples of every flow, in multiples of the config's.
+        """
+        flows = active_flows(self.config)
+        sequences = [
+            self._sequence(name)
+            for name, flow in flows.items()
+            for _ in range(flow.batch_size * scale)
+        ]
+        showo = self.config.model.showo
+        return pack(
+            sequences,
+            pad_id=self.vocabulary.pad,
+            feature_width=showo.clip_dim if showo.w_clip_vit else 0,
+            multiple_of=multiple_of,
+        )
+
+    def _sequence(self, flow: str) -> Sequence:
+        budget = self.config.dataset.preprocessing.max_seq_length
+        makers = {"t2i": self._t2i, "lm": self._lm, "mmu": self._mmu, "recon": self._recon}
+        return makers[flow](budget)
+
+    def _text(self, longest: int) -> list[int]:
+        wanted = longest if self._text_tokens is None else min(longest, self._text_tokens)
+        return [1] * wanted
+
+    def _codes(self) -> Tensor:
+        return torch.zeros(self.config.model.showo.num_vq_tokens, dtype=torch.int64)
+
+    def _features(self) -> Tensor:
+        showo = self.config.model.showo
+        return torch.zeros(showo.clip_tokens, showo.clip_dim)
+
+    def _masked(self) -> MaskedCodes:
+        codes = self._codes()
+        labels = torch.full_like(codes, IGNORE)
+        labels[: max(1, round(len(codes) * self._rate))] = 0
+        return MaskedCodes(codes, labels, None, self._rate)
+
+    def _t2i(self, budget: int) -> Sequence:
+        return builders.t2i(self._text(budget), self._masked(), budget, self.vocabulary)
+
+    def _lm(self, budget: int) -> Sequence:
+        length = budget + self.config.model.showo.num_vq_tokens + 3
+        return builders.lm(self._text(length), length, self.vocabulary)
+
+    def _mmu(self, budget: int) -> Sequence:
+        text = self._text(budget)
+        if self.config.dataset.und_type == "captioning":
+            return builders.mmu_caption(text, self._codes(), budget, self.vocabulary)
+        answers = [True] * len(text)
+        if not self.config.model.showo.w_clip_vit:
+            return builders.mmu_llava(text, answers, self._codes(), budget, self.vocabulary)
+        tuning = self.config.dataset.und_type == "llava_tuning"
+        length = budget + self.config.model.showo.num_vq_tokens + 3
+        return builders.mmu_clip(
+            text,
+            answers,
+            [1] * SYSTEM_TOKENS if tuning else [],
+            self._features(),
+            length,
+            self.vocabulary,
+        )
+
+    def _recon(self, budget: int) -> Sequence:
+        prompt = [1] * PROMPT_TOKENS
+        if self.config.model.showo.w_clip_vit:
+            frozen = self.config.compat == "reference"
+            return builders.recon_clip(
+                prompt, self._features(), self._masked(), self.vocabulary, frozen
+            )
+        shrunk = 1 if self.config.training.resize_back else self.config.training.down_scale
+        condition = self._codes()[: len(self._codes()) // shrunk**2]
+        return builders.recon_vq(prompt, condition, self._masked(), self.vocabulary)
+
+
+def on_meta(batch: PackedBatch) -> PackedBatch:
+    """Shapes of a batch; the visibility keeps its numbers, for attention is planned from them."""
+    moved: dict[str, Any] = {}
+    for item in fields(batch):
+        value = getattr(batch, item.name)
+        moved[item.name] = value.to(META) if isinstance(value, Tensor) else value
+    return PackedBatch(**moved)

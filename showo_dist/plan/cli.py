@@ -1,0 +1,94 @@
+"""``showo-dist plan config=FILE [key=value …] --hosts 6 --gpus-per-host 8 --gpu h200``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from showo_dist.config import TrainConfig, load
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options; what is none of them is the config."""
+    parser = argparse.ArgumentParser(
+        prog="showo-dist plan",
+        usage="showo-dist plan config=FILE [key=value …] [options]",
+        description="Memory, traffic and time of a run on any cluster, without starting anything.",
+    )
+    parser.add_argument("--hosts", type=int, default=1, metavar="N")
+    parser.add_argument("--gpus-per-host", type=int, default=8, metavar="N")
+    parser.add_argument("--gpu", default="h200", metavar="NAME", help="h200, h100 or a100")
+    parser.add_argument(
+        "--link-gbit", type=float, metavar="G", help="Gb/s between two hosts, all cards together"
+    )
+    parser.add_argument(
+        "--text-tokens",
+        type=int,
+        metavar="T",
+        help="tokens of a caption, text or conversation (default: as long as the config lets them be)",
+    )
+    parser.add_argument(
+        "--encoded", action="store_true", help="the shards carry image codes: no encoder runs"
+    )
+    parser.add_argument(
+        "--scales",
+        type=int,
+        nargs="+",
+        default=[1, 2],
+        metavar="S",
+        help="micro-batch sizes to look at, in multiples of the config's",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="build the engine as every rank in turn"
+    )
+    parser.add_argument(
+        "--scaling", type=Path, metavar="PNG", help="from 1 to 1,024 GPUs: tables and this plot"
+    )
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the plan; returns the exit code: 1 when the config's own setting does not fit in memory.
+
+    Raises:
+        ValueError: an option or key is wrong.
+    """
+    options, arguments = parser().parse_known_args(list(argv))
+    _check(options)
+    config = load(arguments, TrainConfig, check=False)
+    config.check(for_training=False)
+    _refuse_offload(config)
+    from showo_dist.plan import report, scaling  # DeepSpeed takes seconds to import
+    from showo_dist.plan.hardware import gpu
+
+    gpu(options.gpu)
+    console = Console()
+    if options.scaling is not None:
+        return scaling.show(config, options, console)
+    if options.dry_run:
+        return report.show_dry_run(config, options, console)
+    return report.show_plan(config, options, console)
+
+
+def _check(options: argparse.Namespace) -> None:
+    for name in ("hosts", "gpus_per_host"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(options, name)}: 1 or more")
+    if options.text_tokens is not None and options.text_tokens < 0:
+        raise ValueError(f"--text-tokens {options.text_tokens}: 0 or more")
+    if min(options.scales) < 1:
+        raise ValueError(f"--scales {min(options.scales)}: 1 or more")
+    if options.link_gbit is not None and options.link_gbit <= 0:
+        raise ValueError(f"--link-gbit {options.link_gbit}: more than 0")
+
+
+def _refuse_offload(config: TrainConfig) -> None:
+    for key in ("offload_optimizer", "offload_param"):
+        if getattr(config.distributed, key) != "none":
+            raise ValueError(
+                f"distributed.{key} = {getattr(config.distributed, key)}: memory of the host and its "
+                f"bus are not predicted; plan with distributed.{key}=none"
+            )

@@ -1,0 +1,217 @@
+"""One optimizer step of the real DeepSpeed engine on shapes: what a rank of any job would hold and send.
+
+The process group is torch's fake one, the accelerator DeepSpeed's CPU one, the tensors are on the meta
+device. What runs otherwise is the code that trains.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.optim import Optimizer
+
+from showo_dist.config import TrainConfig
+from showo_dist.models.pretrained import build_showo
+from showo_dist.models.showo import ShowO
+from showo_dist.plan.attention import attention_of_shapes
+from showo_dist.plan.batch import on_meta
+from showo_dist.plan.shapes import META, Collective, Shapes, storages_of
+from showo_dist.runtime.precision import uses_bf16
+from showo_dist.sequences import FLOWS, PackedBatch
+from showo_kernels import losses
+
+
+@dataclass(frozen=True)
+class StepProfile:
+    """One rank's step.
+
+    Attributes:
+        static: bytes by part that the rank holds between two steps.
+        peak: largest number of live bytes in a step.
+        at_peak: what they were, by part.
+        collectives: calls of one optimizer step, in order.
+    """
+
+    static: dict[str, int]
+    peak: int
+    at_peak: dict[str, int]
+    collectives: list[Collective]
+
+
+def engine_module() -> Any:
+    """The training engine, with DeepSpeed on its CPU accelerator, whatever this machine has."""
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    os.environ.setdefault("LOCAL_RANK", "0")
+    from showo_dist.training import engine  # DeepSpeed takes seconds to import
+
+    return engine
+
+
+@contextmanager
+def fake_ranks(rank: int, world: int) -> Iterator[None]:
+    """A process group in which this process is ``rank`` of ``world`` and nothing is ever sent."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    assert not dist.is_initialized()
+    names = {"RANK": str(rank), "WORLD_SIZE": str(world)}
+    with patch.dict(os.environ, names):
+        dist.init_process_group("fake", rank=rank, world_size=world, store=FakeStore())
+        try:
+            yield
+        finally:
+            _forget_deepspeed_groups()
+            dist.destroy_process_group()
+
+
+def _forget_deepspeed_groups() -> None:
+    """DeepSpeed keeps the groups of the last engine for the next one, which has other ranks."""
+    from deepspeed import comm
+    from deepspeed.utils import groups
+
+    comm.comm.cdb = None
+    groups._WORLD_GROUP = None
+    groups._ALL_TO_ALL_GROUP = {}
+
+
+class _Autocast(torch.autocast):
+    """torch's, which knows no autocast for the meta device."""
+
+    def __init__(self, device_type: str, *args: Any, **kwargs: Any) -> None:
+        super().__init__("cpu" if device_type == "meta" else device_type, *args, **kwargs)
+
+
+def _autocast_is_on(device_type: str | None = None) -> bool:
+    return False
+
+
+@contextmanager
+def _as_if(device: torch.device, shapes: Shapes) -> Iterator[None]:
+    """What depends on the device or on other ranks' answers."""
+    from deepspeed.runtime.zero import partitioned_param_coordinator as coordinator
+
+    chunk = losses.CHUNK_BYTES[device.type]
+    with (
+        patch.dict(losses.CHUNK_BYTES, {"meta": chunk}),
+        # Every rank runs the same modules in the same order: there is nobody here to ask.
+        patch.object(coordinator, "assert_ints_same_as_other_ranks", lambda _: None),
+        patch.object(torch, "autocast", _Autocast),
+        patch.object(torch, "is_autocast_enabled", _autocast_is_on),
+        attention_of_shapes(device),
+        shapes,
+    ):
+        yield
+
+
+class EngineOfShapes:
+    """An engine of a config, as one rank of many has it. Use inside :func:`fake_ranks`.
+
+    Args:
+        config: of the run.
+        device: kind of device that the run would be on; it need not be here.
+    """
+
+    def __init__(self, config: TrainConfig, device: torch.device) -> None:
+        self.config, self.device = deepcopy(config), device
+        self.bf16 = uses_bf16_there(config, device)
+        self.config.training.mixed_precision = "bf16" if self.bf16 else "fp32"
+        self.shapes = Shapes(device)
+        with _as_if(device, self.shapes):
+            self.shapes.phase("build", "weights")
+            model = _model(self.config, device)
+            self.shapes.phase("engine", "buffers")
+            self.engine = engine_module().build_engine(model, self.config, device)
+            self._assign_state()
+        gc.collect()
+
+    def _assign_state(self) -> None:
+        """What of the engine is optimizer and what weights: ZeRO-0 updates the weights themselves."""
+        optimizer = self.engine.optimizer
+        inner = optimizer if isinstance(optimizer, Optimizer) else optimizer.optimizer
+        for updated, state in inner.state.items():
+            moments = [value for value in state.values() if isinstance(value, torch.Tensor)]
+            self.shapes.assign("optimizer", [updated, *moments])
+        self.shapes.assign("weights", storages_of(self.engine.module))
+
+    def held(self) -> dict[str, int]:
+        """Bytes by part that live now."""
+        return self.shapes.ledger.live()
+
+    def step(self, batch: PackedBatch) -> StepProfile:
+        """An optimizer step in which every micro-step is ``batch``.
+
+        ZeRO-3 learns the order of the modules in one step and fetches ahead in the next, which counts.
+        """
+        shapes = self.shapes
+        collectives = shapes.ledger.collectives
+        with _as_if(self.device, shapes):
+            shapes.phase("start", "buffers")
+            for _ in range(2 if self.config.distributed.zero_stage == 3 else 1):
+                first = len(collectives)
+                self._window(on_meta(batch))
+        gc.collect()
+        peak, parts = shapes.ledger.peak("start")
+        return StepProfile(self.held(), peak, parts, collectives[first:])
+
+    def _window(self, batch: PackedBatch) -> None:
+        scale_F = torch.ones(len(FLOWS), device=META)
+        for _ in range(self.config.training.gradient_accumulation_steps):
+            self._micro_step(batch, scale_F)
+
+    def _micro_step(self, batch: PackedBatch, scale_F: torch.Tensor) -> None:
+        shapes, engine = self.shapes, self.engine
+        shapes.phase("forward", "activations")
+        with _logits_apart(engine.module.showo.lm_head, shapes):
+            loss, _ = engine(batch, flow_scale_F=scale_F)
+        shapes.phase("backward", "activations")
+        engine.backward(loss)
+        del loss
+        for storage in shapes.survivors("backward"):
+            shapes.ledger.part[storage] = "gradients"
+        shapes.phase("step", "buffers")
+        engine.step()
+
+
+@contextmanager
+def _logits_apart(head: nn.Module, shapes: Shapes) -> Iterator[None]:
+    """What the head allocates is logits, and its own gradient that it makes on the way."""
+    opened: list[Any] = []
+
+    def begin(*_: Any) -> None:
+        context = shapes.allocating("logits")
+        context.__enter__()
+        opened.append(context)
+
+    def end(*_: Any) -> None:
+        opened.pop().__exit__(None, None, None)
+
+    hooks = [head.register_forward_pre_hook(begin), head.register_forward_hook(end)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for context in opened:
+            context.__exit__(None, None, None)
+
+
+def uses_bf16_there(config: TrainConfig, device: torch.device) -> bool:
+    """Whether the run would compute in bf16 on ``device``, which need not be here."""
+    setting = config.training.mixed_precision
+    if setting == "auto" and device.type == "cuda":
+        return True
+    return uses_bf16(setting, device)
+
+
+def _model(config: TrainConfig, device: torch.device) -> ShowO:
+    backend = "flash" if device.type == "cuda" else "sdpa"
+    return build_showo(config.model.showo, backend)

@@ -1,0 +1,153 @@
+"""What ``showo-dist plan`` prints."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from showo_dist.config import TrainConfig, active_flows
+from showo_dist.plan.advice import USABLE_MEMORY, advice, fits
+from showo_dist.plan.engine_step import EngineOfShapes, StepProfile, fake_ranks
+from showo_dist.plan.hardware import Gpu, gpu
+from showo_dist.plan.shapes import PARTS
+from showo_dist.plan.study import TOKEN_MULTIPLE, ZERO_STAGES, Prediction, Setting, Study
+from showo_dist.plan.timing import Cluster
+
+GB = 1e9
+
+
+def hardware_of(options: argparse.Namespace) -> tuple[Gpu, Cluster]:
+    """The table's row and the cluster of the command line."""
+    row = gpu(options.gpu)
+    if options.link_gbit is not None:
+        row = replace(row, host_rate=options.link_gbit * 1e9 / 8)
+    return row, Cluster.of(row, options.hosts, options.gpus_per_host)
+
+
+def show_plan(config: TrainConfig, options: argparse.Namespace, console: Console) -> int:
+    """All tables; 1 when the config's own setting does not fit."""
+    row, cluster = hardware_of(options)
+    study = Study(config, row, cluster, options.text_tokens, options.encoded)
+    scales = sorted({1, *options.scales})
+    count = len(ZERO_STAGES) * 2 * len(scales)
+    found = list(
+        track(study.predictions(scales), "settings", total=count, console=console, transient=True)
+    )
+    console.print(_heading(study, options))
+    console.print(_memory_table(found, row))
+    console.print(_time_table(found, row, config.training.max_train_steps))
+    own = _own(found, config)
+    for line in advice(own, found, row):
+        console.print(line, highlight=False)
+    console.print(_data_line(own, config, cluster), highlight=False)
+    return 0 if fits(own, row) else 1
+
+
+def _own(found: Sequence[Prediction], config: TrainConfig) -> Prediction:
+    setting = Setting(config.distributed.zero_stage, config.model.gradient_checkpointing, 1)
+    return next(prediction for prediction in found if prediction.setting == setting)
+
+
+def _heading(study: Study, options: argparse.Namespace) -> str:
+    text = "as long as allowed" if options.text_tokens is None else f"{options.text_tokens} tokens"
+    return (
+        f"{study.parameters:,} parameters; {options.hosts} hosts × {options.gpus_per_host} "
+        f"{options.gpu}; texts {text}; {study.samples.micro_batch(TOKEN_MULTIPLE).tokens:,} tokens "
+        "per rank and micro-step"
+    )
+
+
+def _name(setting: Setting) -> tuple[str, str, str]:
+    return str(setting.zero_stage), "yes" if setting.checkpointing else "no", f"× {setting.scale}"
+
+
+def _memory_table(found: Sequence[Prediction], row: Gpu) -> Table:
+    table = Table(title=f"GB per rank at the peak of a step ({row.memory / GB:.0f} GB there)")
+    for column in ("ZeRO", "checkpointing", "batch", *PARTS, "peak", "fits"):
+        table.add_column(column, justify="right")
+    for prediction in found:
+        profile = prediction.profile
+        parts = [f"{profile.at_peak[part] / GB:.2f}" for part in PARTS]
+        verdict = "yes" if fits(prediction, row) else "no"
+        table.add_row(*_name(prediction.setting), *parts, f"{profile.peak / GB:.2f}", verdict)
+    return table
+
+
+def _time_table(found: Sequence[Prediction], row: Gpu, steps: int) -> Table:
+    table = Table(title=f"one optimizer step; days for {steps:,}")
+    columns = ("GB sent", "compute ms", "network ms", "exposed ms", "step ms", "MFU", "tokens/s")
+    for column in ("ZeRO", "checkpointing", "batch", *columns, "days"):
+        table.add_column(column, justify="right")
+    for prediction in found:
+        time = prediction.time
+        seconds = (time.compute_s, time.communication_s, time.exposed_s, time.total_s)
+        table.add_row(
+            *_name(prediction.setting),
+            f"{prediction.sent / GB:.2f}",
+            *(f"{1000 * value:.1f}" for value in seconds),
+            f"{prediction.mfu:.1%}",
+            f"{prediction.tokens / time.total_s:,.0f}",
+            f"{prediction.days(steps):.2f}",
+        )
+    return table
+
+
+def _data_line(own: Prediction, config: TrainConfig, cluster: Cluster) -> str:
+    micro_steps = config.training.gradient_accumulation_steps
+    samples = sum(flow.batch_size for flow in active_flows(config).values()) * micro_steps
+    rate = samples / own.time.total_s
+    workers = config.dataset.params.num_workers
+    each = f", {rate / workers:.0f} per worker" if workers else " in the training process itself"
+    return f"data: {rate * cluster.per_host:,.0f} samples/s per host have to be read{each}"
+
+
+def show_dry_run(config: TrainConfig, options: argparse.Namespace, console: Console) -> int:
+    """Every rank's engine in turn, in this process; 1 when a rank does not fit."""
+    row, cluster = hardware_of(options)
+    batch = Study(config, row, cluster, options.text_tokens).samples.micro_batch(TOKEN_MULTIPLE)
+    first: StepProfile | None = None
+    held: list[dict[str, int]] = []
+    for rank in track(range(cluster.ranks), "ranks", console=console, transient=True):
+        with fake_ranks(rank, cluster.ranks):
+            engine = EngineOfShapes(config, torch.device("cuda"))
+            held.append(engine.held())
+            if first is None:
+                first = engine.step(batch)
+    assert first is not None
+    passing = first.peak - sum(held[0].values())
+    console.print(_rank_table(held, passing, cluster))
+    most = max(sum(parts.values()) for parts in held) + passing
+    worst = max(range(len(held)), key=lambda rank: sum(held[rank].values()))
+    good = most <= USABLE_MEMORY * row.memory
+    verdict = "fits" if good else "does not fit"
+    console.print(
+        f"{cluster.ranks} ranks built; the fullest, rank {worst}, peaks at {most / GB:.2f} GB of "
+        f"{row.memory / GB:.0f} GB: {verdict}"
+    )
+    return 0 if good else 1
+
+
+def _rank_table(held: Sequence[dict[str, int]], passing: int, cluster: Cluster) -> Table:
+    """One line per host: its ranks differ by padding alone."""
+    table = Table(title="GB that ranks hold between steps")
+    for column in ("host", "ranks", *PARTS, "least", "most", "peak of a step"):
+        table.add_column(column, justify="right")
+    for host in range(cluster.hosts):
+        first = host * cluster.per_host
+        mine = held[first : first + cluster.per_host]
+        sums = [sum(parts.values()) for parts in mine]
+        table.add_row(
+            str(host + 1),
+            f"{first}–{first + len(mine) - 1}",
+            *(f"{max(parts[part] for parts in mine) / GB:.3f}" for part in PARTS),
+            f"{min(sums) / GB:.3f}",
+            f"{max(sums) / GB:.3f}",
+            f"{(max(sums) + passing) / GB:.3f}",
+        )
+    return table

@@ -1,0 +1,228 @@
+"""Running real training code on shapes alone: no memory, no numbers, every storage and collective on record.
+
+Tensors live on torch's meta device. A dispatch mode keeps them there whatever device is asked for, answers
+where code wants a number, and writes down what would have been allocated, freed and sent.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed._tools.fake_collectives import CollectiveOp, collective_ops
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+META = torch.device("meta")
+PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "buffers")
+
+
+@dataclass(frozen=True)
+class Collective:
+    """One call of a collective as one rank sees it.
+
+    Attributes:
+        kind: ``all_reduce``, ``all_gather``, ``reduce_scatter``, ``broadcast`` or ``reduce``.
+        bytes: size of the whole result (all_gather) or of the whole operand (the others).
+        ranks: of its group.
+        phase: of the step in which it was called.
+    """
+
+    kind: str
+    bytes: int
+    ranks: int
+    phase: str
+
+
+# c10d's operations -> (our name, index of the argument whose tensors are the whole)
+_WHOLE: dict[str, tuple[str, int]] = {
+    "allreduce_": ("all_reduce", 0),
+    "allreduce_coalesced_": ("all_reduce", 0),
+    "allgather_": ("all_gather", 0),
+    "_allgather_base_": ("all_gather", 0),
+    "allgather_into_tensor_coalesced_": ("all_gather", 0),
+    "reduce_scatter_": ("reduce_scatter", 1),
+    "_reduce_scatter_base_": ("reduce_scatter", 1),
+    "reduce_scatter_tensor_coalesced_": ("reduce_scatter", 1),
+    "broadcast_": ("broadcast", 0),
+    "reduce_": ("reduce", 0),
+}
+
+
+def _nbytes(value: Any) -> int:
+    """Bytes of the tensors themselves, not of the storages that they are views of."""
+    return sum(leaf.nbytes for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
+
+
+@dataclass
+class Ledger:
+    """What was allocated, freed and sent, in order.
+
+    Attributes:
+        events: (storage, bytes) of every allocation, and (storage, -bytes) of every release.
+        part: of :data:`PARTS`, by storage; may be corrected until it is read.
+        marks: number of events at the begin of each phase.
+        collectives: calls in order.
+    """
+
+    events: list[tuple[int, int]] = field(default_factory=list)
+    part: dict[int, str] = field(default_factory=dict)
+    marks: dict[str, int] = field(default_factory=dict)
+    collectives: list[Collective] = field(default_factory=list)
+
+    def peak(self, since: str | None = None) -> tuple[int, dict[str, int]]:
+        """Largest number of live bytes from phase ``since`` on, and what they were by part."""
+        first = self.marks[since] if since else 0
+        live = top = at = 0
+        for index, (_, size) in enumerate(self.events):
+            live += size
+            if index >= first and live > top:
+                top, at = live, index
+        return top, self._by_part(at + 1)
+
+    def live(self) -> dict[str, int]:
+        """Bytes that are live at the end, by part."""
+        return self._by_part(len(self.events))
+
+    def _by_part(self, until: int) -> dict[str, int]:
+        sums = dict.fromkeys(PARTS, 0)
+        for storage, size in self.events[:until]:
+            sums[self.part[storage]] += size
+        return sums
+
+
+class Shapes(TorchDispatchMode):
+    """The mode. Enter it, and what runs inside is shapes.
+
+    Args:
+        device: kind of device that the tensors would be on.
+
+    Attributes:
+        ledger: the record.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self._device = device
+        self.ledger = Ledger()
+        self._known: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+        self._part, self._phase = "buffers", ""
+
+    def phase(self, name: str, part: str) -> None:
+        """From now on it is ``name`` that runs, and what is allocated belongs to ``part``."""
+        self.ledger.marks[name] = len(self.ledger.events)
+        self._phase, self._part = name, part
+
+    @contextmanager
+    def allocating(self, part: str) -> Iterator[None]:
+        """Allocations inside belong to ``part``."""
+        before, self._part = self._part, part
+        try:
+            yield
+        finally:
+            self._part = before
+
+    def assign(self, part: str, tensors: Any) -> None:
+        """The storages of these tensors belong to ``part``, whenever they were allocated."""
+        for tensor in tensors:
+            storage = self._known.get(tensor.untyped_storage())
+            if storage is not None:
+                self.ledger.part[storage] = part
+
+    def survivors(self, since: str) -> set[int]:
+        """Storages allocated from phase ``since`` on that are still live."""
+        live: set[int] = set()
+        for storage, size in self.ledger.events[self.ledger.marks[since] :]:
+            (live.add if size > 0 else live.discard)(storage)
+        return live
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func.namespace == "c10d":
+            self._collective(func, args)
+            return func(*args, **kwargs)
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
+            return _any_number(args[0].dtype)
+        if func is torch.ops.aten.is_pinned.default:
+            return False
+        if func is torch.ops.aten._to_copy.default and self._stays(args[0], kwargs):
+            return args[0].detach()
+        if _is_meta(kwargs.get("device")):  # DeepSpeed's own notes of shapes
+            return func(*args, **kwargs)
+        if _takes_device(func):
+            kwargs["device"] = META
+        result = func(*_all_on_meta(args), **kwargs)
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and leaf.is_meta:
+                self._allocated(leaf.untyped_storage())
+        return result
+
+    def _stays(self, tensor: Tensor, kwargs: dict[str, Any]) -> bool:
+        """Whether a copy is none where the tensor really is: the same device and type are asked for."""
+        device, dtype = kwargs.get("device"), kwargs.get("dtype")
+        there = device is not None and torch.device(device).type == self._device.type
+        return tensor.is_meta and there and dtype in (None, tensor.dtype)
+
+    def _allocated(self, storage: Any) -> None:
+        if storage in self._known or not storage.nbytes():
+            return
+        number, size = len(self.ledger.part), storage.nbytes()
+        self._known[storage] = number
+        self.ledger.part[number] = self._part
+        self.ledger.events.append((number, size))
+        weakref.finalize(storage, self.ledger.events.append, (number, -size)).atexit = False
+
+    def _collective(self, func: Any, args: Any) -> None:
+        name = func.overloadpacket.__name__
+        if name not in _WHOLE:
+            return
+        kind, index = _WHOLE[name]
+        ranks = dist.get_world_size()
+        if func in collective_ops:
+            ranks = CollectiveOp.get_process_group(func, args).size()
+        call = Collective(kind, _nbytes(args[index]), ranks, self._phase)
+        self.ledger.collectives.append(call)
+
+
+def _all_on_meta(args: Any) -> Any:
+    """The arguments; where shapes and numbers mix (torch.tensor makes numbers), the latter as shapes too."""
+    tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
+    if len({tensor.is_meta for tensor in tensors}) < 2:
+        return args
+    return tree_map_only(Tensor, lambda tensor: tensor if tensor.is_meta else tensor.to(META), args)
+
+
+def _is_meta(device: Any) -> bool:
+    return device is not None and torch.device(device).type == "meta"
+
+
+@cache
+def _takes_device(func: Any) -> bool:
+    return any(argument.name == "device" for argument in func._schema.arguments)
+
+
+def _any_number(dtype: torch.dtype) -> bool | int | float:
+    """Nothing: no overflow, a norm of zero, which no step is skipped for."""
+    if dtype == torch.bool:
+        return False
+    return 0.0 if dtype.is_floating_point else 0
+
+
+def storages_of(module: nn.Module) -> list[Tensor]:
+    """Parameters of a module as tensors, ZeRO-3's partitions included."""
+    tensors: list[Tensor] = []
+    for parameter in module.parameters():
+        tensors.append(parameter.data)
+        partition = getattr(parameter, "ds_tensor", None)
+        if partition is not None:
+            tensors.append(partition)
+    return tensors

@@ -1,0 +1,93 @@
+"""``train.sbatch`` under real Slurm: a host dies in mid-run, and the run ends as if none had."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from showo_dist.rehearsal import Cluster
+from showo_dist.training.checkpoint import complete_checkpoints
+from tests.cluster.commands import LIMIT_S, on_first, started, wait_for
+from tests.cluster.conftest import TOLERANCE, arguments, losses, train_alone
+from tests.training.conftest import TinyWorld
+
+STEPS, SAVE_EVERY, NODES = 24, 8, 4
+# Slurm waits two minutes before a requeued job may start.
+_AT_ONCE = 'scontrol update "jobid=$1" StartTime=now'
+
+
+def _submit(folder: Path, *training: str) -> list[str]:
+    """The command that a user types, and its output in ``folder``."""
+    options = [f"--nodes={NODES}", "--gpus-per-node=1", f"--output={folder}/batch.log"]
+    return ["sbatch", "--wait", *options, "launchers/slurm/train.sbatch", *training]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """Four hosts for the job and a spare one."""
+    with Cluster({f"host{number}": 1 for number in range(1, NODES + 2)}, slurm=True) as hosts:
+        yield hosts
+
+
+def _states(cluster: Cluster) -> list[str]:
+    return cluster.hosts["host1"].call("squeue", "--noheader", "--format=%t").split()
+
+
+def _start_requeued(cluster: Cluster) -> None:
+    """Wait until Slurm has queued the job again, and let it start at once."""
+    wait_for("job queued again", lambda: _states(cluster) == ["PD"])
+    job = cluster.hosts["host1"].call("squeue", "--noheader", "--format=%i").strip()
+    cluster.hosts["host1"].call("bash", "-euc", _AT_ONCE, "at-once", job)
+
+
+def _printed(run: Path, restart: int) -> str:
+    """What rank 0 of a start of the job printed."""
+    (log,) = (run / "logs").glob(f"slurm-*-{restart}-task0.log")
+    return log.read_text()
+
+
+def test_a_host_dies_and_the_job_goes_on_elsewhere(
+    cluster: Cluster, tiny_world: TinyWorld, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    undisturbed = train_alone(tiny_world, tmp_path / "alone", STEPS, NODES)
+    saving = f"experiment.save_every={SAVE_EVERY}"
+    words = _submit(tmp_path, *arguments(tiny_world, run, STEPS, saving))
+    with started(cluster, words, tmp_path / "sbatch.log") as sbatch:
+        wait_for("first checkpoint", lambda: bool(complete_checkpoints(run)))
+        cluster.kill("host3")
+        _start_requeued(cluster)
+        assert sbatch.wait(LIMIT_S) == 0, (tmp_path / "batch.log").read_text()
+    first, second = _printed(run, 0), _printed(run, 1)
+    assert "starting at step 0" in first and f"step {STEPS}/{STEPS}" not in first
+    assert f"going on from {run}/checkpoint-" in second
+    assert losses(run) == pytest.approx(undisturbed, rel=TOLERANCE)
+
+
+@pytest.mark.slow
+def test_a_warning_saves_and_the_job_is_queued_again(
+    cluster: Cluster, tiny_world: TinyWorld, tmp_path: Path
+) -> None:
+    """One torchrun per node; the signal is what ``--signal`` sends before the time is up."""
+    run = tmp_path / "run"
+    cluster.boot("host3")
+    cluster.wait_until_idle()
+    undisturbed = train_alone(tiny_world, tmp_path / "alone", STEPS, NODES)
+    words = _submit(tmp_path, *arguments(tiny_world, run, STEPS, "experiment.save_every=0"))
+    with started(cluster, words, tmp_path / "sbatch.log", {"TASKS": "node"}) as sbatch:
+        wait_for("third step", lambda: len(losses(run)) > 2)
+        cluster.hosts["host1"].call("scancel", "--signal=USR1", "--name=showo")
+        _start_requeued(cluster)
+        assert sbatch.wait(LIMIT_S) == 0, (tmp_path / "batch.log").read_text()
+    assert "stopped and saved after step" in _printed(run, 0)
+    assert f"going on from {run}/checkpoint-" in _printed(run, 1)
+    assert losses(run) == pytest.approx(undisturbed, rel=TOLERANCE)
+
+
+def test_submitting_from_elsewhere_is_one_clear_line(cluster: Cluster, tmp_path: Path) -> None:
+    batch = Path("launchers/slurm/train.sbatch").resolve()
+    words = ["sbatch", "--wait", f"--chdir={tmp_path}", str(batch), "config=x.yaml"]
+    move = ["env", f"--chdir={tmp_path}", *words]
+    assert on_first(cluster, move, tmp_path / "log", limit_s=60) == 2
+    (printed,) = tmp_path.glob("slurm-*.out")
+    assert "is not the project's folder" in printed.read_text()

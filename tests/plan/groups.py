@@ -1,0 +1,63 @@
+"""Real ranks for what a plan predicts: here, or on two hosts made of network namespaces."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+LIMIT_S = 900.0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def rank_environment(rank: int, world: int, address: str, port: int) -> dict[str, str]:
+    """What a launcher would tell a rank."""
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": str(world),
+        "MASTER_ADDR": address,
+        "MASTER_PORT": str(port),
+        "DS_ACCELERATOR": "cpu",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def measuring(what: str, out: Path, cases: Iterable[list[str]]) -> list[str]:
+    """The command of one rank."""
+    arguments = [what, str(out), *(json.dumps(case) for case in cases)]
+    return [sys.executable, "-m", "tests.plan.measure", *arguments]
+
+
+def results(processes: list[subprocess.Popen[bytes]], out: Path) -> list[Any]:
+    """What rank 0 wrote once all ranks have ended; a rank that hangs fails, and all are killed."""
+    try:
+        for process in processes:
+            assert process.wait(LIMIT_S) == 0, "a rank failed; its words are above"
+    finally:
+        for process in processes:
+            process.kill()
+    return list(json.loads(out.read_text()))
+
+
+def measure_here(what: str, cases: list[list[str]], ranks: int, out: Path) -> list[Any]:
+    """Measure every case on ranks of this machine."""
+    port = free_port()
+    processes = [
+        subprocess.Popen(
+            measuring(what, out, cases),
+            env={**os.environ, **rank_environment(rank, ranks, "127.0.0.1", port)},
+        )
+        for rank in range(ranks)
+    ]
+    return results(processes, out)

@@ -1,0 +1,123 @@
+"""One rank of a real run that measures what a plan predicts: peak of memory, bytes sent, seconds."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.profiler import ProfilerActivity, profile
+
+from showo_dist.config import TrainConfig, load
+from showo_dist.models.pretrained import build_showo
+from showo_dist.plan.batch import AssumedSamples
+from showo_dist.runtime.ranks import joined
+from showo_dist.sequences import FLOWS, PackedBatch
+from showo_dist.training.engine import build_engine
+
+CPU = torch.device("cpu")
+TOKEN_MULTIPLE = 128
+RATES: list[str | None] = [None, "10mbit", "20mbit", "40mbit"]
+
+
+def _allocations(measured: profile) -> list[tuple[int, int]]:
+    """(time in ns, bytes) of every allocation and release that torch's CPU allocator made."""
+    assert measured.profiler is not None and measured.profiler.kineto_results is not None
+    events = measured.profiler.kineto_results.events()
+    return sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+
+
+def _peak(allocations: list[tuple[int, int]], since_ns: int) -> int:
+    live = top = 0
+    for at, size in allocations:
+        live += size
+        if at >= since_ns:
+            top = max(top, live)
+    return top
+
+
+def train_step(engine: Any, batch: PackedBatch, micro_steps: int) -> None:
+    """One optimizer step."""
+    scale_F = torch.ones(len(FLOWS)) / batch.real_tokens
+    for _ in range(micro_steps):
+        loss, _ = engine(batch, flow_scale_F=scale_F)
+        engine.backward(loss)
+        del loss
+        engine.step()
+
+
+def peak_bytes(config: TrainConfig, steps: int = 2) -> int:
+    """Peak of live bytes in training steps, of all that was allocated since before the model was made."""
+    batch = AssumedSamples(config).micro_batch(TOKEN_MULTIPLE)
+    gc.collect()  # what is left of the case before must not go while this one is measured
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as measured:
+        engine = build_engine(build_showo(config.model.showo), config, CPU)
+        since = time.time_ns()
+        for _ in range(steps):
+            train_step(engine, batch, config.training.gradient_accumulation_steps)
+    engine.destroy()
+    return _peak(_allocations(measured), since)
+
+
+def _sent() -> int:
+    """Bytes that have left this host's interface."""
+    interface = os.environ["GLOO_SOCKET_IFNAME"]
+    return int(Path(f"/sys/class/net/{interface}/statistics/tx_bytes").read_text())
+
+
+def _shape(rate: str | None) -> None:
+    """Limit what leaves this host's interface."""
+    device = ["dev", os.environ["GLOO_SOCKET_IFNAME"], "root"]
+    subprocess.run(["tc", "qdisc", "del", *device], check=False, capture_output=True)
+    if rate:
+        bucket = ["tbf", "rate", rate, "burst", "65536", "latency", "100ms"]
+        subprocess.run(["tc", "qdisc", "add", *device, *bucket], check=True)
+
+
+def traffic(config: TrainConfig, rates: list[str | None], steps: int = 2) -> list[dict[str, float]]:
+    """Bytes sent and seconds of a step at each speed of the link; None: as fast as the machine."""
+    batch = AssumedSamples(config).micro_batch(TOKEN_MULTIPLE)
+    engine = build_engine(build_showo(config.model.showo), config, CPU)
+    micro_steps = config.training.gradient_accumulation_steps
+    for _ in range(2):
+        train_step(engine, batch, micro_steps)
+    found = []
+    for rate in rates:
+        dist.barrier()
+        _shape(rate)
+        dist.barrier()
+        sent, start = _sent(), time.perf_counter()
+        for _ in range(steps):
+            train_step(engine, batch, micro_steps)
+        seconds = time.perf_counter() - start
+        found.append({"bytes": (_sent() - sent) / steps, "seconds": seconds / steps})
+    _shape(None)
+    engine.destroy()
+    return found
+
+
+def main(what: str, out: str, *cases: str) -> None:
+    """Measure each case (a JSON list of config arguments); rank 0 writes a JSON list of results."""
+    warnings.simplefilter("ignore", FutureWarning)
+    torch.set_num_threads(1)
+    results: list[Any] = []
+    with joined(timeout_s=300, always_group=True) as ranks:
+        for case in cases:
+            config = load(json.loads(case), check=False)
+            results.append(peak_bytes(config) if what == "peak" else traffic(config, RATES))
+        if ranks.is_first:
+            Path(out).write_text(json.dumps(results))
+        dist.barrier()
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    main(*sys.argv[1:])

@@ -1,0 +1,91 @@
+"""The record of storages and collectives."""
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from showo_dist.config import load
+from showo_dist.plan.batch import AssumedSamples
+from showo_dist.plan.engine_step import EngineOfShapes, fake_ranks
+from showo_dist.plan.shapes import Shapes
+from showo_dist.plan.study import model_of_shapes
+from tests.plan.test_memory import ACCUMULATING, setting
+
+CPU = torch.device("cpu")
+
+
+def test_live_and_peak_bytes_of_a_product() -> None:
+    shapes = Shapes(CPU)
+    with shapes:
+        shapes.phase("start", "activations")
+        a = torch.empty(10, 20)
+        b = a.t() @ a
+        del a
+        view = b[:5]
+        del b
+    assert shapes.ledger.peak("start")[0] == 4 * (200 + 400)
+    assert sum(shapes.ledger.live().values()) == 4 * 400, "a view keeps its storage"
+    del view
+    assert sum(shapes.ledger.live().values()) == 0
+
+
+def test_saved_activations_live_until_backward() -> None:
+    shapes = Shapes(CPU)
+    with shapes:
+        shapes.phase("build", "weights")
+        layer = nn.Linear(8, 8, bias=False)
+        shapes.phase("forward", "activations")
+        hidden = torch.empty(4, 8)
+        out = torch.relu(layer(hidden))
+        assert sum(shapes.ledger.live().values()) == 4 * (64 + 32 + 32)
+        out.sum().backward()
+    assert layer.weight.grad is not None
+    assert layer.weight.grad.is_meta
+
+
+def test_collectives_are_recorded_with_the_size_of_the_whole() -> None:
+    with fake_ranks(3, 48), Shapes(CPU) as shapes:
+        shapes.phase("step", "buffers")
+        whole, part = torch.empty(480), torch.empty(10)
+        dist.all_gather_into_tensor(whole, part)
+        dist.reduce_scatter_tensor(part, whole)
+        dist.all_reduce(whole[:100])
+    found = [(call.kind, call.bytes, call.ranks) for call in shapes.ledger.collectives]
+    assert found == [
+        ("all_gather", 1920, 48),
+        ("reduce_scatter", 1920, 48),
+        ("all_reduce", 400, 48),
+    ]
+
+
+def test_the_parameter_count_is_the_published_one() -> None:
+    config = load([], check=False)
+    assert sum(p.numel() for p in model_of_shapes(config).parameters()) == 1_448_176_770
+    config = load(["model.showo.w_clip_vit=true"], check=False)
+    assert sum(p.numel() for p in model_of_shapes(config).parameters()) == 1_454_472_322
+
+
+def test_zero_shards_what_it_says() -> None:
+    """Weights, master weights and moments of one of 48 ranks, by the paper's own arithmetic."""
+    config = load(setting(3), check=False)
+    whole = sum(p.numel() for p in model_of_shapes(config).parameters())
+    with fake_ranks(47, 48):
+        held = EngineOfShapes(config, CPU).held()
+    assert abs(held["optimizer"] - 12 * whole / 48) < 0.02 * 12 * whole / 48
+    # Parameters below the threshold stay whole on every rank.
+    assert 4 * whole / 48 < held["weights"] < 4 * whole / 24
+
+
+def test_stages_differ_in_when_they_send() -> None:
+    def kinds(stage: int) -> dict[str, int]:
+        config = load(setting(stage, ACCUMULATING), check=False)
+        with fake_ranks(0, 8):
+            profile = EngineOfShapes(config, CPU).step(AssumedSamples(config).micro_batch(128))
+        sums: dict[str, int] = {}
+        for call in profile.collectives:
+            sums[call.kind] = sums.get(call.kind, 0) + call.bytes
+        return sums
+
+    once, twice = kinds(1), kinds(2)
+    assert abs(twice["all_reduce"] - 2 * once["all_reduce"]) < 0.01 * twice["all_reduce"]
+    assert once["all_gather"] == twice["all_gather"]
