@@ -1,10 +1,11 @@
 # make train   set up what is missing, then the whole story on the mini world, to runs/mini/report.md
-# make test    set up what is missing, then lint and every test this machine can run
+# make test    set up what is missing, then lint and the tests that this machine can run in 20 minutes
+# make test-chaos, test-cluster, test-cluster48, test-gpu    the longer ones, and those that need more
 
 SHELL := /bin/bash
 BIN := .venv/bin
 
-.PHONY: train test test-gpu lint format clean
+.PHONY: train test test-gpu test-chaos test-cluster test-cluster48 lint format clean
 
 train: .venv/ready
 	$(BIN)/showo-dist mini
@@ -14,6 +15,15 @@ test: lint
 
 test-gpu: .venv/ready
 	$(BIN)/python -m pytest tests -m gpu
+
+test-chaos: .venv/ready
+	$(BIN)/python -m pytest tests -m chaos
+
+test-cluster: .venv/ready
+	$(BIN)/python -m pytest tests -m "cluster and not cluster48"
+
+test-cluster48: .venv/ready
+	$(BIN)/python -m pytest tests -m cluster48
 
 lint: .venv/ready
 	$(BIN)/ruff check .

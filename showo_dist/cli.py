@@ -3,6 +3,8 @@
 import sys
 from importlib import import_module
 
+from showo_dist.runtime.exits import StoppedError
+
 # name -> (module, function taking argv and returning the exit code, help line); imported when called
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "mini": (
@@ -24,8 +26,36 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "main_encode",
         "encode pictures once, ahead of training",
     ),
+    "plan": ("showo_dist.plan.cli", "main", "memory, traffic and time of a run on any cluster"),
+    "doctor": ("showo_dist.doctor", "main", "whether hosts are fit for a run"),
     "train": ("showo_dist.train", "main", "train Show-o or RecA in this one process"),
+    "generate": ("showo_dist.generation.commands", "main_generate", "paint pictures from texts"),
+    "inpaint": ("showo_dist.generation.commands", "main_inpaint", "paint anew what a mask covers"),
+    "extrapolate": (
+        "showo_dist.generation.commands",
+        "main_extrapolate",
+        "carry pictures on beyond their edges",
+    ),
+    "understand": (
+        "showo_dist.generation.understand",
+        "main_understand",
+        "ask questions about pictures",
+    ),
+    "reconstruct": (
+        "showo_dist.generation.commands",
+        "main_reconstruct",
+        "paint pictures anew from the model's understanding of them",
+    ),
+    "recipe": ("showo_dist.recipe.cli", "main", "run training stages one after the other"),
+    "export": ("showo_dist.export.cli", "main_export", "write a model folder from a checkpoint"),
+    "import": ("showo_dist.export.cli", "main_import", "make a checkpoint from a model folder"),
+    "inspect": ("showo_dist.export.cli", "main_inspect", "show what a checkpoint holds"),
     "evaluate": ("showo_dist.evaluation", "main", "paint, answer and score"),
+    "gallery": (
+        "showo_dist.gallery",
+        "main",
+        "pictures of checkpoints, rounds and curves as a page",
+    ),
     "report": ("showo_dist.report", "main", "write the report of a run"),
 }
 
@@ -38,6 +68,8 @@ def usage() -> str:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
+    if arguments and arguments[0].startswith("--local_rank="):  # DeepSpeed's launcher puts it first
+        arguments = arguments[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
         return 0
@@ -48,6 +80,9 @@ def main(argv: list[str] | None = None) -> int:
     module, function, _ = COMMANDS[name]
     try:
         return int(getattr(import_module(module), function)(rest) or 0)
+    except StoppedError as stopped:
+        print(f"showo-dist {name}: {stopped}", file=sys.stderr)
+        return stopped.code
     except (ValueError, OSError) as error:  # what a user can mend: one line, no traceback
         print(f"showo-dist {name}: {error}", file=sys.stderr)
         return 2

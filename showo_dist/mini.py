@@ -6,10 +6,6 @@ last stage that was finished, and inside a training stage from its last checkpoi
 
 import argparse
 import hashlib
-import json
-import os
-import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -18,23 +14,12 @@ from pathlib import Path
 
 import torch
 
+from showo_dist.recipe import Stage, Story, launched, tool
+
 CONFIGS = Path("configs/mini")
 TEXT_TOKENS = 512
 # The mini configs' batch sizes are for this many ranks; fewer ranks accumulate instead.
 CONFIG_RANKS = 2
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One step of the story.
-
-    Attributes:
-        name: what it is called in the log and in the file of finished stages.
-        commands: run side by side; the stage fails if one fails.
-    """
-
-    name: str
-    commands: list[list[str]]
 
 
 @dataclass(frozen=True)
@@ -48,20 +33,14 @@ class Places:
         return f"{self.data}/{name}-{{000000..{count - 1:06d}}}.tar"
 
 
-def _tool(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "showo_dist.cli", *arguments]
-
-
 def _launched(ranks: int, module: str, *arguments: str) -> list[str]:
-    deepspeed = str(Path(sys.executable).parent / "deepspeed")
-    start = [deepspeed, "--quiet", "--num_gpus", str(ranks), "--module", module]
-    return [*start, *arguments]
+    start = ["deepspeed", "--quiet", "--num_gpus", str(ranks), "--module", module]
+    return launched(start, *arguments)
 
 
 def _torchrun(ranks: int, module: str, *arguments: str) -> list[str]:
-    torchrun = str(Path(sys.executable).parent / "torchrun")
-    start = [torchrun, "--standalone", "--nproc-per-node", str(ranks), "-m", module]
-    return [*start, *arguments]
+    start = ["torchrun", "--standalone", "--nproc-per-node", str(ranks), "-m", module]
+    return launched(start, *arguments)
 
 
 def _train(ranks: int, config: str, places: Places, changes: list[str]) -> list[str]:
@@ -73,7 +52,7 @@ def _train(ranks: int, config: str, places: Places, changes: list[str]) -> list[
 
 
 def _evaluate(places: Places, run: str, checkpoint: str, limit: int) -> list[str]:
-    return _tool(
+    return tool(
         *("evaluate", "--framework", "mini", checkpoint),
         *("--prompts", f"{places.data}/prompts.jsonl", "--shards", places.shards("val", 1)),
         *("--out", f"{places.runs}/eval-{run}", "--limit", str(limit)),
@@ -94,9 +73,9 @@ def stages(
     """
     train, encoded = places.shards("train", pictures // 1000), places.data / "encoded"
     yield Stage(
-        "draw the world", [_tool("mini-data", str(places.data), "--pictures", str(pictures))]
+        "draw the world", [tool("mini-data", str(places.data), "--pictures", str(pictures))]
     )
-    text_tokenizer = _tool(
+    text_tokenizer = tool(
         *("text-tokenizer", "--out", f"{places.data}/text_tokenizer"),
         *("--size", str(TEXT_TOKENS), "--texts", train, places.shards("text", 4)),
         *("--conversations", train),
@@ -119,7 +98,7 @@ def stages(
     yield Stage("RecA", [_train(ranks, "reca", places, [start, *changes])])
     evaluations = [_evaluate(places, name, path, limit) for name, path in finished.items()]
     yield Stage("evaluation", evaluations)
-    report = _tool("report", str(places.runs), "--out", f"{places.runs}/report.md")
+    report = tool("report", str(places.runs), "--out", f"{places.runs}/report.md")
     yield Stage("report", [report])
 
 
@@ -130,60 +109,12 @@ def _steps(config: str, changes: list[str]) -> int:
     return load(arguments, TrainConfig, check=False).training.max_train_steps
 
 
-class Story:
-    """Runs stages and remembers the finished ones.
-
-    Args:
-        record: JSON file of the finished stages: name to command lines and seconds.
-    """
-
-    def __init__(self, record: Path) -> None:
-        self.record = record
-        self.done: dict[str, dict] = json.loads(record.read_text()) if record.is_file() else {}
-
-    def run(self, stage: Stage) -> None:
-        """Run a stage unless it was finished with the same commands and config files.
-
-        Raises:
-            RuntimeError: a command of it failed.
-        """
-        lines = [shlex.join(command) for command in stage.commands]
-        made_by = {"commands": lines, "configs": _digest(lines)}
-        if made_by.items() <= self.done.get(stage.name, {}).items():
-            print(f"== {stage.name}: done before", flush=True)
-            return
-        print(f"== {stage.name}", flush=True)
-        start = time.perf_counter()
-        _run_side_by_side(stage)
-        seconds = time.perf_counter() - start
-        print(f"== {stage.name}: {seconds:.0f} s", flush=True)
-        self.done[stage.name] = {**made_by, "seconds": round(seconds, 1)}
-        self.record.parent.mkdir(parents=True, exist_ok=True)
-        self.record.write_text(json.dumps(self.done, indent=1) + "\n")
-
-
-def _digest(lines: list[str]) -> str:
-    """Of the config files, for stages that read one: a changed config is another stage."""
-    if not any("config=" in line for line in lines):
+def _digest(stage: Stage) -> str:
+    """Of the config files, for stages that read one."""
+    if not any("config=" in line for line in stage.lines):
         return ""
     contents = b"".join(path.read_bytes() for path in sorted(CONFIGS.glob("*.yaml")))
     return hashlib.sha256(contents).hexdigest()
-
-
-def _threads(processes: int) -> dict[str, str]:
-    """An environment in which side-by-side processes share the cores evenly."""
-    cores = len(os.sched_getaffinity(0))
-    return {**os.environ, "OMP_NUM_THREADS": str(max(1, cores // processes))}
-
-
-def _run_side_by_side(stage: Stage) -> None:
-    alone = len(stage.commands) == 1
-    environment = dict(os.environ) if alone else _threads(len(stage.commands))
-    running = [subprocess.Popen(command, env=environment) for command in stage.commands]
-    codes = [process.wait() for process in running]
-    for command, code in zip(stage.commands, codes, strict=True):
-        if code:
-            raise RuntimeError(f"{stage.name}: exit code {code} of {shlex.join(command)}")
 
 
 def main(argv: list[str]) -> int:
@@ -201,7 +132,7 @@ def main(argv: list[str]) -> int:
         raise ValueError(f"--pictures {arguments.pictures}: expected a multiple of 1000")
     if not CONFIGS.is_dir():
         raise ValueError(f"{CONFIGS}: no such folder; run this where the project's configs are")
-    story = Story(arguments.runs / "stages.json")
+    story = Story(arguments.runs / "stages.json", _digest)
     places = Places(arguments.data, arguments.runs)
     start = time.perf_counter()
     try:

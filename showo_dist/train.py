@@ -4,21 +4,40 @@ torchrun and plain ``python -m showo_dist.train`` (one process) take the same ar
 """
 
 import sys
+from pathlib import Path
 
 from showo_dist.config import TrainConfig, load
+from showo_dist.faults.evidence import record_collectives
+from showo_dist.faults.progress import Progress
+from showo_dist.faults.signals import StopRequest
+from showo_dist.faults.watch import Settings, watched
 from showo_dist.runtime.exits import exit_plainly
 from showo_dist.runtime.ranks import joined
+
+PROGRAM = "showo_dist.train"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the training that the arguments describe; returns the exit code."""
     config = load(sys.argv[1:] if argv is None else argv, TrainConfig)
-    with joined(config.distributed.timeout_s, always_group=True) as ranks:
+    settings = Settings(
+        timeout_s=config.fault.timeout_s,
+        long_s=config.distributed.timeout_s,
+        folder=Path(config.experiment.output_dir) / "faults",
+        program=PROGRAM,
+    )
+    record_collectives()
+    progress = Progress()
+    with (
+        StopRequest() as stop,
+        joined(config.distributed.timeout_s, always_group=True) as ranks,
+        watched(ranks, progress, settings),
+    ):
         from showo_dist.training.trainer import Trainer  # DeepSpeed takes seconds to import
 
-        Trainer(config, ranks).train()
+        Trainer(config, ranks, progress, stop).train()
     return 0
 
 
 if __name__ == "__main__":
-    exit_plainly("showo_dist.train", main)
+    exit_plainly(PROGRAM, main)

@@ -19,9 +19,17 @@ class ExperimentConfig:
     init_from: str | None = None
     """Weights to start from: a checkpoint of ours, a released folder or a hub id. Goes before
     `model.showo.load_from_showo`; null leaves the choice to that key."""
+    init_optimizer: bool = False
+    """Also take AdamW's moments and step count from `init_from`, which must be a checkpoint of ours.
+    The learning-rate schedule and the data start anew."""
     resume_from_checkpoint: bool | str | None = "latest"
     """`latest`: go on from the newest complete checkpoint in `output_dir`, if there is one; a path:
     from that one; false: start anew."""
+    resume_fallback: bool = False
+    """With `latest`: when the newest checkpoint is damaged, say so and go on from the one before."""
+    allow_batch_change: bool = False
+    """Go on although the global batch (ranks × accumulation × batch size) of a flow is not the
+    checkpoint's."""
     save_every: int = 10000
     """Optimizer steps between two checkpoints; 0: only at the end."""
     eval_every: int = 2500
@@ -34,6 +42,14 @@ class ExperimentConfig:
     """Optimizer steps between two logs of the gradient norm of every parameter; 0: never."""
     keep_last: int = 3
     """Checkpoints kept; older ones are removed after a new one is complete. 0: keep all."""
+    keep_every: int = 0
+    """Checkpoints at multiples of so many optimizer steps are kept for ever, besides `keep_last`; 0:
+    none."""
+    save_asynchronously: bool = True
+    """Checkpoints are written in the background while training goes on; false: training waits."""
+    on_save_error: Literal["continue", "stop"] = "continue"
+    """When a checkpoint cannot be written (disk full, no permission): say so, keep the older ones and
+    train on, or stop. A run whose last state cannot be written ends with an error either way."""
     max_train_examples_t2i: int = 20_000_000
     """Accepted for published files and without effect: streams are endless,
     `training.max_train_steps` decides."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 
@@ -32,3 +32,11 @@ class InferenceConfig:
     """Temperature of answer sampling, above 0."""
     max_new_tokens: int = 100
     """Longest answer in tokens."""
+    samples: int = 1
+    """Pictures per prompt, 1 or more."""
+    seeds: list[int] = field(default_factory=lambda: [0])
+    """Seeds; each gives every picture once more. A seed and the picture's index decide its random numbers."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Number format of the transformer; `auto`: bf16 on a GPU that has it, fp32 on a CPU."""
+    compile: bool = False
+    """Run the transformer's layers through torch.compile: slow to start, faster after that."""

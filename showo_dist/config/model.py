@@ -53,6 +53,9 @@ class ShowoConfig:
     `llm_model_path`."""
     tokenizer_path: str | None = None
     """Text tokenizer, a folder or hub id; null: `llm_model_path`."""
+    resize: bool = False
+    """Start from weights of another vocabulary or codebook: rows that both have are kept, new ones
+    are drawn from `training.seed`; also leave out a CLIP projector without use. false: an error."""
 
 
 @dataclass(kw_only=True)
@@ -68,3 +71,6 @@ class ModelConfig:
     oracle."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more compute."""
+    gradient_checkpointing_every: int = 1
+    """With `gradient_checkpointing`: recompute the first of every so many blocks, keep the
+    activations of the others. 1: all blocks."""

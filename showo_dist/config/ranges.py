@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 AT_LEAST_ONE = (
     "experiment.log_every",
+    "model.gradient_checkpointing_every",
     "model.vq_model.downsample",
     "model.showo.llm_vocab_size",
     "model.showo.num_new_special_tokens",
@@ -31,7 +32,9 @@ AT_LEAST_ONE = (
     "training.down_scale",
     "training.generation_timesteps",
     "distributed.timeout_s",
+    "fault.max_nonfinite_in_a_row",
     "inference.top_k",
+    "inference.samples",
     "inference.max_new_tokens",
 )
 AT_LEAST_ZERO = (
@@ -40,7 +43,11 @@ AT_LEAST_ZERO = (
     "experiment.generate_every",
     "experiment.log_grad_norm_every",
     "experiment.keep_last",
+    "experiment.keep_every",
     "data.cache_gb",
+    "lora.rank",
+    "fault.timeout_s",
+    "fault.slow_factor",
     "data.retries",
     "dataset.params.num_workers",
     "optimizer.params.weight_decay",
@@ -56,6 +63,7 @@ AT_LEAST_ZERO = (
 ABOVE_ZERO = (
     "optimizer.params.learning_rate",
     "optimizer.params.epsilon",
+    "lora.alpha",
     "training.max_grad_norm",
     "inference.temperature",
 )
@@ -65,7 +73,12 @@ FRACTIONS = (
     "training.min_masking_rate",
     "training.mask_contiguous_region_prob",
 )
-BELOW_ONE = ("optimizer.params.beta1", "optimizer.params.beta2", "training.label_smoothing")
+BELOW_ONE = (
+    "optimizer.params.beta1",
+    "optimizer.params.beta2",
+    "training.label_smoothing",
+    "lora.dropout",
+)
 
 
 def numbers_in_range(config: TrainConfig) -> Iterator[str]:

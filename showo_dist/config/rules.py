@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from showo_dist.config import mixtures
 from showo_dist.config.flows import FLOWS, active_flows, flow_settings
 from showo_dist.config.ranges import numbers_in_range
+from showo_dist.config.starting import STARTING_RULES
 
 if TYPE_CHECKING:
     from showo_dist.config.schema import TrainConfig
@@ -29,6 +30,8 @@ OWN_DEEPSPEED_KEYS = {
     "optimizer": "optimizer.*",
     "scheduler": "lr_scheduler.*",
     "zero_optimization.stage": "distributed.zero_stage",
+    "zero_optimization.offload_optimizer": "distributed.offload_optimizer",
+    "zero_optimization.offload_param": "distributed.offload_param",
 }
 PRECISIONS = ("no", "fp32", "bf16", "auto")
 BACKBONE_SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
@@ -283,4 +286,5 @@ RULES: tuple[Rule, ...] = (
     backbone_has_a_source,
     backbone_sizes_are_whole,
     deepspeed_keys_are_free,
+    *STARTING_RULES,
 )

@@ -8,7 +8,9 @@ from typing import ClassVar, Literal
 
 from showo_dist.config.dataset import DataConfig, DatasetConfig
 from showo_dist.config.experiment import ExperimentConfig, LoggingConfig, WandbConfig
+from showo_dist.config.fault import FaultConfig
 from showo_dist.config.inference import InferenceConfig
+from showo_dist.config.lora import LoraConfig
 from showo_dist.config.model import ModelConfig
 from showo_dist.config.rules import broken_rules, missing_data, no_flow, warnings_about
 from showo_dist.config.training import (
@@ -33,6 +35,7 @@ PUBLISHED_TOP_LEVEL_KEYS: dict[str, str] = {
     "offset": "inference.offset",
     "mmu_image_root": "inference.mmu_image_root",
     "question": "inference.question",
+    "max_new_tokens": "inference.max_new_tokens",
 }
 
 
@@ -48,10 +51,12 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     lr_scheduler: LRSchedulerConfig = field(default_factory=LRSchedulerConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
+    fault: FaultConfig = field(default_factory=FaultConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     compat: Literal["none", "reference"] = "none"

@@ -135,5 +135,14 @@ class DistributedConfig:
     deepspeed: dict[str, Any] = field(default_factory=dict)
     """Further DeepSpeed settings, merged over ours; keys that this config sets elsewhere are
     refused."""
+    offload_optimizer: Literal["none", "cpu"] = "none"
+    """`cpu`, from ZeRO-1 on: AdamW's state and the fp32 weights live in host memory and are updated
+    there."""
+    offload_param: Literal["none", "cpu", "nvme"] = "none"
+    """ZeRO-3: where this rank's share of the parameters lives until it is gathered."""
+    offload_path: str | None = None
+    """Folder on the fast disk that `distributed.offload_param: nvme` uses."""
+    offload_pin_memory: bool = True
+    """Page-locked host memory for what is offloaded: faster copies, but it cannot be paged out."""
     timeout_s: int = 1800
     """Seconds that a collective may take before the run is declared hung."""

@@ -46,6 +46,17 @@ def drop_after(path: Path, step: int) -> None:
     aside.replace(path)
 
 
+def open_lines(path: Path) -> TextIO:
+    """Open for appending; a last line that a killed writer left unfinished is ended first."""
+    file = path.open("a+")
+    end = file.seek(0, os.SEEK_END)
+    if end:
+        file.seek(end - 1)
+        if file.read() != "\n":
+            file.write("\n")
+    return file
+
+
 def _plain(value: float) -> float | None:
     """A number that JSON can hold; what is not finite becomes null."""
     number = float(value)
@@ -69,7 +80,7 @@ class RecordFiles:
         if metrics_name is not None:
             drop_after(folder / metrics_name, start_step)
             self._metrics = (folder / metrics_name).open("a")
-        self._events = (folder / "events.jsonl").open("a")
+        self._events = open_lines(folder / "events.jsonl")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self._step = step

@@ -1,20 +1,35 @@
 """The released folder format: ``config.json`` beside weights, whole or in shards, local or on the hub."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 CONFIG_NAME = "config.json"
 SAFETENSORS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 TORCH_NAME = "pytorch_model.bin"  # the older releases
+UNWRAPPED = "unwrapped_model"  # where the published training code puts config and weights
+
+_WEIGHT_NAMES = (SAFETENSORS_NAME, INDEX_NAME, TORCH_NAME)
+_UNREADABLE = (SafetensorError, UnpicklingError, RuntimeError, EOFError, ValueError)
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 
 
 def local_folder(source: str | Path) -> Path:
@@ -27,12 +42,20 @@ def local_folder(source: str | Path) -> Path:
         return Path(source)
     try:
         files = [CONFIG_NAME, INDEX_NAME, TORCH_NAME, "model*.safetensors"]
+        files += [f"{UNWRAPPED}/{name}" for name in files]
         return Path(snapshot_download(str(source), allow_patterns=files))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise FileNotFoundError(
             f"{source}: no such folder, and no such hub repository ({reason})"
         ) from error
+
+
+def inner_folder(folder: Path) -> Path:
+    """Where config and weights lie: the folder itself, or the published training code's part of it."""
+    inner = folder / UNWRAPPED
+    here = any((folder / name).is_file() for name in _WEIGHT_NAMES)
+    return inner if inner.is_dir() and not here else folder
 
 
 def read_json(path: Path) -> dict:
@@ -49,7 +72,13 @@ def read_json(path: Path) -> dict:
         raise ValueError(f"{path}: not JSON ({error})") from None
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a folder's weights, safetensors first.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    folder = inner_folder(folder)
     if (folder / SAFETENSORS_NAME).is_file():
         return [folder / SAFETENSORS_NAME]
     if (folder / INDEX_NAME).is_file():
@@ -57,33 +86,91 @@ def _weight_files(folder: Path) -> list[Path]:
         return [folder / name for name in sorted(names)]
     if (folder / TORCH_NAME).is_file():
         return [folder / TORCH_NAME]
-    raise FileNotFoundError(
-        f"{folder}: none of {SAFETENSORS_NAME}, {INDEX_NAME}, {TORCH_NAME} is there"
-    )
+    raise FileNotFoundError(f"{folder}: none of {', '.join(_WEIGHT_NAMES)} is there")
 
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The state dict of a folder, safetensors first; nothing is ever unpickled as code.
+class FolderWeights:
+    """Weights of a model folder by name, read one at a time; nothing is ever unpickled as code.
+
+    Safetensors are mapped, and so is a ``pytorch_model.bin`` of today's format: a tensor takes memory when it
+    is read.
+
+    Attributes:
+        folder: the folder, for messages.
+        meta: a tensor on the meta device for every name: shape and dtype.
 
     Raises:
         FileNotFoundError, ValueError: a file is missing or cannot be read; it is named.
     """
-    weights: dict[str, Tensor] = {}
-    for path in _weight_files(folder):
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.meta: dict[str, Tensor] = {}
+        self._holders: dict[str, tuple[Path, Any]] = {}
+        for path in weight_files(folder):
+            try:
+                self._open(path)
+            except FileNotFoundError:
+                raise FileNotFoundError(f"{path}: missing, {INDEX_NAME} names it") from None
+            except _UNREADABLE as error:
+                raise _cannot_be_read(path, error) from error
+
+    def _open(self, path: Path) -> None:
+        if path.suffix == ".safetensors":
+            file = safe_open(path, framework="pt")
+            names = list(file.keys())
+            metas = (_meta_of(file.get_slice(name)) for name in names)
+            holder: Any = file.get_tensor
+        else:
+            state = _torch_file(path)
+            names, holder = list(state), state.__getitem__
+            metas = (torch.empty_like(tensor, device="meta") for tensor in state.values())
+        self.meta.update(zip(names, metas, strict=True))
+        self._holders.update(dict.fromkeys(names, (path, holder)))
+
+    def read(self, name: str) -> Tensor:
+        """One whole tensor on the CPU, in the file's dtype.
+
+        Raises:
+            ValueError: its file cannot be read.
+        """
+        path, get = self._holders[name]
         try:
-            if path.suffix == ".safetensors":
-                weights.update(load_file(path))
-            else:
-                weights.update(torch.load(path, map_location="cpu", weights_only=True))
-        except FileNotFoundError:
-            raise FileNotFoundError(f"{path}: missing, {INDEX_NAME} names it") from None
-        except (SafetensorError, UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise ValueError(f"{path}: weights cannot be read ({reason})") from error
-    return weights
+            return get(name)
+        except _UNREADABLE as error:
+            raise _cannot_be_read(path, error) from error
 
 
-def check_fit(folder: Path, expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
+def _meta_of(tensor_slice: Any) -> Tensor:
+    dtype = _DTYPES.get(tensor_slice.get_dtype())
+    if dtype is None:
+        raise ValueError(f"dtype {tensor_slice.get_dtype()} is not one of {', '.join(_DTYPES)}")
+    return torch.empty(tensor_slice.get_shape(), dtype=dtype, device="meta")
+
+
+def _torch_file(path: Path) -> dict[str, Tensor]:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except RuntimeError:  # the format before torch 1.6 cannot be mapped
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _cannot_be_read(path: Path, error: Exception) -> ValueError:
+    reason = str(error).strip().partition("\n")[0]
+    return ValueError(f"{path}: weights cannot be read ({reason})")
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """The whole state dict of a folder.
+
+    Raises:
+        FileNotFoundError, ValueError: as :class:`FolderWeights`.
+    """
+    weights = FolderWeights(folder)
+    return {name: weights.read(name) for name in weights.meta}
+
+
+def check_fit(folder: Path, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
     """Compare names and shapes.
 
     Raises:

@@ -1,7 +1,7 @@
 """Show-o in the released folder format: ``config.json`` beside safetensors or ``pytorch_model.bin``."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,13 @@ from showo_dist.models.folder import (
     CONFIG_NAME,
     SAFETENSORS_NAME,
     check_fit,
+    inner_folder,
     local_folder,
     read_json,
-    read_weights,
 )
+from showo_dist.models.initial import InitialWeights
 from showo_dist.models.showo import ShowO
+from showo_dist.models.weights import LORA_KEY, open_weights
 from showo_kernels import select_backend
 
 PHI_1_5 = (
@@ -96,6 +98,8 @@ def load_showo(
 ) -> ShowO:
     """A model from a released folder, an export or checkpoint of ours, or a hub id.
 
+    Adapters of a LoRA run are merged into the weights that they were trained over.
+
     Args:
         source: the folder or id.
         attention: backend name; ``auto`` picks the best for the device.
@@ -106,45 +110,69 @@ def load_showo(
         ValueError: a file cannot be read, or the weights do not fit ``config.json``.
     """
     folder = local_folder(source)
-    showo = read_config(folder)
     backend, _ = select_backend(attention, device, torch.float32)
+    model = empty_model(read_config(folder), backend)
+    weights = open_weights(folder)
+    check_fit(folder, model.state_dict(), weights.meta)
+    materialise(model, weights.read)
+    return model.to(device)
+
+
+def empty_model(showo: ShowoConfig, attention: str = "sdpa") -> ShowO:
+    """A model of the config's sizes on the meta device: names and shapes."""
     with torch.device("meta"):
-        model = build_showo(showo, backend)
-    weights = read_weights(folder)
-    check_fit(folder, model.state_dict(), weights)
-    return _materialise(model, weights).to(device)
+        return build_showo(showo, attention)
 
 
-def _materialise(model: ShowO, weights: dict[str, Tensor]) -> ShowO:
-    """Give a meta model its weights, and its rotary table, which checkpoints do not hold."""
+def materialise(model: ShowO, read: Callable[[str], Tensor]) -> None:
+    """Give a meta model its weights by name, and its rotary table, which checkpoints do not hold."""
+    weights = {name: read(name) for name in model.state_dict()}
     model.load_state_dict(weights, strict=True, assign=True)
     rotary = model.showo.model.rotary_emb
     model.showo.model.rotary_emb = type(rotary)(config=model.config)
-    return model
 
 
-def load_weights(model: ShowO, source: str | Path) -> None:
-    """Put the weights of a folder or hub id into a model of the same shapes.
+def initial_weights(
+    showo: ShowoConfig,
+    source: str | Path,
+    seed: int,
+    model: ShowO | None = None,
+    check: bool = True,
+) -> InitialWeights:
+    """What a run that starts from ``source`` begins with.
+
+    Args:
+        showo: sizes of the new model.
+        source: folder or hub id; adapters in it are merged.
+        seed: of rows that the source does not have.
+        model: a model of these sizes, if there is one already.
+        check: compare a checkpoint's files with their checksums first.
 
     Raises:
-        FileNotFoundError, ValueError: as :func:`load_showo`.
+        FileNotFoundError, ValueError: as :func:`load_showo`, or sizes differ that may not.
     """
     folder = local_folder(source)
-    weights = read_weights(folder)
-    check_fit(folder, model.state_dict(), weights)
-    model.load_state_dict(weights, strict=True)
+    model = model or empty_model(showo)
+    return InitialWeights(
+        showo,
+        {name: tensor.to("meta") for name, tensor in model.state_dict().items()},
+        open_weights(folder, check),
+        read_config(folder),
+        seed=seed,
+        std=model.config.initializer_range,
+    )
 
 
 def read_config(folder: Path) -> ShowoConfig:
     """Sizes from ``config.json``; keys that training alone needs are left out."""
-    values = read_json(folder / CONFIG_NAME)
+    values = read_json(inner_folder(folder) / CONFIG_NAME)
     known = {key: values[key] for key in ShowoConfig.__dataclass_fields__ if key in values}
     return ShowoConfig(**known)
 
 
 def config_json(showo: ShowoConfig, model: ShowO) -> str:
     """``config.json`` with the released keys, and the backbone's sizes so that no other file is needed."""
-    values: Mapping[str, Any] = {
+    values: dict[str, Any] = {
         "_class_name": "Showo",
         "w_clip_vit": showo.w_clip_vit,
         "vocab_size": showo.vocab_size,
@@ -158,6 +186,8 @@ def config_json(showo: ShowoConfig, model: ShowO) -> str:
         "clip_tokens": showo.clip_tokens,
         "llm_config": _plain_config(model.config),
     }
+    if model.adapters is not None:
+        values[LORA_KEY] = model.adapters
     return json.dumps(values, indent=2) + "\n"
 
 

@@ -1,14 +1,17 @@
 """Show-o: one decoder for text and image codes; everything trainable is used inside one forward."""
 
+from pathlib import Path
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from transformers import PhiConfig, PhiForCausalLM
+from transformers import Cache, PhiConfig, PhiForCausalLM
 from transformers.activations import NewGELUActivation
 
 from showo_dist.models.attention import register
 from showo_dist.sequences.pack import PackedBatch
 from showo_dist.sequences.sequence import FLOWS
-from showo_kernels import build_plan, flow_losses, join_flows
+from showo_kernels import AttentionPlan, build_plan, flow_losses, join_flows
 
 
 class LossHead(nn.Linear):
@@ -20,6 +23,7 @@ class LossHead(nn.Linear):
         batch: PackedBatch | None = None,
         flow_scale_F: Tensor | None = None,
         label_smoothing: float = 0.0,
+        ids: slice = slice(None),
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Logits (P, V) without ``batch``, else the losses of its labels (see :meth:`ShowO.forward`).
 
@@ -28,9 +32,11 @@ class LossHead(nn.Linear):
             batch: gives targets, flows and weights of the P labels.
             flow_scale_F: factor of each flow's sum in the total.
             label_smoothing: mass spread evenly over the vocabulary.
+            ids: the part of the vocabulary whose logits are wanted.
         """
         if batch is None:
-            return nn.functional.linear(hidden_PD, self.weight, self.bias)
+            bias = None if self.bias is None else self.bias[ids]
+            return nn.functional.linear(hidden_PD, self.weight[ids], bias)
         assert flow_scale_F is not None
         return flow_losses(
             hidden_PD,
@@ -57,6 +63,9 @@ class ShowO(nn.Module):
             image codes and the mask token. q/k LayerNorm is switched on.
         feature_width: width of the understanding features, 0 for a model without projector.
         attention: backend of :func:`showo_kernels.build_plan`.
+
+    Attributes:
+        adapters: what ``config.json`` says about LoRA adapters inside; None without.
     """
 
     def __init__(
@@ -69,11 +78,19 @@ class ShowO(nn.Module):
         self.attention = attention
         self.feature_width = feature_width
         self.label_smoothing = 0.0
+        self.adapters: dict[str, Any] | None = None
         self.showo = PhiForCausalLM(backbone)
         self.showo.lm_head = _loss_head(self.showo.lm_head)
         _fuse_activations(self.showo)
         if feature_width:
             self.mm_projector = clip_projector(feature_width, backbone.hidden_size)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, **options: Any) -> "ShowO":
+        """See :func:`showo_dist.models.pretrained.load_showo`."""
+        from showo_dist.models.pretrained import load_showo  # it imports this module
+
+        return load_showo(source, **options)
 
     @property
     def config(self) -> PhiConfig:
@@ -89,6 +106,10 @@ class ShowO(nn.Module):
         batch: PackedBatch,
         flow_scale_F: Tensor | None = None,
         logit_rows: Tensor | None = None,
+        *,
+        logit_ids: slice = slice(None),
+        cache: Cache | None = None,
+        plan: AttentionPlan | None = None,
     ) -> tuple[Tensor, Tensor] | Tensor:
         """One pass over all flows of a micro-batch.
 
@@ -96,26 +117,32 @@ class ShowO(nn.Module):
             batch: packed sequences on the model's device.
             flow_scale_F: (len(FLOWS),) factor of each flow's loss sum in the total, for training.
             logit_rows: rows whose logits (rows, V) to return instead of losses.
+            logit_ids: the part of the vocabulary that those logits are wanted of.
+            cache: gets the keys and values of the rows, and gives those of earlier rows (generation).
+            plan: attention over what the cache gives; None attends within the batch.
 
         Returns:
             The total to call backward on (fp32 scalar: label sums times the scale of their flow) and
             the detached fp32 weighted cross-entropy sums of the flows (len(FLOWS),), in nats. A plain tuple:
             ZeRO-3's hooks look for tensors in tuples only.
         """
-        hidden_TD = self._hidden(batch)
+        if plan is None:
+            plan = build_plan(self.attention, batch.visibility, batch.ids_N.device)
+        hidden_TD = self._hidden(batch, plan, cache)
         if logit_rows is not None:
-            return self.showo.lm_head(hidden_TD[logit_rows])
+            return self.showo.lm_head(hidden_TD[logit_rows], ids=logit_ids)
         assert flow_scale_F is not None and len(flow_scale_F) == len(FLOWS)
         return self.showo.lm_head(
             hidden_TD[batch.label_rows_P], batch, flow_scale_F, self.label_smoothing
         )
 
-    def _hidden(self, batch: PackedBatch) -> Tensor:
+    def _hidden(self, batch: PackedBatch, plan: AttentionPlan, cache: Cache | None) -> Tensor:
         embeds_TD = self._embed(batch)
         output = self.showo.model(
             inputs_embeds=embeds_TD[None],
             position_ids=batch.position_ids_T[None],
-            plan=build_plan(self.attention, batch.visibility, embeds_TD.device),
+            past_key_values=cache,
+            plan=plan,
         )
         return output.last_hidden_state[0]
 

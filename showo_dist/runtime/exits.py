@@ -1,12 +1,64 @@
-"""How a run on several ranks ends when a user has to mend something."""
+"""How a run on several ranks ends, and the exit codes that say so."""
 
+import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NoReturn
 
-USER_ERROR = 2  # exit code for what the config, a file or the command line should have said
-_SIBLING_GRACE_S = 5.0  # a launcher ends the other ranks well within it once rank 0 has failed
+DONE = 0
+USER_ERROR = 2  # what the config, a file or the command line should have said
+PREEMPTED = (
+    75  # asked to stop; a checkpoint is there, the same command goes on (sysexits' TEMPFAIL)
+)
+RANK_LOST = 76  # another rank died, failed or hangs; going on from the last checkpoint may help
+NON_FINITE = 77  # too many steps in a row were not finite; the same command would end the same way
+
+# Folder that a supervisor reads: launchers do not all hand on the exit code of a rank.
+REPORTS = "SHOWO_DIST_REPORTS"
+SIBLING_GRACE_S = 5.0  # a launcher ends the other ranks well within it once rank 0 has failed
+
+
+class StoppedError(Exception):
+    """The run ends here, on all ranks alike; rank 0 says why in one line.
+
+    Args:
+        code: exit code.
+        message: the line.
+    """
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class OwnMistakeError(ValueError):
+    """What a user can mend, seen by this rank alone: it says so at once, naming rank and host itself."""
+
+
+def report(code: int | None, lost: Sequence[int] = ()) -> None:
+    """Tell the supervisor, where there is one, that this rank runs (None) or ends with ``code``.
+
+    Args:
+        code: exit code.
+        lost: ranks that died or hang.
+    """
+    folder = os.environ.get(REPORTS)
+    if not folder:
+        return
+    path = Path(folder) / f"rank-{rank_of_environment():05d}.json"
+    aside = path.with_suffix(f".{os.getpid()}")
+    with suppress(OSError):  # nobody reads it any more; that must not change how the run ends
+        aside.write_text(json.dumps({"pid": os.getpid(), "code": code, "lost": sorted(lost)}))
+        aside.replace(path)
+
+
+def rank_of_environment() -> int:
+    """What a launcher said about this process, before there is a process group."""
+    return int(os.environ.get("RANK", 0))
 
 
 def exit_plainly(program: str, run: Callable[[], int]) -> None:
@@ -20,14 +72,32 @@ def exit_plainly(program: str, run: Callable[[], int]) -> None:
         program: what the line begins with.
         run: gives the exit code.
     """
+    report(None)
     try:
         code = run()
+    except StoppedError as stopped:
+        if rank_of_environment() == 0:
+            _say(f"{program}: {stopped}")
+        leave(stopped.code)
     except (ValueError, OSError) as error:
-        rank = int(os.environ.get("RANK", 0))
-        if rank:
-            time.sleep(_SIBLING_GRACE_S)
-        where = f" (rank {rank})" if rank else ""
-        print(f"{program}{where}: {error}", file=sys.stderr, flush=True)
-        sys.stdout.flush()
-        os._exit(USER_ERROR)
+        rank = rank_of_environment()
+        report(USER_ERROR)
+        own = isinstance(error, OwnMistakeError)
+        if rank and not own:
+            time.sleep(SIBLING_GRACE_S)
+        _say(f"{program}{f' (rank {rank})' if rank and not own else ''}: {error}")
+        leave(USER_ERROR)
+    report(code)
     sys.exit(code)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def leave(code: int, lost: Sequence[int] = ()) -> NoReturn:
+    """End this process now, from any thread, whatever its other threads wait for."""
+    report(code, lost)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

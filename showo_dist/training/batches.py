@@ -53,6 +53,7 @@ class PackedBatches:
         self.window, self.feature_width, self.multiple_of = window, feature_width, multiple_of
         self.bad = BadSamples()
         self.latest: MicroBatch | None = None
+        self.window_read: list[MicroBatch] = []  # what the last window was made of
         self._micro_steps = 0
         self._iterator = self._windows(repeat_first)
 
@@ -70,6 +71,7 @@ class PackedBatches:
             start, account = time.perf_counter(), Account()
             if first is None or not repeat_first:
                 first = [next(batches) for _ in range(self.window)]
+            self.window_read = first
             packed = [self._pack(batch, account) for batch in first]
             self._micro_steps += self.window
             account.wait_s = time.perf_counter() - start

@@ -10,6 +10,8 @@ from showo_dist.config import TrainConfig, active_flows
 from showo_dist.models.showo import ShowO
 from showo_dist.runtime.precision import uses_bf16
 from showo_dist.training import engine_state
+from showo_dist.training.extensions import without_inference_helper
+from showo_dist.training.memory import offload_settings, recompute_activations
 from showo_dist.training.optimizer import build_optimizer, build_schedule
 
 
@@ -37,7 +39,10 @@ def deepspeed_config(config: TrainConfig, device: torch.device) -> dict[str, Any
             # gloo has no asynchronous reduction on a side stream
             "overlap_comm": device.type == "cuda",
             "contiguous_gradients": True,
+            **offload_settings(config.distributed),
         },
+        # torch's fused AdamW runs on the host as well, compiled ahead
+        "zero_force_ds_cpu_optimizer": False,
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 2**31,
         "wall_clock_breakdown": False,
@@ -57,9 +62,11 @@ def build_engine(model: ShowO, config: TrainConfig, device: torch.device) -> Any
     """Wrap the model, its optimizer and schedule. The process group must exist."""
     assert dist.is_initialized()
     if config.model.gradient_checkpointing:
-        model.showo.gradient_checkpointing_enable({"use_reentrant": False})
-    optimizer = build_optimizer(model, config.optimizer.params)
+        recompute_activations(model, config.model.gradient_checkpointing_every)
+    offloaded = config.distributed.offload_optimizer != "none"
+    optimizer = build_optimizer(model, config.optimizer.params, on_host=offloaded)
     schedule = build_schedule(optimizer, config.lr_scheduler, config.training.max_train_steps)
+    without_inference_helper()
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=optimizer,

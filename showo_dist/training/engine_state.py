@@ -1,24 +1,19 @@
 """Weights and AdamW moments of a DeepSpeed engine by parameter name, whatever the ZeRO stage and world size.
 
-Everything goes through DeepSpeed's public accessors, one parameter at a time, so a state saved by one
-partitioning loads into any other. All functions are collective: every rank calls them alike.
+A rank looks at its own memory alone: runs of flattened fp32 tensors, with nothing gathered and nothing
+copied. Where they begin is read from the mappings that DeepSpeed's public accessors use.
 """
 
 from collections.abc import Callable, Iterator
-from functools import partial
+from math import prod
 from typing import Any
 
 import torch
-from deepspeed.utils import (
-    safe_get_full_fp32_param,
-    safe_get_full_grad,
-    safe_get_full_optimizer_state,
-    safe_set_full_fp32_param,
-    safe_set_full_optimizer_state,
-)
+import torch.distributed as dist
+from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
 from torch import Tensor, nn
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
+from showo_dist.training.checkpoint.slices import KINDS, MOMENTS, WEIGHT, Piece, even_share
 
 
 def _trained(engine: Any) -> Iterator[tuple[str, nn.Parameter]]:
@@ -42,23 +37,58 @@ def _updated_tensors(engine: Any) -> list[Tensor]:
 
 
 def weight(engine: Any, parameter: nn.Parameter) -> Tensor:
-    """The fp32 master weight, whole, on every rank."""
+    """The fp32 master weight, whole, on every rank; collective."""
     full = safe_get_full_fp32_param(parameter)
     return (parameter if full is None else full).detach()
 
 
-def moment(engine: Any, parameter: nn.Parameter, name: str) -> Tensor:
-    """One AdamW moment, whole, on every rank."""
-    full = safe_get_full_optimizer_state(parameter, name)
-    return (_inner_optimizer(engine).state[parameter][name] if full is None else full).detach()
-
-
-def tensors(engine: Any) -> Iterator[tuple[str, str, Callable[[], Tensor]]]:
-    """(kind, name, gather) of every tensor to save: weights and moments; ``gather`` is collective."""
+def held(engine: Any) -> Iterator[Piece]:
+    """All weights and moments in this rank's memory, as views of it: a partition, or everything at ZeRO-0."""
     for name, parameter in _trained(engine):
-        yield "weight", name, partial(weight, engine, parameter)
-        for key in MOMENTS:
-            yield key, name, partial(moment, engine, parameter, key)
+        for kind in KINDS:
+            if hasattr(parameter, "ds_id"):
+                yield from _of_partition(engine, name, parameter, kind)
+            elif hasattr(parameter, "_hp_mapping"):
+                yield from _of_group(name, parameter, kind)
+            else:
+                yield _replicated(engine, name, parameter, kind)
+
+
+def owned(engine: Any, rank: int, world: int) -> list[Piece]:
+    """This rank's part of the state: together the ranks have every element once."""
+    pieces = list(held(engine))
+    return pieces if _is_partitioned(engine) else even_share(pieces, rank, world)
+
+
+def _is_partitioned(engine: Any) -> bool:
+    return any(hasattr(p, "ds_id") or hasattr(p, "_hp_mapping") for _, p in _trained(engine))
+
+
+def _replicated(engine: Any, name: str, parameter: nn.Parameter, kind: str) -> Piece:
+    """ZeRO-0: the parameter itself."""
+    whole = parameter if kind == WEIGHT else _inner_optimizer(engine).state[parameter][kind]
+    return Piece(kind, name, tuple(parameter.shape), 0, whole.detach().view(-1))
+
+
+def _of_group(name: str, parameter: Any, kind: str) -> Iterator[Piece]:
+    """ZeRO-1 and 2: all parameters end to end, cut into equal partitions; many lie outside this one."""
+    mapping = parameter._hp_mapping
+    if mapping is not None:
+        run_N = mapping.get_hp_fragment(None if kind == WEIGHT else kind).detach()
+        start = mapping.lp_fragment_address.start
+        yield Piece(kind, name, tuple(parameter.shape), start, run_N)
+
+
+def _of_partition(engine: Any, name: str, parameter: Any, kind: str) -> Iterator[Piece]:
+    """ZeRO-3: every parameter by itself is cut into equal partitions, the last ones filled up."""
+    optimizer, shape = engine.optimizer, tuple(parameter.ds_shape)
+    group, offset, numel = optimizer.grad_position[optimizer.get_param_id(parameter)]
+    start = dist.get_rank() * numel
+    kept = min(numel, prod(shape) - start)
+    if kept > 0:
+        flat_N = optimizer.fp32_partitioned_groups_flat[group]
+        whole_N = flat_N if kind == WEIGHT else _inner_optimizer(engine).state[flat_N][kind]
+        yield Piece(kind, name, shape, start, whole_N.detach()[offset : offset + kept])
 
 
 def optimizer_steps(engine: Any) -> int:
@@ -89,6 +119,11 @@ def prepare(engine: Any) -> None:
     DeepSpeed connects parameters with their moments once, after the first of its groups has stepped, when
     those of the others would not exist yet.
     """
+    if getattr(engine.optimizer, "swap_optimizer", False):
+        raise ValueError(
+            "distributed.offload_optimizer = nvme: checkpoints cannot reach the optimizer's state "
+            "there; use cpu or none"
+        )
     inner = _inner_optimizer(engine)
     for tensor in _updated_tensors(engine):
         state = {key: torch.zeros_like(tensor) for key in MOMENTS}
@@ -110,23 +145,20 @@ def _set_steps(engine: Any, steps: int) -> None:
         inner.state[tensor]["step"].fill_(steps)
 
 
-def restore(engine: Any, read: Callable[[str, str], Tensor], steps: int) -> None:
-    """Fill weights and moments.
+def before_updates(engine: Any, action: Callable[[], None]) -> None:
+    """Have something done before every step that changes weights and moments."""
+    _inner_optimizer(engine).register_step_pre_hook(lambda *_: action())
+
+
+def restore(engine: Any, read: Callable[[Piece], Tensor], steps: int) -> None:
+    """Fill this rank's weights and moments.
 
     Args:
         engine: prepared, its module holding the weights in its own precision.
-        read: (kind, name) to the whole fp32 tensor.
+        read: a place in this rank's memory to the flat fp32 values that belong there, as
+            :meth:`~showo_dist.training.checkpoint.reader.CheckpointReader.read_piece`.
         steps: AdamW's step count.
     """
+    for piece in held(engine):
+        piece.values_N.copy_(read(piece))
     _set_steps(engine, steps)
-    inner = _inner_optimizer(engine)
-    for name, parameter in _trained(engine):
-        if safe_get_full_fp32_param(parameter) is None:
-            parameter.data.copy_(read("weight", name))
-        else:
-            safe_set_full_fp32_param(parameter, read("weight", name).to(parameter.device))
-        for key in MOMENTS:
-            if parameter in inner.state:
-                inner.state[parameter][key].copy_(read(key, name))
-            else:
-                safe_set_full_optimizer_state(parameter, read(key, name).to(parameter.device), key)

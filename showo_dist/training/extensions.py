@@ -28,6 +28,17 @@ def clear_stale_locks(folder: Path, stale_s: float = STALE_S) -> list[Path]:
     return stale
 
 
+def without_inference_helper() -> None:
+    """Keep DeepSpeed from building that helper at every start; before its engine is made.
+
+    Only its collectives for inference use it. A run that is killed while it holds the lock of the build would
+    make the next start wait for the lock.
+    """
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__ = {}
+
+
 def compile_ahead() -> None:
     """Compile DeepSpeed's helper for CPU ranks now, alone, so that no run has to (``make`` calls this)."""
     clear_stale_locks(use_own_folder(), stale_s=0)

@@ -37,15 +37,21 @@ def parameter_groups(model: nn.Module, params: OptimizerParams) -> list[dict]:
     return [group for group in groups if group["params"]]
 
 
-def build_optimizer(model: nn.Module, params: OptimizerParams) -> Optimizer:
-    """AdamW: apex's on a GPU that has it, else torch's, fused where torch can."""
+def build_optimizer(model: nn.Module, params: OptimizerParams, on_host: bool = False) -> Optimizer:
+    """AdamW over what is trained: apex's on a GPU that has it, else torch's, fused.
+
+    Args:
+        model: of the run.
+        params: section ``optimizer.params``.
+        on_host: its state is kept and updated in host memory, which apex cannot do.
+    """
     settings: dict[str, Any] = {
         "lr": params.learning_rate,
         "betas": (params.beta1, params.beta2),
         "eps": params.epsilon,
     }
     groups = parameter_groups(model, params)
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and not on_host:
         try:
             from apex.optimizers import FusedAdam
         except ImportError:

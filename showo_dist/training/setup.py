@@ -10,11 +10,12 @@ from showo_data.shards import Storage
 from showo_dist.config import TrainConfig, active_flows
 from showo_dist.models.clip import ClipTower
 from showo_dist.models.magvitv2 import MAGVITv2
-from showo_dist.models.pretrained import from_language_model, load_weights
+from showo_dist.models.pretrained import from_language_model
 from showo_dist.models.showo import ShowO
 from showo_dist.runtime.precision import uses_bf16
 from showo_dist.sequences import TextEncoder
 from showo_dist.training.encoders import Encoders
+from showo_dist.training.starting import attach_adapters, check_kind, start_from
 from showo_dist.training.unconverted import external_captions, refuse_unconverted
 from showo_kernels import select_backend
 
@@ -117,19 +118,31 @@ def load_encoders(config: TrainConfig, device: torch.device) -> Encoders:
 def build_model(
     config: TrainConfig, device: torch.device, resume: Path | None
 ) -> tuple[ShowO, str]:
-    """The model on the CPU and why its attention backend was chosen.
+    """The model on the CPU, and why its attention backend was chosen and what it starts from.
 
     Args:
         config: of the run.
         device: where it will train.
         resume: a checkpoint whose weights it gets, else the config says where it starts.
+
+    Raises:
+        FileNotFoundError, ValueError: weights cannot be read or do not fit.
     """
     dtype = torch.bfloat16 if uses_bf16(config.training.mixed_precision, device) else torch.float32
     backend, reason = select_backend(config.model.attention, device, dtype)
-    torch.manual_seed(config.training.seed)
-    model = from_language_model(config.model.showo, backend)
+    notes = [f"attention {backend}: {reason}"]
+    if resume is not None:
+        check_kind(config, resume)
+    source = resume if resume and not config.lora.rank else config.start_from
+    if source is None:
+        torch.manual_seed(config.training.seed)
+        model = from_language_model(config.model.showo, backend)
+    else:
+        # DeepSpeed rounds what it is given to bf16, and has fp32 weights only from a checkpoint.
+        kept = dtype if config.distributed.zero_stage else torch.float32
+        model, weights = start_from(config, source, backend, kept, check=source is not resume)
+        notes += weights.changes
+        if config.lora.rank:
+            notes.append(attach_adapters(model, weights, config, resume))
     model.label_smoothing = config.training.label_smoothing
-    source = resume or config.start_from
-    if source is not None:
-        load_weights(model, source)
-    return model, f"attention {backend}: {reason}"
+    return model, "; ".join(notes)

@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from showo_dist.config import TrainConfig
 from showo_dist.models.showo import ShowO
 from showo_dist.runtime.precision import uses_bf16
+from showo_dist.training.memory import recompute_activations
 from showo_dist.training.optimizer import build_optimizer, build_schedule
 
 
@@ -44,7 +45,7 @@ class TorchEngine:
         self.module, self.optimizer, self.lr_scheduler = model, optimizer, schedule
         self._micro_steps, self._max_norm, self._bf16 = micro_steps, max_norm, bf16
         self._device_type = next(model.parameters()).device.type
-        self._done = 0
+        self._done, self._applied = 0, False
         self._ranks = None
         if dist.is_initialized():
             self._ranks = DistributedDataParallel(model, gradient_as_bucket_view=True)
@@ -67,23 +68,32 @@ class TorchEngine:
         (loss / self._micro_steps).backward()
 
     def step(self) -> None:
-        """End a micro-step; the last of a window clips and updates the weights."""
+        """End a micro-step; the last of a window clips and updates the weights.
+
+        An optimizer whose attribute ``overflow`` is true has its step left out, as DeepSpeed does.
+        """
         if not self.is_gradient_accumulation_boundary():
             self._done += 1
             return
         self._done = 0
-        if self._max_norm:
-            nn.utils.clip_grad_norm_(self.module.parameters(), self._max_norm)
-        self.optimizer.step()
-        self.lr_scheduler.step()
+        self._applied = not getattr(self.optimizer, "overflow", False)
+        if self._applied:
+            if self._max_norm:
+                nn.utils.clip_grad_norm_(self.module.parameters(), self._max_norm)
+            self.optimizer.step()
+            self.lr_scheduler.step()
         self.optimizer.zero_grad()
+
+    def was_step_applied(self) -> bool:
+        """Whether the last window changed the weights."""
+        return self._applied
 
 
 def build_torch_engine(model: ShowO, config: TrainConfig, device: torch.device) -> TorchEngine:
     """The engine of a config without DeepSpeed; of all ranks where a process group exists."""
     model.to(device)
     if config.model.gradient_checkpointing:
-        model.showo.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute_activations(model, config.model.gradient_checkpointing_every)
     optimizer = build_optimizer(model, config.optimizer.params)
     return TorchEngine(
         model,

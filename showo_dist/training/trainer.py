@@ -8,25 +8,33 @@ import torch.distributed as dist
 
 from showo_data import Source, build_loader
 from showo_dist.config import TrainConfig, active_flows, to_yaml
+from showo_dist.faults.nonfinite import NonFiniteSteps
+from showo_dist.faults.pace import Pace
+from showo_dist.faults.progress import Progress
+from showo_dist.faults.signals import StopRequest, who_asked
 from showo_dist.logging import RunLogger
 from showo_dist.models.folder import CONFIG_NAME
 from showo_dist.models.pretrained import config_json
+from showo_dist.runtime.exits import PREEMPTED, StoppedError
 from showo_dist.runtime.ranks import Ranks
 from showo_dist.training import engine_state
 from showo_dist.training.bad import BadSampleWatch, over_all_ranks
 from showo_dist.training.batches import PackedBatches
 from showo_dist.training.checkpoint import (
     CONFIG,
+    BatchShape,
     CheckpointReader,
-    CheckpointWriter,
+    Resume,
     RunState,
     find_resume,
     versions,
 )
+from showo_dist.training.checkpoint.writer import CheckpointWriter
 from showo_dist.training.engine import build_engine
 from showo_dist.training.metrics import Meter
 from showo_dist.training.pictures import PictureMaker
 from showo_dist.training.setup import build_model, flow_specs, load_encoders, load_text
+from showo_dist.training.starting import carry_optimizer
 from showo_dist.training.step import StepLosses, Stepper
 from showo_dist.training.tasks import SequenceMaker
 from showo_dist.training.throughput import Work, peak_flops
@@ -42,35 +50,46 @@ class Trainer:
     Args:
         config: checked.
         ranks: this process among the others; the process group exists.
+        progress: told what the run is doing.
+        stop: asked before every step whether to stop after it.
 
     Raises:
         ValueError, FileNotFoundError: what the config names cannot be read or does not fit together.
     """
 
-    def __init__(self, config: TrainConfig, ranks: Ranks) -> None:
-        self.config, self.ranks = config, ranks
+    def __init__(
+        self, config: TrainConfig, ranks: Ranks, progress: Progress, stop: StopRequest
+    ) -> None:
+        self.config, self.ranks, self.progress, self.stop = config, ranks, progress, stop
         torch.backends.cuda.matmul.allow_tf32 = config.training.enable_tf32
         self.run = Path(config.experiment.output_dir)
-        resume = find_resume(self.run, config.experiment.resume_from_checkpoint)
-        reader = CheckpointReader(resume) if resume else None
+        self.batch_shape = BatchShape.of(config, ranks.world)
+        resume = find_resume(self.run, config.experiment, self.batch_shape, ranks)
+        reader = resume.reader
         self.text = load_text(config)
         showo = config.model.showo
         self.vocabulary = self.text.vocabulary(showo.llm_vocab_size, showo.codebook_size)
         self.encoders = load_encoders(config, ranks.device)
-        model, self.attention = build_model(config, ranks.device, resume)
+        model, self.attention = build_model(config, ranks.device, resume.folder)
         self.work = Work.of(model)
         self.batches = self._batches(reader, model.feature_width)
         self.engine = build_engine(model, config, ranks.device)
-        coefficients = {name: flow.coefficient for name, flow in active_flows(config).items()}
-        self.stepper = Stepper(
-            self.engine, coefficients, config.training.loss_normalization, ranks.device
-        )
         self.step = 0
         if reader is not None:
             self._restore(reader)
-        self.writer = CheckpointWriter(self.run, config.experiment.keep_last, self._describe)
+        elif config.experiment.init_optimizer:
+            carry_optimizer(self.engine, config)
+        self.writer = CheckpointWriter(
+            self.run, config.experiment, self._texts(), config.distributed.timeout_s
+        )
         self.logger = self._logger(reader)
         self.watch = BadSampleWatch(config.data.max_bad_fraction, self.logger.event)
+        self.pace = Pace(ranks.device, config.fault.slow_factor, self.logger.event)
+        self.nonfinite = NonFiniteSteps(
+            *(self.run, config.fault.max_nonfinite_in_a_row, self.logger.event),
+            *(ranks.rank, self.step),
+        )
+        self.stepper = self._stepper()
         self.pictures = PictureMaker(config, self.text, self.vocabulary, self.encoders)
         self._announce(resume)
 
@@ -98,9 +117,23 @@ class Trainer:
             config.training.overfit_one_batch,
         )
 
+    def _stepper(self) -> Stepper:
+        def enter(phase: str) -> None:
+            self.progress.enter(phase)
+            self.pace.enter(phase)
+
+        return Stepper(
+            self.engine,
+            {name: flow.coefficient for name, flow in active_flows(self.config).items()},
+            self.config.training.loss_normalization,
+            self.ranks.device,
+            wants_stop=lambda: bool(self.stop),
+            enter=enter,
+        )
+
     def _restore(self, reader: CheckpointReader) -> None:
         state = reader.state
-        engine_state.restore(self.engine, reader.read, state.optimizer_steps)
+        engine_state.restore(self.engine, reader.read_piece, state.optimizer_steps)
         self.engine.lr_scheduler.load_state_dict(state.schedule)
         for group, rate in zip(
             self.engine.optimizer.param_groups, state.schedule["_last_lr"], strict=True
@@ -125,45 +158,75 @@ class Trainer:
             metrics_name=config.logging.jsonl,
         )
 
-    def _announce(self, resume: Path | None) -> None:
+    def _announce(self, resume: Resume) -> None:
         parameters = sum(getattr(p, "ds_numel", p.numel()) for p in self.engine.module.parameters())
         flows = ", ".join(
             f"{name} {flow.batch_size}×{flow.coefficient:g}"
             for name, flow in active_flows(self.config).items()
         )
+        start = f"going on from {resume.folder} at" if resume.folder else "starting at"
         for line in (
             f"{parameters:,} parameters, {self.ranks.world} ranks on {self.ranks.device.type}, "
             f"ZeRO-{self.config.distributed.zero_stage}, {self.engine.get_data_types()[0]}",
             self.attention,
             f"flows (samples per rank and micro-step × coefficient): {flows}",
-            f"going on from {resume} at step {self.step}" if resume else "starting at step 0",
+            f"{start} step {self.step}",
+            *resume.warnings,
             *self.config.warnings(),
         ):
             self.logger.event(line)
 
-    def _describe(self, folder: Path) -> None:
-        """What a checkpoint says about itself besides tensors."""
-        (folder / CONFIG_NAME).write_text(config_json(self.config.model.showo, self.engine.module))
-        (folder / CONFIG).write_text(to_yaml(self.config))
+    def _texts(self) -> dict[str, str]:
+        """What a checkpoint says about the run besides its state: files by name."""
+        return {
+            CONFIG_NAME: config_json(self.config.model.showo, self.engine.module),
+            CONFIG: to_yaml(self.config),
+        }
 
     def train(self) -> None:
-        """Run to ``training.max_train_steps`` and save at the end."""
+        """Run to ``training.max_train_steps`` and save at the end.
+
+        Raises:
+            StoppedError: a signal asked for it and a checkpoint was written; or too many steps were not
+                finite.
+        """
         total = self.config.training.max_train_steps
         dtype = next(self.engine.module.parameters()).dtype
         meter = Meter(self.work, peak_flops(self.ranks.device, dtype), self.ranks.device)
-        saved = self.step
-        while self.step < total:
-            window, account = next(self.batches)
-            self.step += 1
-            losses = self.stepper(window, self._due(self.config.experiment.log_grad_norm_every))
-            meter.add(window, account)
+        saved, stop = self.step, False
+        while self.step < total and not stop:
+            losses = self._one_step(meter)
+            stop = losses.stop
             self._report(meter, losses)
+            self._tell(self.writer.poll())
             if self._due(self.config.experiment.generate_every):
                 self._draw()
-            if self._due(self.config.experiment.save_every):
+            if self._due(self.config.experiment.save_every) and not self.nonfinite.in_a_row:
                 saved = self._save()
+        if saved < self.step:
+            saved = self._save()
+        self._end()
         if saved < total:
-            self._save()
+            raise StoppedError(PREEMPTED, who_asked(self.stop, self.step))
+
+    def _one_step(self, meter: Meter) -> StepLosses:
+        self.progress.begin_step(self.step + 1)
+        window, account = next(self.batches)
+        self.pace.add_data(account.wait_s)
+        self.step += 1
+        losses = self.stepper(window, self._due(self.config.experiment.log_grad_norm_every))
+        meter.add(window, account)
+        self.progress.enter("log")
+        self.nonfinite(self.step, losses, self.batches.window_read)
+        if self.nonfinite.are_too_many:
+            self._end()
+            raise self.nonfinite.end(self.step)
+        return losses
+
+    def _end(self) -> None:
+        self.progress.enter("save")
+        self._tell(self.writer.finish())
+        self.progress.enter("end")
         self.logger.event(over_all_ranks(self.batches.bad).summary())
         self.logger.close()
 
@@ -175,11 +238,14 @@ class Trainer:
         if self.step % every and self.step < self.config.training.max_train_steps:
             return
         rate = self.engine.get_lr()[0]
-        self.logger.log(self.step, meter.read(losses, rate, self.batches.bad.total))
+        metrics = meter.read(losses, rate, self.batches.bad.total)
+        faults = {**self.pace.read(), "nonfinite": float(self.nonfinite.total)}
+        self.logger.log(self.step, {**metrics, **faults})
         self.watch(self.batches.bad)
 
     def _draw(self) -> None:
         """Pictures of the current model; every rank takes part, for ZeRO-3 shards the weights."""
+        self.progress.enter("pictures")
         self.engine.eval()
         for name, image, caption in self.pictures(self.engine.module, self.batches.latest):
             self.logger.pictures(self.step, name, image, caption)
@@ -187,6 +253,7 @@ class Trainer:
         dist.barrier()
 
     def _save(self) -> int:
+        self.progress.enter("save")
         state = RunState(
             step=self.step,
             positions=self.batches.positions(),
@@ -194,7 +261,12 @@ class Trainer:
             optimizer_steps=engine_state.optimizer_steps(self.engine),
             wandb_id=self.logger.wandb_id,
             versions=versions(),
+            batch=self.batch_shape,
+            counters={"nonfinite": self.nonfinite.total},
         )
-        folder = self.writer.save(self.engine, state)
-        self.logger.event(f"saved {folder}")
+        self.writer.save(self.engine, state)
         return self.step
+
+    def _tell(self, lines: list[str]) -> None:
+        for line in lines:
+            self.logger.event(line)

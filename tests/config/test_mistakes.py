@@ -79,6 +79,7 @@ def test_wrong_type(override: str, expected: str) -> None:
 
 
 # rule -> overrides that break it, and what the line must say
+LORA = ["lora.rank=4", "experiment.init_from=runs/a"]
 BROKEN = {
     "numbers_in_range": [
         (["training.max_train_steps=0"], "training.max_train_steps = 0: expected 1 or more"),
@@ -192,6 +193,26 @@ BROKEN = {
         (["distributed.deepspeed.zero_optimization.stage=3"], "set distributed.zero_stage instead"),
         (["distributed.deepspeed.gradient_clipping=1"], "set training.max_grad_norm instead"),
     ],
+    "adapters_have_a_base": [(["lora.rank=4"], "set experiment.init_from")],
+    "adapted_layers_exist": [
+        ([*LORA, "lora.target_modules=[q_proj, lm_head]"], "lm_head: expected some of q_proj"),
+        ([*LORA, "lora.target_modules=[]"], "[]: expected some of q_proj"),
+    ],
+    "moments_have_a_source": [
+        (["experiment.init_optimizer=true"], "set experiment.init_from"),
+        ([*LORA, "experiment.init_optimizer=true"], "adapters are new"),
+    ],
+    "offload_fits_the_stage": [
+        (
+            ["distributed.zero_stage=0", "distributed.offload_optimizer=cpu"],
+            "needs distributed.zero_stage 1 to 3, not 0",
+        ),
+        (["distributed.offload_param=cpu"], "needs distributed.zero_stage 3, not 2"),
+        (
+            ["distributed.zero_stage=3", "distributed.offload_param=nvme"],
+            "distributed.offload_path is null",
+        ),
+    ],
 }
 CASES = [(rule, *case) for rule, cases in BROKEN.items() for case in cases]
 
@@ -232,6 +253,8 @@ ALLOWED = [
     [*RECON, "training.down_scale=32", "model.showo.w_clip_vit=true"],
     ["lr_scheduler.params.learning_rate=1e-3", "optimizer.params.learning_rate=0.001"],
     ["model.showo.load_from_showo=true", "experiment.init_from=runs/a"],
+    ["distributed.zero_stage=1", "distributed.offload_optimizer=cpu"],
+    [*LORA, "lora.target_modules=[fc1]"],
 ]
 
 

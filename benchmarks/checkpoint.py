@@ -1,0 +1,220 @@
+"""What a checkpoint costs the training loop: written in the background, or while training waits.
+
+Three loops of optimizer steps run in turn: without a save, with one in the background, with one that is
+waited for. A loop goes on until its save is done, and for a number of steps at least; its stall is what it
+takes beyond so many undisturbed steps: the waiting, and what the writer takes from the machine meanwhile.
+``blocked`` is the waiting alone. Files are written to ``$TMPDIR``, had on the disk, and read back from there.
+Loads are timed with the files dropped from memory, with and without the comparison of checksums.
+"""
+
+import argparse
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import arguments, peak_bytes, report
+from single_pass import Sizes, build_model, make_sequence
+from torch.optim.lr_scheduler import LambdaLR
+
+from showo_dist.config.experiment import ExperimentConfig
+from showo_dist.runtime.ranks import joined
+from showo_dist.sequences import pack
+from showo_dist.training import engine_state
+from showo_dist.training.checkpoint import BatchShape, CheckpointReader, RunState
+from showo_dist.training.checkpoint.writer import CheckpointWriter
+from showo_dist.training.step import Stepper
+from showo_dist.training.torch_engine import TorchEngine
+
+CPU = torch.device("cpu")
+SIZES = {
+    "tiny": Sizes(2, 64, 2, mmu=0, recon=1, image=16, text_tokens=200, codebook=64, clip_tokens=36),
+    "small": Sizes(12, 512, 8, mmu=0, recon=1, image=64, clip_tokens=64),  # 100 M parameters
+    "show-o": Sizes(24, 2048, 32, mmu=0, recon=8, image=1024),  # 1.45 B
+}
+STEPS = 4  # of a loop, at least
+NONE, BACKGROUND, WAITING = "no save", "in the background", "training waits"
+
+
+class Loop:
+    """Training of a model of one size on one batch."""
+
+    def __init__(self, sizes: Sizes, device: torch.device, folder: Path) -> None:
+        self.device, self.folder = device, folder
+        model = build_model(sizes, device, torch.float32)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
+        schedule = LambdaLR(optimizer, lambda step: 1.0)
+        self.engine = TorchEngine(
+            model, optimizer, schedule, micro_steps=1, max_norm=None, bf16=device.type == "cuda"
+        )
+        engine_state.prepare(self.engine)
+        self.stepper = Stepper(self.engine, {"recon": 1.0}, "global", device)
+        sequences = [make_sequence("recon", i, sizes) for i in range(sizes.recon)]
+        batch = pack(sequences, pad_id=sizes.vocabulary.pad, feature_width=model.feature_width)
+        self.window = [batch.to(device)]
+        self.step = 0
+        self.writers = {
+            name: CheckpointWriter(
+                folder / name.replace(" ", "-"),
+                ExperimentConfig(save_asynchronously=name == BACKGROUND, keep_last=1),
+                {},
+                timeout_s=3600,
+            )
+            for name in (BACKGROUND, WAITING)
+        }
+
+    def state(self) -> RunState:
+        batch = BatchShape(1, 1, {"recon": len(self.window)})
+        steps = engine_state.optimizer_steps(self.engine)
+        return RunState(self.step, {}, {}, steps, None, {}, batch)
+
+    def train_one(self) -> None:
+        self.step += 1
+        self.stepper(self.window)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def __call__(self, mode: str) -> "Sample":
+        """Run one loop."""
+        start, steps, save_s = time.perf_counter(), 0, 0.0
+        writer = self.writers.get(mode)
+        blocked_s = writer.blocked_s if writer else 0.0
+        if writer is not None:
+            writer.save(self.engine, self.state())
+            save_s = time.perf_counter() - start
+        while steps < STEPS or (writer is not None and writer.is_busy):
+            self.train_one()
+            steps += 1
+            if writer is not None and writer.is_busy:
+                writer.poll()
+                save_s = time.perf_counter() - start
+        wall_s = time.perf_counter() - start
+        if writer is not None:
+            writer.finish()
+        waited_s = writer.blocked_s - blocked_s if writer else 0.0
+        return Sample(wall_s, steps, save_s, waited_s)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One loop: its time and steps, until when the save took, and how long training waited for it."""
+
+    wall_s: float
+    steps: int
+    save_s: float
+    blocked_s: float
+
+
+@dataclass
+class Samples:
+    """All loops of one mode."""
+
+    loops: list[Sample] = field(default_factory=list)
+
+    def median(self, of: Callable[[Sample], float]) -> float:
+        return statistics.median(of(sample) for sample in self.loops)
+
+
+def bytes_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def forget_cached(folder: Path) -> None:
+    """Make the next read come from the disk."""
+    for path in folder.iterdir():
+        handle = os.open(path, os.O_RDONLY)
+        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(handle)
+
+
+def load(loop: Loop, folder: Path, check: bool) -> None:
+    """As a run goes on from a checkpoint."""
+    reader = CheckpointReader(folder, check=check)
+    engine_state.restore(loop.engine, reader.read_piece, reader.state.optimizer_steps)
+
+
+def load_rate(loop: Loop, folder: Path, check: bool) -> float:
+    """MB/s of a load from the disk."""
+    forget_cached(folder)
+    start = time.perf_counter()
+    load(loop, folder, check)
+    return bytes_of(folder) / 1e6 / (time.perf_counter() - start)
+
+
+def measure(loop: Loop, repeats: int) -> dict[str, Samples]:
+    """The loops in turn, after one warm-up of each."""
+    samples = {mode: Samples() for mode in (NONE, BACKGROUND, WAITING)}
+    for mode in samples:
+        loop(mode)
+    for _ in range(repeats):
+        for mode, kept in samples.items():
+            kept.loops.append(loop(mode))
+    return samples
+
+
+def rows_of(samples: dict[str, Samples], size: int, peaks: dict[str, int | None]) -> list[dict]:
+    """One line per mode."""
+    step_s = samples[NONE].median(lambda sample: sample.wall_s / sample.steps)
+    rows: list[dict[str, Any]] = [
+        {"loop": NONE, "step s": step_s}
+        | dict.fromkeys(("stall s", "blocked s", "save s", "save MB/s", "peak host MB"))
+    ]
+    for mode in (BACKGROUND, WAITING):
+        save_s = samples[mode].median(lambda sample: sample.save_s)
+        peak = peaks[mode]
+        rows.append(
+            {
+                "loop": mode,
+                "step s": step_s,
+                "stall s": samples[mode].median(lambda s: s.wall_s - s.steps * step_s),
+                "blocked s": samples[mode].median(lambda sample: sample.blocked_s),
+                "save s": save_s,
+                "save MB/s": size / 1e6 / save_s,
+                "peak host MB": None if peak is None else peak / 1e6,
+            }
+        )
+    return rows
+
+
+def run(options: argparse.Namespace, folder: Path) -> None:
+    sizes, device = SIZES[options.size], torch.device(options.device)
+    loop = Loop(sizes, device, folder)
+    # The first save of each writer, which takes its memory; a GPU's copy is in host memory too.
+    peaks = {mode: peak_bytes(lambda m=mode: loop(m), CPU) for mode in (BACKGROUND, WAITING)}
+    samples = measure(loop, options.repeats)
+    saved = loop.writers[BACKGROUND].last_complete
+    assert saved is not None
+    rows = rows_of(samples, bytes_of(saved), peaks)
+    (background, waiting) = rows[1:]
+    peak = peak_bytes(lambda: load(loop, saved, True), CPU)
+    findings = {
+        "stall, background / waiting": background["stall s"] / waiting["stall s"],
+        "blocked, background / waiting": background["blocked s"] / waiting["blocked s"],
+        "load with checksums, MB/s": load_rate(loop, saved, True),
+        "load without, MB/s": load_rate(loop, saved, False),
+        "checkpoint, MB": bytes_of(saved) / 1e6,
+    }
+    if peak is not None:
+        findings["peak host MB of a load"] = peak / 1e6
+    parameters = sum(p.numel() for p in loop.engine.module.parameters())
+    report("checkpoint", rows, findings, {**asdict(sizes), "parameters": parameters}, options)
+
+
+def main() -> None:
+    options = arguments(__doc__, list(SIZES))
+    with joined(always_group=True):
+        folder = Path(tempfile.mkdtemp(prefix="checkpoint-benchmark-"))
+        try:
+            run(options, folder)
+        finally:
+            shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Checkpoints to model folders and back, and what is inside of either."""

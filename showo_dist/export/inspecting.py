@@ -1,0 +1,122 @@
+"""What a checkpoint or model folder holds, as tables."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from torch import Tensor
+
+from showo_dist.config import TrainConfig
+from showo_dist.config.loader import load_file
+from showo_dist.models.folder import CONFIG_NAME, inner_folder, local_folder, read_json
+from showo_dist.models.weights import (
+    A_SUFFIX,
+    B_SUFFIX,
+    LORA_KEY,
+    CheckpointWeights,
+    own_weights,
+)
+from showo_dist.training.checkpoint.reader import CheckpointReader
+from showo_dist.training.checkpoint.state import CONFIG
+
+# What a parameter belongs to, by the beginning of its name; the first that fits counts.
+_PARTS = {
+    "showo.model.embed_tokens.": "embedding table",
+    "showo.model.layers.": "blocks",
+    "showo.model.": "final norm",
+    "showo.lm_head.": "head",
+    "mm_projector.": "CLIP projector",
+}
+
+
+def inspect(source: str | Path) -> RenderableType:
+    """Tables about a folder: where it stands, its parameters by part, its files.
+
+    A checkpoint's files are compared with their checksums first.
+
+    Raises:
+        FileNotFoundError, ValueError: it cannot be read, or a file has changed.
+    """
+    folder = local_folder(source)
+    weights = own_weights(folder)
+    is_checkpoint = isinstance(weights, CheckpointWeights)
+    facts = dict(_run_facts(folder)) if is_checkpoint else {"kind": "model folder"}
+    facts |= dict(_model_facts(folder))
+    tables = [_facts(f"{folder}", facts), _parameters(weights.meta), _files(folder)]
+    return Group(*tables)
+
+
+def _run_facts(folder: Path) -> Iterator[tuple[str, str]]:
+    reader = CheckpointReader(folder, check=False)
+    state = reader.state
+    yield "kind", "checkpoint, all checksums right"
+    yield "step", f"{state.step:,} (AdamW: {state.optimizer_steps:,})"
+    moments = len(reader.names("exp_avg"))
+    yield "optimizer", f"moments of {moments} parameters" if moments else "none: weights alone"
+    for flow, position in state.positions.items():
+        yield f"position in {flow}", f"{position:,}"
+    yield "versions", _listed(state.versions)
+    if (folder / CONFIG).is_file():
+        yield from _config_facts(load_file(folder / CONFIG, TrainConfig, check=False))
+
+
+def _config_facts(config: TrainConfig) -> Iterator[tuple[str, str]]:
+    yield "run", f"{config.experiment.name} in {config.experiment.output_dir}"
+    yield "started from", str(config.start_from or config.model.showo.llm_model_path)
+    yield "steps in all", f"{config.training.max_train_steps:,}"
+    rate, stage = config.optimizer.params.learning_rate, config.distributed.zero_stage
+    yield "learning rate, ZeRO stage", f"{rate:g}, {stage}"
+
+
+def _model_facts(folder: Path) -> Iterator[tuple[str, str]]:
+    values = read_json(inner_folder(folder) / CONFIG_NAME)
+    sizes = ("vocab_size", "llm_vocab_size", "codebook_size", "num_vq_tokens", "w_clip_vit")
+    yield "model", _listed({key: values[key] for key in sizes if key in values})
+    lora = values.get(LORA_KEY)
+    if lora:
+        yield "LoRA", f"rank {lora['rank']}, alpha {lora['alpha']:g}, over {lora['base']}"
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in values.items())
+
+
+def _facts(title: str, facts: Mapping[str, str]) -> Table:
+    table = Table(title=title, title_justify="left", show_header=False)
+    for key, value in facts.items():
+        table.add_row(key, value)
+    return table
+
+
+def _part(name: str) -> str:
+    if name.endswith((A_SUFFIX, B_SUFFIX)):
+        return "adapters"
+    return next((part for prefix, part in _PARTS.items() if name.startswith(prefix)), "other")
+
+
+def _parameters(meta: Mapping[str, Tensor]) -> Table:
+    counts, dtypes = Counter[str](), dict[str, set[str]]()
+    for name, tensor in meta.items():
+        part = _part(name)
+        counts[part] += tensor.numel()
+        dtypes.setdefault(part, set()).add(str(tensor.dtype).removeprefix("torch."))
+    table = Table("part", "parameters", "dtype", title="parameters", title_justify="left")
+    for part, count in counts.items():
+        table.add_row(part, f"{count:,}", ", ".join(sorted(dtypes[part])))
+    table.add_section()
+    table.add_row("all", f"{counts.total():,}", "")
+    return table
+
+
+def _files(folder: Path) -> Table:
+    table = Table("file", "bytes", title="files", title_justify="left")
+    for path in _sorted_files(folder):
+        table.add_row(str(path.relative_to(folder)), f"{path.stat().st_size:,}")
+    return table
+
+
+def _sorted_files(folder: Path) -> Iterable[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())

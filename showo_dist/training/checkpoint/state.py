@@ -1,0 +1,111 @@
+"""What besides tensors a checkpoint holds."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from showo_dist.config import TrainConfig, active_flows
+
+STATE = "state.json"
+CONFIG = "config.yaml"
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """How the global batch of an optimizer step comes about.
+
+    Attributes:
+        ranks: of the run.
+        accumulation: micro-steps per optimizer step.
+        flows: samples per rank and micro-step of each active flow.
+    """
+
+    ranks: int
+    accumulation: int
+    flows: dict[str, int]
+
+    @classmethod
+    def of(cls, config: TrainConfig, ranks: int) -> Self:
+        """That of a config on so many ranks."""
+        flows = {name: flow.batch_size for name, flow in active_flows(config).items()}
+        return cls(ranks, config.training.gradient_accumulation_steps, flows)
+
+    def total(self, flow: str) -> int:
+        """Samples of a flow in the global batch; 0 when it is off."""
+        return self.ranks * self.accumulation * self.flows.get(flow, 0)
+
+    def sum_of(self, flow: str) -> str:
+        """The same as arithmetic."""
+        per_rank = self.flows.get(flow, 0)
+        return f"{self.ranks} × {self.accumulation} × {per_rank} = {self.total(flow)}"
+
+    def change_to(self, other: Self) -> str | None:
+        """What differs between two global batches, in one line; None when they are the same."""
+        flows = dict.fromkeys([*self.flows, *other.flows])
+        changes = [
+            f"{flow} {self.sum_of(flow)} in the checkpoint, {other.sum_of(flow)} now"
+            for flow in flows
+            if self.total(flow) != other.total(flow)
+        ]
+        if not changes:
+            return None
+        return f"the global batch (ranks × accumulation × batch size) changes: {'; '.join(changes)}"
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What besides tensors a run needs to go on exactly.
+
+    Attributes:
+        step: optimizer steps done.
+        positions: next position of each flow's stream.
+        schedule: state of the learning-rate schedule.
+        optimizer_steps: AdamW's own count.
+        wandb_id: run to go on with.
+        versions: of the libraries that wrote it.
+        batch: how the global batch came about.
+        counters: further counts of the run, by name.
+    """
+
+    step: int
+    positions: dict[str, int]
+    schedule: dict[str, Any]
+    optimizer_steps: int
+    wandb_id: str | None
+    versions: dict[str, str]
+    batch: BatchShape
+    counters: dict[str, int] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """That of a checkpoint whose files were checked.
+
+        Raises:
+            ValueError: it was written by another version.
+        """
+        values = json.loads((folder / STATE).read_text())
+        try:
+            return cls(**{**values, "batch": BatchShape(**values["batch"])})
+        except (KeyError, TypeError):
+            raise ValueError(
+                f"{folder / STATE}: of another version of showo_dist; its weights can start a run: "
+                f"experiment.init_from={folder}"
+            ) from None
+
+
+def versions() -> dict[str, str]:
+    """Versions that a checkpoint records."""
+    import deepspeed
+    import transformers
+
+    return {
+        "torch": torch.__version__,
+        "deepspeed": deepspeed.__version__,
+        "transformers": transformers.__version__,
+    }

@@ -1,0 +1,169 @@
+"""What the ranks of these tests do: train a tiny model, save it, go on from it."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from deepspeed.utils import safe_get_full_optimizer_state
+from torch import Tensor
+
+from showo_dist.config.experiment import ExperimentConfig
+from showo_dist.models.weights import CheckpointWeights
+from showo_dist.runtime.ranks import Ranks
+from showo_dist.sequences import pack
+from showo_dist.training import engine_state
+from showo_dist.training.checkpoint import BatchShape, CheckpointReader, RunState
+from showo_dist.training.checkpoint.slices import MOMENTS
+from showo_dist.training.checkpoint.writer import CheckpointWriter
+from showo_dist.training.engine import build_engine
+from showo_dist.training.step import Stepper
+from tests.single_pass.batches import VOCABULARY, build_tiny, global_batch, split
+from tests.single_pass.case import Case, config_of
+
+BEFORE, AFTER = 4, 20  # steps until the save, and compared steps behind it
+CPU = torch.device("cpu")
+Named = dict[str, Tensor]
+
+
+class TinyRun:
+    """A tiny Show-o under one ZeRO stage, trained on the same global batches by any number of ranks."""
+
+    def __init__(self, ranks: Ranks, stage: int, micro_steps: int = 1) -> None:
+        case = Case(f"zero-{stage}", micro_steps=micro_steps)
+        self.case, self.ranks, self.model = case, ranks, build_tiny()
+        self.step = 0
+
+    def build(self) -> "TinyRun":
+        """Wrap the model as it is now."""
+        self.engine = build_engine(self.model, config_of(self.case), CPU)
+        self.stepper = Stepper(self.engine, self.case.coefficients, "global", CPU)
+        return self
+
+    def resumed(self, folder: Path) -> "TinyRun":
+        """As the trainer goes on from a checkpoint."""
+        weights, reader = CheckpointWeights(folder), CheckpointReader(folder)
+        self.model.load_state_dict({name: weights.read(name) for name in weights.meta})
+        self.build()
+        engine_state.restore(self.engine, reader.read_piece, reader.state.optimizer_steps)
+        self.step = reader.state.step
+        return self
+
+    def train(self, steps: int) -> list[float]:
+        """Total losses of so many steps."""
+        return [self._one_step() for _ in range(steps)]
+
+    def _one_step(self) -> float:
+        self.step += 1
+        micro_steps = self.case.micro_steps
+        mine = split(global_batch(seed=self.step), "even", self.ranks.world, micro_steps)
+        window = [
+            pack(sequences, pad_id=VOCABULARY.pad, feature_width=self.model.feature_width)
+            for sequences in mine[self.ranks.rank]
+        ]
+        return self.stepper(window).total
+
+    def state(self) -> RunState:
+        return RunState(
+            step=self.step,
+            positions={"t2i": 4 * self.step},
+            schedule={},
+            optimizer_steps=engine_state.optimizer_steps(self.engine),
+            wandb_id=None,
+            versions={},
+            batch=BatchShape(self.ranks.world, self.case.micro_steps, {"t2i": 4}),
+        )
+
+    def gathered(self) -> dict[str, Named]:
+        """Whole weights and moments by kind and name."""
+        kinds: dict[str, Named] = {"weight": {}, **{kind: {} for kind in MOMENTS}}
+        for name, parameter in self.engine.module.named_parameters():
+            kinds["weight"][name] = engine_state.weight(self.engine, parameter).clone()
+            for kind in MOMENTS:
+                full = safe_get_full_optimizer_state(parameter, kind)
+                if full is None:
+                    full = self.engine.optimizer.state[parameter][kind]
+                kinds[kind][name] = full.clone()
+        return kinds
+
+
+def writer_of(folder: Path, **policy: Any) -> CheckpointWriter:
+    """A writer whose checkpoints hold one more file."""
+    texts = {"config.yaml": "experiment: {name: tiny}\n"}
+    return CheckpointWriter(folder, ExperimentConfig(**policy), texts, timeout_s=300)
+
+
+def undisturbed(ranks: Ranks, folder: Path, stage: int) -> dict[str, Any]:
+    """Train, save while training goes on, train to the end."""
+    run = TinyRun(ranks, stage).build()
+    run.train(BEFORE)
+    state = run.gathered()
+    writer = writer_of(folder)
+    saved = writer.save(run.engine, run.state())
+    losses = run.train(AFTER)
+    lines = writer.finish()
+    held = sum(len(p.values_N) for p in engine_state.owned(run.engine, ranks.rank, ranks.world))
+    return {"state": state, "losses": losses, "folder": saved, "lines": lines, "held": held}
+
+
+def gone_on(ranks: Ranks, folder: Path, stage: int, micro_steps: int) -> dict[str, Any]:
+    """Load a checkpoint and train as many steps as the undisturbed run did behind it."""
+    run = TinyRun(ranks, stage, micro_steps).resumed(folder)
+    return {"state": run.gathered(), "losses": run.train(AFTER)}
+
+
+def saved_by(ranks: Ranks, folder: Path, stage: int, steps: list[int], policy: dict) -> list[str]:
+    """Save at each of these steps without training in between; what the writer said."""
+    run, writer = TinyRun(ranks, stage).build(), writer_of(folder, **policy)
+    lines = []
+    for run.step in steps:
+        writer.save(run.engine, run.state())
+        lines += writer.poll()
+    try:
+        lines += writer.finish()
+    except OSError as error:
+        lines.append(f"ended by {error}")
+    dist.barrier()
+    return lines
+
+
+def saved_on_a_full_disk(ranks: Ranks, folder: Path, policy: dict) -> list[str]:
+    """Save with room, without, and with room again; what was said, up to an error that ends the run."""
+    run, writer = TinyRun(ranks, 2).build(), writer_of(folder, **policy)
+    filler = folder.parent / "filler"
+    lines: list[str] = []
+    try:
+        for run.step, full in ((1, False), (2, True), (3, False)):
+            lines += writer.poll()
+            if ranks.is_first:
+                _fill(filler) if full else filler.unlink(missing_ok=True)
+            ranks.barrier()
+            writer.save(run.engine, run.state())
+            while writer.is_busy:
+                lines += writer.poll()
+        return lines + writer.finish()
+    except OSError as error:
+        return [*lines, f"ended by {type(error).__name__}: {error}"]
+    finally:
+        ranks.barrier()
+
+
+def _fill(path: Path) -> None:
+    """Leave room for a few small files alone."""
+    with path.open("wb", buffering=0) as file:
+        try:
+            while file.write(bytes(4096)):
+                pass
+        except OSError:
+            file.truncate(file.tell() - 40_000)
+
+
+def saved_for_ever(ranks: Ranks, folder: Path) -> None:
+    """Save one checkpoint after another until killed."""
+    run, writer = TinyRun(ranks, 2).build(), writer_of(folder, keep_last=2)
+    last = writer.last_complete
+    run.step = CheckpointReader(last).state.step if last else 0
+    while True:
+        run.step += 1
+        writer.save(run.engine, run.state())
+        writer.poll()

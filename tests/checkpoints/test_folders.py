@@ -1,0 +1,74 @@
+"""Which checkpoints are visible, kept and pointed at."""
+
+from pathlib import Path
+
+import pytest
+
+from showo_dist.training.checkpoint.folders import (
+    complete_checkpoints,
+    folder_of,
+    hidden,
+    latest,
+    prune,
+    publish,
+    sweep,
+)
+
+
+def _publish(run: Path, step: int, text: str = "") -> Path:
+    target = folder_of(run, step)
+    aside = hidden(target, "partial")
+    aside.mkdir(parents=True)
+    (aside / "content").write_text(text)
+    publish(aside, target)
+    return target
+
+
+def _steps(run: Path) -> list[int]:
+    return [int(path.name.removeprefix("checkpoint-")) for path in complete_checkpoints(run)]
+
+
+def test_latest_follows(tmp_path: Path) -> None:
+    for step in (5, 10, 1_000_000):
+        target = _publish(tmp_path, step)
+        assert latest(tmp_path) == target
+    assert _steps(tmp_path) == [5, 10, 1_000_000]
+
+
+def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path: Path) -> None:
+    _publish(tmp_path, 5, "old")
+    target = _publish(tmp_path, 5, "new")
+    assert (target / "content").read_text() == "new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-000005", "latest"]
+
+
+@pytest.mark.parametrize(
+    ("keep_last", "keep_every", "kept"),
+    [
+        (0, 0, [10, 20, 30, 40, 50, 60]),
+        (2, 0, [50, 60]),
+        (2, 20, [20, 40, 50, 60]),
+        (1, 30, [30, 60]),
+        (9, 7, [10, 20, 30, 40, 50, 60]),
+    ],
+)
+def test_what_is_kept(tmp_path: Path, keep_last: int, keep_every: int, kept: list[int]) -> None:
+    for step in range(10, 70, 10):
+        _publish(tmp_path, step)
+    prune(tmp_path, keep_last, keep_every)
+    assert _steps(tmp_path) == kept
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_killed_run_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Killed while writing, deleting, replacing, and pointing ``latest``."""
+    _publish(tmp_path, 5)
+    for step, purpose in ((10, "partial"), (3, "deleted"), (5, "replaced")):
+        hidden(folder_of(tmp_path, step), purpose).mkdir()
+    lost = hidden(folder_of(tmp_path, 7), "replaced")
+    lost.mkdir()
+    (tmp_path / ".latest.0a1b2c3d").write_text("checkpoint-000010")
+    (tmp_path / ".checkpoint-notes").write_text("not ours")
+    sweep(tmp_path)
+    assert _steps(tmp_path) == [5, 7]
+    assert sorted(path.name for path in tmp_path.glob(".*")) == [".checkpoint-notes"]

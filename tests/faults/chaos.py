@@ -1,0 +1,124 @@
+"""Kills ranks of a run at random moments, starts it again, and keeps what each life left behind."""
+
+import random
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from showo_dist.logging import read_metrics
+from showo_dist.runtime.exits import RANK_LOST
+from showo_dist.training.checkpoint import CheckpointReader, complete_checkpoints
+from tests.faults.processes import KILLED, Life, start
+
+LIMIT_S = 600.0  # for anything that a machine with other work to do may take long over
+KEYS = ("loss", "loss/t2i", "loss/lm", "grad_norm", "masking_rate/t2i")
+WORLD = 2
+
+
+@dataclass
+class Chaos:
+    """One run under fire.
+
+    Attributes:
+        arguments: of the training, without the run's folder.
+        run: the run's folder.
+        steps: of the whole run.
+        batches: samples per rank and step of each flow.
+        reference: metrics of the undisturbed run by step.
+        rng: of the kills.
+        kills: kind and victims of each so far.
+        repeated: steps that were seen in more than one life.
+    """
+
+    arguments: list[str]
+    run: Path
+    steps: int
+    batches: dict[str, int]
+    reference: dict[int, dict[str, float]]
+    rng: random.Random
+    kills: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)
+    repeated: int = 0
+    _reached: int = 0
+
+    def unleash(self, kills: int) -> None:
+        """Kill so many times, then let the run come to its end."""
+        while len(self.kills) < kills:
+            self._one_life(kills - len(self.kills))
+            self._check_metrics()
+            self._check_checkpoints()
+        life = self._start()
+        assert life.codes(LIMIT_S + self.steps) == [0] * WORLD, life.printed()
+        self._check_metrics()
+        self._check_checkpoints()
+
+    def _start(self) -> Life:
+        arguments = [*self.arguments, f"experiment.output_dir={self.run}"]
+        return start(arguments, self.run, WORLD, len(self.kills))
+
+    def _one_life(self, kills_left: int) -> None:
+        # Whoever dies while the ranks look for each other leaves the others to their launcher.
+        roomy = self.steps - self._reached > 5 * kills_left
+        kind = self.rng.choice(["start", "step", "step", "folder", "folder"]) if roomy else "start"
+        victims = (0, 1) if kind == "start" else self.rng.choice([(0,), (1,), (0, 1), (0, 1)])
+        life = self._start()
+        try:
+            moments: dict[str, Callable[[], None]] = {
+                "start": lambda: time.sleep(self.rng.uniform(0, 3)),
+                "step": lambda: self._await_step(life),
+                "folder": lambda: self._await_folder(life),
+            }
+            moments[kind]()
+            life.send(signal.SIGKILL, *victims)
+            codes = life.codes(LIMIT_S)
+        finally:
+            life.end()
+        survivors = [rank for rank in range(WORLD) if rank not in victims]
+        assert [codes[rank] for rank in victims] == [KILLED] * len(victims), life.printed()
+        assert [codes[rank] for rank in survivors] == [RANK_LOST] * len(survivors), life.printed()
+        for rank in survivors:
+            assert f"showo_dist.train: rank {victims[0]} (host " in life.printed(rank)
+            assert "Traceback" not in life.printed(rank), life.printed(rank)
+        self.kills.append((kind, victims))
+
+    def _await_step(self, life: Life) -> None:
+        """Somewhere in the first steps after those that an earlier life has saved."""
+        life.wait_for_setup(LIMIT_S)  # which removes the lines of steps to be done again
+        saved = [int(path.name.rpartition("-")[2]) for path in complete_checkpoints(self.run)]
+        life.wait_for_step(max(saved, default=0) + self.rng.randint(1, 4), LIMIT_S)
+        time.sleep(self.rng.uniform(0, 0.1))
+
+    def _await_folder(self, life: Life) -> None:
+        """In the middle of writing, renaming or removing a checkpoint."""
+        for _ in range(self.rng.randint(1, 4)):
+            before, until = self._names(), time.monotonic() + LIMIT_S
+            while self._names() == before:
+                assert time.monotonic() < until and life.processes[0].is_alive(), life.printed()
+                time.sleep(0.0005)
+        time.sleep(self.rng.choice([0, self.rng.uniform(0, 0.03)]))
+
+    def _names(self) -> set[str]:
+        """Of everything about checkpoints in the run's folder, and of the files in an unfinished one."""
+        with suppress(FileNotFoundError):  # renamed or removed while we look
+            top = [path for path in self.run.iterdir() if "checkpoint" in path.name]
+            hidden = [path for path in top if path.name.startswith(".") and path.is_dir()]
+            return {str(p) for p in [*top, *(f for h in hidden for f in h.iterdir())]}
+        return set()
+
+    def _check_metrics(self) -> None:
+        """Every line of every life is the undisturbed run's, to the last bit."""
+        for line in read_metrics(self.run / "metrics.jsonl"):
+            wanted = self.reference[line["step"]]
+            found = {key: line[key] for key in KEYS if key in wanted}
+            assert found == {key: wanted[key] for key in KEYS if key in wanted}, line["step"]
+            self.repeated += line["step"] <= self._reached
+            self._reached = max(self._reached, line["step"])
+
+    def _check_checkpoints(self) -> None:
+        """What is offered can be read, and goes on with the sample after its last."""
+        for path in complete_checkpoints(self.run):
+            state = CheckpointReader(path).state
+            wanted = {flow: state.step * WORLD * size for flow, size in self.batches.items()}
+            assert state.positions == wanted, path

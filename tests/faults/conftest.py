@@ -1,0 +1,5 @@
+"""The very small world of the training tests."""
+
+from tests.training.conftest import tiny_world
+
+__all__ = ["tiny_world"]

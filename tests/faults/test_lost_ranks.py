@@ -1,0 +1,150 @@
+"""Dead, frozen and failing ranks in real processes: the others stop in time with one line that names them."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from showo_dist.runtime.exits import PREEMPTED, RANK_LOST, USER_ERROR
+from showo_dist.training.checkpoint import complete_checkpoints
+from tests.faults.processes import Life, start
+from tests.training.conftest import TinyWorld
+
+LIMIT_S = 600.0
+TIMEOUT_S = 30.0
+ENDLESS = 1_000_000
+
+
+def _running(world: TinyWorld, run: Path, ranks: int, *changes: str) -> Life:
+    """A training in its third step, or later."""
+    arguments = [
+        f"config={world.config}",
+        f"experiment.output_dir={run}",
+        f"training.max_train_steps={ENDLESS}",
+        f"fault.timeout_s={TIMEOUT_S}",
+        "training.batch_size_mmu=-1",
+        "training.batch_size_recon=-1",
+        *changes,
+    ]
+    life = start(arguments, run, ranks)
+    try:
+        life.wait_for_step(3, LIMIT_S)
+    except BaseException:
+        life.end()
+        raise
+    return life
+
+
+def _only_line(life: Life) -> str:
+    printed = life.printed()
+    assert "Traceback" not in printed, printed
+    lines = [line for line in printed.splitlines() if line.startswith("showo_dist.train")]
+    assert len(lines) == 1, printed
+    return lines[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "victim", "ranks"),
+    [(signal.SIGSTOP, 2, 4), (signal.SIGSTOP, 0, 2), (signal.SIGKILL, 0, 2)],
+    ids=["frozen", "frozen-host-of-the-messages", "dead-host-of-the-messages"],
+)
+def test_a_lost_rank_is_named_in_time(
+    tiny_world: TinyWorld, tmp_path: Path, number: int, victim: int, ranks: int
+) -> None:
+    life = _running(tiny_world, tmp_path / "run", ranks)
+    try:
+        began = time.monotonic()
+        life.send(number, victim)
+        survivors = [rank for rank in range(ranks) if rank != victim]
+        codes = life.codes(LIMIT_S, survivors)
+        seconds = time.monotonic() - began
+    finally:
+        life.end()
+    assert codes == [RANK_LOST] * len(survivors), life.printed()
+    assert seconds < TIMEOUT_S
+    line = _only_line(life)
+    assert f"rank {victim} (host " in line and f"pid {life.processes[victim].pid})" in line
+    assert " of step " in line
+    for rank in survivors:
+        (stacks,) = (life.run / "faults").glob(f"step-*-rank-{rank:05d}.txt")
+        text = stacks.read_text()
+        assert text.startswith(f"rank {victim} (host ")
+        assert "trainer.py" in text and "most recent call first" in text
+        (collectives,) = (life.run / "faults").glob(f"step-*-rank-{rank:05d}-collectives.json")
+        assert "all_reduce" in collectives.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "victim", "ranks"),
+    [(signal.SIGTERM, 3, 4), (signal.SIGUSR1, 0, 2), (signal.SIGINT, 1, 2)],
+    ids=["SIGTERM", "SIGUSR1", "SIGINT"],
+)
+def test_a_signal_to_one_rank_saves_and_stops_all(
+    tiny_world: TinyWorld, tmp_path: Path, number: int, victim: int, ranks: int
+) -> None:
+    life = _running(tiny_world, tmp_path / "run", ranks)
+    life.send(number, victim)
+    codes = life.codes(LIMIT_S)
+    assert codes == [PREEMPTED] * ranks, life.printed()
+    (checkpoint,) = complete_checkpoints(life.run)
+    step = int(checkpoint.name[-6:])
+    assert step >= 3
+    wanted = f"stopped and saved after step {step} ({signal.Signals(number).name} on rank {victim})"
+    assert wanted in _only_line(life)
+
+
+@pytest.mark.slow
+def test_a_rank_with_an_error_of_its_own_is_named_with_it(
+    tiny_world: TinyWorld, tmp_path: Path
+) -> None:
+    """Every data worker of one rank is killed: an error that torch raises there, and nowhere else."""
+    life = _running(tiny_world, tmp_path / "run", 2, "dataset.params.num_workers=1")
+    try:
+        _kill_children(life.processes[1].pid)
+        codes = life.codes(LIMIT_S)
+    finally:
+        life.end()
+    assert codes == [RANK_LOST, 1], life.printed()
+    lines = [x for x in life.printed(0).splitlines() if x.startswith("showo_dist.train")]
+    assert len(lines) == 1 and "rank 1 (host " in lines[0]
+    assert " failed in data of step " in lines[0] and "DataLoader worker" in lines[0]
+    assert "Traceback" in life.printed(1) and "Traceback" not in life.printed(0)
+
+
+@pytest.mark.slow
+def test_data_workers_outlive_the_signals_that_stop_their_rank(
+    tiny_world: TinyWorld, tmp_path: Path
+) -> None:
+    """Launchers and terminals signal every process there is."""
+    life = _running(tiny_world, tmp_path / "run", 2, "dataset.params.num_workers=1")
+    for rank in (0, 1):
+        for pid in [*_children(life.processes[rank].pid), life.processes[rank].pid]:
+            os.kill(pid, signal.SIGTERM)
+    assert life.codes(LIMIT_S) == [PREEMPTED, PREEMPTED], life.printed()
+    _only_line(life)
+
+
+@pytest.mark.slow
+def test_a_mistake_of_one_rank_alone_is_its_line(tiny_world: TinyWorld, tmp_path: Path) -> None:
+    """The first rank alone writes metrics; here it must not."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "events.jsonl").mkdir()
+    arguments = [f"config={tiny_world.config}", f"experiment.output_dir={run}"]
+    life = start(arguments, run, 2)
+    assert life.codes(LIMIT_S) == [USER_ERROR, USER_ERROR], life.printed()
+    assert "events.jsonl" in _only_line(life)
+
+
+def _children(pid: int) -> list[int]:
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(word) for word in text.split()]
+
+
+def _kill_children(pid: int) -> None:
+    for child in _children(pid):
+        os.kill(child, signal.SIGKILL)

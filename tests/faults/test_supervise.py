@@ -1,0 +1,201 @@
+"""The supervisor: when it starts again, on which ranks, and what it hands on."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from showo_dist.faults.supervise import Shape
+from showo_dist.logging import read_metrics
+from showo_dist.runtime.exits import DONE, NON_FINITE, PREEMPTED, USER_ERROR
+from tests.faults.processes import free_port, start
+from tests.training.conftest import TinyWorld
+
+ROOT = Path(__file__).resolve().parents[2]
+SUPERVISE = str(ROOT / "launchers" / "supervise")
+LIMIT_S = 600.0  # for anything, on a machine with other work to do
+
+# Stands for a launcher: notes its arguments, reports as a rank does, and exits with the next code of a list.
+LAUNCHER = """
+import pathlib, sys, time
+from showo_dist.runtime.exits import report
+notes, codes, *arguments = sys.argv[1:]
+path = pathlib.Path(notes)
+starts = path.read_text().splitlines() if path.exists() else []
+path.write_text("\\n".join([*starts, " ".join(arguments)]))
+own, said, *lost = map(int, codes.split(",")[len(starts)].split(":"))
+report(said, lost)
+sys.exit(own)
+"""
+
+
+def _supervised(
+    tmp_path: Path, codes: str, *options: str, arguments: tuple[str, ...] = ("x",)
+) -> tuple[int, list[str], str]:
+    """Exit code, the arguments of every start, and what was said.
+
+    Args:
+        tmp_path: for notes.
+        codes: of each start ``LAUNCHER:RANK[:LOST …]``, joined by commas.
+        options: of the supervisor.
+        arguments: of the command.
+    """
+    notes = tmp_path / "notes"
+    command = [sys.executable, "-c", LAUNCHER, str(notes), codes, *arguments]
+    done = subprocess.run(
+        [SUPERVISE, "--delay", "0", *options, "--", *command],
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+    starts = notes.read_text().split("\n") if notes.exists() else []
+    return done.returncode, starts, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("codes", "starts", "code"),
+    [
+        ("0:0", 1, DONE),
+        ("1:76,0:0", 2, DONE),
+        ("1:76,1:76,1:76,1:76", 4, 1),
+        ("2:2", 1, USER_ERROR),
+        ("1:2", 1, USER_ERROR),
+        ("1:77", 1, NON_FINITE),
+        ("75:75", 1, PREEMPTED),
+        ("1:75", 1, PREEMPTED),
+        ("76:76,75:75", 2, PREEMPTED),
+    ],
+)
+def test_only_what_may_help_is_done_again(
+    tmp_path: Path, codes: str, starts: int, code: int
+) -> None:
+    found = _supervised(tmp_path, codes, "--restarts", "3")
+    assert (found[0], len(found[1])) == (code, starts), found[2]
+
+
+def test_the_ranks_that_are_left_share_the_global_batch(tmp_path: Path) -> None:
+    code, starts, said = _supervised(
+        tmp_path,
+        "76:76:2,76:76:0,0:0",
+        *("--restarts", "3", "--ranks", "4", "--on-ranks-left"),
+        arguments=("--n={ranks}", "--a={accumulation}", "--d={devices}", "{000..001}.tar"),
+    )
+    assert code == DONE, said
+    assert starts == [
+        "--n=4 --a=1 --d=0,1,2,3 {000..001}.tar",
+        "--n=2 --a=2 --d=0,1 {000..001}.tar",
+        "--n=1 --a=4 --d=1 {000..001}.tar",
+    ]
+    assert "starting again on 2 ranks, accumulation 2; 2 restarts are left" in said
+
+
+@pytest.mark.parametrize("ranks", range(1, 9))
+@pytest.mark.parametrize("accumulation", [1, 2, 3, 4])
+def test_micro_steps_are_kept_whoever_is_lost(ranks: int, accumulation: int) -> None:
+    devices = tuple(f"gpu{rank}" for rank in range(ranks))
+    whole = Shape(ranks, accumulation, devices)
+    for lost in range(ranks):
+        if ranks == 1:
+            with pytest.raises(ValueError, match="all 1 ranks are lost"):
+                whole.without({lost})
+            continue
+        left = whole.without({lost})
+        assert left.ranks * left.accumulation == ranks * accumulation
+        assert left.ranks < ranks and f"gpu{lost}" not in left.devices
+        assert len(set(left.devices)) == left.ranks
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--restarts", "1"], "give the command to supervise after --"),
+        (["--on-ranks-left", "--", "true"], "must contain {ranks}"),
+    ],
+)
+def test_mistakes_are_one_line(arguments: list[str], words: str) -> None:
+    done = subprocess.run([SUPERVISE, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == USER_ERROR
+    assert done.stderr.count("\n") == 1 and words in done.stderr
+
+
+def _torchrun(world: TinyWorld, run: Path) -> list[str]:
+    torchrun = str(Path(sys.executable).parent / "torchrun")
+    return [
+        *(torchrun, "--nproc-per-node", "{ranks}", "--master-port", str(free_port())),
+        *("-m", "showo_dist.train", f"config={world.config}", f"experiment.output_dir={run}"),
+        "training.gradient_accumulation_steps={accumulation}",
+        *_SMALL,
+    ]
+
+
+_SMALL = ["training.max_train_steps=30", "experiment.save_every=5", "fault.timeout_s=20"]
+
+
+def _wait_for_step(run: Path, step: int) -> None:
+    until = time.monotonic() + LIMIT_S
+    while not any(line["step"] >= step for line in read_metrics(run / "metrics.jsonl")):
+        assert time.monotonic() < until, f"no step {step}"
+        time.sleep(0.02)
+
+
+def _ranks_of(launcher: int) -> list[int]:
+    """Process ids of the ranks below the supervisor's torchrun, in the order they were started."""
+    (torchrun,) = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    return [int(p) for p in Path(f"/proc/{torchrun}/task/{torchrun}/children").read_text().split()]
+
+
+@contextmanager
+def _supervising(*arguments: str) -> Iterator[subprocess.Popen]:
+    """The supervisor at work; whatever happens, nothing of it is left."""
+    supervised = subprocess.Popen(
+        [SUPERVISE, "--delay", "0", "--ranks", "2", *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield supervised
+    finally:
+        while supervised.poll() is None:
+            supervised.terminate()
+            time.sleep(1)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_without_the_rank_that_died(tiny_world: TinyWorld, tmp_path: Path) -> None:
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    arguments = [f"config={tiny_world.config}", f"experiment.output_dir={whole}", *_SMALL]
+    life = start(arguments, whole, 2)
+    assert life.codes(LIMIT_S) == [0, 0], life.printed()
+    command = ["--restarts", "1", "--on-ranks-left", "--", *_torchrun(tiny_world, run)]
+    with _supervising(*command) as supervised:
+        _wait_for_step(run, 7)
+        os.kill(_ranks_of(supervised.pid)[1], signal.SIGKILL)
+        said = supervised.communicate(timeout=LIMIT_S)[1]
+    assert supervised.returncode == 0, said[-3000:]
+    assert "rank 1 (host " in said and "starting again on 1 ranks, accumulation 2" in said
+    found, wanted = (
+        {line["step"]: line["loss"] for line in read_metrics(folder / "metrics.jsonl")}
+        for folder in (run, whole)
+    )
+    assert found == pytest.approx(wanted, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_supervisor_reaches_the_ranks(
+    tiny_world: TinyWorld, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    with _supervising("--restarts", "5", "--", *_torchrun(tiny_world, run)) as supervised:
+        _wait_for_step(run, 2)
+        supervised.send_signal(signal.SIGTERM)
+        said = supervised.communicate(timeout=LIMIT_S)[1]
+    assert supervised.returncode == PREEMPTED, said[-3000:]
+    assert "stopped and saved after step" in said
