@@ -164,7 +164,9 @@ def build_loader(
     batches = MicroBatches(specs, rank, world, start_positions or {})
     data = FlowSamples(specs)
     if num_workers:
-        atexit.register(_end_workers)  # runs before multiprocessing's own, which was registered earlier
+        atexit.register(
+            _end_workers
+        )  # runs before multiprocessing's own, which was registered earlier
     with warnings.catch_warnings():
         # torchdata 0.11 calls a function that newer torch deprecates; nobody here can mend that.
         warnings.filterwarnings("ignore", message="'set_vital' is deprecated")
