@@ -56,6 +56,11 @@ _WHOLE: dict[str, tuple[str, int]] = {
 }
 
 
+# DeepSpeed's own notes of shapes (ZeRO-1 and 2) are such copies, asked for on the meta device itself. What it
+# asks for on the device of a parameter, which is the meta device here too, is real.
+_NOTES = {torch.ops.aten.zeros_like.default, torch.ops.aten.empty_like.default}
+
+
 def _nbytes(value: Any) -> int:
     """Bytes of the tensors themselves, not of the storages that they are views of."""
     return sum(leaf.nbytes for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
@@ -156,7 +161,7 @@ class Shapes(TorchDispatchMode):
             return False
         if func is torch.ops.aten._to_copy.default and self._stays(args[0], kwargs):
             return args[0].detach()
-        if _is_meta(kwargs.get("device")):  # DeepSpeed's own notes of shapes
+        if func in _NOTES and _is_meta(kwargs.get("device")):
             return func(*args, **kwargs)
         if _takes_device(func):
             kwargs["device"] = META

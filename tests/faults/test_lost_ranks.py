@@ -15,10 +15,12 @@ from tests.training.conftest import TinyWorld
 LIMIT_S = 600.0
 TIMEOUT_S = 30.0
 ENDLESS = 1_000_000
+# A rank tells the others where it is once a second; the step has to have got about before it is lost.
+HEARD_S = 3.0
 
 
 def _running(world: TinyWorld, run: Path, ranks: int, *changes: str) -> Life:
-    """A training in its third step, or later."""
+    """A training in its third step, or later, and all ranks know."""
     arguments = [
         f"config={world.config}",
         f"experiment.output_dir={run}",
@@ -31,6 +33,7 @@ def _running(world: TinyWorld, run: Path, ranks: int, *changes: str) -> Life:
     life = start(arguments, run, ranks)
     try:
         life.wait_for_step(3, LIMIT_S)
+        time.sleep(HEARD_S)
     except BaseException:
         life.end()
         raise
