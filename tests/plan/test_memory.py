@@ -50,8 +50,8 @@ SETTINGS = {
 
 
 def _tolerance(config: TrainConfig) -> float:
-    """ZeRO-3's gathered parameters live until a thread of gloo lets go of them: some percent more or less."""
-    return 0.10 if config.distributed.zero_stage == 3 else 0.05
+    """ZeRO-3 gathers ahead and lets go when gloo's threads do: its peak moves with the machine's load."""
+    return 0.20 if config.distributed.zero_stage == 3 else 0.05
 
 
 @pytest.fixture(scope="module")
