@@ -48,11 +48,6 @@ echo "install: the project, DeepSpeed, transformers and the rest"
 DS_BUILD_OPS=0 .venv/bin/pip install --quiet --editable '.[dev]' "torch==$(
     .venv/bin/python -c 'import torch; print(torch.__version__)'
 )"
-has_gpu || {
-    echo "install: DeepSpeed's helper for CPU ranks"
-    .venv/bin/python -c 'from showo_dist.training.extensions import compile_ahead; compile_ahead()' >/dev/null 2>&1 ||
-        echo "install: it could not be compiled; runs go on without it" >&2
-}
 echo "install: done, $(.venv/bin/python --version), torch $(
     .venv/bin/python -c 'import torch; print(torch.__version__)'
 )"

@@ -5,9 +5,9 @@ A micro-step of all ranks takes ``world · batch`` consecutive positions of each
 of ranks or workers can go on from them.
 """
 
-import atexit
-import multiprocessing
+import os
 import signal
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -46,17 +46,19 @@ class MicroBatch:
 def outlive_stop_signals(worker: int) -> None:
     """Ignore in a data worker what asks a run to stop: its rank still needs it for the step under way.
 
-    Launchers and terminals signal all processes. A worker ends when its rank does.
+    Launchers and terminals signal all processes. A worker ends when its rank tells it to, or does.
     """
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_when_the_rank_says_so, args=(os.getppid(),), daemon=True).start()
 
 
-def _end_workers() -> None:
-    """What multiprocessing does at exit, for workers that outlive its SIGTERM: it would wait for ever."""
-    for child in multiprocessing.active_children():
-        if child.daemon:
-            child.kill()
+def _end_when_the_rank_says_so(rank: int) -> None:
+    """multiprocessing ends workers with SIGTERM and waits for them: one from the process ``rank`` counts."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != rank:
+        pass
+    os._exit(0)
 
 
 def _arrived(parcel: Parcel, skipped: list[Skipped]) -> MicroBatch:
@@ -163,10 +165,6 @@ def build_loader(
         raise ValueError(f"flows must have different names: {flows}")
     batches = MicroBatches(specs, rank, world, start_positions or {})
     data = FlowSamples(specs)
-    if num_workers:
-        atexit.register(
-            _end_workers
-        )  # runs before multiprocessing's own, which was registered earlier
     with warnings.catch_warnings():
         # torchdata 0.11 calls a function that newer torch deprecates; nobody here can mend that.
         warnings.filterwarnings("ignore", message="'set_vital' is deprecated")

@@ -11,9 +11,8 @@ from typing import NoReturn
 
 DONE = 0
 USER_ERROR = 2  # what the config, a file or the command line should have said
-PREEMPTED = (
-    75  # asked to stop; a checkpoint is there, the same command goes on (sysexits' TEMPFAIL)
-)
+# Asked to stop; a checkpoint is there and the same command goes on (TEMPFAIL of sysexits).
+PREEMPTED = 75
 RANK_LOST = 76  # another rank died, failed or hangs; going on from the last checkpoint may help
 NON_FINITE = 77  # too many steps in a row were not finite; the same command would end the same way
 

@@ -1,4 +1,4 @@
-"""Where DeepSpeed's small C++ helper is compiled, and the lock that a killed compilation leaves behind."""
+"""What DeepSpeed compiles, where, and the lock that a killed compilation leaves behind."""
 
 import os
 import sys
@@ -29,24 +29,11 @@ def clear_stale_locks(folder: Path, stale_s: float = STALE_S) -> list[Path]:
 
 
 def without_inference_helper() -> None:
-    """Keep DeepSpeed from building that helper at every start; before its engine is made.
+    """Keep DeepSpeed from compiling its shared-memory collectives at every start; before its engine is made.
 
-    Only its collectives for inference use it. A run that is killed while it holds the lock of the build would
+    Only inference uses them. A run that is killed while it holds the lock of the build would
     make the next start wait for the lock.
     """
     import deepspeed.ops
 
     deepspeed.ops.__compatible_ops__ = {}
-
-
-def compile_ahead() -> None:
-    """Compile DeepSpeed's helper for CPU ranks now, alone, so that no run has to (``make`` calls this)."""
-    clear_stale_locks(use_own_folder(), stale_s=0)
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
-
-    ShareMemCommBuilder().load(verbose=False)
-
-
-if __name__ == "__main__":
-    compile_ahead()

@@ -1,6 +1,5 @@
 """What a run's model starts from: other weights, resized where they must be, with adapters if asked for."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +70,14 @@ def attach_adapters(
         resume: the checkpoint that the adapters will be read from, if they are not new.
 
     Raises:
-        ValueError: new rows would never be trained, or the checkpoint to go on from has other adapters.
+        ValueError: new rows would never be trained, or the checkpoint to go on from has other adapters;
+            or peft is missing.
     """
-    add_adapters, record_of = _lora_tools()
+    try:  # peft takes a second to import, and is optional
+        from showo_dist.models.lora import add_adapters, record_of
+    except ModuleNotFoundError as error:
+        raise ValueError(f"lora.rank: pip install 'showo-dist[lora]' ({error})") from error
+
     base = config.start_from
     assert base is not None, "a rule of the config"
     add_adapters(model, config.lora, config.training.seed)
@@ -84,17 +88,6 @@ def attach_adapters(
         _read_trained(model, resume)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return f"LoRA of rank {config.lora.rank}: {trained:,} parameters are trained"
-
-
-def _lora_tools() -> tuple[Callable[..., None], Callable[..., dict[str, Any]]]:
-    """Imported when wanted: peft takes a second, and is optional."""
-    try:
-        from showo_dist.models.lora import add_adapters, record_of
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"lora.rank: {error.name} is missing, pip install 'showo-dist[lora]'"
-        ) from error
-    return add_adapters, record_of
 
 
 def _check_new_rows(model: ShowO, weights: InitialWeights) -> None:

@@ -1,5 +1,7 @@
 """The order of a run depends on positions only: not on ranks, workers, or where it was interrupted."""
 
+import subprocess
+import sys
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -186,3 +188,17 @@ def test_pinned_memory(specs: list[FlowSpec]) -> None:
 def test_two_flows_of_one_name_are_refused(specs: list[FlowSpec]) -> None:
     with pytest.raises(ValueError, match="different names"):
         build_loader([specs[0], specs[0]])
+
+
+def test_a_process_with_workers_ends(mini: Path) -> None:
+    """Workers outlive the SIGTERM that multiprocessing ends them with, and must not be waited for."""
+    program = f"""
+from showo_data import FlowSpec, build_loader
+spec = FlowSpec(flow="lm", kind="text", urls=("{mini}/train-000000.tar",), batch=1)
+batches = iter(build_loader([spec], num_workers=2))
+print(len(next(batches).samples["lm"]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == "1\n" and "Traceback" not in done.stderr
