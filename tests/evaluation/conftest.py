@@ -4,18 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
 
 from showo_data.mini.writing import MiniSettings, write_mini
 from showo_dist.config import TrainConfig, to_yaml
 from showo_dist.config.model import ShowoConfig
-from showo_dist.models.magvitv2 import MAGVITv2, MAGVITv2Config, StackConfig
 from showo_dist.models.pretrained import build_showo, save_showo
-from showo_dist.sequences.text import END_OF_TEXT
-
-_TEXT = 300
-_BITS = 4
+from tests.tiny import BITS, TEXT_TOKENS, save_tokenizers
 
 
 @pytest.fixture(autouse=True)
@@ -31,42 +25,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _save_text_tokenizer(folder: Path) -> None:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=_TEXT,
-        special_tokens=[END_OF_TEXT],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(["USER: what is shown? ASSISTANT: a red circle"] * 8, trainer)
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT
-    ).save_pretrained(folder)
-
-
-def _save_image_tokenizer(folder: Path) -> None:
-    stack = {"channels": 8, "multipliers": [1, 1, 1, 1], "res_blocks": [0, 0, 0, 1]}
-    config = MAGVITv2Config(
-        resolution=64,
-        bits=_BITS,
-        norm_groups=4,
-        encoder=StackConfig(**stack),
-        decoder=StackConfig(**stack),
-    )
-    MAGVITv2(config).save_pretrained(folder)
-
-
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``checkpoint-000003`` of a run that never trained."""
     torch.manual_seed(0)
     root = tmp_path_factory.mktemp("run")
     folder = root / "checkpoint-000003"
-    _save_text_tokenizer(root / "text")
-    _save_image_tokenizer(root / "vq")
+    save_tokenizers(root, resolution=64)
     config = TrainConfig()
     config.model.showo = ShowoConfig(
         llm_model_path=None,
@@ -77,9 +42,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "num_attention_heads": 2,
         },
         tokenizer_path=str(root / "text"),
-        llm_vocab_size=_TEXT,
-        codebook_size=2**_BITS,
-        vocab_size=_TEXT + 10 + 2**_BITS + 1,
+        llm_vocab_size=TEXT_TOKENS,
+        codebook_size=2**BITS,
+        vocab_size=TEXT_TOKENS + 10 + 2**BITS + 1,
         num_vq_tokens=64,
     )
     config.model.vq_model.vq_model_name = str(root / "vq")

@@ -11,12 +11,9 @@ from showo_data.mini import draw, scene
 from showo_dist.config import TrainConfig, to_yaml
 from showo_dist.config.model import ShowoConfig
 from showo_dist.generation import Pipeline
-from showo_dist.models.magvitv2 import MAGVITv2, MAGVITv2Config, StackConfig
 from showo_dist.models.pretrained import build_showo, save_showo
-from showo_dist.sequences.train_tokenizer import train
+from tests.tiny import BITS, TEXT_TOKENS, save_tokenizers
 
-_TEXT = 300
-_BITS = 4
 _CLIP_WIDTH = 16
 
 
@@ -30,19 +27,7 @@ def encoders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folders ``text``, ``vq`` (4 × 4 codes of a picture of 32 pixels) and ``clip`` (9 features)."""
     torch.manual_seed(0)
     root = tmp_path_factory.mktemp("encoders")
-    train(iter(["USER: what is shown? ASSISTANT: a red circle"] * 8), _TEXT).save_pretrained(
-        root / "text"
-    )
-    stack = {"channels": 8, "multipliers": [1, 1, 1, 1], "res_blocks": [0, 0, 0, 1]}
-    MAGVITv2(
-        MAGVITv2Config(
-            resolution=32,
-            bits=_BITS,
-            norm_groups=4,
-            encoder=StackConfig(**stack),
-            decoder=StackConfig(**stack),
-        )
-    ).save_pretrained(root / "vq")
+    save_tokenizers(root, resolution=32)
     CLIPVisionModel(
         CLIPVisionConfig(
             hidden_size=_CLIP_WIDTH,
@@ -69,9 +54,9 @@ def _save(folder: Path, encoders: Path, clip: bool) -> Path:
             "initializer_range": 0.3,  # answers that depend on what was read
         },
         tokenizer_path=str(encoders / "text"),
-        llm_vocab_size=_TEXT,
-        codebook_size=2**_BITS,
-        vocab_size=_TEXT + 10 + 2**_BITS + 1,
+        llm_vocab_size=TEXT_TOKENS,
+        codebook_size=2**BITS,
+        vocab_size=TEXT_TOKENS + 10 + 2**BITS + 1,
         num_vq_tokens=16,
         w_clip_vit=clip,
         clip_dim=_CLIP_WIDTH,
