@@ -4,7 +4,7 @@ import io
 import json
 from collections.abc import Callable, Mapping
 from itertools import pairwise
-from typing import Any
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
@@ -16,7 +16,11 @@ from showo_data.images import UnfitPictureError, decode
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
 TEXTS = ("txt", "text", "caption")
-CODES, CONDITION, JSON = "codes.npy", "condition.npy", "json"
+CODES: Final = "codes.npy"
+CONDITION: Final = "condition.npy"
+FEATURES: Final = "features.npy"
+JSON = "json"
+Encoded = Literal["codes.npy", "condition.npy", "features.npy"]
 
 # Returns the bytes of the member with that extension, or None where the sample has none.
 Reader = Callable[[str], bytes | None]
@@ -41,17 +45,34 @@ def read_image(read: Reader) -> Image.Image:
 
 def read_codes(read: Reader, extension: str) -> Tensor | None:
     """Image codes that were computed before, int64 of shape (N,); None where the sample has none."""
+    codes = _read_array(read, extension, "broken-codes")
+    if codes is None:
+        return None
+    if not np.issubdtype(codes.dtype, np.integer):
+        raise BadSampleError("broken-codes")
+    return torch.from_numpy(codes.reshape(-1).astype(np.int64))
+
+
+def read_features(read: Reader) -> Tensor | None:
+    """Features that were computed before, fp32 of shape (P, C); None where the sample has none."""
+    features = _read_array(read, FEATURES, "broken-features")
+    if features is None:
+        return None
+    if features.ndim != 2 or not np.issubdtype(features.dtype, np.floating):
+        raise BadSampleError("broken-features")
+    return torch.from_numpy(features.astype(np.float32))
+
+
+def _read_array(read: Reader, extension: str, reason: str) -> np.ndarray | None:
+    """An array as NumPy stores it; None where the sample has none."""
     data = read(extension)
     if data is None:
         return None
     try:
         # Not np.load, which also opens archives. A header may claim more numbers than there is memory.
-        codes = read_array(io.BytesIO(data), allow_pickle=False)
+        return read_array(io.BytesIO(data), allow_pickle=False)
     except (ValueError, EOFError, MemoryError) as error:
-        raise BadSampleError("broken-codes") from error
-    if not np.issubdtype(codes.dtype, np.integer):
-        raise BadSampleError("broken-codes")
-    return torch.from_numpy(codes.reshape(-1).astype(np.int64))
+        raise BadSampleError(reason) from error
 
 
 def read_texts(read: Reader) -> tuple[str, ...]:

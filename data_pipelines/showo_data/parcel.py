@@ -11,9 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from showo_data.samples import Sample
-
-_TENSORS = ("image_3HW", "codes_N", "condition_codes_G")
+from showo_data.samples import TENSORS, Sample
 
 
 class _Slot(NamedTuple):
@@ -40,13 +38,13 @@ def packed(samples: Mapping[str, list[Sample]]) -> Parcel:
     parts: dict[torch.dtype, list[Tensor]] = {}
     for flow, group in samples.items():
         for number, sample in enumerate(group):
-            for name in _TENSORS:
+            for name in TENSORS:
                 tensor = getattr(sample, name)
                 if tensor is not None:
                     slot = _Slot(flow, number, name, tensor.shape)
                     slots.setdefault(tensor.dtype, []).append(slot)
                     parts.setdefault(tensor.dtype, []).append(tensor.reshape(-1))
-    nothing: dict[str, Any] = dict.fromkeys(_TENSORS)
+    nothing: dict[str, Any] = dict.fromkeys(TENSORS)
     bare = {
         flow: [replace(sample, **nothing) for sample in group] for flow, group in samples.items()
     }

@@ -7,18 +7,20 @@ from torch import Tensor
 
 from showo_data.captions import ExternalCaptions
 from showo_data.images import Transform
+from showo_data.members import CODES, Encoded
 from showo_data.shards import Storage
 
 Kind = Literal["caption", "conversation", "text", "image"]
 KINDS: tuple[Kind, ...] = ("caption", "conversation", "text", "image")
+TENSORS = ("image_3HW", "codes_N", "condition_codes_G", "features_PC")  # attributes of a sample
 
 
 @dataclass(slots=True)
 class Sample:
     """One sample of a flow; what its kind does not need is None.
 
-    A shard that was encoded gives ``codes_N`` (int64 image codes) and no picture; ``condition_codes_G``
-    is the same picture for a second encoder, where the shard has it.
+    A shard that was encoded gives what its flow needs (``FlowSpec.encoded``) and no picture: ``codes_N``,
+    int64 image codes; ``condition_codes_G``, those of the condition picture; ``features_PC``, fp32 features.
     ``conversation`` is a list of (role, value), roles as stored ("human", "gpt"), the first a human's.
     ``shard`` is the path or URL that it came from.
     """
@@ -29,13 +31,14 @@ class Sample:
     image_3HW: Tensor | None = None
     codes_N: Tensor | None = None
     condition_codes_G: Tensor | None = None
+    features_PC: Tensor | None = None
     text: str | None = None
     conversation: list[tuple[str, str]] | None = None
     shard: str = ""
 
     def pin_memory(self) -> "Sample":
         """Move the tensors to pinned memory (called by the data loader)."""
-        for name in ("image_3HW", "codes_N", "condition_codes_G"):
+        for name in TENSORS:
             tensor = getattr(self, name)
             if tensor is not None:
                 setattr(self, name, tensor.pin_memory())
@@ -75,6 +78,7 @@ class FlowSpec:
         mixture: several weighted sources instead of ``urls``.
         batch: samples per rank and micro-step, bad ones counted.
         transform: from the decoded picture to ``Sample.image_3HW``; may be None for text and encoded shards.
+        encoded: members that stand for the picture in a sample that has them all.
         captions: captions outside the shards; None: captions are members of the samples.
         seed: of the order of the samples.
         streams: canonical streams an epoch is cut into.
@@ -89,6 +93,7 @@ class FlowSpec:
     mixture: tuple[Weighted, ...] = ()
     batch: int
     transform: Transform | None = None
+    encoded: tuple[Encoded, ...] = (CODES,)
     captions: ExternalCaptions | None = None
     seed: int = 0
     streams: int = 8

@@ -1,22 +1,38 @@
 """A flow's shards as an endless, numbered list of samples."""
 
 import random
+from collections.abc import Callable
+from functools import partial
+
+from torch import Tensor
 
 from showo_data.exact import ExactReader
 from showo_data.images import UnfitPictureError
 from showo_data.members import (
     CODES,
     CONDITION,
+    FEATURES,
+    IMAGES,
     BadSampleError,
+    Encoded,
     Reader,
+    first_of,
     read_codes,
     read_conversation,
+    read_features,
     read_image,
     read_texts,
 )
 from showo_data.raw import RawReader, reason_of
 from showo_data.resampled import ResampledReader
 from showo_data.samples import FlowSpec, Sample, Skipped
+
+# Where what a member holds belongs in a sample, and what reads it.
+_ENCODED: dict[Encoded, tuple[str, Callable[[Reader], Tensor | None]]] = {
+    CODES: ("codes_N", partial(read_codes, extension=CODES)),
+    CONDITION: ("condition_codes_G", partial(read_codes, extension=CONDITION)),
+    FEATURES: ("features_PC", read_features),
+}
 
 
 class Source:
@@ -35,11 +51,13 @@ class Source:
             self.reader = ResampledReader(spec)
             return
         self.reader = exact = ExactReader(spec)
-        if spec.kind != "text" and spec.transform is None and CODES not in exact.extensions():
-            raise ValueError(
-                f"flow {spec.flow!r} needs a transform: "
-                f"{exact.shards[0].path!r} holds pictures, not {CODES!r}"
-            )
+        if spec.kind != "text" and spec.transform is None:
+            missing = next((m for m in spec.encoded if m not in exact.extensions()), None)
+            if missing is not None:
+                raise ValueError(
+                    f"flow {spec.flow!r} needs a transform: "
+                    f"{exact.shards[0].path!r} holds pictures, not {missing!r}"
+                )
 
     def __len__(self) -> int:
         """Samples in one epoch; 0 where there are no epochs."""
@@ -82,11 +100,15 @@ class Source:
         return draw.choice(texts)
 
     def _add_picture(self, sample: Sample, read: Reader) -> None:
-        """The codes of an encoded sample, else its picture, transformed."""
-        sample.codes_N = read_codes(read, CODES)
-        if sample.codes_N is not None:
-            sample.condition_codes_G = read_codes(read, CONDITION)
+        """What was encoded of the picture; the picture, transformed, where that is not all."""
+        found = {member: _ENCODED[member][1](read) for member in self.spec.encoded}
+        for member, tensor in found.items():
+            setattr(sample, _ENCODED[member][0], tensor)
+        missing = [member for member, tensor in found.items() if tensor is None]
+        if not missing:
             return
-        if self.spec.transform is None:
-            raise BadSampleError("no-codes")
+        # Shards that were encoded for another use have no picture either: then the member is what is missing.
+        encoded = len(missing) < len(found) and first_of(read, IMAGES) is None
+        if self.spec.transform is None or encoded:
+            raise BadSampleError(f"no-{missing[0].partition('.')[0]}")
         sample.image_3HW = self.spec.transform(read_image(read))

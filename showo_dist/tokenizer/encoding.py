@@ -1,8 +1,9 @@
-"""Runs a trained tokenizer over picture shards once, so that training reads codes and no pictures.
+"""Runs the frozen encoders over picture shards once: training then reads codes or features, no pictures.
 
 The shards that are written hold the samples of the shards that are read, one for one and under the same
-keys, ``codes.npy`` in place of the picture: a stream over the ones visits the same samples in the same order
-as over the others. A sample whose picture cannot be read is copied as it is, and skipped again in training.
+keys, ``codes.npy`` or ``features.npy`` in place of the picture: a stream over the ones visits the same
+samples in the same order as over the others. A sample whose picture cannot be read is copied as it is, and
+skipped again in training.
 """
 
 import hashlib
@@ -15,10 +16,10 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from showo_data import vq_transform
-from showo_data.members import CODES, CONDITION, IMAGES, BadSampleError, read_image
+from showo_data import clip_transform, vq_transform
+from showo_data.members import CODES, CONDITION, FEATURES, IMAGES, BadSampleError, read_image
 from showo_data.shards import (
     OpenShards,
     ShardHeader,
@@ -27,12 +28,14 @@ from showo_data.shards import (
     load_index,
     write_shard,
 )
+from showo_dist.models.clip import ClipTower
 from showo_dist.models.magvitv2 import MAGVITv2
 from showo_dist.runtime.precision import autocast
 from showo_dist.runtime.ranks import Ranks
 from showo_dist.tokenizer.condition import condition_pixels
 
 SETTINGS_NAME = "encode.json"
+_FLOATS = {"fp32": np.float32, "fp16": np.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,22 +43,42 @@ class EncodeSettings:
     """What fixes the content of encoded shards.
 
     Attributes:
-        tokenizer: the :func:`fingerprint` of its encoder.
-        resolution: side in pixels that pictures are brought to.
+        tokenizer: the :func:`fingerprint` of its encoder; None: no codes.
+        resolution: side in pixels that pictures are brought to for the tokenizer; None without one.
         resize: ``short`` (and crop) or ``squash``, see :func:`showo_data.vq_transform`.
         condition_scale: also encode RecA's condition, the picture shrunk by this factor; None: do not.
         resize_back: enlarge the condition to the picture's size again.
         keep_images: keep the pictures beside their codes.
         precision: ``fp32``, or ``bf16``, which flips some codes of latents near 0.
+        clip: the :func:`fingerprint` of a CLIP tower; None: no features.
+        clip_sees: ``processed``: the picture as CLIP's own processor prepares it, for understanding;
+            ``tokenized``: the tokenizer's picture, as RecA does for reconstruction.
+        features: type that features are stored in; fp16 halves them, and rounds.
     """
 
-    tokenizer: str
-    resolution: int
+    tokenizer: str | None
+    resolution: int | None
     resize: Literal["short", "squash"] = "short"
     condition_scale: int | None = None
     resize_back: bool = False
     keep_images: bool = False
     precision: str = "fp32"
+    clip: str | None = None
+    clip_sees: Literal["processed", "tokenized"] = "processed"
+    features: Literal["fp32", "fp16"] = "fp32"
+
+
+@dataclass(frozen=True)
+class FrozenEncoders:
+    """The networks that encode, in eval mode on one device; at least one of them.
+
+    Attributes:
+        vq: gives codes.
+        clip: gives features.
+    """
+
+    vq: MAGVITv2 | None = None
+    clip: ClipTower | None = None
 
 
 @dataclass
@@ -71,7 +94,7 @@ class EncodeReport:
 def encode_shards(
     urls: str | Iterable[str],
     out: str | Path,
-    model: MAGVITv2,
+    encoders: FrozenEncoders,
     settings: EncodeSettings,
     ranks: Ranks,
     batch_size: int = 32,
@@ -83,7 +106,7 @@ def encode_shards(
     Args:
         urls: picture shards, as paths or brace patterns.
         out: folder of the new shards, which keep their names.
-        model: in eval mode, on the rank's device.
+        encoders: on the rank's device.
         settings: what to write.
         ranks: this process among those that share the work.
         batch_size: pictures per forward pass.
@@ -100,7 +123,7 @@ def encode_shards(
     ranks.barrier()
     report, own = EncodeReport(), headers[ranks.rank :: ranks.world]
     total, done = sum(header.samples for header in own), 0
-    encoder = _Encoder(model, settings, ranks.device, report, storage)
+    encoder = _Encoder(encoders, settings, ranks.device, report, storage)
     for header in own:
         target = folder / Path(header.path).name
         if _is_finished(target, header):
@@ -114,10 +137,10 @@ def encode_shards(
     return report
 
 
-def fingerprint(model: MAGVITv2) -> str:
-    """SHA-256 of what codes depend on: names and values of the encoder's weights."""
+def fingerprint(encoder: nn.Module) -> str:
+    """SHA-256 of what codes or features depend on: names and values of an encoder's weights."""
     digest = hashlib.sha256()
-    for name, tensor in model.encoder.state_dict().items():
+    for name, tensor in encoder.state_dict().items():
         digest.update(name.encode())
         digest.update(tensor.cpu().contiguous().numpy())
     return digest.hexdigest()
@@ -156,9 +179,9 @@ def _is_finished(target: Path, header: ShardHeader) -> bool:
 
 @dataclass
 class _Encoder:
-    """Reads the samples of a shard and yields them with codes."""
+    """Reads the samples of a shard and yields them with what is asked for in place of their pictures."""
 
-    model: MAGVITv2
+    encoders: FrozenEncoders
     settings: EncodeSettings
     device: torch.device
     report: EncodeReport
@@ -168,46 +191,63 @@ class _Encoder:
         files = OpenShards(limit=1, storage=self.storage)
         for start in range(0, header.samples, batch_size):
             numbers = range(start, min(start + batch_size, header.samples))
-            yield from self._with_codes([_read(files, header.path, i) for i in numbers])
+            yield from self._encoded([_read(files, header.path, i) for i in numbers])
         files.close()
 
-    def _with_codes(self, samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def _encoded(self, samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
         pictures = [self._pixels(sample) for sample in samples]
         readable = [s for s, p in zip(samples, pictures, strict=True) if p is not None]
         self.report.samples += len(samples)
         self.report.unreadable += len(samples) - len(readable)
         if readable:
-            pixels_B3HW = torch.stack([p for p in pictures if p is not None])
-            members = self._code_members(pixels_B3HW.to(self.device))
-            for sample, codes in zip(readable, members, strict=True):
-                self._replace(sample, codes)
+            columns = self._columns([p for p in pictures if p is not None])
+            for i, sample in enumerate(readable):
+                self._replace(
+                    sample, {name: _npy(values_B[i]) for name, values_B in columns.items()}
+                )
         return samples
 
-    def _pixels(self, sample: dict[str, Any]) -> Tensor | None:
-        transform = vq_transform(self.settings.resolution, self.settings.resize)
+    def _pixels(self, sample: dict[str, Any]) -> dict[str, Tensor] | None:
+        """A picture ``tokenized`` and ``processed``, as far as needed; None where it cannot be read."""
+        settings, pixels = self.settings, {}
         try:
-            return transform(read_image(sample.get))
+            picture = read_image(sample.get)
+            if settings.resolution is not None:
+                pixels["tokenized"] = vq_transform(settings.resolution, settings.resize)(picture)
+            if self.encoders.clip is not None:
+                pixels["processed"] = clip_transform(self.encoders.clip.resolution)(picture)
         except (BadSampleError, ValueError):
             return None
+        return pixels
 
-    def _code_members(self, pixels_B3HW: Tensor) -> list[dict[str, bytes]]:
-        """``codes.npy`` and, where it is asked for, ``condition.npy`` of each picture."""
+    def _columns(self, pictures: list[dict[str, Tensor]]) -> dict[str, np.ndarray]:
+        """The new members of a batch of samples, by extension."""
+        columns: dict[str, np.ndarray] = {}
         with autocast(self.settings.precision, self.device):
-            columns = {CODES: self.model.encode(pixels_B3HW)}
-            if self.settings.condition_scale is not None:
-                condition_B3HW = condition_pixels(
-                    pixels_B3HW, self.settings.condition_scale, self.settings.resize_back
+            if self.encoders.vq is not None:
+                pixels_B3HW = torch.stack([p["tokenized"] for p in pictures]).to(self.device)
+                columns |= self._code_columns(self.encoders.vq, pixels_B3HW)
+            if self.encoders.clip is not None:
+                pixels_B3HW = torch.stack([p[self.settings.clip_sees] for p in pictures]).to(
+                    self.device
                 )
-                columns[CONDITION] = self.model.encode(condition_B3HW)
-        return [
-            {name: _npy(codes_BN[i], self.model) for name, codes_BN in columns.items()}
-            for i in range(len(pixels_B3HW))
-        ]
+                features_BPC = self.encoders.clip(pixels_B3HW).float().cpu().numpy()
+                columns[FEATURES] = features_BPC.astype(_FLOATS[self.settings.features])
+        return columns
 
-    def _replace(self, sample: dict[str, Any], codes: dict[str, bytes]) -> None:
+    def _code_columns(self, vq: MAGVITv2, pixels_B3HW: Tensor) -> dict[str, np.ndarray]:
+        """``codes.npy`` and, where it is asked for, ``condition.npy``, in the smallest type that will do."""
+        small = np.uint16 if vq.config.codebook_size <= 2**16 else np.int32
+        pictures = {CODES: pixels_B3HW}
+        if self.settings.condition_scale is not None:
+            scale, back = self.settings.condition_scale, self.settings.resize_back
+            pictures[CONDITION] = condition_pixels(pixels_B3HW, scale, back)
+        return {name: vq.encode(p).cpu().numpy().astype(small) for name, p in pictures.items()}
+
+    def _replace(self, sample: dict[str, Any], members: dict[str, bytes]) -> None:
         for extension in () if self.settings.keep_images else IMAGES:
             sample.pop(extension, None)
-        sample.update(codes)
+        sample.update(members)
 
 
 def _read(files: OpenShards, shard: str, number: int) -> dict[str, Any]:
@@ -216,9 +256,8 @@ def _read(files: OpenShards, shard: str, number: int) -> dict[str, Any]:
     return {"__key__": table.key(number), **members}
 
 
-def _npy(codes_N: Tensor, model: MAGVITv2) -> bytes:
-    """The codes as an array file, in the smallest type that holds the codebook."""
-    small = np.uint16 if model.config.codebook_size <= 2**16 else np.int32
+def _npy(values: np.ndarray) -> bytes:
+    """An array file."""
     stream = io.BytesIO()
-    np.save(stream, codes_N.cpu().numpy().astype(small), allow_pickle=False)
+    np.save(stream, values, allow_pickle=False)
     return stream.getvalue()

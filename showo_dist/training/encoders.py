@@ -34,33 +34,36 @@ class Encoders:
 
     def codes(self, samples: Seq[Sample]) -> list[Tensor]:
         """Image codes (N,) of each sample, int64 on the CPU."""
-        return self._codes([s.codes_N for s in samples], lambda: _stacked(samples))
+        return _filled([s.codes_N for s in samples], samples, self._encode)
 
     def condition_codes(self, samples: Seq[Sample]) -> list[Tensor]:
         """Codes (G,) of each sample's condition picture."""
-        return self._codes(
-            [s.condition_codes_G for s in samples],
-            lambda: condition_pixels(_stacked(samples), self.down_scale, self.resize_back),
-        )
+
+        def encode(pixels_B3HW: Tensor) -> Tensor:
+            return self._encode(condition_pixels(pixels_B3HW, self.down_scale, self.resize_back))
+
+        return _filled([s.condition_codes_G for s in samples], samples, encode)
 
     def features(self, samples: Seq[Sample]) -> list[Tensor]:
         """CLIP features (patches, width) of each sample's picture, fp32 on the CPU."""
-        if not samples:
-            return []
-        assert self.clip is not None
-        pixels = _stacked(samples).to(next(self.clip.parameters()).device)
-        return list(self.clip(pixels).float().cpu())
+        return _filled([s.features_PC for s in samples], samples, self._see)
 
-    def _codes(self, known: list[Tensor | None], pixels: Callable[[], Tensor]) -> list[Tensor]:
-        present = [codes for codes in known if codes is not None]
-        if len(present) == len(known):
-            return present
+    def _encode(self, pixels_B3HW: Tensor) -> Tensor:
         assert self.vq is not None, "pictures need the image tokenizer"
         device = next(self.vq.parameters()).device
-        return list(self.vq.encode(pixels().to(device)).cpu())
+        return self.vq.encode(pixels_B3HW.to(device)).cpu()
+
+    def _see(self, pixels_B3HW: Tensor) -> Tensor:
+        assert self.clip is not None
+        device = next(self.clip.parameters()).device
+        return self.clip(pixels_B3HW.to(device)).float().cpu()
 
 
-def _stacked(samples: Seq[Sample]) -> Tensor:
-    pictures = [s.image_3HW for s in samples]
-    assert all(p is not None for p in pictures), "a batch is encoded as a whole or not at all"
-    return torch.stack([p for p in pictures if p is not None])
+def _filled(
+    known: list[Tensor | None], samples: Seq[Sample], encode: Callable[[Tensor], Tensor]
+) -> list[Tensor]:
+    """What is known of each sample; of the others, computed from their pictures in one batch."""
+    pictures = [s.image_3HW for s, k in zip(samples, known, strict=True) if k is None]
+    assert all(p is not None for p in pictures), "a source gives a picture or what stands for it"
+    fresh = iter(encode(torch.stack([p for p in pictures if p is not None])) if pictures else ())
+    return [next(fresh) if k is None else k for k in known]

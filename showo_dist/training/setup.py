@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from showo_data import FlowSpec, clip_transform, vq_transform
+from showo_data.members import CODES, CONDITION, FEATURES, Encoded
 from showo_data.samples import Kind, Weighted
 from showo_data.shards import Storage
 from showo_dist.config import TrainConfig, active_flows
@@ -60,9 +61,14 @@ def flow_specs(config: TrainConfig, clip_size: int | None = None) -> list[FlowSp
     squash = config.dataset.recon_type == "mid"
     transforms = {
         "t2i": vq_transform(resolution),
-        "mmu": clip_transform(clip_size) if clip_size else vq_transform(resolution),
+        "mmu": vq_transform(resolution),
         "recon": vq_transform(resolution, "squash" if squash else "short"),
     }
+    encoded: dict[str, tuple[Encoded, ...]] = {
+        "recon": (CODES, FEATURES if clip_size else CONDITION)
+    }
+    if clip_size and config.dataset.und_type != "captioning":  # captioning reads codes in any model
+        transforms["mmu"], encoded["mmu"] = clip_transform(clip_size), (FEATURES,)
     return [
         FlowSpec(
             flow=name,
@@ -71,6 +77,7 @@ def flow_specs(config: TrainConfig, clip_size: int | None = None) -> list[FlowSp
             mixture=tuple(Weighted(part.paths, part.weight) for part in flow.mixture),
             batch=flow.batch_size,
             transform=transforms.get(name),
+            encoded=encoded.get(name, (CODES,)),
             captions=external_captions(config, name),
             seed=config.data_seed,
             streams=config.data.streams,

@@ -5,6 +5,7 @@ import pickle
 import torch
 
 from showo_data import MicroBatch, Sample, Skipped
+from showo_data.samples import TENSORS
 
 
 def test_everything_arrives_where_it_belongs() -> None:
@@ -17,6 +18,7 @@ def test_everything_arrives_where_it_belongs() -> None:
             "recon": [
                 Sample("recon", 7, "r", codes_N=torch.arange(4), condition_codes_G=torch.arange(2)),
                 Sample("recon", 8, "s", image_3HW=torch.rand(3, 4, 4)),
+                Sample("recon", 9, "u", codes_N=torch.arange(4), features_PC=torch.rand(2, 3)),
             ],
             "lm": [Sample("lm", 1, "t", text="words")],
             "mmu": [],
@@ -33,7 +35,7 @@ def test_everything_arrives_where_it_belongs() -> None:
                 theirs.key,
                 theirs.text,
             )
-            for name in ("image_3HW", "codes_N", "condition_codes_G"):
+            for name in TENSORS:
                 sent, came = getattr(mine, name), getattr(theirs, name)
                 assert (sent is None) == (came is None)
                 assert sent is None or (sent.dtype == came.dtype and torch.equal(sent, came))

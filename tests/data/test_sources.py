@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from showo_data import BadSamples, FlowSpec, Sample, Skipped, Source, vq_transform
+from showo_data.members import CODES, CONDITION, FEATURES
 from showo_data.shards import load_index, write_shard
 
 
@@ -102,12 +103,33 @@ def test_codes_replace_the_picture(tmp_path: Path) -> None:
         "codes.npy": _npy([[1, 2], [3, 4]], dtype=np.uint16),
         "condition.npy": _npy([7, 8], dtype=np.int32),
     }
-    sample = _only(tmp_path, "image", members, transform=None)
+    sample = _only(tmp_path, "image", members, transform=None, encoded=(CODES, CONDITION))
     assert isinstance(sample, Sample) and sample.image_3HW is None
     assert sample.codes_N is not None and sample.condition_codes_G is not None
     assert sample.codes_N.dtype == torch.int64
     assert sample.codes_N.tolist() == [1, 2, 3, 4]
     assert sample.condition_codes_G.tolist() == [7, 8]
+
+
+def test_features_replace_the_picture(tmp_path: Path) -> None:
+    stored = np.arange(6, dtype=np.float16).reshape(3, 2) / 8
+    members = {
+        "png": b"never decoded",
+        "features.npy": _npy(stored),
+        "json": {"conversations": CHAT},
+    }
+    sample = _only(tmp_path, "conversation", members, encoded=(FEATURES,))
+    assert isinstance(sample, Sample) and sample.image_3HW is None and sample.codes_N is None
+    assert sample.features_PC is not None and sample.features_PC.dtype == torch.float32
+    assert np.array_equal(sample.features_PC.numpy(), stored)
+
+
+def test_the_picture_is_read_where_not_all_of_it_was_encoded(tmp_path: Path) -> None:
+    members = {"png": _png(), "codes.npy": _npy([1, 2])}
+    sample = _only(tmp_path, "image", members, encoded=(CODES, FEATURES))
+    assert isinstance(sample, Sample)
+    assert sample.codes_N is not None and sample.image_3HW is not None
+    assert sample.features_PC is None
 
 
 BAD: dict[str, tuple[str, dict[str, Any]]] = {
@@ -130,6 +152,25 @@ BAD: dict[str, tuple[str, dict[str, Any]]] = {
 def test_bad_samples_are_skipped_with_their_reason(tmp_path: Path, reason: str) -> None:
     kind, members = BAD[reason]
     skipped = _only(tmp_path, kind, members)
+    assert skipped == Skipped("f", 0, str(tmp_path / "a.tar"), "key", reason)
+
+
+@pytest.mark.parametrize(
+    ("members", "reason"),
+    [
+        ({"codes.npy": _npy([1])}, "no-features"),
+        ({"features.npy": _npy([[0.5]])}, "no-codes"),
+        ({}, "no-image"),
+        ({"codes.npy": _npy([1]), "features.npy": _npy([0.5])}, "broken-features"),
+        ({"codes.npy": _npy([1]), "features.npy": _npy([[1]])}, "broken-features"),
+        ({"codes.npy": _npy([1]), "features.npy": _npy([[0.5]])[:-1]}, "broken-features"),
+    ],
+)
+def test_what_an_encoded_sample_lacks(
+    tmp_path: Path, members: dict[str, bytes], reason: str
+) -> None:
+    members = {"txt": b"words", **members}
+    skipped = _only(tmp_path, "caption", members, encoded=(CODES, FEATURES))
     assert skipped == Skipped("f", 0, str(tmp_path / "a.tar"), "key", reason)
 
 

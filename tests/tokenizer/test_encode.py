@@ -6,25 +6,41 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
+from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from showo_data import FlowSpec, Sample, Skipped, Source, vq_transform
+from showo_data import FlowSpec, Sample, Skipped, Source, clip_transform, vq_transform
+from showo_data.images import Transform
+from showo_data.members import CODES, CONDITION, FEATURES, Encoded
 from showo_data.shards import write_shard
+from showo_dist.models.clip import ClipTower
 from showo_dist.models.magvitv2 import MAGVITv2
 from showo_dist.runtime.ranks import Ranks
 from showo_dist.tokenizer.condition import condition_pixels
-from showo_dist.tokenizer.encoding import EncodeSettings, encode_shards
+from showo_dist.tokenizer.encode import main_encode
+from showo_dist.tokenizer.encoding import EncodeSettings, FrozenEncoders, encode_shards
+from showo_dist.training.encoders import Encoders
 
+CLIP_SIDE, PATCH, WIDTH = 24, 8, 16
 ALONE = Ranks(0, 1, torch.device("cpu"))
+PIXELS = vq_transform(32)
 SETTINGS = EncodeSettings(tokenizer="none", resolution=32, condition_scale=2)
 
 
-def flow(folder: Path, resolution: int | None = 32) -> Source:
+def flow(
+    folder: Path,
+    transform: Transform | None = PIXELS,
+    encoded: tuple[Encoded, ...] = (CODES, CONDITION),
+) -> Source:
     urls = (str(folder / "train-{000000..000002}.tar"),)
-    transform = None if resolution is None else vq_transform(resolution)
-    return Source(FlowSpec(flow="t2i", kind="caption", urls=urls, batch=1, transform=transform))
+    return Source(
+        FlowSpec(
+            flow="t2i", kind="caption", urls=urls, batch=1, transform=transform, encoded=encoded
+        )
+    )
 
 
 def sample(source: Source, position: int) -> Sample:
@@ -38,7 +54,9 @@ def test_stream_over_codes_is_the_stream_over_pictures(
     shards: Path, tmp_path: Path, tiny: MAGVITv2, resize_back: bool
 ) -> None:
     settings = replace(SETTINGS, resize_back=resize_back)
-    report = encode_shards(urls(shards), tmp_path, tiny, settings, ALONE, batch_size=7)
+    report = encode_shards(
+        urls(shards), tmp_path, FrozenEncoders(tiny), settings, ALONE, batch_size=7
+    )
     assert (report.written, report.samples, report.unreadable) == (3, 60, 0)
     pictures, codes = flow(shards), flow(tmp_path, None)
     for position in range(60):
@@ -57,25 +75,31 @@ def urls(folder: Path) -> str:
 
 
 def test_finished_shards_are_left_alone(shards: Path, tmp_path: Path, tiny: MAGVITv2) -> None:
-    encode_shards(urls(shards), tmp_path, tiny, SETTINGS, ALONE)
+    encode_shards(urls(shards), tmp_path, FrozenEncoders(tiny), SETTINGS, ALONE)
     kept = tmp_path / "train-000000.tar"
     before, content = kept.stat().st_mtime_ns, (tmp_path / "train-000001.tar").read_bytes()
     (tmp_path / "train-000001.tar").unlink()
-    report = encode_shards(urls(shards), tmp_path, tiny, SETTINGS, ALONE)
+    report = encode_shards(urls(shards), tmp_path, FrozenEncoders(tiny), SETTINGS, ALONE)
     assert (report.written, report.skipped) == (1, 2)
     assert kept.stat().st_mtime_ns == before
     assert (tmp_path / "train-000001.tar").read_bytes() == content
 
 
 def test_other_settings_need_another_folder(shards: Path, tmp_path: Path, tiny: MAGVITv2) -> None:
-    encode_shards(urls(shards), tmp_path, tiny, SETTINGS, ALONE)
+    encode_shards(urls(shards), tmp_path, FrozenEncoders(tiny), SETTINGS, ALONE)
     with pytest.raises(ValueError, match="begun with another condition_scale"):
-        encode_shards(urls(shards), tmp_path, tiny, replace(SETTINGS, condition_scale=4), ALONE)
+        encode_shards(
+            urls(shards),
+            tmp_path,
+            FrozenEncoders(tiny),
+            replace(SETTINGS, condition_scale=4),
+            ALONE,
+        )
 
 
 def test_shards_of_one_name_are_refused(shards: Path, tmp_path: Path, tiny: MAGVITv2) -> None:
     with pytest.raises(ValueError, match="two shards are called"):
-        encode_shards([urls(shards), urls(shards)], tmp_path, tiny, SETTINGS, ALONE)
+        encode_shards([urls(shards), urls(shards)], tmp_path, FrozenEncoders(tiny), SETTINGS, ALONE)
 
 
 def test_unreadable_picture_stays_unreadable_at_its_place(
@@ -84,7 +108,7 @@ def test_unreadable_picture_stays_unreadable_at_its_place(
     files = [{"__key__": "a", "png": b"no picture", "txt": "x"}, {"__key__": "b", "txt": "y"}]
     write_shard(tmp_path / "in" / "bad.tar", files)
     source = str(tmp_path / "in" / "bad.tar")
-    report = encode_shards(source, tmp_path / "out", tiny, SETTINGS, ALONE)
+    report = encode_shards(source, tmp_path / "out", FrozenEncoders(tiny), SETTINGS, ALONE)
     assert (report.samples, report.unreadable) == (2, 2)
     url = str(tmp_path / "out" / "bad.tar")
     transform = vq_transform(32)
@@ -112,9 +136,101 @@ def test_two_ranks_write_what_one_writes(shards: Path, tmp_path: Path, tiny: MAG
     assert "rank 0: 2 shards written" in done.stdout and "rank 1: 1 shards" in done.stdout
     begun = json.loads((tmp_path / "two" / "encode.json").read_text())
     loaded = MAGVITv2.from_pretrained(tmp_path / "tokenizer")
-    encode_shards(urls(shards), tmp_path / "one", loaded, EncodeSettings(**begun), ALONE)
+    encode_shards(
+        urls(shards), tmp_path / "one", FrozenEncoders(loaded), EncodeSettings(**begun), ALONE
+    )
     names = sorted(p.name for p in (tmp_path / "one").glob("*.tar"))
     assert len(names) == 3
     for name in names:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
-    assert sample(flow(tmp_path / "two"), 0).codes_N is not None
+    assert sample(flow(tmp_path / "two", encoded=(CODES,)), 0).codes_N is not None
+
+
+@pytest.fixture
+def tower() -> ClipTower:
+    torch.manual_seed(4)
+    sizes = {"hidden_size": WIDTH, "intermediate_size": 32, "num_attention_heads": 2}
+    config = CLIPVisionConfig(
+        **sizes, num_hidden_layers=3, image_size=CLIP_SIDE, patch_size=PATCH, projection_dim=8
+    )
+    return ClipTower(CLIPVisionModel(config))
+
+
+@pytest.mark.parametrize("sees", ["processed", "tokenized"])
+def test_features_are_those_of_the_pictures(
+    shards: Path,
+    tmp_path: Path,
+    tiny: MAGVITv2,
+    tower: ClipTower,
+    sees: Literal["processed", "tokenized"],
+) -> None:
+    """What understanding and what reconstruction would compute from the pictures, to rounding."""
+    settings = replace(SETTINGS, condition_scale=None, clip="none", clip_sees=sees)
+    encoders = FrozenEncoders(tiny, tower)
+    report = encode_shards(urls(shards), tmp_path, encoders, settings, ALONE, batch_size=7)
+    assert (report.written, report.samples, report.unreadable) == (3, 60, 0)
+    transform = PIXELS if sees == "tokenized" else clip_transform(CLIP_SIDE)
+    online = Encoders(tiny, tower)
+    pictures, encoded = flow(shards, transform), flow(tmp_path, None, (CODES, FEATURES))
+    for position in range(60):
+        before, after = sample(pictures, position), sample(encoded, position)
+        assert (before.key, before.text) == (after.key, after.text) and after.image_3HW is None
+        (wanted,), (found,) = online.features([before]), online.features([after])
+        assert found.shape == ((CLIP_SIDE // PATCH) ** 2, WIDTH)
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_half_as_large_features_are_rounded(shards: Path, tmp_path: Path, tower: ClipTower) -> None:
+    settings = EncodeSettings(tokenizer=None, resolution=None, clip="none")
+    for name, kind in (("whole", "fp32"), ("half", "fp16")):
+        to_write = replace(settings, features=kind)  # type: ignore[arg-type]
+        encode_shards(urls(shards), tmp_path / name, FrozenEncoders(clip=tower), to_write, ALONE)
+    whole, half = (sample(flow(tmp_path / n, None, (FEATURES,)), 0) for n in ("whole", "half"))
+    assert whole.features_PC is not None and half.features_PC is not None
+    assert torch.equal(half.features_PC, whole.features_PC.half().float())
+    assert not torch.equal(half.features_PC, whole.features_PC)
+
+
+def test_pictures_and_encoded_samples_share_a_batch(
+    shards: Path, tmp_path: Path, tiny: MAGVITv2, tower: ClipTower
+) -> None:
+    """As a mixture of an encoded and a plain source gives them."""
+    settings = replace(SETTINGS, clip="none", clip_sees="tokenized")
+    encode_shards(urls(shards), tmp_path, FrozenEncoders(tiny, tower), settings, ALONE)
+    everything: tuple[Encoded, ...] = (CODES, CONDITION, FEATURES)
+    plain = [sample(flow(shards), p) for p in range(4)]
+    stored = [sample(flow(tmp_path, None, everything), p) for p in range(4)]
+    mixed = [stored[0], plain[1], plain[2], stored[3]]
+    online = Encoders(tiny, tower)
+    for compute in (online.codes, online.condition_codes, online.features):
+        wanted, found = compute(plain), compute(mixed)
+        assert len(found) == 4
+        for one, other in zip(found, wanted, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_what_was_encoded_for_another_use_is_said_to_lack(
+    shards: Path, tmp_path: Path, tiny: MAGVITv2
+) -> None:
+    settings = replace(SETTINGS, condition_scale=None)
+    encode_shards(urls(shards), tmp_path, FrozenEncoders(tiny), settings, ALONE)
+    found = flow(tmp_path)[0]
+    assert isinstance(found, Skipped) and found.reason == "no-condition"
+    with pytest.raises(ValueError, match=r"holds pictures, not 'features.npy'"):
+        flow(tmp_path, None, (FEATURES,))
+
+
+def test_the_command_writes_features(shards: Path, tmp_path: Path, tower: ClipTower) -> None:
+    tower.tower.save_pretrained(tmp_path / "clip")
+    command = [urls(shards), "--clip", str(tmp_path / "clip"), "--out", str(tmp_path / "out")]
+    assert main_encode(command) == 0
+    stored = sample(flow(tmp_path / "out", None, (FEATURES,)), 3)
+    before = sample(flow(shards, clip_transform(CLIP_SIDE)), 3)
+    (wanted,) = Encoders(None, tower).features([before])
+    torch.testing.assert_close(stored.features_PC, wanted, rtol=1e-5, atol=1e-5)
+    for mistake, words in (
+        ([], "give --tokenizer, --clip, or both"),
+        (["--clip", "x", "--clip-sees", "tokenized"], "needs --tokenizer"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            main_encode([urls(shards), "--out", str(tmp_path / "no"), *mistake])

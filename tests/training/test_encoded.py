@@ -1,0 +1,84 @@
+"""Training reads the same from shards that were encoded once as from the pictures themselves."""
+
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import CLIPVisionConfig, CLIPVisionModel
+
+from showo_data import MicroBatch, build_loader
+from showo_dist.config import TrainConfig, load
+from showo_dist.sequences import Sequence
+from showo_dist.tokenizer.encode import main_encode
+from showo_dist.training.setup import flow_specs, load_encoders, load_text
+from showo_dist.training.tasks import SequenceMaker
+from tests.training.conftest import TinyWorld
+
+CPU = torch.device("cpu")
+BATCHES = 4
+SIDE, PATCH, WIDTH = 24, 8, 16
+
+
+def _tower(folder: Path) -> Path:
+    torch.manual_seed(4)
+    sizes = {"hidden_size": WIDTH, "intermediate_size": 32, "num_attention_heads": 2}
+    config = CLIPVisionConfig(**sizes, num_hidden_layers=3, image_size=SIDE, patch_size=PATCH)
+    CLIPVisionModel(config).save_pretrained(folder)
+    return folder
+
+
+def _sequences(config: TrainConfig) -> tuple[list[MicroBatch], list[Sequence]]:
+    """The first batches of a run, and what it makes of them."""
+    encoders, text = load_encoders(config, CPU), load_text(config)
+    showo = config.model.showo
+    vocabulary = text.vocabulary(showo.llm_vocab_size, showo.codebook_size)
+    maker = SequenceMaker(config, text, vocabulary, encoders)
+    clip = encoders.clip
+    loader = build_loader(flow_specs(config, clip.resolution if clip else None))
+    batches = list(islice(loader, BATCHES))
+    return batches, [sequence for batch in batches for sequence in maker(batch)]
+
+
+@pytest.mark.parametrize("phase", ["llava_tuning", "captioning"])
+@pytest.mark.parametrize("clip", [False, True], ids=["codes", "features"])
+def test_encoded_shards_stand_for_pictures(
+    tiny_world: TinyWorld, tmp_path: Path, clip: bool, phase: str
+) -> None:
+    shards = f"{tiny_world.data}/train-{{000000..000001}}.tar"
+    changes = [f"config={tiny_world.config}", f"dataset.und_type={phase}"]
+    tower: list[str] = []
+    if clip:
+        tower = ["--clip", str(_tower(tmp_path / "clip"))]
+        changes += [
+            "model.showo.w_clip_vit=true",
+            f"model.clip_model_name={tmp_path / 'clip'}",
+            f"model.showo.clip_dim={WIDTH}",
+            f"model.showo.clip_tokens={(SIDE // PATCH) ** 2}",
+        ]
+    tokenizer = ["--tokenizer", str(tiny_world.folder / "vq"), "--condition-scale", "2"]
+    painting = [*tokenizer, *tower, "--clip-sees", "tokenized"] if clip else tokenizer
+    understanding = tower if clip and phase != "captioning" else tokenizer
+    for name, options in (("painting", painting), ("understanding", understanding)):
+        assert main_encode([shards, "--out", str(tmp_path / name), *options]) == 0
+    encoded = [
+        f"dataset.params.train_{flow}_shards_path_or_url={tmp_path / name}/train-{{000000..000001}}.tar"
+        for flow, name in (("t2i", "painting"), ("recon", "painting"), ("mmu", "understanding"))
+    ]
+    pictures, wanted = _sequences(load(changes, TrainConfig))
+    batches, found = _sequences(load([*changes, *encoded], TrainConfig))
+    for batch, before in zip(batches, pictures, strict=True):
+        for flow in ("t2i", "mmu", "recon"):
+            assert [s.key for s in batch.samples[flow]] == [s.key for s in before.samples[flow]]
+            assert all(s.image_3HW is None for s in batch.samples[flow]), flow
+            assert all(s.image_3HW is not None for s in before.samples[flow]), flow
+    assert {sequence.flow for sequence in found} == {"t2i", "lm", "mmu", "recon"}
+    for one, other in zip(found, wanted, strict=True):
+        assert one.flow == other.flow and torch.equal(one.ids_L, other.ids_L)
+        assert torch.equal(one.targets_P, other.targets_P)
+        assert torch.equal(one.label_rows_P, other.label_rows_P)
+        assert (one.features_SC is None) == (other.features_SC is None)
+        if one.features_SC is not None:
+            torch.testing.assert_close(one.features_SC, other.features_SC, rtol=1e-5, atol=1e-5)
+    seen = {s.flow for s in found if s.features_SC is not None}
+    assert seen == (set() if not clip else {"recon"} if phase == "captioning" else {"mmu", "recon"})
