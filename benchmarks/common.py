@@ -79,14 +79,20 @@ Side = Callable[[Clock], object]
 
 
 def interleaved(
-    sides: Mapping[str, Side], device: torch.device, repeats: int
+    sides: Mapping[str, Side], device: torch.device, repeats: int, warm_up: bool = True
 ) -> dict[str, dict[str, Timing]]:
-    """Run all sides in turn, ``repeats`` times after one warm-up, so that a disturbance meets all alike.
+    """Run all sides in turn, ``repeats`` times, so that a disturbance meets all alike.
+
+    Args:
+        sides: what is compared.
+        device: where.
+        repeats: how often each is timed.
+        warm_up: run each once before; False where that was done already.
 
     Returns:
         Median timings by side and stage.
     """
-    for side in sides.values():
+    for side in sides.values() if warm_up else ():
         side(Clock(device))
     clocks = {name: Clock(device) for name in sides}
     for _ in range(repeats):
@@ -119,15 +125,15 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int | None:
     return _resident("VmHWM") - before
 
 
-def arguments(description: str, sizes: Sequence[str]) -> argparse.Namespace:
-    """The options that every comparison has."""
+def arguments(description: str, sizes: Sequence[str], repeats: int = 5) -> argparse.Namespace:
+    """The options that every comparison has; ``repeats`` unless the command line says otherwise."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--size", choices=sizes, help="small on a CPU, show-o on a GPU")
     parser.add_argument(
         "--dtype", default="auto", choices=["auto", "bf16", "fp32"], help="auto: as in training"
     )
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=repeats)
     parser.add_argument("--json", type=Path, help="also write the rows there")
     parsed = parser.parse_args()
     parsed.size = parsed.size or {"cpu": "small", "cuda": "show-o"}[parsed.device]

@@ -5,6 +5,10 @@
 The published side is a plain re-creation: every round reads the whole padded sequence under a dense mask and
 computes all logits of all places, for pictures and for every new word alike. Both sides draw from the same
 random numbers, and their tokens are compared before anything is timed. Batches are compared with one by one.
+
+Every loop is run in full, the published ones too. Stages: ``read`` is what is computed once (the texts before
+the picture; the prompts), ``work`` the rounds or the new tokens, ``step`` one of them, ``decode`` codes to
+pixels.
 """
 
 import copy
@@ -18,7 +22,7 @@ from common import Clock, Side, Timing, arguments, interleaved, report
 from torch import Tensor
 from transformers import PhiConfig, PhiForCausalLM
 
-from showo_dist.generation.answer import answer
+from showo_dist.generation.answer import read, write
 from showo_dist.generation.paint import Painter, PaintOptions, paint
 from showo_dist.models.magvitv2 import MAGVITv2, MAGVITv2Config, StackConfig
 from showo_dist.models.showo import ShowO
@@ -122,12 +126,10 @@ class Bench:
         return codes_BN
 
     def answer(self, clock: Clock, chosen: slice = slice(None)) -> list[list[int]]:
-        """Tokens of the product's answers, reading the prompts included."""
+        """Tokens of the product's answers."""
         prompts, tokens = self.questions[chosen], self.sizes.new_tokens
-        return clock(
-            "work",
-            lambda: answer(self.model, self.vocabulary, prompts, max_new_tokens=tokens),
-        )
+        cache = clock("read", lambda: read(self.model, self.vocabulary, prompts, tokens))
+        return clock("work", lambda: write(cache, self.vocabulary.eos, tokens))
 
 
 class Published:
@@ -227,7 +229,7 @@ Work = Callable[[Clock, slice], Any]
 
 def _sides(bench: Bench, published: Published) -> dict[str, dict[str, Side]]:
     """What is compared: the published loops with ours on one item, and ours one by one with a batch."""
-    count, first = bench.sizes.batch, slice(0, 1)
+    count, first, every = bench.sizes.batch, slice(0, 1), slice(None)
 
     def on(work: Work, chosen: slice) -> Side:
         return lambda clock: work(clock, chosen)
@@ -239,27 +241,32 @@ def _sides(bench: Bench, published: Published) -> dict[str, dict[str, Side]]:
             for chosen in items:
                 work(Clock(bench.device), chosen)
 
-        return lambda clock: clock("work", all_of_them)
-
-    def together(work: Work) -> Side:
-        return lambda clock: clock("work", lambda: work(Clock(bench.device), slice(None)))
+        return lambda clock: clock("all", all_of_them)
 
     return {
         "paint 1": {"published": on(published.paint, first), "ours": on(bench.paint, first)},
         "answer 1": {"published": on(published.answer, first), "ours": on(bench.answer, first)},
-        f"paint {count}": {"one by one": one_by_one(bench.paint), "batch": together(bench.paint)},
+        f"paint {count}": {"one by one": one_by_one(bench.paint), "batch": on(bench.paint, every)},
         f"answer {count}": {
             "one by one": one_by_one(bench.answer),
-            "batch": together(bench.answer),
+            "batch": on(bench.answer, every),
         },
     }
 
 
-def _row(work: str, side: str, stages: dict[str, Timing]) -> dict[str, Any]:
-    """One line of the table; a stage that a side does not have by itself is a dash."""
+def _row(work: str, side: str, stages: dict[str, Timing], steps: int) -> dict[str, Any]:
+    """One line of the table; a stage that a side does not have by itself is a dash.
+
+    Args:
+        work: the task.
+        side: of the comparison.
+        stages: its timings.
+        steps: rounds or new tokens that ``work`` takes.
+    """
     row: dict[str, Any] = {"task": f"{work}, {side}"}
     for stage in ("read", "work", "decode"):
         row[f"{stage} ms"] = stages[stage].wall_s * 1e3 if stage in stages else None
+    row["step ms"] = row["work ms"] / steps if "work" in stages else None
     row["total ms"] = sum(timing.wall_s for timing in stages.values()) * 1e3
     row["cpu ms"] = sum(timing.cpu_s for timing in stages.values()) * 1e3
     return row
@@ -276,7 +283,7 @@ def _ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def _agreement(bench: Bench, published: Published) -> dict[str, float]:
-    """Share of equal tokens of both sides; rounding may decide a draw differently."""
+    """Share of equal tokens of both sides; rounding may decide a draw differently. Warms both sides up."""
     clock, first = Clock(bench.device), slice(0, 1)
     painted = bench.paint(clock, first) == published.paint(clock, first)
     answers = [torch.tensor(side.answer(clock, first)) for side in (bench, published)]
@@ -288,7 +295,7 @@ def _agreement(bench: Bench, published: Published) -> dict[str, float]:
 
 def main() -> None:
     """Compare tokens, time all sides, print the table."""
-    options = arguments(__doc__, list(SIZES))
+    options = arguments(__doc__, list(SIZES), repeats=3)
     device = torch.device(options.device)
     # As Pipeline.load: a CPU computes in fp32 unless it is told otherwise.
     on_gpu = device.type == "cuda" and uses_bf16(options.dtype, device)
@@ -297,9 +304,11 @@ def main() -> None:
     published = Published(bench)
     agreement = _agreement(bench, published)
     rows = []
+    steps = {"paint": bench.sizes.rounds, "answer": bench.sizes.new_tokens}
     for work, sides in _sides(bench, published).items():
-        for side, stages in interleaved(sides, device, options.repeats).items():
-            rows.append(_row(work, side, stages))
+        timings = interleaved(sides, device, options.repeats, warm_up="published" not in sides)
+        for side, stages in timings.items():
+            rows.append(_row(work, side, stages, steps[work.split()[0]]))
     settings = {key: value for key, value in asdict(bench.sizes).items() if key != "tokenizer"}
     settings |= {"dtype": str(dtype), "guidance": GUIDANCE}
     report("generation", rows, agreement | _ratios(rows), settings, options)

@@ -20,7 +20,48 @@ def _pick(
     return torch.multinomial(logits_BV.softmax(dim=-1), 1, generator=generator).squeeze(1)
 
 
+def read(
+    model: ShowO, vocabulary: Vocabulary, prompts: list[Sequence], max_new_tokens: int
+) -> PrefixCache:
+    """Read the prompts once, in one pass, with room for answers of ``max_new_tokens`` (1 or more) tokens."""
+    return PrefixCache(model, vocabulary, prompts, room=max_new_tokens - 1, rows=1)
+
+
 @torch.no_grad()
+def write(
+    cache: PrefixCache,
+    end: int,
+    max_new_tokens: int,
+    top_k: int | None = 1,
+    temperature: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> list[list[int]]:
+    """Continue what was read: each step computes one row per unfinished sequence.
+
+    Args:
+        cache: from :func:`read`, used up by this.
+        end: id of the mark that ends an answer.
+        max_new_tokens, top_k, temperature, generator: see :func:`answer`.
+    """
+    answers: list[list[int]] = [[] for _ in range(len(cache))]
+    logits_BV = cache.last_logits_BV
+    growing = list(range(len(answers)))
+    for step in range(1, max_new_tokens + 1):
+        tokens_B = _pick(logits_BV, top_k, temperature, generator)
+        tokens = tokens_B.tolist()
+        going = [row for row, token in enumerate(tokens) if token != end]
+        for row in going:
+            answers[growing[row]].append(tokens[row])
+        if not going or step == max_new_tokens:
+            break
+        if len(going) < len(growing):
+            cache.keep(going)
+            growing = [growing[row] for row in going]
+            tokens_B = tokens_B[going]
+        logits_BV = cache.extend(tokens_B[:, None])
+    return answers
+
+
 def answer(
     model: ShowO,
     vocabulary: Vocabulary,
@@ -33,8 +74,6 @@ def answer(
 ) -> list[list[int]]:
     """New token ids of each prompt, end mark left out.
 
-    The prompts are read once, in one pass; then each step computes one row per unfinished sequence.
-
     Args:
         model: in eval mode.
         vocabulary: the model's ids.
@@ -44,23 +83,7 @@ def answer(
         temperature: of the sampling.
         generator: random numbers on the model's device.
     """
-    answers: list[list[int]] = [[] for _ in prompts]
     if not prompts or max_new_tokens < 1:
-        return answers
-    cache = PrefixCache(model, vocabulary, prompts, room=max_new_tokens - 1, rows=1)
-    logits_BV = cache.last_logits_BV
-    growing = list(range(len(prompts)))
-    for step in range(1, max_new_tokens + 1):
-        tokens_B = _pick(logits_BV, top_k, temperature, generator)
-        tokens = tokens_B.tolist()
-        going = [row for row, token in enumerate(tokens) if token != vocabulary.eos]
-        for row in going:
-            answers[growing[row]].append(tokens[row])
-        if not going or step == max_new_tokens:
-            break
-        if len(going) < len(growing):
-            cache.keep(going)
-            growing = [growing[row] for row in going]
-            tokens_B = tokens_B[going]
-        logits_BV = cache.extend(tokens_B[:, None])
-    return answers
+        return [[] for _ in prompts]
+    cache = read(model, vocabulary, prompts, max_new_tokens)
+    return write(cache, vocabulary.eos, max_new_tokens, top_k, temperature, generator)

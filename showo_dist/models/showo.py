@@ -1,17 +1,21 @@
 """Show-o: one decoder for text and image codes; everything trainable is used inside one forward."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, PhiConfig, PhiForCausalLM
+from transformers import Cache, PhiConfig, PhiForCausalLM, PhiModel
 from transformers.activations import NewGELUActivation
 
 from showo_dist.models.attention import register
 from showo_dist.sequences.pack import PackedBatch
 from showo_dist.sequences.sequence import FLOWS
 from showo_kernels import AttentionPlan, build_plan, flow_losses, join_flows
+
+# What this version of transformers calls the argument; the old name will be dropped.
+_CACHE = "cache" if "cache" in inspect.signature(PhiModel.forward).parameters else "past_key_values"
 
 
 class LossHead(nn.Linear):
@@ -141,8 +145,8 @@ class ShowO(nn.Module):
         output = self.showo.model(
             inputs_embeds=embeds_TD[None],
             position_ids=batch.position_ids_T[None],
-            past_key_values=cache,
             plan=plan,
+            **{_CACHE: cache},
         )
         return output.last_hidden_state[0]
 

@@ -29,6 +29,9 @@ def test_table_and_json(tmp_path: Path) -> None:
         "answer 1, ours",
     ]
     assert all(row["total ms"] > 0 and row["cpu ms"] > 0 for row in result["rows"])
+    ours = {row["task"]: row for row in result["rows"] if not row["task"].endswith("one by one")}
+    assert all(row["step ms"] > 0 for row in ours.values())
+    assert all((row["read ms"] is None) == ("published" in task) for task, row in ours.items())
     assert result["findings"]["equal answer tokens"] == 1
     assert result["findings"]["equal image codes"] > 0.9
     for task in tasks:
