@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from showo_dist.rehearsal.network import Link
 from showo_dist.rehearsal.programs import what_is_missing
 
 LIMIT_S = 900.0
+DOCTOR = [sys.executable, "-m", "showo_dist.cli", "doctor"]
+HOSTS = ("host1", "host2", "host3")
 # Starts the real interpreter, under a wrong clock where a host has one. /run differs from host to host.
 _INTERPRETER = """\
 #!/bin/sh
@@ -25,14 +28,20 @@ exec {python} "$@"
 
 @dataclass
 class Hospital:
-    """Hosts, and the doctor who looks at them from the first one."""
+    """Hosts, and the doctor who looks at them from the first one.
+
+    Attributes:
+        cluster: the hosts.
+        call: what stands before the doctor's options.
+    """
 
     cluster: Cluster
+    call: list[str]
 
     def doctor(self, *options: str) -> subprocess.CompletedProcess[str]:
         """Run the command on the first host."""
-        command = [sys.executable, "-m", "showo_dist.cli", "doctor", "--hostfile", HOSTFILE]
-        command += ["--python", f"{SHARED}/python", "--shared", SHARED, "--scratch", "/run"]
+        command = [*self.call, "--python", f"{SHARED}/python"]
+        command += ["--shared", SHARED, "--scratch", "/run"]
         command += ["--free-gb", "0.001", "--megabytes", "4"]
         command += ["--timeout-s", "500", *options]
         host = self.cluster.hosts[self.cluster.names[0]]
@@ -46,18 +55,33 @@ class Hospital:
         )
 
 
-@pytest.fixture
-def hospital(request: pytest.FixtureRequest) -> Iterator[Hospital]:
-    """Three hosts; the parameter, where there is one, gives links by host."""
-    reason = what_is_missing()
+@contextmanager
+def opened(call: list[str], links: dict[str, Link], slurm: bool = False) -> Iterator[Hospital]:
+    """Three hosts while the context is open; skips the test where none can be made."""
+    reason = what_is_missing(slurm)
     if reason:
         pytest.skip(reason)
-    links: dict[str, Link] = getattr(request, "param", {})
-    with Cluster({f"host{number}": 1 for number in (1, 2, 3)}, links) as cluster:
+    with Cluster(dict.fromkeys(HOSTS, 1), links, slurm) as cluster:
         interpreter = cluster.shared / "python"
         interpreter.write_text(_INTERPRETER.format(python=sys.executable))
         interpreter.chmod(0o755)
-        yield Hospital(cluster)
+        yield Hospital(cluster, call)
+
+
+@pytest.fixture
+def hospital(request: pytest.FixtureRequest) -> Iterator[Hospital]:
+    """Three hosts of a hostfile; the parameter, where there is one, gives links by host."""
+    links: dict[str, Link] = getattr(request, "param", {})
+    with opened([*DOCTOR, "--hostfile", HOSTFILE], links) as hosts:
+        yield hosts
+
+
+@pytest.fixture
+def allocation() -> Iterator[Hospital]:
+    """Three hosts that Slurm gives; the link of the last one is slow."""
+    call = ["salloc", "--quiet", f"--nodes={len(HOSTS)}", *DOCTOR]
+    with opened(call, {"host3": Link(rate="20mbit")}, slurm=True) as hosts:
+        yield hosts
 
 
 @pytest.fixture(scope="session")

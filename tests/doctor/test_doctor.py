@@ -123,3 +123,16 @@ def test_link_below_what_is_wanted(hospital: Hospital) -> None:
     found = findings(hospital, "--gbit", "100000")
     assert {host for host, _, _ in found} == {"host1", "host2", "host3"}
     assert {check for _, check, _ in found} == {"link"}
+
+
+def test_what_is_wrong_inside_a_slurm_allocation(allocation: Hospital, wrong_clock: Path) -> None:
+    """The same checks through srun: first a slow link alone, then a clock and a folder too."""
+    host, check, _ = only(findings(allocation))
+    assert (host, check) == ("host3", "link")
+    shutil.copy(wrong_clock, allocation.cluster.shared / "clock.so")
+    on_host(allocation, "host3", "cp", f"{SHARED}/clock.so", "/run/clock.so")
+    (allocation.cluster.shared / "data").mkdir()
+    on_host(allocation, "host2", "mkdir", "/run/own")
+    on_host(allocation, "host2", "mount", "--bind", "/run/own", f"{SHARED}/data")
+    found = findings(allocation, "--quick", "--shared", f"{SHARED}/data")
+    assert [(host, check) for host, check, _ in found] == [("host3", "clock"), ("host2", "shared")]
