@@ -6,6 +6,7 @@ Every backend runs one layer's attention, forward and backward, over one packed 
 reconstruction documents. Beside them: the published way (each flow padded to its length, a dense boolean
 mask, ``scaled_dot_product_attention``), and the library's attention without any mask over the same documents,
 all causal and all full. TFLOP/s count visible pairs alone: 4 D forward and 10 D backward per pair and head.
+Needs torch alone.
 """
 
 from collections import Counter
@@ -19,7 +20,6 @@ from common import Clock, Timing, arguments, interleaved, peak_bytes, report
 from torch import Tensor
 
 from showo_dist.runtime.precision import uses_bf16
-from showo_dist.training.throughput import visible_pairs
 from showo_kernels import Span, Visibility, attend, build_plan, select_backend
 from showo_kernels.flash import VarlenCall, find_varlen
 from showo_kernels.runs import find_runs
@@ -101,7 +101,7 @@ class Packed:
     def __init__(self, backend: str, documents: Documents, setting: Setting) -> None:
         self.backend, self.setting = backend, setting
         row = Visibility.from_documents(documents)
-        self.pairs = visible_pairs(row)
+        self.pairs = row.pairs()
         self.visibility = row.pad_to(-(-len(row) // 128) * 128)
         self.trains = backend != "flex" or setting.device.type == "cuda"
         tensors = setting.draw(1, len(self.visibility))
@@ -120,7 +120,7 @@ class PaddedDense:
 
     def __init__(self, flows: Sequence[tuple[Documents, int]], setting: Setting) -> None:
         self.flows, self.setting = flows, setting
-        self.pairs = sum(visible_pairs(Visibility.from_documents(d)) for d, _ in flows)
+        self.pairs = sum(Visibility.from_documents(d).pairs() for d, _ in flows)
         self.tensors = [setting.draw(len(documents), length) for documents, length in flows]
 
     def _masks(self) -> list[Tensor]:

@@ -2,17 +2,42 @@
 # GPU tests and benchmarks, with their output in one folder:
 #
 #     benchmarks/gpu_suite.sh [FOLDER]        default: runs/gpu
+#     benchmarks/gpu_suite.sh --tests         the tests alone (make test-gpu)
 #
-# Needs torch (2.10 or later, CUDA), transformers, omegaconf, pytest and hypothesis; neither DeepSpeed nor an
-# installed copy of this project. PYTHON=... chooses the interpreter. Every part is run; the exit code says
-# whether all of them passed.
+# Runs on a bare CUDA image: torch (2.10 or later), numpy, pytest and hypothesis are enough for the kernels'
+# tests and the attention benchmark; parts whose imports are missing are left out by name. No installed copy
+# of this project is needed. PYTHON=... chooses the interpreter. The exit code says whether all that was run
+# passed.
 
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
-out=${1:-runs/gpu}
 python=${PYTHON:-python3}
+[ -z "${PYTHON:-}" ] && [ -x .venv/bin/python ] && python=.venv/bin/python
 export PYTHONPATH=".:kernels:data_pipelines${PYTHONPATH:+:$PYTHONPATH}"
+
+# The kernels' tests, and every other file with GPU tests whose imports this image has.
+gpu_tests() {
+    echo tests/kernels
+    local file
+    while read -r file; do
+        if "$python" -m pytest -q --collect-only -p no:cacheprovider "$file" >/dev/null 2>&1; then
+            echo "$file"
+        else
+            echo "left out, its imports fail here: $file" >&2
+        fi
+    done < <(grep -rl --include='test_*.py' --exclude-dir=kernels 'pytest.mark.gpu' tests | sort)
+}
+
+run_tests() {
+    local files
+    mapfile -t files < <(gpu_tests)
+    "$python" -m pytest -m gpu -rs -p no:cacheprovider "${files[@]}"
+}
+
+[ "${1:-}" = --tests ] && { run_tests; exit; }
+
+out=${1:-runs/gpu}
 mkdir -p "$out"
 failed=0
 
@@ -23,19 +48,23 @@ part() {
     "$@" 2>&1 | tee "$out/$name.txt" || { failed=1; echo "== $name FAILED"; }
 }
 
-# The kernels' tests, and every other file with GPU tests whose imports this image has.
-tests=(tests/kernels)
-while read -r file; do
-    if "$python" -m pytest -q --collect-only -p no:cacheprovider "$file" >/dev/null 2>&1; then
-        tests+=("$file")
+benchmark() {
+    local file=benchmarks/$1.py
+    if "$python" "$file" --help >/dev/null 2>&1; then
+        part "$1" "$python" "$file" --device cuda --json "$out/$1.json"
     else
-        echo "left out, its imports fail: $file"
+        echo "left out, its imports fail here: $file"
     fi
-done < <(grep -rl --include='test_*.py' --exclude-dir=kernels 'pytest.mark.gpu' tests | sort)
+}
 
 part machine "$python" -c 'import torch; print(torch.__version__, torch.cuda.get_device_name())'
-part tests "$python" -m pytest -m gpu -p no:cacheprovider "${tests[@]}"
-part attention "$python" benchmarks/attention.py --device cuda --json "$out/attention.json"
-part single_pass "$python" benchmarks/single_pass.py --device cuda --json "$out/single_pass.json"
+part tests run_tests
+if [ "$failed" = 1 ] && ! "$python" -c 'import torch; torch.cuda.current_device()' 2>/dev/null; then
+    echo "no CUDA device: no benchmarks"
+    exit 1
+fi
+for name in attention single_pass generation; do
+    benchmark "$name"
+done
 
 exit $failed

@@ -86,6 +86,18 @@ class Visibility:
         index_T = torch.arange(len(self), device=self.document_T.device)
         return self.between(index_T, index_T)
 
+    def pairs(self) -> int:
+        """Visible (query, key) pairs, counted without a T×T matrix."""
+        document_T, reach_T = self.document_T.long(), self.reach_T.long()
+        if not len(self):
+            return 0
+        _, lengths = torch.unique_consecutive(document_T, return_counts=True)
+        ends_T = lengths.cumsum(0).repeat_interleave(lengths)
+        starts_T = ends_T - lengths.repeat_interleave(lengths)
+        globals_to = torch.cat([lengths.new_zeros(1), self.is_global_T.long().cumsum(0)])
+        later_T = globals_to[ends_T] - globals_to[reach_T + 1]
+        return int((reach_T + 1 - starts_T + later_T).sum())
+
     def pad_to(self, capacity: int) -> Visibility:
         """Append causal padding documents up to ``capacity`` tokens, so that shapes repeat.
 

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from showo_dist.models.showo import ShowO
 from showo_dist.sequences import PackedBatch
-from showo_kernels import Visibility
 
 # Dense bf16 peaks in FLOP/s from the makers' data sheets, without sparsity; the first name found counts.
 GPU_PEAKS = {
@@ -21,19 +20,6 @@ GPU_PEAKS = {
     "4090": 165e12,
     "3090": 71e12,
 }
-
-
-def visible_pairs(visibility: Visibility) -> int:
-    """Query-key pairs that the rule lets through, counted without a T×T matrix."""
-    document_T, reach_T = visibility.document_T.long(), visibility.reach_T.long()
-    if not len(visibility):
-        return 0
-    _, lengths = torch.unique_consecutive(document_T, return_counts=True)
-    ends_T = lengths.cumsum(0).repeat_interleave(lengths)
-    starts_T = ends_T - lengths.repeat_interleave(lengths)
-    globals_to = torch.cat([lengths.new_zeros(1), visibility.is_global_T.long().cumsum(0)])
-    later_T = globals_to[ends_T] - globals_to[reach_T + 1]
-    return int((reach_T + 1 - starts_T + later_T).sum())
 
 
 @dataclass(frozen=True)
@@ -62,7 +48,7 @@ class Work:
         """FLOP needed: tokens through the blocks, labelled rows through the head, visible pairs only."""
         labels = int((batch.label_weights_P > 0).sum())
         matrices = 6 * (self.block_parameters * batch.real_tokens + self.head_parameters * labels)
-        return matrices + 12 * self.attention_width * visible_pairs(batch.visibility)
+        return matrices + 12 * self.attention_width * batch.visibility.pairs()
 
 
 def _timed_product(a: Tensor, b: Tensor) -> float:

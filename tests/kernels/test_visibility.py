@@ -36,9 +36,17 @@ def test_padding_changes_no_row_and_leaves_none_empty(documents: list[list[Span]
     assert (filled.document_T.diff() >= 0).all() and (filled.reach_T.diff() >= 0).all()
 
 
+@settings(max_examples=50, deadline=None)
+@given(LAYOUTS)
+def test_pairs_are_counted_without_the_matrix(documents: list[list[Span]]) -> None:
+    visibility = Visibility.from_documents(documents)
+    assert visibility.pairs() == int(visibility.dense().sum())
+
+
 def test_padding_alone() -> None:
     nothing = Visibility.from_documents([])
     assert len(nothing) == 0 and len(nothing.pad_to(256)) == 256
+    assert nothing.pairs() == 0
 
 
 def test_arrays_have_the_promised_types() -> None:
