@@ -5,7 +5,7 @@
 #     benchmarks/gpu_suite.sh --tests         the tests alone (make test-gpu)
 #
 # Runs on a bare CUDA image: torch (2.10 or later), numpy, pytest and hypothesis are enough for the kernels'
-# tests and the attention benchmark; parts whose imports are missing are left out by name. No installed copy
+# tests and the benchmarks of attention and losses; parts whose imports are missing are left out by name. No installed copy
 # of this project is needed. PYTHON=... chooses the interpreter. The exit code says whether all that was run
 # passed.
 
@@ -63,7 +63,7 @@ if [ "$failed" = 1 ] && ! "$python" -c 'import torch; torch.cuda.current_device(
     echo "no CUDA device: no benchmarks"
     exit 1
 fi
-for name in attention single_pass generation; do
+for name in attention losses single_pass generation; do
     benchmark "$name"
 done
 

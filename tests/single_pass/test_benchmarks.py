@@ -20,6 +20,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 ABSENT = {
     "attention": "deepspeed,webdataset,omegaconf,transformers,tokenizers,PIL",
+    "losses": "deepspeed,webdataset,omegaconf,transformers,tokenizers,PIL",
     "single_pass": "deepspeed,webdataset,omegaconf,PIL",
 }
 
@@ -43,6 +44,7 @@ def _run(name: str, folder: Path) -> tuple[dict[str, Any], str]:
     ("name", "first_column", "wanted"),
     [
         ("attention", "attention", {"sdpa", "dense", "padded dense mask", "plain causal"}),
+        ("losses", "head", {"flow_losses", "plain"}),
         ("single_pass", "step", {"packed", "padded"}),
     ],
 )
