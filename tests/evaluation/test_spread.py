@@ -1,5 +1,8 @@
 """Shares of the work, what counts as done, and who may go on in a folder."""
 
+import signal
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -10,7 +13,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 from showo_dist.evaluation.record import RECORD_NAME, claim, weights_digest
-from showo_dist.evaluation.spread import Unit, batches, named, share, spread
+from showo_dist.evaluation.spread import (
+    PARTIAL,
+    Unit,
+    batches,
+    named,
+    remove_leftovers,
+    share,
+    spread,
+)
 from showo_dist.runtime.ranks import Ranks
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
@@ -51,6 +62,39 @@ def test_only_what_is_missing_is_made(tmp_path: Path) -> None:
     assert made == [0, 2, 3, 4]
     spread(units, make, ALONE, "work")
     assert made == [0, 2, 3, 4]
+
+
+# Dies when some bytes of the PNG are on the disk.
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from PIL import Image
+from showo_dist.generation.output import save_picture
+
+class Mortal(Image.Image):
+    def save(self, stream, *args, **kwargs):
+        stream.write(b"half a picture")
+        stream.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+picture = Image.new("RGB", (8, 8))
+picture.__class__ = Mortal
+save_picture(picture, Path(sys.argv[1]), {})
+"""
+
+
+@pytest.mark.parametrize("before", [None, b"an older picture"])
+def test_a_half_written_file_does_not_count(tmp_path: Path, before: bytes | None) -> None:
+    unit = Unit(0, (tmp_path / "0.png",))
+    if before is not None:
+        unit.files[0].write_bytes(before)
+    done = subprocess.run([sys.executable, "-c", _KILLED, str(unit.files[0])], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert len(list(tmp_path.glob(PARTIAL))) == 1, "it was not killed while it wrote"
+    assert unit.done == (before is not None)
+    remove_leftovers(tmp_path)
+    left = [path.read_bytes() for path in tmp_path.iterdir()]
+    assert left == ([] if before is None else [before])
 
 
 def test_missing_files_are_an_error(tmp_path: Path) -> None:
