@@ -11,7 +11,7 @@ from showo_dist.models.showo import ShowO
 from showo_dist.runtime.precision import uses_bf16
 from showo_dist.training import engine_state
 from showo_dist.training.extensions import without_inference_helper
-from showo_dist.training.memory import offload_settings, recompute_activations
+from showo_dist.training.memory import check_offload, offload_settings, recompute_activations
 from showo_dist.training.optimizer import build_optimizer, build_schedule
 
 
@@ -59,8 +59,13 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def build_engine(model: ShowO, config: TrainConfig, device: torch.device) -> Any:
-    """Wrap the model, its optimizer and schedule. The process group must exist."""
+    """Wrap the model, its optimizer and schedule. The process group must exist.
+
+    Raises:
+        ValueError: the machine cannot do what the config asks for.
+    """
     assert dist.is_initialized()
+    check_offload(config.distributed)
     if config.model.gradient_checkpointing:
         recompute_activations(model, config.model.gradient_checkpointing_every)
     offloaded = config.distributed.offload_optimizer != "none"

@@ -13,6 +13,23 @@ def recompute_activations(model: ShowO, every: int) -> None:
         block.gradient_checkpointing = number % every == 0
 
 
+def check_offload(distributed: DistributedConfig) -> None:
+    """Find out before the model is built whether this machine can offload to a disk.
+
+    Raises:
+        ValueError: it lacks what DeepSpeed reads with.
+    """
+    if distributed.offload_param != "nvme":
+        return
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    if not AsyncIOBuilder().is_compatible(verbose=False):
+        raise ValueError(
+            "distributed.offload_param = nvme: DeepSpeed's async_io cannot be built here; it needs "
+            "libaio with its headers (libaio-dev) and a C++ compiler on every host"
+        )
+
+
 def offload_settings(distributed: DistributedConfig) -> dict[str, Any]:
     """DeepSpeed's ``zero_optimization`` keys for what does not stay on the GPU; empty when all does."""
     wanted = {

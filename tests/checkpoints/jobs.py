@@ -24,13 +24,23 @@ from tests.single_pass.case import Case, config_of
 BEFORE, AFTER = 4, 20  # steps until the save, and compared steps behind it
 CPU = torch.device("cpu")
 Named = dict[str, Tensor]
+Settings = tuple[tuple[str, Any], ...]
 
 
 class TinyRun:
-    """A tiny Show-o under one ZeRO stage, trained on the same global batches by any number of ranks."""
+    """A tiny Show-o under one ZeRO stage, trained on the same global batches by any number of ranks.
 
-    def __init__(self, ranks: Ranks, stage: int, micro_steps: int = 1) -> None:
-        case = Case(f"zero-{stage}", micro_steps=micro_steps)
+    Args:
+        ranks: this process among the others.
+        stage: of ZeRO.
+        micro_steps: accumulation.
+        settings: other keys of the config, dotted, with their values.
+    """
+
+    def __init__(
+        self, ranks: Ranks, stage: int, micro_steps: int = 1, settings: Settings = ()
+    ) -> None:
+        case = Case(f"zero-{stage}", micro_steps=micro_steps, settings=settings)
         self.case, self.ranks, self.model = case, ranks, build_tiny()
         self.step = 0
 
@@ -93,9 +103,9 @@ def writer_of(folder: Path, **policy: Any) -> CheckpointWriter:
     return CheckpointWriter(folder, ExperimentConfig(**policy), texts, timeout_s=300)
 
 
-def undisturbed(ranks: Ranks, folder: Path, stage: int) -> dict[str, Any]:
+def undisturbed(ranks: Ranks, folder: Path, stage: int, settings: Settings = ()) -> dict[str, Any]:
     """Train, save while training goes on, train to the end."""
-    run = TinyRun(ranks, stage).build()
+    run = TinyRun(ranks, stage, settings=settings).build()
     run.train(BEFORE)
     state = run.gathered()
     writer = writer_of(folder)
@@ -106,9 +116,11 @@ def undisturbed(ranks: Ranks, folder: Path, stage: int) -> dict[str, Any]:
     return {"state": state, "losses": losses, "folder": saved, "lines": lines, "held": held}
 
 
-def gone_on(ranks: Ranks, folder: Path, stage: int, micro_steps: int) -> dict[str, Any]:
+def gone_on(
+    ranks: Ranks, folder: Path, stage: int, micro_steps: int, settings: Settings = ()
+) -> dict[str, Any]:
     """Load a checkpoint and train as many steps as the undisturbed run did behind it."""
-    run = TinyRun(ranks, stage, micro_steps).resumed(folder)
+    run = TinyRun(ranks, stage, micro_steps, settings).resumed(folder)
     return {"state": run.gathered(), "losses": run.train(AFTER)}
 
 

@@ -94,3 +94,19 @@ def test_other_stages_save_as_well(
     report = on_ranks(1, gone_on, saved[0]["folder"], 2, 1)[0]
     assert_same_state(report["state"], saved[0]["state"], 1e-6)
     assert report["losses"] == pytest.approx(first["losses"], rel=1e-4)
+
+
+@pytest.mark.parametrize(("stage", "what"), [(2, ["optimizer"]), (3, ["optimizer", "param"])])
+def test_state_in_host_memory_saves_and_goes_on(
+    first: dict[str, Any], tmp_path: Path, stage: int, what: list[str]
+) -> None:
+    """Saved under ZeRO-Offload and gone on without; and the other way round."""
+    offload = tuple((f"distributed.offload_{part}", "cpu") for part in what)
+    offload += (("distributed.offload_pin_memory", False),)
+    saved = on_ranks(RANKS, undisturbed, tmp_path / "run", stage, offload)
+    without = on_ranks(1, gone_on, saved[0]["folder"], 0, 1)
+    assert_same_state(without[0]["state"], saved[0]["state"], 1e-6)
+    within = on_ranks(RANKS, gone_on, first["folder"], stage, 1, offload)
+    assert_same_state(within[0]["state"], first["state"], 1e-6)
+    for report in (*saved, *without, *within):
+        assert report["losses"] == pytest.approx(first["losses"], rel=1e-4)

@@ -4,13 +4,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from deepspeed.ops.op_builder import AsyncIOBuilder
 
 from showo_dist.config import TrainConfig
 from showo_dist.config.lora import LoraConfig
+from showo_dist.config.training import DistributedConfig
 from showo_dist.models.lora import add_adapters
 from showo_dist.models.showo import ShowO
 from showo_dist.training.engine import deepspeed_config
-from showo_dist.training.memory import recompute_activations
+from showo_dist.training.memory import check_offload, recompute_activations
 from tests.single_pass import oracle
 from tests.single_pass.batches import build_tiny, global_batch
 from tests.single_pass.case import Case, Report, config_of
@@ -119,6 +121,27 @@ def test_lora_alone_with_dropout_repeats(group: RankGroup) -> None:
         assert ("lora_" in name) != np.array_equal(weight, first.start[name]), name
 
 
+@two_ranks
+@pytest.mark.parametrize(
+    ("engine", "what"),
+    [
+        ("zero-1", ["optimizer"]),
+        ("zero-2", ["optimizer"]),
+        ("zero-3", ["optimizer"]),
+        ("zero-3", ["param"]),
+        ("zero-3", ["optimizer", "param"]),
+    ],
+)
+def test_offloaded_state_is_trained_alike(
+    group: RankGroup, engine: str, what: list[str], plain: oracle.Outcome
+) -> None:
+    """DeepSpeed's own path for gradients and updates in host memory: on a CPU it is a different one, too."""
+    settings = tuple((f"distributed.offload_{part}", "cpu") for part in what)
+    settings += (("distributed.offload_pin_memory", False),)
+    for report in group.run(Case(engine, "asymmetric", 2, settings=settings)):
+        assert_same(report, plain)
+
+
 def test_offload_reaches_deepspeed() -> None:
     import torch
 
@@ -135,3 +158,9 @@ def test_offload_reaches_deepspeed() -> None:
         "offload_optimizer"
         not in deepspeed_config(config_of(Case("zero-3")), torch.device("cpu"))["zero_optimization"]
     )
+
+
+@pytest.mark.skipif(AsyncIOBuilder().is_compatible(verbose=False), reason="libaio is there")
+def test_a_disk_needs_a_library() -> None:
+    with pytest.raises(ValueError, match=r"offload_param = nvme: .* libaio"):
+        check_offload(DistributedConfig(offload_param="nvme", offload_path="/fast"))
