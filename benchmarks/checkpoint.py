@@ -1,13 +1,15 @@
 """What a checkpoint costs the training loop: written in the background, or while training waits.
 
-Three loops of optimizer steps run in turn: without a save, with one in the background, with one that is
-waited for. A loop goes on until its save is done, and for a number of steps at least; its stall is what it
+Loops of optimizer steps with a save in the background and with one that is waited for run in turn. A loop
+begins and ends with undisturbed steps; between them it goes on until its save is done. Its stall is what that
 takes beyond so many undisturbed steps: the waiting, and what the writer takes from the machine meanwhile.
-``blocked`` is the waiting alone. Files are written to ``$TMPDIR``, had on the disk, and read back from there.
-Loads are timed with the files dropped from memory, with and without the comparison of checksums.
+``blocked`` is the waiting alone. On a CPU, OMP_NUM_THREADS can leave cores to the writer, as a GPU does.
+Files are written to ``$TMPDIR``, had on the disk, and read back from there. Loads are timed with the files
+dropped from memory, with and without the comparison of checksums.
 """
 
 import argparse
+import ctypes
 import os
 import shutil
 import statistics
@@ -38,8 +40,9 @@ SIZES = {
     "small": Sizes(12, 512, 8, mmu=0, recon=1, image=64, clip_tokens=64),  # 100 M parameters
     "show-o": Sizes(24, 2048, 32, mmu=0, recon=8, image=1024),  # 1.45 B
 }
-STEPS = 4  # of a loop, at least
-NONE, BACKGROUND, WAITING = "no save", "in the background", "training waits"
+STEPS = 4  # undisturbed ones before the save, and after it
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
+BACKGROUND, WAITING = "in the background", "training waits"
 
 
 class Loop:
@@ -80,35 +83,36 @@ class Loop:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
+    def undisturbed(self) -> float:
+        """Seconds of a step without a save."""
+        start = time.perf_counter()
+        for _ in range(STEPS):
+            self.train_one()
+        return (time.perf_counter() - start) / STEPS
+
     def __call__(self, mode: str) -> "Sample":
         """Run one loop."""
-        start, steps, save_s = time.perf_counter(), 0, 0.0
-        writer = self.writers.get(mode)
-        blocked_s = writer.blocked_s if writer else 0.0
-        if writer is not None:
-            writer.save(self.engine, self.state())
-            save_s = time.perf_counter() - start
-        while steps < STEPS or (writer is not None and writer.is_busy):
+        writer, step_s, steps = self.writers[mode], self.undisturbed(), 0
+        start, blocked_s = time.perf_counter(), writer.blocked_s
+        writer.save(self.engine, self.state())
+        while writer.is_busy:
             self.train_one()
             steps += 1
-            if writer is not None and writer.is_busy:
-                writer.poll()
-                save_s = time.perf_counter() - start
+            writer.poll()
         wall_s = time.perf_counter() - start
-        if writer is not None:
-            writer.finish()
-        waited_s = writer.blocked_s - blocked_s if writer else 0.0
-        return Sample(wall_s, steps, save_s, waited_s)
+        step_s = (step_s + self.undisturbed()) / 2
+        blocked_s = writer.blocked_s - blocked_s
+        return Sample(step_s, wall_s - steps * step_s, blocked_s, writer.took_s)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One loop: its time and steps, until when the save took, and how long training waited for it."""
+    """One loop: an undisturbed step, what the save cost, how long training waited, how long the save took."""
 
-    wall_s: float
-    steps: int
-    save_s: float
+    step_s: float
+    stall_s: float
     blocked_s: float
+    save_s: float
 
 
 @dataclass
@@ -149,7 +153,7 @@ def load_rate(loop: Loop, folder: Path, check: bool) -> float:
 
 def measure(loop: Loop, repeats: int) -> dict[str, Samples]:
     """The loops in turn, after one warm-up of each."""
-    samples = {mode: Samples() for mode in (NONE, BACKGROUND, WAITING)}
+    samples = {mode: Samples() for mode in (BACKGROUND, WAITING)}
     for mode in samples:
         loop(mode)
     for _ in range(repeats):
@@ -160,19 +164,15 @@ def measure(loop: Loop, repeats: int) -> dict[str, Samples]:
 
 def rows_of(samples: dict[str, Samples], size: int, peaks: dict[str, int | None]) -> list[dict]:
     """One line per mode."""
-    step_s = samples[NONE].median(lambda sample: sample.wall_s / sample.steps)
-    rows: list[dict[str, Any]] = [
-        {"loop": NONE, "step s": step_s}
-        | dict.fromkeys(("stall s", "blocked s", "save s", "save MB/s", "peak host MB"))
-    ]
+    rows: list[dict[str, Any]] = []
     for mode in (BACKGROUND, WAITING):
         save_s = samples[mode].median(lambda sample: sample.save_s)
         peak = peaks[mode]
         rows.append(
             {
                 "loop": mode,
-                "step s": step_s,
-                "stall s": samples[mode].median(lambda s: s.wall_s - s.steps * step_s),
+                "step s": samples[mode].median(lambda sample: sample.step_s),
+                "stall s": samples[mode].median(lambda sample: sample.stall_s),
                 "blocked s": samples[mode].median(lambda sample: sample.blocked_s),
                 "save s": save_s,
                 "save MB/s": size / 1e6 / save_s,
@@ -191,7 +191,7 @@ def run(options: argparse.Namespace, folder: Path) -> None:
     saved = loop.writers[BACKGROUND].last_complete
     assert saved is not None
     rows = rows_of(samples, bytes_of(saved), peaks)
-    (background, waiting) = rows[1:]
+    background, waiting = rows
     peak = peak_bytes(lambda: load(loop, saved, True), CPU)
     findings = {
         "stall, background / waiting": background["stall s"] / waiting["stall s"],
@@ -206,8 +206,17 @@ def run(options: argparse.Namespace, folder: Path) -> None:
     report("checkpoint", rows, findings, {**asdict(sizes), "parameters": parameters}, options)
 
 
+def _keep_freed_memory() -> None:
+    """Let memory that was freed stay with the process: new pages take long on some machines, now and then."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):  # glibc
+        libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(_M_TRIM_THRESHOLD, -1)
+
+
 def main() -> None:
     options = arguments(__doc__, list(SIZES))
+    _keep_freed_memory()
     with joined(always_group=True):
         folder = Path(tempfile.mkdtemp(prefix="checkpoint-benchmark-"))
         try:

@@ -21,7 +21,7 @@ def test_table_and_json(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(out.read_text())
-    _, background, waiting = result["rows"]
+    background, waiting = result["rows"]
     assert background["loop"] == "in the background" and waiting["loop"] == "training waits"
     assert background["blocked s"] > 0 and 0 < waiting["blocked s"] <= waiting["save s"]
     assert result["findings"]["load with checksums, MB/s"] > 0

@@ -42,6 +42,9 @@ class CheckpointWriter:
         policy: ``save_asynchronously``, ``on_save_error``, ``keep_last`` and ``keep_every``.
         texts: further files of each checkpoint, by name.
         timeout_s: how long the slowest rank may take for its part.
+
+    Attributes:
+        took_s: how long the last save that was accounted for has taken, in the background or not.
     """
 
     def __init__(
@@ -55,7 +58,7 @@ class CheckpointWriter:
         self._lines: list[str] = []
         self._failure: SaveError | None = None
         self._watched: Any = None
-        self._in_save_s = 0.0
+        self._in_save_s = self.took_s = 0.0
 
     @property
     def last_complete(self) -> Path | None:
@@ -139,6 +142,7 @@ class CheckpointWriter:
             return
         self._thread.join()
         done, self._thread, self._current = self._current, None, None
+        self.took_s = done.seconds
         if done.problem is None:
             self._failure = None
             size = f"{done.bytes / 1e6:.1f} MB in {done.seconds:.1f} s"
