@@ -140,8 +140,10 @@ def main(argv: list[str]) -> int:
     options = _parser().parse_args(own)
     if not command:
         raise ValueError("give the command to supervise after --")
-    if options.on_ranks_left and not any("{ranks}" in word for word in command):
-        raise ValueError("--on-ranks-left: the command must contain {ranks}, as --num_gpus {ranks}")
+    if options.on_ranks_left and not any(p in w for w in command for p in ("{ranks}", "{devices}")):
+        raise ValueError(
+            "--on-ranks-left: the command must contain {ranks}, as --num_gpus {ranks}, or {devices}"
+        )
     shape = Shape(options.ranks, options.accumulation, _devices(options.ranks))
     with tempfile.TemporaryDirectory(prefix="supervise-") as folder:
         supervisor = Supervisor(command, Path(folder))

@@ -1,8 +1,11 @@
 """Kills ranks of a run at random moments, starts it again, and keeps what each life left behind."""
 
+import os
 import random
+import re
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -11,11 +14,13 @@ from pathlib import Path
 from showo_dist.logging import read_metrics
 from showo_dist.runtime.exits import RANK_LOST
 from showo_dist.training.checkpoint import CheckpointReader, complete_checkpoints
+from showo_dist.training.checkpoint.folders import latest
 from tests.faults.processes import KILLED, Life, start
 
 LIMIT_S = 600.0  # for anything that a machine with other work to do may take long over
 KEYS = ("loss", "loss/t2i", "loss/lm", "grad_norm", "masking_rate/t2i")
 WORLD = 2
+KINDS = ("start", "step", "step", "folder", "rename")
 
 
 @dataclass
@@ -30,7 +35,9 @@ class Chaos:
         reference: metrics of the undisturbed run by step.
         rng: of the kills.
         kills: kind and victims of each so far.
-        repeated: steps that were seen in more than one life.
+        repeated: steps that one life had logged and a later one did again.
+        torn: kills that left something half-done, by what: a checkpoint that was being written (``partial``)
+            or removed (``deleted``), or a complete one that ``latest`` does not name yet.
     """
 
     arguments: list[str]
@@ -41,34 +48,34 @@ class Chaos:
     rng: random.Random
     kills: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)
     repeated: int = 0
+    torn: Counter[str] = field(default_factory=Counter)
     _reached: int = 0
 
     def unleash(self, kills: int) -> None:
         """Kill so many times, then let the run come to its end."""
         while len(self.kills) < kills:
-            self._one_life(kills - len(self.kills))
-            self._check_metrics()
-            self._check_checkpoints()
+            self._check(self._one_life(kills - len(self.kills)))
         life = self._start()
         assert life.codes(LIMIT_S + self.steps) == [0] * WORLD, life.printed()
-        self._check_metrics()
-        self._check_checkpoints()
+        self._check(life)
 
     def _start(self) -> Life:
         arguments = [*self.arguments, f"experiment.output_dir={self.run}"]
         return start(arguments, self.run, WORLD, len(self.kills))
 
-    def _one_life(self, kills_left: int) -> None:
+    def _one_life(self, kills_left: int) -> Life:
         # Whoever dies while the ranks look for each other leaves the others to their launcher.
         roomy = self.steps - self._reached > 5 * kills_left
-        kind = self.rng.choice(["start", "step", "step", "folder", "folder"]) if roomy else "start"
+        kind = self.rng.choice(KINDS) if roomy else "start"
         victims = (0, 1) if kind == "start" else self.rng.choice([(0,), (1,), (0, 1), (0, 1)])
+        left_before = self._left()
         life = self._start()
         try:
             moments: dict[str, Callable[[], None]] = {
                 "start": lambda: time.sleep(self.rng.uniform(0, 3)),
                 "step": lambda: self._await_step(life),
                 "folder": lambda: self._await_folder(life),
+                "rename": lambda: self._await_rename(life),
             }
             moments[kind]()
             life.send(signal.SIGKILL, *victims)
@@ -82,6 +89,17 @@ class Chaos:
             assert f"showo_dist.train: rank {victims[0]} (host " in life.printed(rank)
             assert "Traceback" not in life.printed(rank), life.printed(rank)
         self.kills.append((kind, victims))
+        self._note_torn(left_before)
+        return life
+
+    def _left(self) -> set[Path]:
+        """What unfinished saves and removals have left behind; the next start clears it away."""
+        return set(self.run.glob(".checkpoint-*"))
+
+    def _note_torn(self, left_before: set[Path]) -> None:
+        self.torn.update({path.suffix[1:] for path in self._left() - left_before})
+        newest = complete_checkpoints(self.run)[-1:]
+        self.torn["latest"] += bool(newest) and newest[0] != latest(self.run)
 
     def _await_step(self, life: Life) -> None:
         """Somewhere in the first steps after those that an earlier life has saved."""
@@ -99,6 +117,17 @@ class Chaos:
                 time.sleep(0.0005)
         time.sleep(self.rng.choice([0, self.rng.uniform(0, 0.03)]))
 
+    def _await_rename(self, life: Life) -> None:
+        """Right after a folder was renamed: a checkpoint has become visible, or is about to be removed."""
+        for _ in range(self.rng.randint(1, 4)):
+            before, until = self._renamed(), time.monotonic() + LIMIT_S
+            while self._renamed() == before:
+                assert time.monotonic() < until and life.processes[0].is_alive(), life.printed()
+
+    def _renamed(self) -> set[str]:
+        names = os.listdir(self.run) if self.run.is_dir() else []
+        return {name for name in names if "checkpoint" in name and not name.endswith(".partial")}
+
     def _names(self) -> set[str]:
         """Of everything about checkpoints in the run's folder, and of the files in an unfinished one."""
         with suppress(FileNotFoundError):  # renamed or removed while we look
@@ -107,14 +136,23 @@ class Chaos:
             return {str(p) for p in [*top, *(f for h in hidden for f in h.iterdir())]}
         return set()
 
-    def _check_metrics(self) -> None:
+    def _check(self, life: Life) -> None:
+        self._check_metrics(life)
+        self._check_checkpoints()
+
+    def _check_metrics(self, life: Life) -> None:
         """Every line of every life is the undisturbed run's, to the last bit."""
+        began = re.search(r" at step (\d+)$", life.printed(0), re.MULTILINE)
+        steps = [0]
         for line in read_metrics(self.run / "metrics.jsonl"):
             wanted = self.reference[line["step"]]
             found = {key: line[key] for key in KEYS if key in wanted}
             assert found == {key: wanted[key] for key in KEYS if key in wanted}, line["step"]
-            self.repeated += line["step"] <= self._reached
-            self._reached = max(self._reached, line["step"])
+            steps.append(line["step"])
+        if began:
+            own = range(int(began[1]) + 1, steps[-1] + 1)
+            self.repeated += sum(step <= self._reached for step in own)
+        self._reached = max(self._reached, steps[-1])
 
     def _check_checkpoints(self) -> None:
         """What is offered can be read, and goes on with the sample after its last."""

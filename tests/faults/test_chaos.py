@@ -1,6 +1,7 @@
 """A run that is killed at any moment, any number of times, goes on as if nothing had happened."""
 
 import random
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ def _tensors(run: Path) -> dict[str, bytes]:
     return found
 
 
-def _survives(world: TinyWorld, folder: Path, kills: int, seed: int) -> None:
+def _survives(world: TinyWorld, folder: Path, kills: int, seed: int) -> Chaos:
     steps = 6 * kills
     arguments = _arguments(world, steps)
     whole = folder / "whole"
@@ -52,7 +53,11 @@ def _survives(world: TinyWorld, folder: Path, kills: int, seed: int) -> None:
     assert [line["step"] for line in lines] == list(range(1, steps + 1)), "each step once, in order"
     assert chaos.repeated, "no kill made a step be done again: the test is too gentle"
     assert _tensors(chaos.run) == _tensors(whole)
-    print(f"{kills} kills, {chaos.repeated} steps done again: {chaos.kills}")
+    kinds = Counter(kind for kind, _ in chaos.kills)
+    print(
+        f"{kills} kills {dict(kinds)}, {chaos.repeated} steps done again, torn: {dict(chaos.torn)}"
+    )
+    return chaos
 
 
 @pytest.mark.slow
@@ -62,4 +67,7 @@ def test_ten_kills(tiny_world: TinyWorld, tmp_path: Path) -> None:
 
 @pytest.mark.chaos
 def test_a_hundred_kills(tiny_world: TinyWorld, tmp_path: Path) -> None:
-    _survives(tiny_world, tmp_path, kills=100, seed=1)
+    chaos = _survives(tiny_world, tmp_path, kills=100, seed=1)
+    assert all(chaos.torn[what] for what in ("partial", "deleted", "latest")), (
+        f"too gentle: {chaos.torn}"
+    )

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -96,6 +96,18 @@ def test_the_ranks_that_are_left_share_the_global_batch(tmp_path: Path) -> None:
     assert "starting again on 2 ranks, accumulation 2; 2 restarts are left" in said
 
 
+def test_devices_alone_say_on_which_ranks(tmp_path: Path) -> None:
+    """As DeepSpeed's launcher is told on GPUs."""
+    code, starts, said = _supervised(
+        tmp_path,
+        "76:76:0,0:0",
+        *("--ranks", "2", "--on-ranks-left"),
+        arguments=("--include", "localhost:{devices}"),
+    )
+    assert code == DONE, said
+    assert starts == ["--include localhost:0,1", "--include localhost:1"]
+
+
 @pytest.mark.parametrize("ranks", range(1, 9))
 @pytest.mark.parametrize("accumulation", [1, 2, 3, 4])
 def test_micro_steps_are_kept_whoever_is_lost(ranks: int, accumulation: int) -> None:
@@ -125,11 +137,16 @@ def test_mistakes_are_one_line(arguments: list[str], words: str) -> None:
     assert done.stderr.count("\n") == 1 and words in done.stderr
 
 
-def _torchrun(world: TinyWorld, run: Path) -> list[str]:
-    torchrun = str(Path(sys.executable).parent / "torchrun")
+def _training(launcher: str, world: TinyWorld, run: Path) -> list[str]:
+    """The commands of docs/faults.md, on a CPU."""
+    port = str(free_port())
+    start = {
+        "torchrun": ["--nproc-per-node", "{ranks}", "--master-port", port, "-m"],
+        "deepspeed": ["--num_gpus", "{ranks}", "--master_port", port, "--module"],
+    }[launcher]
     return [
-        *(torchrun, "--nproc-per-node", "{ranks}", "--master-port", str(free_port())),
-        *("-m", "showo_dist.train", f"config={world.config}", f"experiment.output_dir={run}"),
+        *(str(Path(sys.executable).parent / launcher), *start),
+        *("showo_dist.train", f"config={world.config}", f"experiment.output_dir={run}"),
         "training.gradient_accumulation_steps={accumulation}",
         *_SMALL,
     ]
@@ -145,10 +162,29 @@ def _wait_for_step(run: Path, step: int) -> None:
         time.sleep(0.02)
 
 
-def _ranks_of(launcher: int) -> list[int]:
-    """Process ids of the ranks below the supervisor's torchrun, in the order they were started."""
-    (torchrun,) = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
-    return [int(p) for p in Path(f"/proc/{torchrun}/task/{torchrun}/children").read_text().split()]
+def _children(pid: int) -> list[int]:
+    with suppress(FileNotFoundError):  # it has just ended
+        return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
+
+
+def _rank_of(pid: int) -> int | None:
+    """What its launcher said to a process; None to one that is no rank."""
+    variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    return next((int(v.removeprefix(b"RANK=")) for v in variables if v.startswith(b"RANK=")), None)
+
+
+def _ranks_of(supervisor: int) -> dict[int, int]:
+    """Process ids by rank: the first ones below the supervisor that are ranks, however deep."""
+    found, seen = {}, _children(supervisor)
+    while seen:
+        pid = seen.pop()
+        rank = _rank_of(pid)
+        if rank is None:
+            seen += _children(pid)
+        else:
+            found[rank] = pid
+    return found
 
 
 @contextmanager
@@ -168,32 +204,49 @@ def _supervising(*arguments: str) -> Iterator[subprocess.Popen]:
             time.sleep(1)
 
 
-@pytest.mark.slow
-def test_a_run_goes_on_without_the_rank_that_died(tiny_world: TinyWorld, tmp_path: Path) -> None:
-    whole, run = tmp_path / "whole", tmp_path / "run"
-    arguments = [f"config={tiny_world.config}", f"experiment.output_dir={whole}", *_SMALL]
-    life = start(arguments, whole, 2)
+@pytest.fixture(scope="module")
+def undisturbed(
+    tiny_world: TinyWorld, tmp_path_factory: pytest.TempPathFactory
+) -> dict[int, float]:
+    """Losses of the same run on two ranks that nobody touches."""
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    arguments = [f"config={tiny_world.config}", f"experiment.output_dir={run}", *_SMALL]
+    life = start(arguments, run, 2)
     assert life.codes(LIMIT_S) == [0, 0], life.printed()
-    command = ["--restarts", "1", "--on-ranks-left", "--", *_torchrun(tiny_world, run)]
+    return _losses(run)
+
+
+def _losses(run: Path) -> dict[int, float]:
+    return {line["step"]: line["loss"] for line in read_metrics(run / "metrics.jsonl")}
+
+
+launchers = pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
+
+
+@pytest.mark.slow
+@launchers
+def test_a_run_goes_on_without_the_rank_that_died(
+    tiny_world: TinyWorld, undisturbed: dict[int, float], tmp_path: Path, launcher: str
+) -> None:
+    run = tmp_path / "run"
+    command = ["--restarts", "1", "--on-ranks-left", "--", *_training(launcher, tiny_world, run)]
     with _supervising(*command) as supervised:
         _wait_for_step(run, 7)
         os.kill(_ranks_of(supervised.pid)[1], signal.SIGKILL)
         said = supervised.communicate(timeout=LIMIT_S)[1]
     assert supervised.returncode == 0, said[-3000:]
     assert "rank 1 (host " in said and "starting again on 1 ranks, accumulation 2" in said
-    found, wanted = (
-        {line["step"]: line["loss"] for line in read_metrics(folder / "metrics.jsonl")}
-        for folder in (run, whole)
-    )
-    assert found == pytest.approx(wanted, rel=1e-4)
+    assert _losses(run) == pytest.approx(undisturbed, rel=1e-4)
 
 
 @pytest.mark.slow
+@launchers
 def test_a_signal_to_the_supervisor_reaches_the_ranks(
-    tiny_world: TinyWorld, tmp_path: Path
+    tiny_world: TinyWorld, tmp_path: Path, launcher: str
 ) -> None:
     run = tmp_path / "run"
-    with _supervising("--restarts", "5", "--", *_torchrun(tiny_world, run)) as supervised:
+    command = _training(launcher, tiny_world, run)
+    with _supervising("--restarts", "5", "--", *command) as supervised:
         _wait_for_step(run, 2)
         supervised.send_signal(signal.SIGTERM)
         said = supervised.communicate(timeout=LIMIT_S)[1]
