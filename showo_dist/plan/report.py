@@ -18,6 +18,7 @@ from showo_dist.plan.hardware import Gpu, gpu
 from showo_dist.plan.shapes import PARTS
 from showo_dist.plan.study import TOKEN_MULTIPLE, ZERO_STAGES, Prediction, Setting, Study
 from showo_dist.plan.timing import Cluster
+from showo_dist.sequences import PackedBatch
 
 GB = 1e9
 
@@ -111,14 +112,10 @@ def show_dry_run(config: TrainConfig, options: argparse.Namespace, console: Cons
     """Every rank's engine in turn, in this process; 1 when a rank does not fit."""
     row, cluster = hardware_of(options)
     batch = Study(config, row, cluster, options.text_tokens).samples.micro_batch(TOKEN_MULTIPLE)
-    first: StepProfile | None = None
-    held: list[dict[str, int]] = []
-    for rank in track(range(cluster.ranks), "ranks", console=console, transient=True):
-        with fake_ranks(rank, cluster.ranks):
-            engine = EngineOfShapes(config, torch.device("cuda"))
-            held.append(engine.held())
-            if first is None:
-                first = engine.step(batch)
+    ranks = track(range(cluster.ranks), "ranks", console=console, transient=True)
+    built = [_one_rank(config, rank, cluster.ranks, None if rank else batch) for rank in ranks]
+    held = [parts for parts, _ in built]
+    first = built[0][1]
     assert first is not None
     passing = first.peak - sum(held[0].values())
     console.print(_rank_table(held, passing, cluster))
@@ -131,6 +128,15 @@ def show_dry_run(config: TrainConfig, options: argparse.Namespace, console: Cons
         f"{row.memory / GB:.0f} GB: {verdict}"
     )
     return 0 if good else 1
+
+
+def _one_rank(
+    config: TrainConfig, rank: int, world: int, batch: PackedBatch | None
+) -> tuple[dict[str, int], StepProfile | None]:
+    """What a rank's engine holds once it is built, and a step of it if there is a batch."""
+    with fake_ranks(rank, world):
+        engine = EngineOfShapes(config, torch.device("cuda"))
+        return engine.held(), None if batch is None else engine.step(batch)
 
 
 def _rank_table(held: Sequence[dict[str, int]], passing: int, cluster: Cluster) -> Table:

@@ -152,6 +152,8 @@ class Shapes(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
+        if func.is_view:  # allocates nothing; ZeRO-3 takes one per parameter and rank
+            return func(*args, **kwargs)
         if func.namespace == "c10d":
             self._collective(func, args)
             return func(*args, **kwargs)

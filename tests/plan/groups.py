@@ -20,15 +20,19 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def rank_environment(rank: int, world: int, address: str, port: int) -> dict[str, str]:
+def rank_environment(
+    rank: int, world: int, address: str, port: int, accelerator: str = "cpu"
+) -> dict[str, str]:
     """What a launcher would tell a rank."""
+    hidden = {"CUDA_VISIBLE_DEVICES": ""} if accelerator == "cpu" else {}
     return {
+        **hidden,
         "RANK": str(rank),
         "LOCAL_RANK": "0",
         "WORLD_SIZE": str(world),
         "MASTER_ADDR": address,
         "MASTER_PORT": str(port),
-        "DS_ACCELERATOR": "cpu",
+        "DS_ACCELERATOR": accelerator,
         "OMP_NUM_THREADS": "1",
     }
 
@@ -50,13 +54,15 @@ def results(processes: list[subprocess.Popen[bytes]], out: Path) -> list[Any]:
     return list(json.loads(out.read_text()))
 
 
-def measure_here(what: str, cases: list[list[str]], ranks: int, out: Path) -> list[Any]:
+def measure_here(
+    what: str, cases: list[list[str]], ranks: int, out: Path, accelerator: str = "cpu"
+) -> list[Any]:
     """Measure every case on ranks of this machine."""
     port = free_port()
     processes = [
         subprocess.Popen(
             measuring(what, out, cases),
-            env={**os.environ, **rank_environment(rank, ranks, "127.0.0.1", port)},
+            env={**os.environ, **rank_environment(rank, ranks, "127.0.0.1", port, accelerator)},
         )
         for rank in range(ranks)
     ]

@@ -1,5 +1,6 @@
 """The record of storages and collectives."""
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -89,3 +90,15 @@ def test_stages_differ_in_when_they_send() -> None:
     once, twice = kinds(1), kinds(2)
     assert abs(twice["all_reduce"] - 2 * once["all_reduce"]) < 0.01 * twice["all_reduce"]
     assert once["all_gather"] == twice["all_gather"]
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_a_step_leaves_nothing_behind(stage: int) -> None:
+    """Larger batches are looked at with the same engine."""
+    config = load(setting(stage), check=False)
+    samples = AssumedSamples(config)
+    with fake_ranks(0, 8):
+        engine = EngineOfShapes(config, CPU)
+        first = engine.step(samples.micro_batch(128))
+        assert engine.step(samples.micro_batch(128, scale=2)).peak > first.peak
+        assert engine.step(samples.micro_batch(128)) == first

@@ -1,0 +1,71 @@
+"""The command from its arguments to its tables, on the mini world's model."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from showo_dist.plan.cli import main
+from showo_dist.plan.hardware import GPUS
+
+CONFIG = f"config={Path(__file__).parents[2]}/configs/mini/pretrain.yaml"
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables are not folded."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def rows(printed: str, columns: int) -> list[list[str]]:
+    """Cells of the lines of tables with that many columns, headings left out."""
+    lines = [re.split(r"\s*│\s*", line.strip("│ ")) for line in printed.splitlines()]
+    return [cells for cells in lines if len(cells) == columns]
+
+
+def test_every_setting_has_memory_and_time(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([CONFIG, "--hosts", "2", "--gpus-per-host", "4", "--scales", "2"]) == 0
+    printed = capsys.readouterr().out
+    settings = [
+        [stage, checkpointing, scale]
+        for stage in "0123"
+        for checkpointing in ("no", "yes")
+        for scale in ("× 1", "× 2")
+    ]
+    tables = rows(printed, 11)
+    assert [cells[:3] for cells in tables] == settings * 2
+    memory, time = tables[: len(settings)], tables[len(settings) :]
+    assert all(float(cells[-2]) > 0 and cells[-1] == "yes" for cells in memory)
+    assert all(float(cells[7]) >= float(cells[4]) > 0 for cells in time), "step, compute"
+    assert "limited by" in printed and "samples/s per host" in printed
+
+
+def test_what_does_not_fit_is_an_exit_code(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(GPUS, "small", replace(GPUS["a100"], memory=30e6))
+    assert main([CONFIG, "--gpus-per-host", "2", "--gpu", "small", "--scales", "1"]) == 1
+    assert "does not fit" in capsys.readouterr().out
+
+
+def test_scaling_to_1024_gpus(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    plot = tmp_path / "scaling.png"
+    assert main([CONFIG, "--hosts", "128", "--gpus-per-host", "8", "--scaling", str(plot)]) == 0
+    table = rows(capsys.readouterr().out, 7)
+    assert [cells[0] for cells in table] == [f"{2**power:,}" for power in range(11)]
+    speedups = [float(cells[-1].replace(",", "")) for cells in table]
+    assert speedups == sorted(speedups) and 1 < speedups[-1] <= 1024
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_dry_run_builds_every_rank(capsys: pytest.CaptureFixture[str]) -> None:
+    stage = "distributed.zero_stage=3"
+    assert main([CONFIG, stage, "--hosts", "3", "--gpus-per-host", "4", "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert [cells[:2] for cells in rows(printed, 11)] == [
+        ["1", "0–3"],
+        ["2", "4–7"],
+        ["3", "8–11"],
+    ]
+    assert "12 ranks built" in printed
