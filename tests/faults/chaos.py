@@ -156,7 +156,9 @@ class Chaos:
 
     def _check_checkpoints(self) -> None:
         """What is offered can be read, and goes on with the sample after its last."""
-        for path in complete_checkpoints(self.run):
+        offered = complete_checkpoints(self.run)
+        assert latest(self.run) in (None, *offered)
+        for path in offered:
             state = CheckpointReader(path).state
             wanted = {flow: state.step * WORLD * size for flow, size in self.batches.items()}
             assert state.positions == wanted, path
