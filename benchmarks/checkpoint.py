@@ -3,7 +3,8 @@
 Loops of optimizer steps with a save in the background and with one that is waited for run in turn. A loop
 begins and ends with undisturbed steps; between them it goes on until its save is done. Its stall is what that
 takes beyond so many undisturbed steps: the waiting, and what the writer takes from the machine meanwhile.
-``blocked`` is the waiting alone. On a CPU, OMP_NUM_THREADS can leave cores to the writer, as a GPU does.
+``blocked`` is the waiting alone, ``CPU`` what the save takes of the cores beyond the steps: on a machine
+without a core to spare it comes out of the training, a stall of up to so many seconds divided by the cores.
 Files are written to ``$TMPDIR``, had on the disk, and read back from there. Loads are timed with the files
 dropped from memory, with and without the comparison of checksums.
 """
@@ -38,6 +39,7 @@ CPU = torch.device("cpu")
 SIZES = {
     "tiny": Sizes(2, 64, 2, mmu=0, recon=1, image=16, text_tokens=200, codebook=64, clip_tokens=36),
     "small": Sizes(12, 512, 8, mmu=0, recon=1, image=64, clip_tokens=64),  # 100 M parameters
+    "medium": Sizes(24, 1024, 16, mmu=0, recon=1, image=64, clip_tokens=64),  # 420 M
     "show-o": Sizes(24, 2048, 32, mmu=0, recon=8, image=1024),  # 1.45 B
 }
 STEPS = 4  # undisturbed ones before the save, and after it
@@ -83,35 +85,58 @@ class Loop:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
-    def undisturbed(self) -> float:
-        """Seconds of a step without a save."""
-        start = time.perf_counter()
+    def undisturbed(self) -> "Stretch":
+        """A step without a save."""
+        start = Stretch.now()
         for _ in range(STEPS):
             self.train_one()
-        return (time.perf_counter() - start) / STEPS
+        return Stretch.since(start) / STEPS
 
     def __call__(self, mode: str) -> "Sample":
         """Run one loop."""
-        writer, step_s, steps = self.writers[mode], self.undisturbed(), 0
-        start, blocked_s = time.perf_counter(), writer.blocked_s
+        writer, before, steps = self.writers[mode], self.undisturbed(), 0
+        start, blocked_s = Stretch.now(), writer.blocked_s
         writer.save(self.engine, self.state())
         while writer.is_busy:
             self.train_one()
             steps += 1
             writer.poll()
-        wall_s = time.perf_counter() - start
-        step_s = (step_s + self.undisturbed()) / 2
-        blocked_s = writer.blocked_s - blocked_s
-        return Sample(step_s, wall_s - steps * step_s, blocked_s, writer.took_s)
+        whole, blocked_s = Stretch.since(start), writer.blocked_s - blocked_s
+        after = self.undisturbed()
+        step = Stretch(before.wall_s + after.wall_s, before.cpu_s + after.cpu_s) / 2
+        stall_s, cpu_s = whole.wall_s - steps * step.wall_s, whole.cpu_s - steps * step.cpu_s
+        return Sample(step.wall_s, stall_s, blocked_s, cpu_s, writer.took_s)
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Seconds by the clock, and of all cores for this process."""
+
+    wall_s: float
+    cpu_s: float
+
+    @classmethod
+    def now(cls) -> "Stretch":
+        return cls(time.perf_counter(), time.process_time())
+
+    @classmethod
+    def since(cls, start: "Stretch") -> "Stretch":
+        now = cls.now()
+        return cls(now.wall_s - start.wall_s, now.cpu_s - start.cpu_s)
+
+    def __truediv__(self, count: int) -> "Stretch":
+        return Stretch(self.wall_s / count, self.cpu_s / count)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One loop: an undisturbed step, what the save cost, how long training waited, how long the save took."""
+    """One loop: an undisturbed step; what the save cost, by the clock and of the cores; how long training
+    waited for it, and how long it took."""
 
     step_s: float
     stall_s: float
     blocked_s: float
+    cpu_s: float
     save_s: float
 
 
@@ -152,10 +177,8 @@ def load_rate(loop: Loop, folder: Path, check: bool) -> float:
 
 
 def measure(loop: Loop, repeats: int) -> dict[str, Samples]:
-    """The loops in turn, after one warm-up of each."""
+    """The loops in turn; each mode has saved before."""
     samples = {mode: Samples() for mode in (BACKGROUND, WAITING)}
-    for mode in samples:
-        loop(mode)
     for _ in range(repeats):
         for mode, kept in samples.items():
             kept.loops.append(loop(mode))
@@ -174,6 +197,7 @@ def rows_of(samples: dict[str, Samples], size: int, peaks: dict[str, int | None]
                 "step s": samples[mode].median(lambda sample: sample.step_s),
                 "stall s": samples[mode].median(lambda sample: sample.stall_s),
                 "blocked s": samples[mode].median(lambda sample: sample.blocked_s),
+                "CPU s": samples[mode].median(lambda sample: sample.cpu_s),
                 "save s": save_s,
                 "save MB/s": size / 1e6 / save_s,
                 "peak host MB": None if peak is None else peak / 1e6,
