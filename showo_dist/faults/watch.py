@@ -98,8 +98,10 @@ class Watch:
         self._channel = Channel(ranks, self._beat, max(60.0, settings.timeout_s))
         self.board = Board.first(self._channel.read(), time.monotonic())
         self._talking, self._closing = threading.Lock(), threading.Event()
-        for loop in (self._talk, self._guard):
-            threading.Thread(target=loop, name=loop.__name__, daemon=True).start()
+        loops = (self._talk, self._guard)
+        self._threads = [threading.Thread(target=f, name=f.__name__, daemon=True) for f in loops]
+        for thread in self._threads:
+            thread.start()
 
     def close(self, ended: Ended, words: str = "") -> None:
         """Tell the others that this rank leaves, and how; stop watching."""
@@ -107,6 +109,10 @@ class Watch:
         self._exchange()
         self._linger()
         self._closing.set()
+        self.progress.moved.set()
+        # One that came back from the store into an interpreter that is gone would abort this process.
+        for thread in self._threads:
+            thread.join(self.settings.brief_s)
 
     def fail(self, error: BaseException) -> None:
         """The main thread ends with ``error``; returns where somebody else will show it."""

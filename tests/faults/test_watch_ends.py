@@ -1,0 +1,40 @@
+"""A run that ends as it should leaves no thread that could still be in the middle of a message."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = """
+import sys, threading
+from pathlib import Path
+from showo_dist.faults.progress import Progress
+from showo_dist.faults.watch import Settings, watched
+from showo_dist.runtime.ranks import joined
+
+settings = Settings(timeout_s=60, long_s=60, folder=Path(sys.argv[1]), program="test")
+with joined() as ranks:
+    with watched(ranks, Progress(), settings):
+        pass
+    print(*(thread.name for thread in threading.enumerate()))
+"""
+
+
+def test_the_watching_threads_end_before_the_process_does(tmp_path: Path) -> None:
+    """One that comes back from the store into an interpreter that is gone aborts the process."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "CUDA_VISIBLE_DEVICES": ""}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, str(tmp_path)],
+            env={**os.environ, **address, "RANK": str(rank), "WORLD_SIZE": "2"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    assert [rank.communicate(timeout=120)[0] for rank in ranks] == ["MainThread\n"] * 2
+    assert [rank.returncode for rank in ranks] == [0, 0]
