@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from showo_dist.config import TrainConfig, load
+
+_WIDTH = 120  # of the tables; narrower, numbers would be cut off
 
 
 def parser() -> argparse.ArgumentParser:
@@ -65,7 +68,8 @@ def main(argv: Sequence[str]) -> int:
     from showo_dist.plan.hardware import gpu
 
     gpu(options.gpu)
-    console = Console()
+    warnings.simplefilter("ignore", FutureWarning)  # what DeepSpeed will have to change
+    console = Console(width=max(_WIDTH, Console().width))
     if options.scaling is not None:
         return scaling.show(config, options, console)
     if options.dry_run:

@@ -12,12 +12,6 @@ from showo_dist.plan.hardware import GPUS
 CONFIG = f"config={Path(__file__).parents[2]}/configs/mini/pretrain.yaml"
 
 
-@pytest.fixture(autouse=True)
-def wide(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tables are not folded."""
-    monkeypatch.setenv("COLUMNS", "200")
-
-
 def rows(printed: str, columns: int) -> list[list[str]]:
     """Cells of the lines of tables with that many columns, headings left out."""
     lines = [re.split(r"\s*│\s*", line.strip("│ ")) for line in printed.splitlines()]
