@@ -104,6 +104,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--guidance", type=float, help="w of guidance; default: the config's")
     parser.add_argument("--batch", type=int, default=8, help="painted together (%(default)s)")
     parser.add_argument("--device", help="default: the GPU if there is one")
+    parser.add_argument("--vq-model", help="image tokenizer instead of the config's")
+    parser.add_argument("--tokenizer", help="text tokenizer instead of the config's")
+    parser.add_argument("--clip-model", help="CLIP tower instead of the config's")
     return parser
 
 
@@ -121,6 +124,9 @@ def main(argv: list[str]) -> int:
         arguments.steps,
         arguments.guidance,
         arguments.frames,
+        arguments.vq_model,
+        arguments.tokenizer,
+        arguments.clip_model,
     )
     out = arguments.out or arguments.runs[0] / "gallery"
     gallery = build(runs, settings, out, arguments.device, arguments.batch)

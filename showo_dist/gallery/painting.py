@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from PIL import Image
@@ -28,6 +28,7 @@ class Settings:
         seed: with the number of the prompt, it decides all random numbers.
         steps, guidance: instead of the checkpoint's own, where given.
         frames: of so many prompts, every round is kept.
+        vq_model, tokenizer, clip_model: networks instead of those of the checkpoint's config, where given.
     """
 
     prompts: tuple[str, ...]
@@ -35,6 +36,9 @@ class Settings:
     steps: int | None = None
     guidance: float | None = None
     frames: int = 2
+    vq_model: str | None = None
+    tokenizer: str | None = None
+    clip_model: str | None = None
 
     def options(self, own: PaintOptions) -> PaintOptions:
         """The checkpoint's own options where nothing else was asked for."""
@@ -77,12 +81,16 @@ def painted_by(
     Raises:
         ValueError, OSError: the checkpoint cannot be read.
     """
-    name = checkpoint.digest(
-        [settings.prompts, settings.seed, settings.steps, settings.guidance, settings.frames]
-    )
+    name = checkpoint.digest(asdict(settings))
     folder = out / "pictures" / name
     if not (folder / _ROUNDS).is_file():
-        pipeline = Pipeline.load(checkpoint.folder, device=device)
+        pipeline = Pipeline.load(
+            checkpoint.folder,
+            device=device,
+            vq_model=settings.vq_model,
+            tokenizer=settings.tokenizer,
+            clip_model=settings.clip_model,
+        )
         aside = folder.with_name(f".{name}.partial")
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from showo_dist.gallery.chart import Curve, line_chart, thin, ticks
 from showo_dist.gallery.cli import Gallery, build, main
 from showo_dist.gallery.painting import Painted
 from showo_dist.gallery.runs import find_runs, thinned
+from showo_dist.generation.loading import read_model_config
 from showo_dist.generation.pipeline import Pipeline
 from tests.gallery.conftest import PROMPTS
 
@@ -115,6 +117,26 @@ def test_export_of_given_prompts(
     assert len(list(out.glob("pictures/*/*.webp"))) == 2
     with pytest.raises(ValueError, match="--columns 0: expected 1 or more"):
         main([str(runs / "two"), "--columns", "0"])
+
+
+def test_networks_that_lie_elsewhere(runs: Path, tmp_path: Path) -> None:
+    """A checkpoint from another machine, its tokenizers named: the same pictures."""
+    source = runs / "two" / "checkpoint-000003"
+    config = read_model_config(source)
+    text, vq = str(config.text_tokenizer), config.model.vq_model.vq_model_name
+    moved = tmp_path / "moved" / source.name
+    shutil.copytree(source, moved)
+    written = (source / "config.yaml").read_text()
+    (moved / "config.yaml").write_text(written.replace(text, "/no/text").replace(vq, "/no/vq"))
+    made = []
+    for folder, networks in [(source, []), (moved, ["--tokenizer", text, "--vq-model", vq])]:
+        out = tmp_path / f"of-{folder.parent.name}"
+        options = ["--prompt", "a ring", "--frames", "0", "--device", "cpu", "--out", str(out)]
+        assert main([str(folder), *options, *networks]) == 0
+        made += [_pixels(path) for path in out.glob("pictures/*/000.webp")]
+    assert len(made) == 2 and made[0] == made[1]
+    with pytest.raises((ValueError, OSError), match="/no/text"):
+        main([str(moved), "--prompt", "a ring", "--out", str(tmp_path / "none")])
 
 
 def test_chart_is_drawn_within_its_frame() -> None:
