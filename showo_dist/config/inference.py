@@ -38,5 +38,3 @@ class InferenceConfig:
     """Seeds; each gives every picture once more. A seed and the picture's index decide its random numbers."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Number format of the transformer; `auto`: bf16 on a GPU that has it, fp32 on a CPU."""
-    compile: bool = False
-    """Run the transformer's layers through torch.compile: slow to start, faster after that."""

@@ -74,7 +74,7 @@ def _released_config(folder: Path, overrides: list[str]) -> TrainConfig:
 
 
 def load_model(
-    source: str | Path, config: TrainConfig, device: torch.device, precision: str, compiled: bool
+    source: str | Path, config: TrainConfig, device: torch.device, precision: str
 ) -> ShowO:
     """Show-o in eval mode.
 
@@ -83,7 +83,6 @@ def load_model(
         config: names the attention backend.
         device: where to put it.
         precision: ``auto`` is bf16 on a GPU that has it and fp32 on a CPU; or ``bf16``, ``fp32``.
-        compiled: run every layer through ``torch.compile``.
 
     Raises:
         FileNotFoundError, ValueError: the weights are missing, cannot be read, or do not fit.
@@ -95,9 +94,6 @@ def load_model(
     model.attention = backend
     rotary = model.showo.model.rotary_emb  # its frequencies stay fp32
     model.showo.model.rotary_emb = type(rotary)(config=model.config).to(device)
-    if compiled:
-        for layer in model.showo.model.layers:
-            layer.compile()
     return model
 
 

@@ -78,7 +78,6 @@ class Networks:
         tokenizer: str | None = None,
         clip_model: str | None = None,
         precision: str = "auto",
-        compiled: bool = False,
     ) -> Self:
         """Read a checkpoint or export of ours, a released folder, or a hub id, and the tokenizers it needs.
 
@@ -92,7 +91,6 @@ class Networks:
             clip_model: CLIP tower instead of the config's.
             precision: ``auto`` (bf16 on a GPU, fp32 on a CPU), ``bf16`` or ``fp32``; the image tokenizer
                 and the CLIP tower stay fp32.
-            compiled: run the layers through ``torch.compile``.
 
         Raises:
             ValueError: the folder or a tokenizer cannot be read; the message names it.
@@ -102,7 +100,7 @@ class Networks:
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         showo, vq = config.model.showo, config.model.vq_model
         text = TextEncoder(tokenizer or text_tokenizer(config, checkpoint), showo.llm_vocab_size)
-        model = load_model(checkpoint, config, where, precision, compiled)
+        model = load_model(checkpoint, config, where, precision)
         vocabulary = text.vocabulary(showo.llm_vocab_size, showo.codebook_size)
         if vocabulary.size != model.config.vocab_size:
             raise ValueError(

@@ -51,7 +51,6 @@ def parser(name: str, text: str) -> argparse.ArgumentParser:
     )
     made.add_argument("--device", help="default: the GPU if there is one")
     made.add_argument("--precision", choices=["auto", "bf16", "fp32"], help="of the transformer")
-    made.add_argument("--compile", action="store_true", help="run layers through torch.compile")
     made.add_argument("--vq-model", help="image tokenizer instead of the config's")
     made.add_argument("--tokenizer", help="text tokenizer instead of the config's")
     made.add_argument("--clip-model", help="CLIP tower instead of the config's")
@@ -118,7 +117,6 @@ class Request:
             config=self.config,
             device=self.arguments.device,
             precision=self.config.inference.precision,
-            compiled=self.config.inference.compile or self.arguments.compile,
         )
 
     def album(self, lines: str, settings: dict[str, Any]) -> Album:
