@@ -21,10 +21,10 @@ test-chaos: .venv/ready
 	$(BIN)/python -m pytest tests -m chaos
 
 test-cluster: .venv/ready
-	$(BIN)/python -m pytest tests -m "cluster and not cluster48"
+	$(BIN)/python -m pytest tests -rs -m "cluster and not cluster48"
 
 test-cluster48: .venv/ready
-	$(BIN)/python -m pytest tests -m cluster48
+	$(BIN)/python -m pytest tests -rs -m cluster48
 
 lint: .venv/ready
 	$(BIN)/ruff check .

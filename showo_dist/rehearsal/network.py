@@ -10,6 +10,9 @@ INTERFACE = "eth0"
 _SUBNET = ipaddress.ip_network("10.77.0.0/16")  # nobody else is on this network
 _BURST_BYTES = 65536  # the largest packet that passes a link at once; smaller bursts throttle it
 _QUEUE = "100ms"  # what waits longer at a full link is dropped, as a switch does
+# Not the machine's own choice: BBR takes what passes in a burst for the link's speed, and leaves a shaped
+# link idle for up to half of a transfer. This one any kernel allows in a namespace.
+_SETTINGS = "echo reno >/proc/sys/net/ipv4/tcp_congestion_control"
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,7 @@ class Switch:
         host.call_on_network("ip", "link", "set", "lo", "up")
         host.call_on_network("ip", "address", "add", address, "dev", INTERFACE)
         host.call_on_network("ip", "link", "set", INTERFACE, "up")
+        host.call_on_network("sh", "-c", _SETTINGS)
         try:
             for ours, theirs in zip(link.shaping(port), link.shaping(INTERFACE), strict=True):
                 self.place.call_on_network(*ours)

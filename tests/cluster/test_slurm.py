@@ -1,6 +1,7 @@
 """``train.sbatch`` under real Slurm: a host dies in mid-run, and the run ends as if none had."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,12 @@ from tests.training.conftest import TinyWorld
 
 STEPS, SAVE_EVERY, NODES = 24, 8, 4
 # Slurm waits two minutes before a requeued job may start.
-_AT_ONCE = 'scontrol update "jobid=$1" StartTime=now'
+AT_ONCE = ("StartTime=now", "TimeLimit=UNLIMITED")
+# train.sbatch asks for a warning 300 s before the end: now it is due. Slurm looks twice a minute.
+ALMOST_OVER = ("TimeLimit=4",)
+# At this speed the run still has steps to take when Slurm looks: each sends three times 100 KB and more.
+SLOW = ("tc", "qdisc", "replace", "dev", "eth0", "root", "tbf", "rate", "1mbit")
+SLOW += ("burst", "65536", "latency", "100ms")
 
 
 def _submit(folder: Path, *training: str) -> list[str]:
@@ -33,17 +39,33 @@ def _states(cluster: Cluster) -> list[str]:
     return cluster.hosts["host1"].call("squeue", "--noheader", "--format=%t").split()
 
 
+def _update(cluster: Cluster, changes: Sequence[str]) -> None:
+    """Change the only job in the queue."""
+    job = cluster.hosts["host1"].call("squeue", "--noheader", "--format=%i").strip()
+    cluster.hosts["host1"].call("scontrol", "update", f"jobid={job}", *changes)
+
+
 def _start_requeued(cluster: Cluster) -> None:
     """Wait until Slurm has queued the job again, and let it start at once."""
     wait_for("job queued again", lambda: _states(cluster) == ["PD"])
-    job = cluster.hosts["host1"].call("squeue", "--noheader", "--format=%i").strip()
-    cluster.hosts["host1"].call("bash", "-euc", _AT_ONCE, "at-once", job)
+    _update(cluster, AT_ONCE)
 
 
 def _printed(run: Path, restart: int) -> str:
     """What rank 0 of a start of the job printed."""
     (log,) = (run / "logs").glob(f"slurm-*-{restart}-task0.log")
     return log.read_text()
+
+
+def _goes_on_after(run: Path) -> int:
+    """The saved step from which the second start goes on; the next one is the first that it takes."""
+    printed = _printed(run, 1)
+    ((saved, step),) = re.findall(rf"going on from {run}/checkpoint-(\d+) at step (\d+)", printed)
+    assert int(saved) == int(step), printed
+    # What is printed is thinned out by time, but not the first step.
+    taken = [int(number) for number in re.findall(rf"step (\d+)/{STEPS}", printed)]
+    assert (taken[0], taken[-1]) == (int(saved) + 1, STEPS), printed
+    return int(saved)
 
 
 def test_a_host_dies_and_the_job_goes_on_elsewhere(
@@ -58,9 +80,9 @@ def test_a_host_dies_and_the_job_goes_on_elsewhere(
         cluster.kill("host3")
         _start_requeued(cluster)
         assert sbatch.wait(LIMIT_S) == 0, (tmp_path / "batch.log").read_text()
-    first, second = _printed(run, 0), _printed(run, 1)
+    first = _printed(run, 0)
     assert "starting at step 0" in first and f"step {STEPS}/{STEPS}" not in first
-    assert f"going on from {run}/checkpoint-" in second
+    assert _goes_on_after(run) in range(SAVE_EVERY, STEPS, SAVE_EVERY)
     assert losses(run) == pytest.approx(undisturbed, rel=TOLERANCE)
 
 
@@ -68,7 +90,7 @@ def test_a_host_dies_and_the_job_goes_on_elsewhere(
 def test_a_warning_saves_and_the_job_is_queued_again(
     cluster: Cluster, tiny_world: TinyWorld, tmp_path: Path
 ) -> None:
-    """One torchrun per node; the signal is what ``--signal`` sends before the time is up."""
+    """One torchrun per node; Slurm warns before the time is up, as the batch file asks it to."""
     run = tmp_path / "run"
     cluster.boot("host3")
     cluster.wait_until_idle()
@@ -76,11 +98,15 @@ def test_a_warning_saves_and_the_job_is_queued_again(
     words = _submit(tmp_path, *arguments(tiny_world, run, STEPS, "experiment.save_every=0"))
     with started(cluster, words, tmp_path / "sbatch.log", {"TASKS": "node"}) as sbatch:
         wait_for("third step", lambda: len(losses(run)) > 2)
-        cluster.hosts["host1"].call("scancel", "--signal=USR1", "--name=showo")
+        _update(cluster, ALMOST_OVER)
+        for name in cluster.names[1:]:
+            cluster.hosts[name].call(*SLOW)
+        wait_for("end of the first start", lambda: _states(cluster) != ["R"])
+        for name in cluster.names[1:]:
+            cluster.hosts[name].call("tc", "qdisc", "delete", "dev", "eth0", "root")
         _start_requeued(cluster)
         assert sbatch.wait(LIMIT_S) == 0, (tmp_path / "batch.log").read_text()
-    assert "stopped and saved after step" in _printed(run, 0)
-    assert f"going on from {run}/checkpoint-" in _printed(run, 1)
+    assert f"stopped and saved after step {_goes_on_after(run)} (" in _printed(run, 0)
     assert losses(run) == pytest.approx(undisturbed, rel=TOLERANCE)
 
 
