@@ -11,6 +11,8 @@ import sys
 import time
 import warnings
 from bisect import bisect_right
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -29,7 +31,7 @@ from showo_dist.training.engine import build_engine
 
 CPU = torch.device("cpu")
 TOKEN_MULTIPLE = 128
-RATES: list[str | None] = [None, "10mbit", "20mbit", "40mbit"]
+RATES: list[str | None] = [None, "20mbit", "40mbit", "80mbit"]
 
 
 def _count_all_threads() -> None:
@@ -126,23 +128,32 @@ def _shape(rate: str | None) -> None:
         subprocess.run(["tc", "qdisc", "add", *device, *bucket], check=True)
 
 
-def traffic(config: TrainConfig, rates: list[str | None], steps: int = 2) -> list[dict[str, float]]:
-    """Bytes sent and seconds of a step at each speed of the link; None: as fast as the machine."""
+def _seconds(step: Callable[[], None]) -> float:
+    """Until every rank has ended the step."""
+    start = time.perf_counter()
+    step()
+    dist.barrier()
+    return time.perf_counter() - start
+
+
+def traffic(config: TrainConfig, rates: list[str | None], steps: int = 4) -> list[dict[str, float]]:
+    """Bytes sent and seconds of a step at each speed of the link; None: as fast as the machine.
+
+    The seconds are those of the fastest step, for a slower one waited for something else.
+    """
     batch = AssumedSamples(config).micro_batch(TOKEN_MULTIPLE)
     engine = build_engine(build_showo(config.model.showo), config, CPU)
-    micro_steps = config.training.gradient_accumulation_steps
+    step = partial(train_step, engine, batch, config.training.gradient_accumulation_steps)
     for _ in range(2):
-        train_step(engine, batch, micro_steps)
+        step()
     found = []
     for rate in rates:
         dist.barrier()
         _shape(rate)
         dist.barrier()
-        sent, start = _sent(), time.perf_counter()
-        for _ in range(steps):
-            train_step(engine, batch, micro_steps)
-        seconds = time.perf_counter() - start
-        found.append({"bytes": (_sent() - sent) / steps, "seconds": seconds / steps})
+        sent = _sent()
+        seconds = [_seconds(step) for _ in range(steps)]
+        found.append({"bytes": (_sent() - sent) / steps, "seconds": min(seconds)})
     _shape(None)
     engine.destroy()
     return found
