@@ -3,21 +3,23 @@
 Loops of optimizer steps with a save in the background and with one that is waited for run in turn. A loop
 begins and ends with undisturbed steps; between them it goes on until its save is done. Its stall is what that
 takes beyond so many undisturbed steps: the waiting, and what the writer takes from the machine meanwhile.
-``blocked`` is the waiting alone, ``CPU`` what the save takes of the cores beyond the steps: on a machine
-without a core to spare it comes out of the training, a stall of up to so many seconds divided by the cores.
+``blocked`` is the waiting alone; ``queued``, for how long the training thread could have run and had no core;
+``CPU``, what the save takes of the cores beyond the steps. With OMP_NUM_THREADS=1 on two cores the writer has
+one of its own, as beside a GPU, and queueing is other programs' doing.
 Files are written to ``$TMPDIR``, had on the disk, and read back from there. Loads are timed with the files
 dropped from memory, with and without the comparison of checksums.
 """
 
 import argparse
 import ctypes
+import operator
 import os
 import shutil
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -103,40 +105,53 @@ class Loop:
             writer.poll()
         whole, blocked_s = Stretch.since(start), writer.blocked_s - blocked_s
         after = self.undisturbed()
-        step = Stretch(before.wall_s + after.wall_s, before.cpu_s + after.cpu_s) / 2
-        stall_s, cpu_s = whole.wall_s - steps * step.wall_s, whole.cpu_s - steps * step.cpu_s
-        return Sample(step.wall_s, stall_s, blocked_s, cpu_s, writer.took_s)
+        step = (before + after) / 2
+        cost = whole - step * steps
+        return Sample(step.wall_s, cost, blocked_s, writer.took_s)
+
+
+def _queued_s() -> float:
+    """For how long this thread was ready and had no core, as Linux counts it; elsewhere 0."""
+    path = Path("/proc/thread-self/schedstat")
+    return int(path.read_text().split()[1]) / 1e9 if path.exists() else 0.0
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """Seconds by the clock, and of all cores for this process."""
+    """Seconds by the clock, of all cores for this process, and of this thread ready without a core."""
 
     wall_s: float
     cpu_s: float
+    queued_s: float
 
     @classmethod
     def now(cls) -> "Stretch":
-        return cls(time.perf_counter(), time.process_time())
+        return cls(time.perf_counter(), time.process_time(), _queued_s())
 
     @classmethod
     def since(cls, start: "Stretch") -> "Stretch":
-        now = cls.now()
-        return cls(now.wall_s - start.wall_s, now.cpu_s - start.cpu_s)
+        return cls.now() - start
 
-    def __truediv__(self, count: int) -> "Stretch":
-        return Stretch(self.wall_s / count, self.cpu_s / count)
+    def __add__(self, other: "Stretch") -> "Stretch":
+        return Stretch(*map(operator.add, astuple(self), astuple(other)))
+
+    def __mul__(self, count: float) -> "Stretch":
+        return Stretch(*(count * seconds for seconds in astuple(self)))
+
+    def __sub__(self, other: "Stretch") -> "Stretch":
+        return self + other * -1
+
+    def __truediv__(self, count: float) -> "Stretch":
+        return self * (1 / count)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One loop: an undisturbed step; what the save cost, by the clock and of the cores; how long training
-    waited for it, and how long it took."""
+    """One loop: an undisturbed step, what the save cost, how long training waited for it, how long it was."""
 
     step_s: float
-    stall_s: float
+    cost: Stretch
     blocked_s: float
-    cpu_s: float
     save_s: float
 
 
@@ -195,15 +210,21 @@ def rows_of(samples: dict[str, Samples], size: int, peaks: dict[str, int | None]
             {
                 "loop": mode,
                 "step s": samples[mode].median(lambda sample: sample.step_s),
-                "stall s": samples[mode].median(lambda sample: sample.stall_s),
+                "stall s": samples[mode].median(lambda sample: sample.cost.wall_s),
+                "queued s": samples[mode].median(lambda sample: sample.cost.queued_s),
                 "blocked s": samples[mode].median(lambda sample: sample.blocked_s),
-                "CPU s": samples[mode].median(lambda sample: sample.cpu_s),
+                "CPU s": samples[mode].median(lambda sample: sample.cost.cpu_s),
                 "save s": save_s,
                 "save MB/s": size / 1e6 / save_s,
                 "peak host MB": None if peak is None else peak / 1e6,
             }
         )
     return rows
+
+
+def own(row: dict[str, Any]) -> float:
+    """Seconds of a stall that are not spent in want of a core."""
+    return float(row["stall s"] - row["queued s"])
 
 
 def run(options: argparse.Namespace, folder: Path) -> None:
@@ -219,6 +240,7 @@ def run(options: argparse.Namespace, folder: Path) -> None:
     peak = peak_bytes(lambda: load(loop, saved, True), CPU)
     findings = {
         "stall, background / waiting": background["stall s"] / waiting["stall s"],
+        "the same, not queued": own(background) / own(waiting),
         "blocked, background / waiting": background["blocked s"] / waiting["blocked s"],
         "load with checksums, MB/s": load_rate(loop, saved, True),
         "load without, MB/s": load_rate(loop, saved, False),
