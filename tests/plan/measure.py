@@ -31,7 +31,7 @@ from showo_dist.training.engine import build_engine
 
 CPU = torch.device("cpu")
 TOKEN_MULTIPLE = 128
-RATES: list[str | None] = [None, "20mbit", "40mbit", "80mbit"]
+RATES: list[str | None] = [None, "10mbit", "20mbit", "40mbit"]
 
 
 def _count_all_threads() -> None:
@@ -136,7 +136,7 @@ def _seconds(step: Callable[[], None]) -> float:
     return time.perf_counter() - start
 
 
-def traffic(config: TrainConfig, rates: list[str | None], steps: int = 4) -> list[dict[str, float]]:
+def traffic(config: TrainConfig, rates: list[str | None], steps: int = 3) -> list[dict[str, float]]:
     """Bytes sent and seconds of a step at each speed of the link; None: as fast as the machine.
 
     The seconds are those of the fastest step, for a slower one waited for something else.
