@@ -22,7 +22,7 @@ from showo_data.mini import (
 )
 from showo_data.mini.geometry import OPPOSITE, place, relation
 from showo_data.mini.language import NUMBERS, plural
-from showo_data.mini.world import GAP, RESOLUTION
+from showo_data.mini.world import GAP, LATTICE, RESOLUTION
 
 _PHRASE = re.compile(
     rf"(?P<count>a|two|three|four) ((?P<size>small|large) )?((?P<colour>{'|'.join(COLOURS)}) )?"
@@ -57,7 +57,8 @@ def test_objects_stay_inside_and_apart() -> None:
     for i in range(500):
         objects = scene(0, i).objects
         for a in objects:
-            assert all(a.radius < c < RESOLUTION - a.radius for c in a.centre)
+            assert all(a.radius <= c <= RESOLUTION - a.radius for c in a.centre)
+            assert all((c - a.radius) % LATTICE == 0 for c in a.centre)
             for b in objects:
                 distance = max(abs(p - q) for p, q in zip(a.centre, b.centre, strict=True))
                 assert a is b or distance >= a.radius + b.radius + GAP

@@ -7,9 +7,10 @@ from PIL import Image, ImageDraw
 from showo_data.mini.world import BACKGROUND, COLOURS, RESOLUTION, Scene
 
 _SUPERSAMPLING = 3
-# Fractions of the radius: the hole of a ring, and half the width of a bar of the cross.
+# Fractions of the radius: the hole of a ring, and half the width of a bar of the cross, which is one
+# code wide in a large cross.
 _HOLE = 0.5
-_BAR = 0.36
+_BAR = 1 / 3
 
 
 def draw(scene: Scene) -> Image.Image:

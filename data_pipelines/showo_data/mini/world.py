@@ -17,12 +17,13 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "white": (240, 240, 240),
 }
 SHAPES = ("circle", "square", "triangle", "cross", "ring")
-# Half the side of the box that an object fills. The ratio is large enough to be read after blurring.
-RADII = {"small": 9, "large": 14}
-# Centres lie on a lattice of the mini tokenizer's 8-pixel codes: a shape looks the same wherever it is.
+# Half the side of the box that an object fills, which is 2 or 3 of the mini tokenizer's 8-pixel codes wide.
+# The ratio is large enough to be read after blurring.
+RADII = {"small": 8, "large": 12}
+# Corners of boxes lie on a lattice of those codes: no code holds a sliver of an object, and a shape
+# is made of the same codes wherever it is.
 LATTICE = 8
 GAP = 4
-MARGIN = 2
 
 # What a scene holds: (kind, number of objects, share of scenes).
 _KINDS = (
@@ -93,6 +94,4 @@ def _place(rng: random.Random, radii: list[int]) -> list[tuple[int, int]]:
 
 
 def _coordinate(rng: random.Random, radius: int) -> int:
-    first = -(-(radius + MARGIN) // LATTICE)
-    last = (RESOLUTION - radius - MARGIN) // LATTICE
-    return LATTICE * rng.randint(first, last)
+    return radius + LATTICE * rng.randint(0, (RESOLUTION - 2 * radius) // LATTICE)
