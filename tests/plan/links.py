@@ -1,0 +1,55 @@
+"""Two hosts of network namespaces, one rank on each: what a step sends, and its time on slow links."""
+
+from pathlib import Path
+
+import torch
+
+from showo_dist.config import load
+from showo_dist.plan.batch import AssumedSamples
+from showo_dist.plan.engine_step import EngineOfShapes, StepProfile, fake_ranks
+from showo_dist.rehearsal.cluster import Cluster as Rehearsal
+from showo_dist.rehearsal.network import address_of
+from tests.plan.groups import free_port, measuring, rank_environment, results
+from tests.plan.measure import RATES, TOKEN_MULTIPLE
+from tests.plan.test_memory import BUCKETS, CONFIG
+
+HOSTS = 2
+# One short sample: on a slow link the step is what it sends.
+BASE = [
+    f"config={CONFIG}",
+    "training.mixed_precision=fp32",
+    "training.batch_size_t2i=1",
+    "training.batch_size_mmu=-1",
+    "training.batch_size_lm=-1",
+    BUCKETS,
+]
+STAGES = (0, 1, 2, 3)
+Measured = dict[int, dict[str | None, dict[str, float]]]
+
+
+def setting(stage: int) -> list[str]:
+    return [*BASE, f"distributed.zero_stage={stage}"]
+
+
+def measure_links(out: Path) -> Measured:
+    """(stage, rate) to bytes and seconds per step; needs what ``showo_dist.rehearsal.programs`` lists."""
+    command = measuring("traffic", out, [setting(stage) for stage in STAGES])
+    port, address = free_port(), address_of(0)
+    with Rehearsal({f"host{number + 1}": 1 for number in range(HOSTS)}) as cluster:
+        ranks = [
+            cluster.start(name, command, rank_environment(rank, HOSTS, address, port))
+            for rank, name in enumerate(cluster.names)
+        ]
+        found = results(ranks, out)
+    return {
+        stage: dict(zip(RATES, by_rate, strict=True))
+        for stage, by_rate in zip(STAGES, found, strict=True)
+    }
+
+
+def profile(stage: int) -> StepProfile:
+    """What the plan sees of the same step."""
+    config = load(setting(stage), check=False)
+    with fake_ranks(0, HOSTS):
+        engine = EngineOfShapes(config, torch.device("cpu"))
+        return engine.step(AssumedSamples(config).micro_batch(TOKEN_MULTIPLE))
