@@ -10,6 +10,7 @@ import sys
 import urllib.error
 import urllib.request
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -164,8 +165,10 @@ def test_served_on_loopback_only_and_read_only(runs: Path, gallery: Gallery) -> 
     command = [sys.executable, "-m", "showo_dist.cli", "gallery", str(runs / "two"), "--port", "0"]
     options = ["--prompt", "a ring", "--steps", "1", "--frames", "0", "--device", "cpu"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    # Whoever runs the tests in the background has Ctrl-C ignored, and hands that on.
+    heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     with subprocess.Popen(
-        [*command, *options], env=environment, stdout=subprocess.PIPE, text=True
+        [*command, *options], env=environment, stdout=subprocess.PIPE, text=True, preexec_fn=heeds
     ) as server:
         try:
             assert server.stdout is not None
@@ -177,6 +180,7 @@ def test_served_on_loopback_only_and_read_only(runs: Path, gallery: Gallery) -> 
             for path in ("pictures/", "../checkpoint-000003/config.yaml", "evil"):
                 with pytest.raises(urllib.error.HTTPError, match="404"):
                     urllib.request.urlopen(address + path, timeout=_LIMIT_S)
-        finally:
             server.send_signal(signal.SIGINT)
-        assert server.wait(_LIMIT_S) == 0
+            assert server.wait(_LIMIT_S) == 0
+        finally:
+            server.kill()
