@@ -29,6 +29,7 @@ from single_pass import Sizes, build_model, make_sequence
 from torch.optim.lr_scheduler import LambdaLR
 
 from showo_dist.config.experiment import ExperimentConfig
+from showo_dist.runtime.exits import exit_plainly
 from showo_dist.runtime.ranks import joined
 from showo_dist.sequences import pack
 from showo_dist.training import engine_state
@@ -260,7 +261,7 @@ def _keep_freed_memory() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, -1)
 
 
-def main() -> None:
+def main() -> int:
     options = arguments(__doc__, list(SIZES))
     _keep_freed_memory()
     with joined(always_group=True):
@@ -269,7 +270,8 @@ def main() -> None:
             run(options, folder)
         finally:
             shutil.rmtree(folder)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    exit_plainly("checkpoint", main)

@@ -1,9 +1,10 @@
 """The ``showo-dist`` command: one word picks a tool, the rest goes to it."""
 
+import os
 import sys
 from importlib import import_module
 
-from showo_dist.runtime.exits import StoppedError
+from showo_dist.runtime.exits import StoppedError, exit_plainly
 
 # name -> (module, function taking argv and returning the exit code, help line); imported when called
 COMMANDS: dict[str, tuple[str, str, str]] = {
@@ -77,15 +78,21 @@ def main(argv: list[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"showo-dist: no command {name!r}\n{usage()}", file=sys.stderr)
         return 2
-    module, function, _ = COMMANDS[name]
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        exit_plainly(f"showo-dist {name}", lambda: _call(name, rest))
     try:
-        return int(getattr(import_module(module), function)(rest) or 0)
+        return _call(name, rest)
     except StoppedError as stopped:
         print(f"showo-dist {name}: {stopped}", file=sys.stderr)
         return stopped.code
     except (ValueError, OSError) as error:  # what a user can mend: one line, no traceback
         print(f"showo-dist {name}: {error}", file=sys.stderr)
         return 2
+
+
+def _call(name: str, arguments: list[str]) -> int:
+    module, function, _ = COMMANDS[name]
+    return int(getattr(import_module(module), function)(arguments) or 0)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,12 @@
 """``showo-dist evaluate --framework NAME CHECKPOINT… --out DIR``, in one process or under a launcher."""
 
 import argparse
-import os
 from pathlib import Path
 
 from showo_dist.evaluation.frameworks import FRAMEWORKS
 from showo_dist.evaluation.job import Job
 from showo_dist.evaluation.summary import Outcome, conclude
 from showo_dist.generation.pipeline import Pipeline
-from showo_dist.runtime.exits import exit_plainly
 from showo_dist.runtime.ranks import Ranks, joined
 
 PROGRAM = "showo-dist evaluate"
@@ -70,12 +68,6 @@ def main(argv: list[str]) -> int:
         value = getattr(arguments, name, None)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} {value}: expected 1 or more")
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        exit_plainly(PROGRAM, lambda: _evaluate_all(arguments))
-    return _evaluate_all(arguments)
-
-
-def _evaluate_all(arguments: argparse.Namespace) -> int:
     folders = output_folders(arguments.checkpoints, arguments.out)
     with joined(_PATIENCE_S) as ranks:
         outcomes = [

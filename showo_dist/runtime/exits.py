@@ -1,5 +1,6 @@
 """How a run on several ranks ends, and the exit codes that say so."""
 
+import atexit
 import json
 import os
 import sys
@@ -67,10 +68,16 @@ def exit_plainly(program: str, run: Callable[[], int]) -> None:
     later, which means that the mistake is its own. The process then ends without waiting for others that may
     be stuck in a collective.
 
+    The interpreter is never torn down. A process group outlives its destruction where DeepSpeed still refers
+    to it, and a thread of gloo's that lets go of the last collective's tensors in an interpreter that is gone
+    aborts a run that was good (pytorch/pytorch#190489).
+
     Args:
         program: what the line begins with.
         run: gives the exit code.
     """
+    code = 1  # of an error that nobody foresaw
+    atexit.register(lambda: leave(code))  # the handlers registered from now on come before it
     report(None)
     try:
         code = run()
@@ -86,7 +93,9 @@ def exit_plainly(program: str, run: Callable[[], int]) -> None:
             time.sleep(SIBLING_GRACE_S)
         _say(f"{program}{f' (rank {rank})' if rank and not own else ''}: {error}")
         leave(USER_ERROR)
-    report(code)
+    except SystemExit as asked:
+        code = asked.code if isinstance(asked.code, int) else int(asked.code is not None)
+        raise
     sys.exit(code)
 
 

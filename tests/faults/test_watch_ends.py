@@ -11,13 +11,19 @@ import sys, threading
 from pathlib import Path
 from showo_dist.faults.progress import Progress
 from showo_dist.faults.watch import Settings, watched
+from showo_dist.runtime.exits import exit_plainly
 from showo_dist.runtime.ranks import joined
 
 settings = Settings(timeout_s=60, long_s=60, folder=Path(sys.argv[1]), program="test")
-with joined() as ranks:
-    with watched(ranks, Progress(), settings):
-        pass
-    print(*(thread.name for thread in threading.enumerate()))
+
+def run():
+    with joined() as ranks:
+        with watched(ranks, Progress(), settings):
+            pass
+        print(*(thread.name for thread in threading.enumerate()))
+    return 0
+
+exit_plainly("test", run)
 """
 
 

@@ -25,6 +25,7 @@ from torch.profiler import ProfilerActivity, profile
 from showo_dist.config import TrainConfig, load
 from showo_dist.models.pretrained import build_showo
 from showo_dist.plan.batch import AssumedSamples
+from showo_dist.runtime.exits import exit_plainly
 from showo_dist.runtime.ranks import joined
 from showo_dist.sequences import FLOWS, PackedBatch
 from showo_dist.training.engine import build_engine
@@ -159,7 +160,7 @@ def traffic(config: TrainConfig, rates: list[str | None], steps: int = 3) -> lis
     return found
 
 
-def main(what: str, out: str, *cases: str) -> None:
+def main(what: str, out: str, *cases: str) -> int:
     """Measure each case (a JSON list of config arguments); rank 0 writes a JSON list of results."""
     warnings.simplefilter("ignore", FutureWarning)
     torch.set_num_threads(1)
@@ -176,8 +177,9 @@ def main(what: str, out: str, *cases: str) -> None:
         if ranks.is_first:
             Path(out).write_text(json.dumps(results))
         dist.barrier()
+    return 0
 
 
 if __name__ == "__main__":
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    main(*sys.argv[1:])
+    exit_plainly("measure", lambda: main(*sys.argv[1:]))
