@@ -82,7 +82,11 @@ def stages(
     )
     yield Stage("text tokenizer", [text_tokenizer])
     tokenizer = f"{places.runs}/tokenizer"
-    settings = [f"config={CONFIGS}/tokenizer.yaml", f"experiment.output_dir={tokenizer}"]
+    settings = [
+        *(f"config={CONFIGS}/tokenizer.yaml", f"experiment.output_dir={tokenizer}"),
+        f"dataset.shards={places.shards('patchwork', pictures // 1000)}",
+        f"dataset.validation_shards={places.shards('val', 1)}",
+    ]
     yield Stage("image tokenizer", [_launched(ranks, "showo_dist.tokenizer", *settings)])
     encode = _torchrun(
         *(ranks, "showo_dist.cli", "encode", train, "--out", str(encoded)),

@@ -31,6 +31,12 @@ class Painted:
         """Whether one single object was asked for."""
         return [entry["count"] for entry in self.prompt["include"]] == [1]
 
+    @property
+    def only_colour(self) -> bool:
+        """Whether something is shown, and all of it, however much, in the one asked colour."""
+        asked = {entry.get("color") for entry in self.prompt["include"]}
+        return {thing.colour for thing in self.score.detected} == asked
+
     def to_json(self) -> Json:
         return {
             "file": self.file,
@@ -49,7 +55,7 @@ def picture_name(index: int) -> str:
 def picture_scores(painted: list[Painted]) -> Json:
     """Right pictures per category; colour and shape of single objects apart, with their chance level."""
     categories = {tag: Tally() for tag in TAGS if any(p.prompt["tag"] == tag for p in painted)}
-    everything, colour, shape = Tally(), Tally(), Tally()
+    everything, colour, only_colour, shape = Tally(), Tally(), Tally(), Tally()
     for item in painted:
         categories.setdefault(item.prompt["tag"], Tally()).add(item.score.correct)
         everything.add(item.score.correct)
@@ -57,10 +63,12 @@ def picture_scores(painted: list[Painted]) -> Json:
             shape.add(item.score.shape)
             if item.score.colour is not None:
                 colour.add(item.score.colour)
+                only_colour.add(item.only_colour)
     return {
         "prompts": everything.to_json(),
         "categories": {tag: tally.to_json() for tag, tally in categories.items()},
         "single_object_colour": {**colour.to_json(), "chance": 1 / len(COLOURS)},
+        "single_object_only_colour": {**only_colour.to_json(), "chance": 1 / len(COLOURS)},
         "single_object_shape": {**shape.to_json(), "chance": 1 / len(SHAPES)},
     }
 
@@ -86,6 +94,7 @@ def table(scores: Json) -> Table:
         shown.add_column(heading, justify="right" if heading else "left")
     rows = {**scores["categories"], "all prompts": scores["prompts"]}
     rows["colour of a single object"] = scores["single_object_colour"]
+    rows["no other colour, any number"] = scores["single_object_only_colour"]
     rows["shape of a single object"] = scores["single_object_shape"]
     rows |= {f"question: {kind}": v for kind, v in scores["questions"]["types"].items()}
     rows["questions with one right answer"] = scores["questions"]["total"]

@@ -141,6 +141,7 @@ def score_rows(evaluation: Evaluation) -> dict[str, Record]:
     rows = {f"prompts: {tag}": entry for tag, entry in scores["categories"].items()}
     rows["prompts: all"] = scores["prompts"]
     rows["single object: colour"] = scores["single_object_colour"]
+    rows["single object: no other colour"] = scores["single_object_only_colour"]
     rows["single object: shape"] = scores["single_object_shape"]
     questions = scores["questions"]
     rows |= {f"questions: {kind}": entry for kind, entry in questions["types"].items()}
@@ -153,7 +154,8 @@ def _explanation(evaluations: dict[str, Evaluation]) -> str:
     first = settings[0]
     words = (
         "Right ones of all, and the 95 % Wilson interval. A picture is right when it shows what the "
-        "prompt asks for and nothing else. Answers are compared word by word. "
+        "prompt asks for and nothing else; “no other colour” allows any number of objects but none. "
+        "Answers are compared word by word. "
         f"Sampling: {first['steps']} rounds, guidance {first['guidance']:g}, seed {first['seed']}."
     )
     unlike = [name for name in _COMPARED if any(s[name] != first[name] for s in settings)]

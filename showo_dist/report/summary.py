@@ -9,6 +9,7 @@ from showo_dist.report.words import count, duration, number, percent, tally
 # Rows of the table of scores that the summary names, and how.
 _HEADLINES = {
     "single object: colour": "colour of a single object as asked",
+    "single object: no other colour": "no other colour than the asked one, in any number of objects",
     "single object: shape": "shape of a single object as asked",
     "prompts: all": "all that the prompt asks for, over all categories",
     "questions: all but descriptions": "right answers to questions about held-out pictures",

@@ -26,6 +26,7 @@ def _content(folder: Path) -> dict[str, tuple[bytes, int]]:
 def test_mini_data_writes_shards_indexes_and_prompts(out: Path) -> None:
     names = sorted(path.name for path in out.glob("*.tar"))
     assert names == [
+        *(f"patchwork-{i:06d}.tar" for i in range(3)),
         *(f"text-{i:06d}.tar" for i in range(2)),
         *(f"train-{i:06d}.tar" for i in range(3)),
         "val-000000.tar",

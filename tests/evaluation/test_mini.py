@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ def _painted(tag: str, picture: Image.Image, *include: dict[str, Any]) -> Painte
 
 def test_scores_of_drawn_pictures() -> None:
     one, both = draw(Scene((RED_CIRCLE,))), draw(Scene((RED_CIRCLE, BLUE_RING)))
+    pair = draw(Scene((RED_CIRCLE, replace(RED_CIRCLE, centre=BLUE_RING.centre))))
     circle, ring = {"class": "circle", "count": 1}, {"class": "ring", "count": 1}
     painted = [
         _painted("single_object", one, circle),
@@ -36,16 +38,21 @@ def test_scores_of_drawn_pictures() -> None:
         _painted("colors", one, {**circle, "color": "red"}),
         _painted("colors", one, {**circle, "color": "blue"}),
         _painted("colors", one, {**ring, "color": "red"}),
+        _painted("colors", pair, {**circle, "color": "red"}),
+        _painted("colors", both, {**circle, "color": "red"}),
+        _painted("colors", draw(Scene(())), {**circle, "color": "red"}),
         _painted("two_object", both, circle, ring),
         _painted("two_object", one, circle, ring),
     ]
     scores = picture_scores(painted)
     counts = {tag: (v["correct"], v["total"]) for tag, v in scores["categories"].items()}
-    assert counts == {"single_object": (1, 2), "colors": (1, 3), "two_object": (1, 2)}
-    assert (scores["prompts"]["correct"], scores["prompts"]["total"]) == (3, 7)
+    assert counts == {"single_object": (1, 2), "colors": (1, 6), "two_object": (1, 2)}
+    assert (scores["prompts"]["correct"], scores["prompts"]["total"]) == (3, 10)
     colour, shape = scores["single_object_colour"], scores["single_object_shape"]
-    assert (colour["correct"], colour["total"], colour["chance"]) == (2, 3, 1 / 6)
-    assert (shape["correct"], shape["total"], shape["chance"]) == (3, 5, 1 / 5)
+    assert (colour["correct"], colour["total"], colour["chance"]) == (2, 6, 1 / 6)
+    only = scores["single_object_only_colour"]
+    assert (only["correct"], only["total"], only["chance"]) == (3, 6, 1 / 6)
+    assert (shape["correct"], shape["total"], shape["chance"]) == (3, 8, 1 / 5)
 
 
 def test_total_of_questions_leaves_descriptions_out() -> None:

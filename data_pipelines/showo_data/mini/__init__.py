@@ -2,6 +2,7 @@
 
 from showo_data.mini.drawing import draw
 from showo_data.mini.language import caption, plain_text, questions
+from showo_data.mini.patchwork import patchwork
 from showo_data.mini.prompts import TAGS, prompts
 from showo_data.mini.reading import Detected, read_picture
 from showo_data.mini.scoring import Score, score
@@ -18,6 +19,7 @@ __all__ = [
     "Score",
     "caption",
     "draw",
+    "patchwork",
     "plain_text",
     "prompts",
     "questions",

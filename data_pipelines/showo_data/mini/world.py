@@ -5,6 +5,7 @@ All lengths are pixels of the 64×64 picture; ``x`` grows to the right, ``y`` do
 
 import random
 from dataclasses import dataclass
+from itertools import combinations
 
 RESOLUTION = 64
 BACKGROUND = (22, 24, 30)
@@ -33,6 +34,8 @@ _KINDS = (
     ("same", 3, 0.10),
     ("same", 4, 0.10),
 )
+# A crowd is what finds room of up to so many objects, which may touch.
+_CROWD = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,25 +75,41 @@ def scene(seed: int, index: int) -> Scene:
         # Two objects of a pair differ in shape or colour, so that words can tell them apart.
         if kind == "same" or look[:2] != looks[0][:2]:
             looks.append(look)
-    centres = _place(rng, [RADII[size] for _, _, size in looks])
-    return Scene(tuple(Object(*look, centre) for look, centre in zip(looks, centres, strict=True)))
+    return Scene(_placed(rng, looks))
+
+
+def crowd(seed: int, index: int) -> Scene:
+    """Many objects of any looks, for :mod:`showo_data.mini.patchwork`; no captions fit them."""
+    rng = random.Random(f"crowd/{seed}/{index}")
+    objects: list[Object] = []
+    for _ in range(rng.randint(1, _CROWD)):
+        look = _random_look(rng, tuple(RADII))
+        centre = (_coordinate(rng, RADII[look[2]]), _coordinate(rng, RADII[look[2]]))
+        new = Object(*look, centre)
+        if all(_apart(new, other) for other in objects):
+            objects.append(new)
+    return Scene(tuple(objects))
+
+
+def _apart(one: Object, other: Object, gap: int = 0) -> bool:
+    """Whether the boxes of two objects keep ``gap`` pixels between them."""
+    dx, dy = (abs(a - b) for a, b in zip(one.centre, other.centre, strict=True))
+    return max(dx, dy) >= one.radius + other.radius + gap
 
 
 def _random_look(rng: random.Random, sizes: tuple[str, ...]) -> tuple[str, str, str]:
     return rng.choice(SHAPES), rng.choice(tuple(COLOURS)), rng.choice(sizes)
 
 
-def _place(rng: random.Random, radii: list[int]) -> list[tuple[int, int]]:
+def _placed(rng: random.Random, looks: list[tuple[str, str, str]]) -> tuple[Object, ...]:
     """Draw centres until all boxes keep ``GAP`` pixels between them."""
     while True:
-        centres = [(_coordinate(rng, radius), _coordinate(rng, radius)) for radius in radii]
-        if all(
-            max(abs(centres[i][0] - centres[j][0]), abs(centres[i][1] - centres[j][1]))
-            >= radii[i] + radii[j] + GAP
-            for i in range(len(radii))
-            for j in range(i)
-        ):
-            return centres
+        centres = [
+            (_coordinate(rng, RADII[look[2]]), _coordinate(rng, RADII[look[2]])) for look in looks
+        ]
+        objects = tuple(Object(*look, centre) for look, centre in zip(looks, centres, strict=True))
+        if all(_apart(*pair, GAP) for pair in combinations(objects, 2)):
+            return objects
 
 
 def _coordinate(rng: random.Random, radius: int) -> int:

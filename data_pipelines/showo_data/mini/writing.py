@@ -8,8 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from showo_data.mini.drawing import draw
 from showo_data.mini.language import caption, plain_text, questions
+from showo_data.mini.patchwork import patchwork
 from showo_data.mini.prompts import prompts
 from showo_data.mini.world import Scene, scene
 from showo_data.shards import index_path, load_index, write_shard
@@ -25,7 +28,7 @@ class MiniSettings:
     """What to write; equal settings give equal bytes.
 
     Attributes:
-        pictures: training pictures, each with a caption and a conversation.
+        pictures: training pictures, each with a caption and a conversation; and as many patchworks.
         texts: plain texts.
         validation: pictures with numbers of their own, for evaluation.
         prompts_per_tag: evaluation prompts in each of the six categories.
@@ -59,7 +62,7 @@ class _Part:
 def write_mini(
     out: str | Path, settings: MiniSettings, progress: Callable[[int, int], None] = lambda *_: None
 ) -> None:
-    """Write ``train-*.tar``, ``text-*.tar``, ``val-*.tar`` with indexes and ``prompts.jsonl`` to ``out``.
+    """Write train, text, patchwork and val shards with their indexes, and ``prompts.jsonl``, to ``out``.
 
     Shards that are there and complete are kept. ``progress`` is called with (samples done, samples in all).
 
@@ -99,6 +102,7 @@ def _parts(folder: Path, settings: MiniSettings) -> list[_Part]:
     kinds = (
         ("train", 0, settings.pictures, picture_sample),
         ("text", 0, settings.texts, text_sample),
+        ("patchwork", 0, settings.pictures, patchwork_sample),
         ("val", _VALIDATION_FROM, settings.validation, picture_sample),
     )
     parts = []
@@ -123,17 +127,26 @@ def picture_sample(seed: int, index: int) -> dict[str, Any]:
     """Scene number ``index`` as a WebDataset sample: png, txt (caption) and json (conversation, objects)."""
     drawn = scene(seed, index)
     rng = random.Random(f"words/{seed}/{index}")
-    png = io.BytesIO()
-    draw(drawn).save(png, "PNG", compress_level=1)
     return {
         "__key__": f"{index:010d}",
-        "png": png.getvalue(),
+        "png": _png(draw(drawn)),
         "txt": caption(drawn, rng),
         "json": {
             "conversations": _conversation(drawn, rng),
             "objects": [asdict(thing) for thing in drawn.objects],
         },
     }
+
+
+def patchwork_sample(seed: int, index: int) -> dict[str, Any]:
+    """Patchwork number ``index``, for the image tokenizer: png alone."""
+    return {"__key__": f"{index:010d}", "png": _png(patchwork(seed, index))}
+
+
+def _png(picture: Image.Image) -> bytes:
+    png = io.BytesIO()
+    picture.save(png, "PNG", compress_level=1)
+    return png.getvalue()
 
 
 def _conversation(drawn: Scene, rng: random.Random) -> list[dict[str, str]]:
