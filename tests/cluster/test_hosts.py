@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -101,8 +102,11 @@ def test_clusters_side_by_side_do_not_meet(cluster: Cluster, tmp_path: Path) -> 
 
 
 def _rehearse(*words: str) -> subprocess.Popen[str]:
+    # Whoever runs the tests in the background has Ctrl-C ignored, and hands that on.
+    heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     return subprocess.Popen(
         ["launchers/rehearse", *words],
+        preexec_fn=heeds,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

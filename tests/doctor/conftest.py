@@ -18,6 +18,8 @@ from showo_dist.rehearsal.programs import what_is_missing
 LIMIT_S = 900.0
 DOCTOR = [sys.executable, "-m", "showo_dist.cli", "doctor"]
 HOSTS = ("host1", "host2", "host3")
+# Without a rate a link is as fast as the processors just then, and two may differ by more than doctor allows.
+ALIKE = dict.fromkeys(HOSTS, Link(rate="200mbit"))
 # Starts the real interpreter, under a wrong clock where a host has one. /run differs from host to host.
 _INTERPRETER = """\
 #!/bin/sh
@@ -70,8 +72,8 @@ def opened(call: list[str], links: dict[str, Link], slurm: bool = False) -> Iter
 
 @pytest.fixture
 def hospital(request: pytest.FixtureRequest) -> Iterator[Hospital]:
-    """Three hosts of a hostfile; the parameter, where there is one, gives links by host."""
-    links: dict[str, Link] = getattr(request, "param", {})
+    """Three hosts of a hostfile with links alike; the parameter, where there is one, gives others by host."""
+    links: dict[str, Link] = ALIKE | getattr(request, "param", {})
     with opened([*DOCTOR, "--hostfile", HOSTFILE], links) as hosts:
         yield hosts
 
@@ -80,7 +82,7 @@ def hospital(request: pytest.FixtureRequest) -> Iterator[Hospital]:
 def allocation() -> Iterator[Hospital]:
     """Three hosts that Slurm gives; the link of the last one is slow."""
     call = ["salloc", "--quiet", f"--nodes={len(HOSTS)}", *DOCTOR]
-    with opened(call, {"host3": Link(rate="20mbit")}, slurm=True) as hosts:
+    with opened(call, ALIKE | {"host3": Link(rate="20mbit")}, slurm=True) as hosts:
         yield hosts
 
 
