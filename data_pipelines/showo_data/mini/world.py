@@ -83,9 +83,7 @@ def crowd(seed: int, index: int) -> Scene:
     rng = random.Random(f"crowd/{seed}/{index}")
     objects: list[Object] = []
     for _ in range(rng.randint(1, _CROWD)):
-        look = _random_look(rng, tuple(RADII))
-        centre = (_coordinate(rng, RADII[look[2]]), _coordinate(rng, RADII[look[2]]))
-        new = Object(*look, centre)
+        new = _somewhere(rng, _random_look(rng, tuple(RADII)))
         if all(_apart(new, other) for other in objects):
             objects.append(new)
     return Scene(tuple(objects))
@@ -104,12 +102,14 @@ def _random_look(rng: random.Random, sizes: tuple[str, ...]) -> tuple[str, str, 
 def _placed(rng: random.Random, looks: list[tuple[str, str, str]]) -> tuple[Object, ...]:
     """Draw centres until all boxes keep ``GAP`` pixels between them."""
     while True:
-        centres = [
-            (_coordinate(rng, RADII[look[2]]), _coordinate(rng, RADII[look[2]])) for look in looks
-        ]
-        objects = tuple(Object(*look, centre) for look, centre in zip(looks, centres, strict=True))
+        objects = tuple(_somewhere(rng, look) for look in looks)
         if all(_apart(*pair, GAP) for pair in combinations(objects, 2)):
             return objects
+
+
+def _somewhere(rng: random.Random, look: tuple[str, str, str]) -> Object:
+    radius = RADII[look[2]]
+    return Object(*look, (_coordinate(rng, radius), _coordinate(rng, radius)))
 
 
 def _coordinate(rng: random.Random, radius: int) -> int:
