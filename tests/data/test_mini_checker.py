@@ -133,10 +133,10 @@ def test_a_diagonal_satisfies_both_words(side: str, holds: bool) -> None:
     picture = draw(
         Scene(
             (
-                Object("ring", "green", "small", (16, 16)),
+                Object("triangle", "green", "small", (16, 16)),
                 Object("cross", "white", "small", (48, 48)),
             )
         )
     )
-    wanted = _include({"class": "ring", "position": [side, 1]}, {"class": "cross"})
+    wanted = _include({"class": "triangle", "position": [side, 1]}, {"class": "cross"})
     assert score(picture, wanted).position is holds

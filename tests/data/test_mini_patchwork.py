@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from showo_data.mini import draw, patchwork
-from showo_data.mini.world import LATTICE, RESOLUTION, crowd
+from showo_data.mini import draw, patchwork, scene
+from showo_data.mini.world import CELL, RESOLUTION, crowd
 from tests.data.conftest import SMALL
 
-CELLS = RESOLUTION // LATTICE
+CELLS = RESOLUTION // CELL
 
 
 def _cells(picture: Image.Image) -> np.ndarray:
     """(cells, bytes of a cell), row by row."""
-    rows = np.asarray(picture).reshape(CELLS, LATTICE, CELLS, LATTICE, 3)
+    rows = np.asarray(picture).reshape(CELLS, CELL, CELLS, CELL, 3)
     return rows.swapaxes(1, 2).reshape(CELLS**2, -1)
 
 
@@ -39,10 +39,15 @@ def test_nothing_overlaps_in_a_crowd() -> None:
         covered = np.zeros((RESOLUTION, RESOLUTION), dtype=int)
         for thing in crowd(5, index).objects:
             (x, y), radius = thing.centre, thing.radius
-            assert radius <= min(x, y) and max(x, y) <= RESOLUTION - radius
-            assert (x - radius) % LATTICE == (y - radius) % LATTICE == 0
-            covered[y - radius : y + radius, x - radius : x + radius] += 1
+            rows, columns = (slice(max(0, c - radius), c + radius) for c in (y, x))
+            covered[rows, columns] += 1
         assert covered.max() == 1
+
+
+def test_crowds_consist_of_the_cells_of_scenes() -> None:
+    common = {bytes(cell) for i in range(1500) for cell in _cells(draw(scene(5, i)))}
+    crowded = {bytes(cell) for i in range(200) for cell in _cells(draw(crowd(5, i)))}
+    assert len(crowded & common) > 0.9 * len(common)
 
 
 def test_crowds_are_crowded() -> None:

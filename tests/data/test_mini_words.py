@@ -22,7 +22,7 @@ from showo_data.mini import (
 )
 from showo_data.mini.geometry import OPPOSITE, place, relation
 from showo_data.mini.language import NUMBERS, plural
-from showo_data.mini.world import GAP, LATTICE, RESOLUTION
+from showo_data.mini.world import RESOLUTION
 
 _PHRASE = re.compile(
     rf"(?P<count>a|two|three|four) ((?P<size>small|large) )?((?P<colour>{'|'.join(COLOURS)}) )?"
@@ -57,11 +57,15 @@ def test_objects_stay_inside_and_apart() -> None:
     for i in range(500):
         objects = scene(0, i).objects
         for a in objects:
-            assert all(a.radius <= c <= RESOLUTION - a.radius for c in a.centre)
-            assert all((c - a.radius) % LATTICE == 0 for c in a.centre)
+            assert all(a.radius < c < RESOLUTION - a.radius for c in a.centre)
             for b in objects:
                 distance = max(abs(p - q) for p, q in zip(a.centre, b.centre, strict=True))
-                assert a is b or distance >= a.radius + b.radius + GAP
+                assert a is b or distance > a.radius + b.radius
+
+
+def test_every_place_is_taken_and_has_a_name_of_its_own() -> None:
+    centres = {thing.centre for i in range(300) for thing in scene(0, i).objects}
+    assert len(centres) == len({place(centre) for centre in centres}) == 9
 
 
 def test_shares_of_one_two_and_more_objects() -> None:

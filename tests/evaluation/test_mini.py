@@ -19,8 +19,8 @@ from showo_dist.evaluation.mini_scores import Painted, picture_scores, question_
 from showo_dist.evaluation.questions import OTHER, MiniQuestion, normalised, read_questions
 from showo_dist.evaluation.tally import wilson
 
-RED_CIRCLE = Object("circle", "red", "large", (32, 32))
-BLUE_RING = Object("ring", "blue", "small", (12, 12))
+RED_CIRCLE = Object("circle", "red", "large", (48, 48))
+BLUE_TRIANGLE = Object("triangle", "blue", "small", (16, 16))
 
 
 def _painted(tag: str, picture: Image.Image, *include: dict[str, Any]) -> Painted:
@@ -29,20 +29,20 @@ def _painted(tag: str, picture: Image.Image, *include: dict[str, Any]) -> Painte
 
 
 def test_scores_of_drawn_pictures() -> None:
-    one, both = draw(Scene((RED_CIRCLE,))), draw(Scene((RED_CIRCLE, BLUE_RING)))
-    pair = draw(Scene((RED_CIRCLE, replace(RED_CIRCLE, centre=BLUE_RING.centre))))
-    circle, ring = {"class": "circle", "count": 1}, {"class": "ring", "count": 1}
+    one, both = draw(Scene((RED_CIRCLE,))), draw(Scene((RED_CIRCLE, BLUE_TRIANGLE)))
+    pair = draw(Scene((RED_CIRCLE, replace(RED_CIRCLE, centre=BLUE_TRIANGLE.centre))))
+    circle, triangle = {"class": "circle", "count": 1}, {"class": "triangle", "count": 1}
     painted = [
         _painted("single_object", one, circle),
-        _painted("single_object", one, ring),
+        _painted("single_object", one, triangle),
         _painted("colors", one, {**circle, "color": "red"}),
         _painted("colors", one, {**circle, "color": "blue"}),
-        _painted("colors", one, {**ring, "color": "red"}),
+        _painted("colors", one, {**triangle, "color": "red"}),
         _painted("colors", pair, {**circle, "color": "red"}),
         _painted("colors", both, {**circle, "color": "red"}),
         _painted("colors", draw(Scene(())), {**circle, "color": "red"}),
-        _painted("two_object", both, circle, ring),
-        _painted("two_object", one, circle, ring),
+        _painted("two_object", both, circle, triangle),
+        _painted("two_object", one, circle, triangle),
     ]
     scores = picture_scores(painted)
     counts = {tag: (v["correct"], v["total"]) for tag, v in scores["categories"].items()}
@@ -52,7 +52,7 @@ def test_scores_of_drawn_pictures() -> None:
     assert (colour["correct"], colour["total"], colour["chance"]) == (2, 6, 1 / 6)
     only = scores["single_object_only_colour"]
     assert (only["correct"], only["total"], only["chance"]) == (3, 6, 1 / 6)
-    assert (shape["correct"], shape["total"], shape["chance"]) == (3, 8, 1 / 5)
+    assert (shape["correct"], shape["total"], shape["chance"]) == (3, 8, 1 / 4)
 
 
 def test_total_of_questions_leaves_descriptions_out() -> None:

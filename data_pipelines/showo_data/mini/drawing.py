@@ -7,9 +7,7 @@ from PIL import Image, ImageDraw
 from showo_data.mini.world import BACKGROUND, COLOURS, RESOLUTION, Scene
 
 _SUPERSAMPLING = 3
-# Fractions of the radius: the hole of a ring, and half the width of a bar of the cross, which is one
-# code wide in a large cross.
-_HOLE = 0.5
+# Half the width of a bar of the cross, as a fraction of the radius.
 _BAR = 1 / 3
 
 
@@ -39,10 +37,6 @@ def stencil(shape: str, radius: int) -> Image.Image:
         near, far = side * (1 - _BAR) / 2, side * (1 + _BAR) / 2 - 1
         pen.rectangle((near, 0, far, last), fill=255)
         pen.rectangle((0, near, last, far), fill=255)
-    elif shape == "ring":
-        near, far = side * (1 - _HOLE) / 2, side * (1 + _HOLE) / 2 - 1
-        pen.ellipse((0, 0, last, last), fill=255)
-        pen.ellipse((near, near, far, far), fill=0)
     else:
         raise AssertionError(f"no shape is called {shape!r}")
     return mask.resize((2 * radius, 2 * radius), Image.Resampling.BOX)

@@ -139,7 +139,6 @@ _FACTS = (
     "a square has four equal sides.",
     "a triangle has three corners.",
     "a cross has four arms.",
-    "a ring is a circle with a hole in the middle.",
     "a large shape covers more of the picture than a small shape.",
 )
 

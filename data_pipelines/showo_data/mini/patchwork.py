@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image
 
 from showo_data.mini.drawing import draw
-from showo_data.mini.world import LATTICE, RESOLUTION, crowd
+from showo_data.mini.world import CELL, RESOLUTION, crowd
 
-_CELLS = RESOLUTION // LATTICE
+_CELLS = RESOLUTION // CELL
 # Of the cells up to this share comes from the second crowd: whole objects must remain to be seen.
 _MOST_FOREIGN = 0.5
 
@@ -24,5 +24,5 @@ def patchwork(seed: int, index: int) -> Image.Image:
     first_HW3, second_HW3 = (np.asarray(draw(crowd(seed, 2 * index + k))) for k in range(2))
     share = rng.uniform(0, _MOST_FOREIGN)
     foreign = np.array([[rng.random() < share for _ in range(_CELLS)] for _ in range(_CELLS)])
-    foreign_HW1 = foreign.repeat(LATTICE, 0).repeat(LATTICE, 1)[..., None]
+    foreign_HW1 = foreign.repeat(CELL, 0).repeat(CELL, 1)[..., None]
     return Image.fromarray(np.where(foreign_HW1, second_HW3, first_HW3))

@@ -4,6 +4,7 @@ All lengths are pixels of the 64×64 picture; ``x`` grows to the right, ``y`` do
 """
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -17,14 +18,14 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "purple": (188, 60, 226),
     "white": (240, 240, 240),
 }
-SHAPES = ("circle", "square", "triangle", "cross", "ring")
-# Half the side of the box that an object fills, which is 2 or 3 of the mini tokenizer's 8-pixel codes wide.
-# The ratio is large enough to be read after blurring.
-RADII = {"small": 8, "large": 12}
-# Corners of boxes lie on a lattice of those codes: no code holds a sliver of an object, and a shape
-# is made of the same codes wherever it is.
-LATTICE = 8
-GAP = 4
+SHAPES = ("circle", "square", "triangle", "cross")
+# Half the side of the box that an object fills, in pixels. The ratio is large enough to be read after blurring.
+RADII = {"small": 10, "large": 14}
+# Centres of a scene's objects, along each axis: the nine places that captions name. Every object then
+# lies on 4 × 4 of the mini tokenizer's 8-pixel codes, of which a caption decides most.
+PLACES = (16, 32, 48)
+# Side of the picture that one of those codes stands for.
+CELL = 8
 
 # What a scene holds: (kind, number of objects, share of scenes).
 _KINDS = (
@@ -34,8 +35,10 @@ _KINDS = (
     ("same", 3, 0.10),
     ("same", 4, 0.10),
 )
-# A crowd is what finds room of up to so many objects, which may touch.
+# A crowd is what finds room of up to so many objects. Their centres, as those of scenes, are corners of codes,
+# so crowds consist of the same cells.
 _CROWD = 24
+_CROWD_COORDINATES = range(0, RESOLUTION + 1, CELL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,16 +86,16 @@ def crowd(seed: int, index: int) -> Scene:
     rng = random.Random(f"crowd/{seed}/{index}")
     objects: list[Object] = []
     for _ in range(rng.randint(1, _CROWD)):
-        new = _somewhere(rng, _random_look(rng, tuple(RADII)))
+        new = _somewhere(rng, _random_look(rng, tuple(RADII)), _CROWD_COORDINATES)
         if all(_apart(new, other) for other in objects):
             objects.append(new)
     return Scene(tuple(objects))
 
 
-def _apart(one: Object, other: Object, gap: int = 0) -> bool:
-    """Whether the boxes of two objects keep ``gap`` pixels between them."""
+def _apart(one: Object, other: Object) -> bool:
+    """Whether the boxes of two objects do not overlap."""
     dx, dy = (abs(a - b) for a, b in zip(one.centre, other.centre, strict=True))
-    return max(dx, dy) >= one.radius + other.radius + gap
+    return max(dx, dy) >= one.radius + other.radius
 
 
 def _random_look(rng: random.Random, sizes: tuple[str, ...]) -> tuple[str, str, str]:
@@ -100,17 +103,14 @@ def _random_look(rng: random.Random, sizes: tuple[str, ...]) -> tuple[str, str, 
 
 
 def _placed(rng: random.Random, looks: list[tuple[str, str, str]]) -> tuple[Object, ...]:
-    """Draw centres until all boxes keep ``GAP`` pixels between them."""
+    """Draw places until no two boxes overlap."""
     while True:
-        objects = tuple(_somewhere(rng, look) for look in looks)
-        if all(_apart(*pair, GAP) for pair in combinations(objects, 2)):
+        objects = tuple(_somewhere(rng, look, PLACES) for look in looks)
+        if all(_apart(*pair) for pair in combinations(objects, 2)):
             return objects
 
 
-def _somewhere(rng: random.Random, look: tuple[str, str, str]) -> Object:
-    radius = RADII[look[2]]
-    return Object(*look, (_coordinate(rng, radius), _coordinate(rng, radius)))
-
-
-def _coordinate(rng: random.Random, radius: int) -> int:
-    return radius + LATTICE * rng.randint(0, (RESOLUTION - 2 * radius) // LATTICE)
+def _somewhere(
+    rng: random.Random, look: tuple[str, str, str], coordinates: Sequence[int]
+) -> Object:
+    return Object(*look, (rng.choice(coordinates), rng.choice(coordinates)))
