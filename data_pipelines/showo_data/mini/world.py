@@ -19,7 +19,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "white": (240, 240, 240),
 }
 SHAPES = ("circle", "square", "triangle", "cross")
-# Half the side of the box that an object fills, in pixels. The ratio is large enough to be read after blurring.
+# Half the side of the box that an object fills. The ratio is large enough to be read after blurring.
 RADII = {"small": 10, "large": 14}
 # Centres of a scene's objects, along each axis: the nine places that captions name. Every object then
 # lies on 4 × 4 of the mini tokenizer's 8-pixel codes, of which a caption decides most.
@@ -35,8 +35,8 @@ _KINDS = (
     ("same", 3, 0.10),
     ("same", 4, 0.10),
 )
-# A crowd is what finds room of up to so many objects. Their centres, as those of scenes, are corners of codes,
-# so crowds consist of the same cells.
+# A crowd is what finds room of up to so many objects. Their centres, as those of scenes, are corners of
+# codes, so crowds consist of the same cells.
 _CROWD = 24
 _CROWD_COORDINATES = range(0, RESOLUTION + 1, CELL)
 
