@@ -87,7 +87,7 @@ def _select(x_BTHD: Tensor, stretches: tuple[slice, ...]) -> Tensor:
 
 
 def _working_copy(x_BHTD: Tensor) -> Tensor:
-    """In fp32 on a CPU, whose half-precision backward is slower (five times on short documents)."""
+    """In fp32 on a CPU, whose half-precision backward is two to five times slower on short documents."""
     return x_BHTD.float() if x_BHTD.is_cpu and x_BHTD.dtype.itemsize == 2 else x_BHTD
 
 

@@ -44,7 +44,7 @@ def test_nothing_overlaps_in_a_crowd() -> None:
         assert covered.max() == 1
 
 
-def test_crowds_consist_of_the_cells_of_scenes() -> None:
+def test_crowds_show_the_cells_of_scenes() -> None:
     common = {bytes(cell) for i in range(1500) for cell in _cells(draw(scene(5, i)))}
     crowded = {bytes(cell) for i in range(200) for cell in _cells(draw(crowd(5, i)))}
     assert len(crowded & common) > 0.9 * len(common)

@@ -3,13 +3,15 @@
 Centres are (x, y) in pixels, y downwards, as floats or integers.
 """
 
-from showo_data.mini.world import RESOLUTION
+from itertools import pairwise
+
+from showo_data.mini.world import PLACES
 
 Point = tuple[float, float]
 
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
-# The middle third of a picture, as far as centres of objects are spread.
-_MIDDLE = (0.4 * RESOLUTION, 0.6 * RESOLUTION)
+# Along each axis: left (top) of the first border, right (bottom) of the second, or between them.
+_BORDERS = tuple((one + other) / 2 for one, other in pairwise(PLACES))
 # A relation is named when one direction is at least this much longer than the other, in pixels.
 _CLEARLY = 4.0
 
@@ -17,8 +19,8 @@ _CLEARLY = 4.0
 def place(centre: Point) -> str:
     """One of nine: "at the top left", "at the left", …, "in the middle"."""
     x, y = centre
-    column = "left" if x < _MIDDLE[0] else "right" if x > _MIDDLE[1] else ""
-    row = "top" if y < _MIDDLE[0] else "bottom" if y > _MIDDLE[1] else ""
+    column = "left" if x < _BORDERS[0] else "right" if x > _BORDERS[1] else ""
+    row = "top" if y < _BORDERS[0] else "bottom" if y > _BORDERS[1] else ""
     return f"at the {row} {column}".replace("  ", " ").strip() if row or column else "in the middle"
 
 

@@ -1,6 +1,6 @@
 """Pictures to train an image tokenizer on: crowded, and with cells of another crowd mixed in.
 
-In the mini world's own pictures nearly everything is background, and an object's surroundings tell what it
+In the mini world's own pictures most cells are background, and an object's surroundings tell what it
 is: a tokenizer learns to spread over idle neighbours what a code should say by itself. Here every cell has to
 speak for itself, since its neighbours have their own to say, or do not belong to it.
 """

@@ -21,10 +21,10 @@ Mask = npt.NDArray[np.bool_]
 UNKNOWN = "unknown"
 # A pixel belongs to an object when at least this much of it is covered. Half: the drawn outline.
 _COVERED = 0.5
-# Smaller patches are decoder noise: the smallest object covers about 150 pixels.
+# Smaller patches are decoder noise: the smallest object covers 200 pixels.
 _SMALLEST_PATCH = 45
 # Overlap (intersection over union) below which a patch has no shape. Clean objects overlap with their own
-# shape by 0.88 and more, those blurred with a deviation of 1.5 pixels by 0.59 and more.
+# shape by 0.90 and more, those blurred with a deviation of 1.5 pixels by 0.70 and more.
 _LEAST_FIT = 0.55
 # How far, in pixels, the best overlap is searched around the middle of a patch's box.
 _REACH = 3

@@ -36,7 +36,7 @@ _KINDS = (
     ("same", 4, 0.10),
 )
 # A crowd is what finds room of up to so many objects. Their centres, as those of scenes, are corners of
-# codes, so crowds consist of the same cells.
+# codes, so crowds show the cells that scenes consist of.
 _CROWD = 24
 _CROWD_COORDINATES = range(0, RESOLUTION + 1, CELL)
 
