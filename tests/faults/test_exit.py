@@ -43,7 +43,8 @@ def test_threads_in_torch_do_not_abort_a_process_that_ends() -> None:
 @pytest.mark.skipif(sys.version_info >= (3, 14), reason="newer Pythons let such threads hang")
 def test_they_would_if_the_interpreter_was_torn_down() -> None:
     ended = _end("return 0", call="run()")
-    assert (ended.returncode, ended.stdout) == (-6, "done\nhandlers run\n"), ended.stderr
+    # What was printed may be lost as well: some thread can abort before the interpreter flushes.
+    assert ended.returncode == -6 and "terminate called" in ended.stderr, ended
 
 
 def test_the_exit_code_is_the_one_asked_for() -> None:
