@@ -132,6 +132,15 @@ def _per_flow(loss_P: Tensor, flow_P: Tensor, num_flows: int) -> Tensor:
     return torch.where(member_FP, loss_P.double(), 0.0).sum(dim=1)
 
 
+def _scaled_to(gradient: Tensor | None, factor: Tensor, dtype: torch.dtype | None) -> Tensor | None:
+    """``gradient * factor`` as ``dtype``."""
+    if gradient is None:
+        return None
+    # One pass less over the head's weight; a GPU would have to be waited for to know the factor.
+    unchanged = factor.is_cpu and factor == 1
+    return (gradient if unchanged else gradient * factor).to(dtype)
+
+
 class FlowLosses(torch.autograd.Function):
     """Weighted sum of cross-entropies whose forward already computes what backward returns.
 
@@ -168,7 +177,7 @@ class FlowLosses(torch.autograd.Function):
                 rows = slice(start, start + chunk_rows)
                 loss_P[rows] = _chunk(rows, hidden_PD, targets_P, scale_P, head, gradients)
         ctx.save_for_backward(*gradients)
-        ctx.dtypes = weight_VD.dtype, bias_V.dtype if bias_V is not None else None
+        ctx.dtypes = hidden_PD.dtype, weight_VD.dtype, None if bias_V is None else bias_V.dtype
         sums_F = _per_flow(loss_P.double() * weight_P.double(), flow_P, len(flow_scale_F))
         total = (sums_F * flow_scale_F.double()).sum().to(accurate)
         sums_F = sums_F.to(accurate)
@@ -179,14 +188,11 @@ class FlowLosses(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_total: Tensor, *_unused: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients of forward, scaled by the gradient of the total."""
-        hidden_PD, weight_VD, bias_V = ctx.saved_tensors
-        weight_dtype, bias_dtype = ctx.dtypes
-        return (
-            None if hidden_PD is None else hidden_PD * grad_total.to(hidden_PD.dtype),
-            None if weight_VD is None else (weight_VD * grad_total).to(weight_dtype),
-            None if bias_V is None else (bias_V * grad_total).to(bias_dtype),
-            *(None,) * 6,
+        scaled = (
+            _scaled_to(gradient, grad_total, dtype)
+            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
+        return *scaled, *(None,) * 6
 
 
 def flow_losses(
