@@ -192,7 +192,7 @@ def usable_backends(tokens: int, setting: Setting) -> tuple[list[str], str]:
     """The backends that run here, the automatic one first, and why."""
     chosen, reason = select_backend("auto", setting.device, setting.dtype)
     names = [chosen]
-    for name in ("flash", "flex", "sdpa", "dense"):
+    for name in ("flash", "flex", "native", "sdpa", "dense"):
         if name == "dense" and setting.heads * tokens**2 * 4 > DENSE_LIMIT:
             print(f"{name} left out: its scores alone need over {DENSE_LIMIT >> 30} GiB")
             continue

@@ -36,7 +36,7 @@ from showo_dist.sequences.masking import (
     sample_rng,
 )
 from showo_dist.training.throughput import Work
-from showo_kernels import Visibility, build_plan, select_backend
+from showo_kernels import TanhGELU, Visibility, build_plan, select_backend
 
 SYSTEM_TOKENS = 28  # specification, section 3
 MMU_TEXT, MMU_ANSWER = (64, 224), 0.7  # tokens of a conversation, and the share that is supervised
@@ -339,7 +339,7 @@ def main() -> None:
     sides: dict[str, Packed | Padded] = {
         "packed": packed,
         "padded": Padded(model, sequences, sizes, NewGELUActivation()),
-        "padded, fused gelu": Padded(model, sequences, sizes, nn.GELU(approximate="tanh")),
+        "padded, fused gelu": Padded(model, sequences, sizes, TanhGELU()),
     }
     for padded in list(sides.values())[1:]:
         check_equal(packed, padded, 1e-4 if dtype == torch.float32 else 1e-2)

@@ -11,6 +11,7 @@ from torch import Tensor
 from showo_kernels.dense import DensePlan
 from showo_kernels.flash import FlashPlan
 from showo_kernels.flex import FlexPlan
+from showo_kernels.native import NativePlan
 from showo_kernels.sdpa import SdpaPlan
 from showo_kernels.visibility import Visibility
 
@@ -30,6 +31,7 @@ class AttentionPlan(Protocol):
 BUILDERS: dict[str, Callable[[Visibility, torch.device], AttentionPlan]] = {
     "flex": FlexPlan.build,
     "flash": FlashPlan.build,
+    "native": NativePlan.build,
     "sdpa": SdpaPlan.build,
     "dense": DensePlan.build,
 }
@@ -41,15 +43,15 @@ def build_plan(
     """Prepare ``visibility`` for a backend.
 
     Args:
-        backend: ``flex``, ``flash``, ``sdpa`` or ``dense``.
-        visibility: the packed row; the plan serves every layer of one micro-batch. ``flash`` and
-            ``sdpa`` are planned on the CPU: leave the visibility there and name the ``device``,
+        backend: ``flex``, ``flash``, ``native``, ``sdpa`` or ``dense``.
+        visibility: the packed row; the plan serves every layer of one micro-batch. All but ``flex``
+            and ``dense`` are planned on the CPU: leave the visibility there and name the ``device``,
             and nothing waits for the GPU.
         device: where attention will run; the visibility's device when None.
 
     Raises:
-        ValueError: if ``backend`` is none of these, or ``flex`` gets a row whose length is no
-            multiple of 128.
+        ValueError: if ``backend`` is none of these, ``flex`` gets a row whose length is no multiple
+            of 128, or ``native`` cannot run here.
     """
     if backend not in BUILDERS:
         raise ValueError(f"attention backend is {backend!r}: allowed are {', '.join(BUILDERS)}")

@@ -7,11 +7,13 @@ from importlib.util import find_spec
 
 import torch
 
+from showo_kernels import compiled
 from showo_kernels.flash import find_varlen
+from showo_kernels.native import DTYPES
 
 log = logging.getLogger(__name__)
 
-BACKENDS = ("flex", "flash", "sdpa", "dense")
+BACKENDS = ("flex", "flash", "native", "sdpa", "dense")
 HALF = (torch.bfloat16, torch.float16)
 
 
@@ -37,9 +39,22 @@ def _flex_obstacle(device: torch.device) -> str | None:
     return None
 
 
+def _native_obstacle(device: torch.device, dtype: torch.dtype | None) -> str | None:
+    """What keeps ``native`` from running, or None; compiles it where that was not done yet."""
+    if device.type != "cpu":
+        return f"native has no kernel for {device.type}"
+    if dtype is not None and dtype not in DTYPES:
+        return f"native computes in float32 or bfloat16, not {dtype}"
+    obstacle = compiled.obstacle()
+    return None if obstacle is None else f"native: {obstacle}"
+
+
 def _automatic(device: torch.device, dtype: torch.dtype | None) -> tuple[str, str]:
     if device.type != "cuda":
-        return "sdpa", f"the fastest exact backend on {device.type}"
+        no_native = _native_obstacle(device, dtype)
+        if no_native is None:
+            return "native", "our kernel for CPUs with AVX-512 and bf16"
+        return "sdpa", no_native
     no_flash = _flash_obstacle(device, dtype)
     varlen = find_varlen()
     if no_flash is None and varlen is not None:
@@ -71,16 +86,18 @@ def select_backend(
         The backend's name and the reason, for the log.
 
     Raises:
-        ValueError: if ``name`` is unknown, or is ``flash`` where it cannot run.
+        ValueError: if ``name`` is unknown, or is ``flash`` or ``native`` where it cannot run.
     """
     device = torch.device(device)
     if name == "auto":
         return _automatic(device, dtype)
     if name not in BACKENDS:
         raise ValueError(f"attention is {name!r}: allowed are auto, {', '.join(BACKENDS)}")
-    obstacle = _flash_obstacle(device, dtype) if name == "flash" else None
+    obstacles = {"flash": _flash_obstacle, "native": _native_obstacle}
+    obstacle = obstacles[name](device, dtype) if name in obstacles else None
     if obstacle is not None:
-        raise ValueError(f"attention is 'flash', but {obstacle}: choose auto, flex or sdpa")
+        others = "auto, flex or sdpa" if name == "flash" else "auto or sdpa"
+        raise ValueError(f"attention is {name!r}, but {obstacle}: choose {others}")
     if device.type == "cuda" and name in ("sdpa", "dense"):
         log.warning("=== attention is %r on a GPU: far slower than flex or flash. ===", name)
     if device.type != "cuda" and name == "flex":

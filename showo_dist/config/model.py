@@ -66,7 +66,7 @@ class ModelConfig:
     showo: ShowoConfig = field(default_factory=ShowoConfig)
     clip_model_name: str = "openai/clip-vit-large-patch14-336"
     """CLIP vision tower (folder or hub id), loaded when `model.showo.w_clip_vit` is true."""
-    attention: Literal["auto", "flex", "flash", "sdpa", "dense"] = "auto"
+    attention: Literal["auto", "flex", "flash", "native", "sdpa", "dense"] = "auto"
     """Attention backend; `auto` takes the fastest that this machine has, `dense` is the slow
     oracle."""
     gradient_checkpointing: bool = False

@@ -12,7 +12,7 @@ from transformers.activations import NewGELUActivation
 from showo_dist.models.attention import register
 from showo_dist.sequences.pack import PackedBatch
 from showo_dist.sequences.sequence import FLOWS
-from showo_kernels import AttentionPlan, build_plan, flow_losses, join_flows
+from showo_kernels import AttentionPlan, TanhGELU, build_plan, flow_losses, join_flows
 
 # What this version of transformers calls the argument; the old name will be dropped.
 _CACHE = "cache" if "cache" in inspect.signature(PhiModel.forward).parameters else "past_key_values"
@@ -179,4 +179,4 @@ def _fuse_activations(backbone: nn.Module) -> None:
     """One kernel instead of eight for ``gelu_new``: the same formula, several times faster on a CPU."""
     for module in backbone.modules():
         if isinstance(getattr(module, "activation_fn", None), NewGELUActivation):
-            module.activation_fn = nn.GELU(approximate="tanh")
+            module.activation_fn = TanhGELU()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 from unittest.mock import patch
@@ -20,15 +21,48 @@ from showo_kernels.flash import FlashPlan, VarlenCall
 from showo_kernels.sdpa import SdpaPlan
 
 
+@dataclass(frozen=True)
+class WholeRow:
+    """``native``, one kernel call over the packed row."""
+
+    tokens: int
+
+    @classmethod
+    def build(cls, visibility: Visibility, _device: torch.device) -> WholeRow:
+        return cls(len(visibility))
+
+    def __len__(self) -> int:
+        return self.tokens
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        rows = query.shape[1] * self.tokens
+        return FusedAttention.apply(query, key, value, None, rows, True)
+
+
 class FusedAttention(torch.autograd.Function):
     """Any FlashAttention-like kernel: keeps its inputs, its output and one fp32 number per row and head."""
 
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rows: int
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        rows: int,
+        tokens_first: bool = False,
     ) -> Tensor:
-        """An output like ``query``; ``rows``: how many numbers of log-sum-exp to keep."""
-        out = torch.empty_like(query)
+        """An output like ``query``.
+
+        Args:
+            rows: how many numbers of log-sum-exp to keep.
+            tokens_first: the output lies as (B, T, H, D), whatever the layout of ``query``.
+        """
+        if tokens_first:
+            (b, h, t, d) = query.shape
+            out = query.new_empty(b, t, h, d).transpose(1, 2)
+        else:
+            out = torch.empty_like(query)
         sums = torch.empty(rows, dtype=torch.float32, device=query.device)
         ctx.save_for_backward(query, key, value, out, sums, mask)
         return out
@@ -37,7 +71,7 @@ class FusedAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, *_ = ctx.saved_tensors
-        return *(torch.empty_like(x) for x in (query, key, value)), None, None
+        return *(torch.empty_like(x) for x in (query, key, value)), None, None, None
 
 
 def _varlen(q_QHD: Tensor, k_KHD: Tensor, v_KHD: Tensor, call: VarlenCall, scale: float) -> Tensor:
@@ -83,12 +117,13 @@ def _working_copy(x_BHTD: Tensor) -> Tensor:
 
 @contextmanager
 def attention_of_shapes(device: torch.device) -> Iterator[None]:
-    """Inside, backends ``sdpa`` and ``flash`` run on meta tensors with the footprint of their kernels.
+    """Inside, ``native``, ``sdpa`` and ``flash`` run on meta tensors with the footprint of their kernels.
 
     Args:
         device: whose kernels.
     """
-    builders = {
+    builders: dict[str, Callable[..., Any]] = {
+        "native": WholeRow.build,
         "sdpa": _planned_for_real(SdpaPlan.build),
         "flash": _planned_for_real(partial(FlashPlan.build, varlen=_varlen)),
     }

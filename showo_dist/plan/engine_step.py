@@ -28,7 +28,7 @@ from showo_dist.plan.batch import on_meta
 from showo_dist.plan.shapes import META, Collective, Shapes, storages_of
 from showo_dist.runtime.precision import uses_bf16
 from showo_dist.sequences import FLOWS, PackedBatch
-from showo_kernels import losses
+from showo_kernels import losses, select_backend
 
 
 @dataclass(frozen=True)
@@ -220,5 +220,5 @@ def uses_bf16_there(config: TrainConfig, device: torch.device) -> bool:
 
 
 def _model(config: TrainConfig, device: torch.device) -> ShowO:
-    backend = "flash" if device.type == "cuda" else "sdpa"
+    backend = "flash" if device.type == "cuda" else select_backend("auto", device)[0]
     return build_showo(config.model.showo, backend)

@@ -64,7 +64,7 @@ WRONG_TYPES = [
     ("dataset.recon_type=x", "expected one of mid, journeydb"),
     ("dataset.combined_loader_mode=x", "expected one of min_size, max_size_cycle"),
     ("lr_scheduler.scheduler=linear", "'linear': expected one of cosine, constant"),
-    ("model.attention=fast", "'fast': expected one of auto, flex, flash, sdpa, dense"),
+    ("model.attention=fast", "'fast': expected one of auto, flex, flash, native, sdpa, dense"),
     ("optimizer.name=lion", "optimizer.name = 'lion': expected one of adamw"),
     ("compat=old", "compat = 'old': expected one of none, reference"),
     ("training.t2i_coeff=${training.nothing}", "Interpolation key 'training.nothing' not found"),

@@ -1,14 +1,20 @@
 """Random packed layouts, the rule in plain Python, and an emulated variable-length kernel."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import strategies as st
 from torch import Tensor
 
-from showo_kernels import Span, Visibility
+from showo_kernels import Span, Visibility, compiled
 from showo_kernels.flash import VarlenCall
 
 LARGEST = 1024
+
+NO_NATIVE = compiled.obstacle()
+NATIVE = pytest.param(
+    "native", marks=pytest.mark.skipif(NO_NATIVE is not None, reason=f"{NO_NATIVE}")
+)
 
 _SPANS = st.builds(
     Span,

@@ -1,7 +1,5 @@
 """Every attention backend against ``dense``, the rule written out."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,21 +8,20 @@ from torch import Tensor
 
 from showo_kernels import AttentionPlan, Span, Visibility, attend, build_plan
 from showo_kernels.flash import FlashPlan
-from tests.kernels.layouts import LAYOUTS, NAMED, emulated_varlen, padded
+from tests.kernels.layouts import LAYOUTS, NAMED, NATIVE, NO_NATIVE, emulated_varlen, padded
 
 CPU = torch.device("cpu")
 SCALE = 0.4
 
 
-def emulated_flash(visibility: Visibility) -> AttentionPlan:
-    return FlashPlan.build(visibility, CPU, varlen=emulated_varlen)
+# By name; "flash" through a kernel that a CPU has.
+TRAINING_BACKENDS = ["sdpa", "flash", NATIVE]
 
 
-def sdpa(visibility: Visibility) -> AttentionPlan:
-    return build_plan("sdpa", visibility)
-
-
-TRAINING_BACKENDS = [sdpa, emulated_flash]
+def plan_for(backend: str, visibility: Visibility) -> AttentionPlan:
+    if backend == "flash":
+        return FlashPlan.build(visibility, CPU, varlen=emulated_varlen)
+    return build_plan(backend, visibility)
 
 
 def draw(
@@ -56,8 +53,8 @@ def test_any_layout(documents: list[list[Span]], seed: int, key_heads: int) -> N
     visibility = Visibility.from_documents(documents)
     tensors = draw(seed, len(visibility), key_heads)
     wanted = forward_backward(build_plan("dense", visibility), tensors)
-    for backend in TRAINING_BACKENDS:
-        assert_agrees(forward_backward(backend(visibility), tensors), wanted)
+    for backend in ["sdpa", "flash"] + ["native"] * (NO_NATIVE is None):
+        assert_agrees(forward_backward(plan_for(backend, visibility), tensors), wanted)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -74,16 +71,16 @@ def test_any_layout_flex_forward(documents: list[list[Span]], seed: int, key_hea
 
 @pytest.mark.parametrize("backend", TRAINING_BACKENDS)
 @pytest.mark.parametrize("name", NAMED)
-def test_named_layouts(name: str, backend: Callable[[Visibility], AttentionPlan]) -> None:
+def test_named_layouts(name: str, backend: str) -> None:
     visibility = padded(NAMED[name])
     tensors = draw(0, len(visibility), 2)
     wanted = forward_backward(build_plan("dense", visibility), tensors)
-    assert_agrees(forward_backward(backend(visibility), tensors), wanted)
+    assert_agrees(forward_backward(plan_for(backend, visibility), tensors), wanted)
 
 
 @pytest.mark.parametrize("backend", TRAINING_BACKENDS)
 def test_documents_do_not_touch_each_other(
-    backend: Callable[[Visibility], AttentionPlan],
+    backend: str,
 ) -> None:
     """A document alone gives the same numbers as the document in a packed row."""
     first, second = NAMED["recon clip"]
@@ -91,27 +88,27 @@ def test_documents_do_not_touch_each_other(
     alone = Visibility.from_documents([second])
     tensors = draw(1, len(both), 2)
     tail = [x[:, :, -len(alone) :] for x in tensors]
-    packed = [x[:, :, -len(alone) :] for x in forward_backward(backend(both), tensors)]
-    assert_agrees(tuple(packed), forward_backward(backend(alone), tail))
+    packed = [x[:, :, -len(alone) :] for x in forward_backward(plan_for(backend, both), tensors)]
+    assert_agrees(tuple(packed), forward_backward(plan_for(backend, alone), tail))
 
 
 @pytest.mark.parametrize("backend", TRAINING_BACKENDS)
-def test_bf16_stays_bf16_and_close(backend: Callable[[Visibility], AttentionPlan]) -> None:
+def test_bf16_stays_bf16_and_close(backend: str) -> None:
     visibility = padded(NAMED["recon"])
     tensors = draw(2, len(visibility), 1, torch.bfloat16)
     wanted = forward_backward(build_plan("dense", visibility), [x.float() for x in tensors])
     for found, reference in zip(
-        forward_backward(backend(visibility), tensors), wanted, strict=True
+        forward_backward(plan_for(backend, visibility), tensors), wanted, strict=True
     ):
         assert found.dtype == torch.bfloat16
         torch.testing.assert_close(found.float(), reference, atol=0.05, rtol=0.05)
 
 
 @pytest.mark.parametrize("backend", TRAINING_BACKENDS)
-def test_twice_the_same_bits(backend: Callable[[Visibility], AttentionPlan]) -> None:
+def test_twice_the_same_bits(backend: str) -> None:
     visibility = padded(NAMED["recon clip"])
     tensors = draw(3, len(visibility), 1)
-    once, again = (forward_backward(backend(visibility), tensors) for _ in range(2))
+    once, again = (forward_backward(plan_for(backend, visibility), tensors) for _ in range(2))
     assert all(torch.equal(x, y) for x, y in zip(once, again, strict=True))
 
 
@@ -119,18 +116,21 @@ def test_short_documents_take_one_call_and_long_ones_a_call_per_run() -> None:
     short = build_plan("sdpa", Visibility.from_documents(NAMED["recon"]))
     assert [len(calls) for calls in short.calls] == [1]
     documents = [[Span(200), Span(400, True), Span(300)]]
-    assert [len(calls) for calls in sdpa(Visibility.from_documents(documents)).calls] == [3]
+    assert [
+        len(calls) for calls in plan_for("sdpa", Visibility.from_documents(documents)).calls
+    ] == [3]
 
 
-def test_an_empty_row_is_allowed_on_a_cpu() -> None:
-    plan = build_plan("sdpa", Visibility.from_documents([]))
+@pytest.mark.parametrize("backend", ["sdpa", NATIVE])
+def test_an_empty_row_is_allowed_on_a_cpu(backend: str) -> None:
+    plan = build_plan(backend, Visibility.from_documents([]))
     empty = torch.zeros(1, 2, 0, 8)
     assert attend(empty, empty, empty, plan, scale=1.0).shape == (1, 2, 0, 8)
 
 
 def test_errors_name_what_is_allowed() -> None:
     visibility = Visibility.from_documents(NAMED["lm"])
-    with pytest.raises(ValueError, match="'flush': allowed are flex, flash, sdpa, dense"):
+    with pytest.raises(ValueError, match="'flush': allowed are flex, flash, native, sdpa, dense"):
         build_plan("flush", visibility)
     with pytest.raises(ValueError, match="flex: 40 tokens"):
         build_plan("flex", visibility)

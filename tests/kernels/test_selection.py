@@ -5,13 +5,30 @@ import logging
 import pytest
 import torch
 
-from showo_kernels import select_backend
+from showo_kernels import compiled, select_backend
 from showo_kernels.flash import find_varlen
+from tests.kernels.layouts import NO_NATIVE
 
 
-def test_a_cpu_gets_sdpa() -> None:
-    name, reason = select_backend("auto", "cpu")
-    assert name == "sdpa" and "cpu" in reason
+@pytest.mark.skipif(NO_NATIVE is not None, reason=f"{NO_NATIVE}")
+@pytest.mark.parametrize("dtype", [None, torch.float32, torch.bfloat16])
+def test_a_cpu_that_can_gets_the_native_kernel(dtype: torch.dtype | None) -> None:
+    assert select_backend("auto", "cpu", dtype)[0] == "native"
+    assert select_backend("native", "cpu", dtype)[0] == "native"
+
+
+def test_a_cpu_that_cannot_gets_sdpa_and_is_told_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "obstacle", lambda: "the processor has no AVX-512")
+    assert select_backend("auto", "cpu") == ("sdpa", "native: the processor has no AVX-512")
+    with pytest.raises(ValueError, match=r"'native', but .* no AVX-512: choose auto or sdpa"):
+        select_backend("native", "cpu")
+
+
+def test_the_native_kernel_has_two_types_and_one_device() -> None:
+    name, reason = select_backend("auto", "cpu", torch.float16)
+    assert name == "sdpa" and "not torch.float16" in reason
+    with pytest.raises(ValueError, match="native has no kernel for cuda"):
+        select_backend("native", "cuda")
 
 
 @pytest.mark.parametrize("name", ["sdpa", "dense"])
@@ -29,7 +46,9 @@ def test_flex_on_a_cpu_is_said_to_be_forward_only(caplog: pytest.LogCaptureFixtu
 def test_what_cannot_run_is_refused_with_the_alternatives() -> None:
     with pytest.raises(ValueError, match="no kernel for cpu: choose auto, flex or sdpa"):
         select_backend("flash", "cpu")
-    with pytest.raises(ValueError, match="'fast': allowed are auto, flex, flash, sdpa, dense"):
+    with pytest.raises(
+        ValueError, match="'fast': allowed are auto, flex, flash, native, sdpa, dense"
+    ):
         select_backend("fast", "cpu")
 
 

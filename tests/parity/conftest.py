@@ -13,6 +13,7 @@ from transformers import PhiConfig
 
 from showo_dist.models.showo import ShowO
 from showo_dist.sequences import TextEncoder, Vocabulary
+from tests.kernels.layouts import NATIVE
 
 
 @pytest.fixture(scope="session")
@@ -48,7 +49,7 @@ def vocabulary(encoder: TextEncoder, meta: SimpleNamespace) -> Vocabulary:
     return encoder.vocabulary(meta.llm_vocab, meta.code)
 
 
-@pytest.fixture(params=["sdpa", "dense"])
+@pytest.fixture(params=[NATIVE, "sdpa", "dense"])
 def build_model(request: pytest.FixtureRequest, golden: Path, meta: SimpleNamespace) -> Any:
     """A function from a golden file's ``weights.*`` to a model, with each attention backend."""
 

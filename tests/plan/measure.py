@@ -29,8 +29,10 @@ from showo_dist.runtime.exits import exit_plainly
 from showo_dist.runtime.ranks import joined
 from showo_dist.sequences import FLOWS, PackedBatch
 from showo_dist.training.engine import build_engine
+from showo_kernels import select_backend
 
 CPU = torch.device("cpu")
+ATTENTION, _ = select_backend("auto", CPU)
 TOKEN_MULTIPLE = 128
 RATES: list[str | None] = [None, "10mbit", "20mbit", "40mbit"]
 
@@ -91,7 +93,7 @@ def peak_bytes(config: TrainConfig, steps: int = 6) -> int:
     begins_ns = []
     gc.collect()  # what is left of the case before must not go while this one is measured
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as measured:
-        engine = build_engine(build_showo(config.model.showo), config, CPU)
+        engine = build_engine(build_showo(config.model.showo, ATTENTION), config, CPU)
         for _ in range(steps):
             gc.collect()  # when Python would have done so is chance
             begins_ns.append(time.time_ns())
@@ -143,7 +145,7 @@ def traffic(config: TrainConfig, rates: list[str | None], steps: int = 3) -> lis
     The seconds are those of the fastest step, for a slower one waited for something else.
     """
     batch = AssumedSamples(config).micro_batch(TOKEN_MULTIPLE)
-    engine = build_engine(build_showo(config.model.showo), config, CPU)
+    engine = build_engine(build_showo(config.model.showo, ATTENTION), config, CPU)
     step = partial(train_step, engine, batch, config.training.gradient_accumulation_steps)
     for _ in range(2):
         step()

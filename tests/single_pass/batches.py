@@ -8,6 +8,7 @@ from showo_dist.models.pretrained import build_showo
 from showo_dist.models.showo import ShowO
 from showo_dist.sequences import Sequence, Vocabulary, builders
 from showo_dist.sequences.masking import MaskingOptions, mask_codes, mask_schedule, sample_rng
+from showo_kernels import select_backend
 
 VOCABULARY = Vocabulary(text=53, codebook=32, bos=0)
 FEATURES, FEATURE_WIDTH, IMAGE, BUDGET = 6, 12, 9, 16
@@ -30,7 +31,8 @@ def build_tiny(seed: int = 0) -> ShowO:
                 "num_hidden_layers": 2,
                 "num_attention_heads": 2,
             },
-        )
+        ),
+        attention=select_backend("auto", "cpu")[0],
     )
     with torch.no_grad():
         for parameter in model.parameters():
