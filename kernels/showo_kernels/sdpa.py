@@ -1,7 +1,8 @@
 """``sdpa`` backend: the runs of a visibility through ``scaled_dot_product_attention``.
 
-The default on a CPU. Runs go through one call each, except where joining neighbours under a small
-mask is cheaper than another call: a short document becomes one call, a long one a call per run.
+The default on a CPU where ``native`` does not run. Runs go through one call each, except where
+joining neighbours under a small mask is cheaper than another call: a short document becomes one
+call, a long one a call per run.
 """
 
 from __future__ import annotations

@@ -27,7 +27,8 @@ inline T narrow(float x) {
   }
 }
 
-// 2^n times a polynomial of the rest; relative error below 2e-7. For x <= 0.
+// 2^n times a polynomial of the rest, for x <= 0. Relative error 3e-7 near 0, 7e-7 at -10, 4e-6 at -87: that of rounding
+// x log2(e), while the result shrinks much faster.
 inline float exponential(float x) {
   const float y = std::max(x, -87.0f) * 1.44269504f;
   const float n = std::floor(y + 0.5f), f = y - n;
