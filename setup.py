@@ -1,8 +1,13 @@
-"""Packages live in three source roots, so that none of them is called like somebody else's import."""
+"""Packages live in four source roots, so that none of them is called like somebody else's import."""
 
 from setuptools import find_packages, setup
 
-ROOTS = {"showo_dist": ".", "showo_kernels": "kernels", "showo_data": "data_pipelines"}
+ROOTS = {
+    "showo_dist": ".",
+    "showo_kernels": "kernels",
+    "showo_data": "data_pipelines",
+    "showo_launch": "launchers",
+}
 
 packages: list[str] = []
 package_dir: dict[str, str] = {}

@@ -28,13 +28,13 @@ from common import arguments, peak_bytes, report
 from single_pass import Sizes, build_model, make_sequence
 from torch.optim.lr_scheduler import LambdaLR
 
+from showo_dist.checkpoint import BatchShape, CheckpointReader, RunState
+from showo_dist.checkpoint.writer import CheckpointWriter
 from showo_dist.config.experiment import ExperimentConfig
 from showo_dist.runtime.exits import exit_plainly
 from showo_dist.runtime.ranks import joined
 from showo_dist.sequences import pack
 from showo_dist.training import engine_state
-from showo_dist.training.checkpoint import BatchShape, CheckpointReader, RunState
-from showo_dist.training.checkpoint.writer import CheckpointWriter
 from showo_dist.training.step import Stepper
 from showo_dist.training.torch_engine import TorchEngine
 

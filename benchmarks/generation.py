@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import PhiConfig, PhiForCausalLM
 
 from showo_dist.generation.answer import read, write
-from showo_dist.generation.paint import Painter, PaintOptions, paint
+from showo_dist.generation.sampling import Painter, PaintOptions, paint
 from showo_dist.models.magvitv2 import MAGVITv2, MAGVITv2Config, StackConfig
 from showo_dist.models.showo import ShowO
 from showo_dist.runtime.precision import uses_bf16

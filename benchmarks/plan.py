@@ -19,7 +19,7 @@ sys.path.insert(
 )  # for the ranks that the tests measure too
 
 from showo_dist.plan.timing import Cluster, Compute, step_time
-from showo_dist.rehearsal.programs import what_is_missing
+from showo_launch.rehearsal.programs import what_is_missing
 from tests.plan.links import HOSTS, STAGES, Measured, measure_links, profile
 
 

@@ -35,7 +35,7 @@ from showo_dist.sequences.masking import (
     mask_schedule,
     sample_rng,
 )
-from showo_dist.training.throughput import Work
+from showo_dist.training.metrics import Work
 from showo_kernels import TanhGELU, Visibility, build_plan, select_backend
 
 SYSTEM_TOKENS = 28  # specification, section 3

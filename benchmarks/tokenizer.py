@@ -19,7 +19,7 @@ from showo_data.mini import read_picture
 from showo_dist.models.magvitv2 import MAGVITv2
 from showo_dist.models.magvitv2.pictures import to_images
 from showo_dist.runtime.precision import autocast
-from showo_dist.tokenizer.evaluation import evaluate
+from showo_dist.tokenizer.metrics import evaluate
 
 CPU = torch.device("cpu")
 

@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
         joined(config.distributed.timeout_s, always_group=True) as ranks,
         watched(ranks, progress, settings),
     ):
-        from showo_dist.training.trainer import Trainer  # DeepSpeed takes seconds to import
+        from showo_dist.training.trainer import Trainer
 
         Trainer(config, ranks, progress, stop).train()
     return 0

@@ -11,8 +11,8 @@ from rich.progress import Progress
 from showo_data.convert.cli import add_converters, run
 from showo_data.mini.writing import MiniSettings, write_mini
 from showo_data.shards import build_index, expand, verify
+from showo_data.shards.storage import add_storage_options, storage_of
 from showo_data.sheet import contact_sheet, previews
-from showo_data.storage_options import add_storage_options, storage_of
 
 _URLS = "paths or brace patterns such as 'data/train-{000000..000009}.tar'"
 

@@ -1,4 +1,10 @@
-"""One loader per rank: whole micro-batches over all flows, in an order that only positions decide.
+"""Samples on their way between processes: all their tensors in one buffer per type.
+
+Each tensor that torch sends alone costs a file in shared memory and a connection to its sender, which is more
+work than reading an encoded sample.
+
+
+One loader per rank: whole micro-batches over all flows, in an order that only positions decide.
 
 A micro-step of all ranks takes ``world · batch`` consecutive positions of each flow; rank r takes every
 ``world``-th of them, from the r-th on. So the positions reached are the whole state, and any other number
@@ -10,15 +16,71 @@ import signal
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from showo_data.parcel import Parcel, packed, unpacked
-from showo_data.samples import FlowSpec, Sample, Skipped
+from showo_data.samples import TENSORS, FlowSpec, Sample, Skipped
 from showo_data.sources import Source
+
+
+class _Slot(NamedTuple):
+    """Where a tensor belongs: the sample's flow and number, its attribute, and its shape."""
+
+    flow: str
+    number: int
+    name: str
+    shape: torch.Size
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """Samples without their tensors, and the tensors end to end."""
+
+    samples: dict[str, list[Sample]]
+    slots: dict[torch.dtype, list[_Slot]]
+    flat: dict[torch.dtype, Tensor]
+
+
+def packed(samples: Mapping[str, list[Sample]]) -> Parcel:
+    """The samples of each flow, ready to be sent."""
+    slots: dict[torch.dtype, list[_Slot]] = {}
+    parts: dict[torch.dtype, list[Tensor]] = {}
+    for flow, group in samples.items():
+        for number, sample in enumerate(group):
+            for name in TENSORS:
+                tensor = getattr(sample, name)
+                if tensor is not None:
+                    slot = _Slot(flow, number, name, tensor.shape)
+                    slots.setdefault(tensor.dtype, []).append(slot)
+                    parts.setdefault(tensor.dtype, []).append(tensor.reshape(-1))
+    nothing: dict[str, Any] = dict.fromkeys(TENSORS)
+    bare = {
+        flow: [replace(sample, **nothing) for sample in group] for flow, group in samples.items()
+    }
+    return Parcel(bare, slots, {dtype: _joined(group) for dtype, group in parts.items()})
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """The parts end to end, in shared memory from the start: torch would copy any other tensor there."""
+    size = sum(part.numel() for part in parts)
+    storage = torch.UntypedStorage._new_shared(size * parts[0].element_size())
+    flat = torch.empty(0, dtype=parts[0].dtype).set_(storage, 0, (size,), (1,))
+    return torch.cat(parts, out=flat)
+
+
+def unpacked(parcel: Parcel) -> dict[str, list[Sample]]:
+    """The samples as they were; their tensors are views of the buffers."""
+    for dtype, slots in parcel.slots.items():
+        parts = parcel.flat[dtype].split([slot.shape.numel() for slot in slots])
+        for slot, part in zip(slots, parts, strict=True):
+            setattr(parcel.samples[slot.flow][slot.number], slot.name, part.view(slot.shape))
+    return parcel.samples
+
 
 # A flow's name and a position of its stream.
 Request = tuple[str, int]

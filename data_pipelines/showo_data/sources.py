@@ -6,7 +6,6 @@ from functools import partial
 
 from torch import Tensor
 
-from showo_data.exact import ExactReader
 from showo_data.images import UnfitPictureError
 from showo_data.members import (
     CODES,
@@ -23,8 +22,7 @@ from showo_data.members import (
     read_image,
     read_texts,
 )
-from showo_data.raw import RawReader, reason_of
-from showo_data.resampled import ResampledReader
+from showo_data.readers import ExactReader, RawReader, ResampledReader, reason_of
 from showo_data.samples import FlowSpec, Sample, Skipped
 
 # Where what a member holds belongs in a sample, and what reads it.

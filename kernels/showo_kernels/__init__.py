@@ -2,7 +2,7 @@
 
 from showo_kernels.attention import AttentionPlan, attend, build_plan
 from showo_kernels.cached import CachedPlan
-from showo_kernels.gelu import TanhGELU
+from showo_kernels.cpu.gelu import TanhGELU
 from showo_kernels.join import JoinFlows, join_flows
 from showo_kernels.losses import FlowLosses, flow_losses
 from showo_kernels.selection import select_backend

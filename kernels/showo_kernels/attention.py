@@ -8,10 +8,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from showo_kernels.cpu.attention import NativePlan
 from showo_kernels.dense import DensePlan
 from showo_kernels.flash import FlashPlan
 from showo_kernels.flex import FlexPlan
-from showo_kernels.native import NativePlan
 from showo_kernels.sdpa import SdpaPlan
 from showo_kernels.visibility import Visibility
 

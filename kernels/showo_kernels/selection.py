@@ -7,9 +7,9 @@ from importlib.util import find_spec
 
 import torch
 
-from showo_kernels import compiled
+from showo_kernels.cpu import compiled
+from showo_kernels.cpu.attention import DTYPES
 from showo_kernels.flash import find_varlen
-from showo_kernels.native import DTYPES
 
 log = logging.getLogger(__name__)
 

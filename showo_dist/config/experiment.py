@@ -1,8 +1,14 @@
-"""Sections ``experiment``, ``wandb``, ``logging``: what a run is called, keeps and reports."""
+"""Sections ``experiment``, ``wandb``, ``logging``: what a run is called, keeps and reports.
+
+Section ``fault``: what a run does about ranks, numbers and machines that go wrong.
+
+Section ``lora``: small trained matrices beside frozen ones, for one small GPU.
+
+Section ``inference``: what the published demo scripts take on the command line."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 
@@ -78,3 +84,76 @@ class LoggingConfig:
 
     jsonl: str | None = "metrics.jsonl"
     """File in `output_dir` that gets one JSON object per logged step; null: no file."""
+
+
+@dataclass(kw_only=True)
+class FaultConfig:
+    """Dead, hung and slow ranks; steps that are not finite."""
+
+    timeout_s: float = 300.0
+    """Seconds within which the other ranks stop, with one line and exit code 76, once a rank is dead,
+    frozen or does not move. Phases that may take long (setup, the first step, saving, pictures) have
+    `distributed.timeout_s` to move, but must be alive all the same. 0: nobody watches."""
+    max_nonfinite_in_a_row: int = 10
+    """Steps whose loss or gradient is not finite are skipped on all ranks; after this many in a row
+    the run stops with exit code 77."""
+    slow_factor: float = 1.5
+    """A rank whose own time per step is this many times the median of the others is named in
+    `events.jsonl`; 0: never."""
+
+
+@dataclass(kw_only=True)
+class LoraConfig:
+    """Low-rank adapters (LoRA, through `peft`): the weights that a run starts from stay as they are."""
+
+    rank: int = 0
+    """Rank of the adapters; 0: no LoRA, all weights are trained."""
+    alpha: float | None = None
+    """The adapters' product is scaled by `alpha / rank`; null: by 1."""
+    dropout: float = 0.0
+    """Dropout on the adapters' input, 0 to below 1. Above 0 the curve depends on how samples are
+    spread over ranks."""
+    target_modules: list[str] = field(
+        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"]
+    )
+    """Names of the blocks' linear layers that get an adapter."""
+    train_embeddings: bool = False
+    """Also train the whole embedding table."""
+    train_head: bool = False
+    """Also train the whole output head."""
+    train_projector: bool = True
+    """Also train the CLIP projector, where there is one."""
+
+
+@dataclass(kw_only=True)
+class InferenceConfig:
+    """One call of the inference tools. Several texts in one are separated by ``' *** '``."""
+
+    mode: Literal["t2i", "inpainting", "extrapolation", "mmu"] = "t2i"
+    """What to do."""
+    prompt: str | None = None
+    """Prompt of inpainting; prompts of extrapolation, one per step."""
+    image_path: str | None = None
+    """Picture to inpaint or extrapolate."""
+    inpainting_mask_path: str | None = None
+    """Mask picture: white is drawn anew."""
+    extra_direction: str | None = None
+    """Directions of extrapolation, one per step: left, right, up, down."""
+    offset: int = 0
+    """Code columns (rows) by which the extrapolated half is larger than half a picture."""
+    mmu_image_root: str | None = None
+    """Folder with the pictures that are asked about."""
+    question: str | None = None
+    """Questions asked about each picture."""
+    top_k: int = 1
+    """Answer tokens are sampled among the k most likely; 1: always the most likely."""
+    temperature: float = 1.0
+    """Temperature of answer sampling, above 0."""
+    max_new_tokens: int = 100
+    """Longest answer in tokens."""
+    samples: int = 1
+    """Pictures per prompt, 1 or more."""
+    seeds: list[int] = field(default_factory=lambda: [0])
+    """Seeds; each gives every picture once more. A seed and the picture's index decide its random numbers."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Number format of the transformer; `auto`: bf16 on a GPU that has it, fp32 on a CPU."""

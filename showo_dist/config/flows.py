@@ -1,14 +1,73 @@
-"""The four flows of a training step, as a config describes them."""
+"""Where the data of a flow lies: one source, or several with weights.
+
+The four flows of a training step, as a config describes them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-from showo_dist.config.mixtures import WeightedPaths, as_mixture, as_paths
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from showo_dist.config.schema import TrainConfig
+
+
+_EXPECTED = "expected a path, a list of paths, a list of {urls, weight}, or null"
+
+
+@dataclass(frozen=True, slots=True)
+class WeightedPaths:
+    """One source of a mixture: its paths, URLs or brace patterns, and its relative weight."""
+
+    paths: tuple[str, ...]
+    weight: float
+
+
+def as_paths(value: Any) -> tuple[str, ...]:
+    """All paths of a config value as a tuple; empty texts (placeholders) and non-texts are left out."""
+    values = value if isinstance(value, list) else [value]
+    texts = [entry.get("urls") if isinstance(entry, dict) else entry for entry in values]
+    flat = [path for text in texts for path in (text if isinstance(text, list) else [text])]
+    return tuple(path for path in flat if isinstance(path, str) and path)
+
+
+def as_mixture(value: Any) -> tuple[WeightedPaths, ...]:
+    """The weighted sources of a config value; none where it names a single source."""
+    if not isinstance(value, list):
+        return ()
+    entries = [entry for entry in value if isinstance(entry, dict)]
+    return tuple(WeightedPaths(as_paths([e]), float(e.get("weight", 1.0))) for e in entries)
+
+
+def problems(key: str, value: Any) -> Iterator[str]:
+    """One line for everything that is wrong with a config value."""
+    values = value if isinstance(value, list) else [value]
+    if any(isinstance(entry, dict) for entry in values):
+        wrong = [reason for entry in values if (reason := _wrong_source(entry))]
+        if not isinstance(value, list):
+            wrong = [_EXPECTED]
+        elif not wrong and not any(source.weight for source in as_mixture(value)):
+            wrong = ["expected a weight above 0"]
+    else:
+        texts = value is None or all(isinstance(entry, str) for entry in values)
+        wrong = [] if texts else [_EXPECTED]
+    for reason in wrong[:1]:
+        yield f"{key} = {value!r}: {reason}"
+
+
+def _wrong_source(entry: Any) -> str | None:
+    """What is wrong with one source of a mixture."""
+    if not isinstance(entry, dict):
+        return f"{entry!r} stands beside weighted sources; write it as {{urls, weight}} too"
+    unknown = set(entry) - {"urls", "weight"}
+    if unknown or not as_paths([entry]):
+        return f"{entry!r}: {_EXPECTED}"
+    weight = entry.get("weight", 1.0)
+    number = isinstance(weight, int | float) and not isinstance(weight, bool)
+    if not (number and 0 <= weight < float("inf")):
+        return f"weight = {weight!r}: expected a number, 0 or more"
+    return None
+
 
 FLOWS = ("t2i", "lm", "mmu", "recon")
 

@@ -7,10 +7,14 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from showo_dist.config.dataset import DataConfig, DatasetConfig
-from showo_dist.config.experiment import ExperimentConfig, LoggingConfig, WandbConfig
-from showo_dist.config.fault import FaultConfig
-from showo_dist.config.inference import InferenceConfig
-from showo_dist.config.lora import LoraConfig
+from showo_dist.config.experiment import (
+    ExperimentConfig,
+    FaultConfig,
+    InferenceConfig,
+    LoggingConfig,
+    LoraConfig,
+    WandbConfig,
+)
 from showo_dist.config.model import ModelConfig
 from showo_dist.config.rules import broken_rules, missing_data, no_flow, warnings_about
 from showo_dist.config.training import (

@@ -8,8 +8,8 @@ from typing import Any
 
 from PIL import Image
 
+from showo_data.files import written_aside
 from showo_data.images import decode
-from showo_data.shards.atomic import written_aside
 from showo_dist.evaluation.job import Job
 from showo_dist.evaluation.spread import Unit, batches, one_thread, spread
 

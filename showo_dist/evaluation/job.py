@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from showo_dist.evaluation.record import claim, weights_digest
-from showo_dist.generation.paint import PaintOptions
 from showo_dist.generation.pipeline import Pipeline
+from showo_dist.generation.sampling import PaintOptions
 from showo_dist.runtime.ranks import Ranks
 
 

@@ -9,21 +9,23 @@ from rich.console import Console
 
 from showo_data.mini import score
 from showo_dist.evaluation.asking import PARTS, Question, ask_spread, write_json, write_text
+from showo_dist.evaluation.generating import PictureFile, open_picture, paint_files
 from showo_dist.evaluation.job import Job
 from showo_dist.evaluation.mini_scores import (
     Json,
+    MiniQuestion,
     Painted,
+    normalised,
     picture_name,
     picture_scores,
     question_scores,
+    read_questions,
     table,
 )
-from showo_dist.evaluation.painting import PictureFile, open_picture, paint_files
-from showo_dist.evaluation.questions import MiniQuestion, normalised, read_questions
 from showo_dist.evaluation.record import inputs_digest
-from showo_dist.evaluation.summary import Outcome
+from showo_dist.evaluation.results import Outcome
 from showo_dist.generation.output import save_picture
-from showo_dist.report.grids import captioned_sheet
+from showo_dist.logging.grids import captioned_sheet
 
 HELP = "the mini world: its prompts, its checker, its held-out questions"
 BATCH = 32

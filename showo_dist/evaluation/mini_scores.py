@@ -1,14 +1,143 @@
-"""Verdicts on the mini world, counted: pictures per category, answers per type of question."""
+"""Counts of right and wrong, with the uncertainty that their number leaves.
 
+Questions about held-out pictures of the mini world, with their true answers.
+
+Verdicts on the mini world, counted: pictures per category, answers per type of question."""
+
+import re
 from dataclasses import dataclass
+from glob import glob
+from math import sqrt
+from statistics import NormalDist
 from typing import Any
 
 from PIL import Image
 from rich.table import Table
 
+from showo_data import FlowSpec, Sample, Source, vq_transform
 from showo_data.mini import COLOURS, SHAPES, TAGS, Score
-from showo_dist.evaluation.questions import OPEN_ENDED
-from showo_dist.evaluation.tally import Tally
+from showo_dist.models.magvitv2.pictures import to_images
+
+_Z95 = NormalDist().inv_cdf(0.975)
+
+
+def wilson(correct: int, total: int, z: float = _Z95) -> tuple[float, float]:
+    """Wilson score interval of a proportion (E. B. Wilson, 1927), 95 % by default; (0, 1) of nothing."""
+    assert 0 <= correct <= total
+    if total == 0:
+        return 0.0, 1.0
+    share = correct / total
+    middle = share + z * z / (2 * total)
+    half = z * sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    scale = 1 + z * z / total
+    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
+
+
+@dataclass
+class Tally:
+    """How many of how many were right."""
+
+    correct: int = 0
+    total: int = 0
+
+    def add(self, right: bool) -> None:
+        self.correct += right
+        self.total += 1
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of right ones, None of nothing."""
+        return self.correct / self.total if self.total else None
+
+    def to_json(self) -> dict[str, float | None]:
+        """Counts, accuracy and its 95 % interval, as fractions."""
+        low, high = wilson(self.correct, self.total)
+        return {
+            "correct": self.correct,
+            "total": self.total,
+            "accuracy": self.accuracy,
+            "low": low,
+            "high": high,
+        }
+
+
+# What a question is about, by its words; the first that fits counts.
+_TYPES = {
+    "what is shown": "description",
+    "how many": "count",
+    "what color": "colour",
+    "what shape": "shape",
+    "is there": "presence",
+    "small or large": "size",
+    "where is": "place",
+    "what is": "relation",
+}
+OTHER = "other"
+# Many phrasings are true of a picture, so an exact match says little: kept out of the total.
+OPEN_ENDED = ("description", OTHER)
+
+
+@dataclass(frozen=True, slots=True)
+class MiniQuestion:
+    """One question about one picture."""
+
+    key: str
+    picture: Image.Image
+    text: str
+    wanted: str
+
+    @property
+    def kind(self) -> str:
+        """What it asks about: one of the types above."""
+        return next((kind for words, kind in _TYPES.items() if words in self.text), OTHER)
+
+
+def normalised(answer: str) -> str:
+    """Lower case, single spaces, no stops or quotes around."""
+    return re.sub(r"\s+", " ", answer.lower()).strip(" .!?\"'")
+
+
+def read_questions(pattern: str, resolution: int, limit: int | None) -> list[MiniQuestion]:
+    """Every round of the conversations in the shards, each as a question of its own.
+
+    Args:
+        pattern: shards, as a glob or brace pattern.
+        resolution: side of the pictures in pixels.
+        limit: pictures to read at most.
+
+    Raises:
+        FileNotFoundError: no such shard.
+        ValueError: the shards hold no samples.
+    """
+    urls = tuple(sorted(glob(pattern))) or (pattern,)
+    spec = FlowSpec(
+        flow="questions",
+        kind="conversation",
+        urls=urls,
+        batch=1,
+        transform=vq_transform(resolution),
+        streams=1,
+        window=1,
+    )
+    source = Source(spec)
+    questions: list[MiniQuestion] = []
+    for position in range(min(len(source), limit or len(source))):
+        sample = source[position]
+        if isinstance(sample, Sample):
+            questions += _rounds(sample)
+    return questions
+
+
+def _rounds(sample: Sample) -> list[MiniQuestion]:
+    assert sample.image_3HW is not None and sample.conversation is not None
+    (picture,) = to_images(sample.image_3HW[None])
+    asked = sample.conversation[0::2]
+    answered = sample.conversation[1::2]
+    return [
+        MiniQuestion(sample.key, picture, question.replace("<image>", "").strip(), wanted)
+        for (_, question), (_, wanted) in zip(asked, answered, strict=False)
+    ]
+
 
 Json = dict[str, Any]
 

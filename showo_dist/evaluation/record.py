@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from showo_data.shards.atomic import written_aside
+from showo_data.files import written_aside
 from showo_dist.evaluation.spread import remove_leftovers
 from showo_dist.runtime.ranks import Ranks
 

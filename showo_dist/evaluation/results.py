@@ -1,11 +1,21 @@
-"""What the benchmarks' own scorers found, read from the files that they write."""
+"""What the benchmarks' own scorers found, read from the files that they write.
+
+Published values, to set beside one's own.
+
+One's own values beside the published ones, and the command that is still to be run."""
 
 import json
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from rich.console import Console
+from rich.table import Table
+
+from showo_dist.evaluation.asking import write_json
 from showo_dist.evaluation.record import RECORD_NAME
 
 # Name of a measure -> value in percent; the one called OVERALL is the benchmark's headline.
@@ -95,3 +105,108 @@ def _check_count(path: Path, found: int, wanted: int) -> None:
             f"{path}: holds verdicts on {found} of {wanted} pictures; run the scorer again "
             f"(what was painted is in {RECORD_NAME} beside it)"
         )
+
+
+_RECA = "RecA, arXiv 2509.07295"
+_WISE = "leaderboard of WISE, arXiv 2503.07265"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A published result.
+
+    Attributes:
+        model: which one.
+        framework: of the benchmark.
+        measure: which of its measures.
+        value: percent.
+        source: who published it.
+    """
+
+    model: str
+    framework: str
+    measure: str
+    value: float
+    source: str
+
+
+REFERENCES = (
+    Reference("Show-o 256 CLIP", "geneval", OVERALL, 56.6, _RECA),
+    Reference("Show-o 256 CLIP + RecA", "geneval", OVERALL, 61.9, _RECA),
+    Reference("Show-o 512 CLIP", "geneval", OVERALL, 66.2, _RECA),
+    Reference("Show-o 512 CLIP + RecA", "geneval", OVERALL, 72.3, _RECA),
+    Reference("Show-o 256 CLIP", "dpg", OVERALL, 70.65, _RECA),
+    Reference("Show-o 256 CLIP + RecA", "dpg", OVERALL, 75.70, _RECA),
+    Reference("Show-o 512 CLIP", "dpg", OVERALL, 82.21, _RECA),
+    Reference("Show-o 512 CLIP + RecA", "dpg", OVERALL, 84.94, _RECA),
+    Reference("Show-o 256", "wise", OVERALL, 30.0, _WISE),
+    Reference("Show-o 512", "wise", OVERALL, 35.0, _WISE),
+)
+
+
+def references(framework: str) -> list[Reference]:
+    """The published results of one benchmark; none where none is known."""
+    return [reference for reference in REFERENCES if reference.framework == framework]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one checkpoint.
+
+    Attributes:
+        checkpoint: as the command line has it.
+        out: its output folder.
+        command: the scorer to run, in the scorer's own checkout; empty when it needs none.
+        scores: what the scorer found; empty until it ran.
+    """
+
+    checkpoint: str
+    out: Path
+    command: str = ""
+    scores: Scores = field(default_factory=dict)
+
+
+def conclude(framework: str, outcomes: Sequence[Outcome]) -> None:
+    """Print the table and the commands, and leave ``summary.json`` in every output folder."""
+    console = Console(soft_wrap=True)
+    if any(outcome.scores for outcome in outcomes) or references(framework):
+        console.print(table(framework, outcomes))
+    for outcome in outcomes:
+        write_json(outcome.out / "summary.json", to_json(framework, outcome), indent=2)
+        if outcome.command and not outcome.scores:
+            console.print(f"{outcome.out}: ready to be scored:")
+            console.print(f"    {outcome.command}", markup=False, highlight=False)
+
+
+def table(framework: str, outcomes: Sequence[Outcome]) -> Table:
+    """A row per model, a column per measure; a dash where nothing was measured."""
+    measures = list(dict.fromkeys(name for outcome in outcomes for name in outcome.scores))
+    measures = measures or [OVERALL]
+    shown = Table(title=f"{framework}, percent", title_justify="left")
+    for heading in ("", *measures, "source"):
+        shown.add_column(heading, justify="right" if heading in measures else "left")
+    for outcome in outcomes:
+        values = [_percent(outcome.scores.get(name)) for name in measures]
+        shown.add_row(outcome.checkpoint, *values, "here")
+    for reference in references(framework):
+        values = [_percent(reference.value if reference.measure == m else None) for m in measures]
+        shown.add_row(reference.model, *values, reference.source)
+    return shown
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def to_json(framework: str, outcome: Outcome) -> dict[str, object]:
+    """The same as a JSON object."""
+    return {
+        "framework": framework,
+        "checkpoint": outcome.checkpoint,
+        "scores": outcome.scores or None,
+        "scorer": outcome.command or None,
+        "published": [
+            {"model": r.model, "measure": r.measure, "value": r.value, "source": r.source}
+            for r in references(framework)
+        ],
+    }

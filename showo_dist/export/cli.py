@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
-from showo_dist.export.exporting import DTYPES, LAYOUTS, Track, export
+from showo_dist.export.folders import DTYPES, LAYOUTS, Track, export
 
 
 def _progress(what: str) -> Track:
@@ -67,7 +67,7 @@ def main_export(argv: Sequence[str]) -> int:
 
 def main_import(argv: Sequence[str]) -> int:
     """``showo-dist import DIR --out CKPT``."""
-    from showo_dist.export.importing import import_model
+    from showo_dist.export.folders import import_model
 
     parser = _parser("import", "Make a checkpoint from a model folder.")
     parser.add_argument("model", help="released folder, export or hub id")

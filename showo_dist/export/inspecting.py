@@ -9,18 +9,23 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from torch import Tensor
 
+from showo_dist.checkpoint.reader import CheckpointReader
+from showo_dist.checkpoint.state import CONFIG
 from showo_dist.config import TrainConfig
 from showo_dist.config.loader import load_file
-from showo_dist.models.folder import CONFIG_NAME, inner_folder, local_folder, read_json
-from showo_dist.models.weights import (
+from showo_dist.models.weights.folder import (
+    CONFIG_NAME,
+    inner_folder,
+    local_folder,
+    read_json,
+)
+from showo_dist.models.weights.sources import (
     A_SUFFIX,
     B_SUFFIX,
     LORA_KEY,
     CheckpointWeights,
     own_weights,
 )
-from showo_dist.training.checkpoint.reader import CheckpointReader
-from showo_dist.training.checkpoint.state import CONFIG
 
 # What a parameter belongs to, by the beginning of its name; the first that fits counts.
 _PARTS = {

@@ -3,9 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from showo_dist.faults.beats import Board, Heard, Verdict
-
-HOST_RANK = 0  # keeps the messages; when nothing can be read, it is the one that is gone
+from showo_dist.faults.beats import HOST_RANK, Board, Heard, Verdict
 
 
 @dataclass(frozen=True, slots=True)

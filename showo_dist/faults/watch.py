@@ -19,12 +19,12 @@ from typing import Any, NoReturn
 import torch.distributed as dist
 
 from showo_dist.faults import evidence
-from showo_dist.faults.beats import Beat, Board, Ended, Verdict
-from showo_dist.faults.channel import Channel
-from showo_dist.faults.judge import HOST_RANK, Patience, judge
+from showo_dist.faults.beats import HOST_RANK, Beat, Board, Channel, Ended, Verdict
+from showo_dist.faults.judge import Patience, judge
 from showo_dist.faults.progress import Progress
-from showo_dist.runtime.exits import RANK_LOST, SIBLING_GRACE_S, USER_ERROR, StoppedError, leave
+from showo_dist.runtime.exits import SIBLING_GRACE_S, StoppedError, leave
 from showo_dist.runtime.ranks import Ranks
+from showo_launch.exit_codes import RANK_LOST, USER_ERROR
 
 _SHORTEST_INTERVAL_S = 0.05
 

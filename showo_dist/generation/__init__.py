@@ -5,11 +5,10 @@ pipeline = Pipeline.load("runs/my-run/checkpoint-050000")
 pipeline.paint_texts(["a red circle left of a blue square"])[0]
 """
 
-from showo_dist.generation.conversation import Conversation
-from showo_dist.generation.dialogue import Turn, assistant, user
-from showo_dist.generation.images import read_picture
-from showo_dist.generation.paint import PaintOptions
-from showo_dist.generation.pipeline import Pipeline
+from showo_dist.generation.conversation import Turn, assistant, user
+from showo_dist.generation.edits import read_picture
+from showo_dist.generation.pipeline import Conversation, Pipeline
+from showo_dist.generation.sampling import PaintOptions
 
 __all__ = [
     "Conversation",

@@ -6,15 +6,8 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
-from showo_dist.generation.extend import check_direction, growth
-from showo_dist.generation.images import masked_places
-from showo_dist.generation.inputs import (
-    Failures,
-    opened,
-    picture_paths,
-    read_parts,
-    read_prompts,
-)
+from showo_dist.generation.edits import check_direction, growth, masked_places
+from showo_dist.generation.inputs import Failures, opened, picture_paths, read_parts, read_prompts
 from showo_dist.generation.output import Album
 from showo_dist.generation.pipeline import Pipeline
 from showo_dist.generation.request import (
@@ -26,8 +19,8 @@ from showo_dist.generation.request import (
     split_texts,
 )
 from showo_dist.generation.understand import main_understand
+from showo_dist.logging.grids import labelled_grid
 from showo_dist.logging.progress import progress_display
-from showo_dist.report.grids import labelled_grid
 
 Item = TypeVar("Item")
 # (items of one batch, seed, index of the first) -> a picture for each

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from showo_dist.generation.dialogue import Part
-from showo_dist.generation.images import read_picture
+from showo_dist.generation.conversation import Part
+from showo_dist.generation.edits import read_picture
 from showo_dist.generation.request import complain
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")

@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 
 from showo_dist.config import TrainConfig, load_file
-from showo_dist.generation.paint import PaintOptions
+from showo_dist.generation.sampling import PaintOptions
 from showo_dist.models.clip import ClipTower
-from showo_dist.models.folder import CONFIG_NAME, local_folder
-from showo_dist.models.pretrained import load_showo, read_config
 from showo_dist.models.showo import ShowO
+from showo_dist.models.weights.folder import CONFIG_NAME, local_folder
+from showo_dist.models.weights.pretrained import load_showo, read_config
 from showo_dist.runtime.precision import uses_bf16
 from showo_dist.sequences.masking import mask_schedule
 from showo_kernels import select_backend

@@ -11,9 +11,15 @@ from torch import Tensor
 
 from showo_data import clip_transform
 from showo_dist.config import TrainConfig
-from showo_dist.generation.dialogue import Part, Turn, flatten
-from showo_dist.generation.images import as_rgb, pixels
-from showo_dist.generation.interleaved import Piece, answer_prompt, paint_prompt
+from showo_dist.generation.conversation import (
+    Part,
+    Piece,
+    Turn,
+    answer_prompt,
+    flatten,
+    paint_prompt,
+)
+from showo_dist.generation.edits import as_rgb, pixels
 from showo_dist.generation.loading import (
     load_clip,
     load_model,
@@ -22,15 +28,15 @@ from showo_dist.generation.loading import (
     read_model_config,
     text_tokenizer,
 )
-from showo_dist.generation.paint import PaintOptions
+from showo_dist.generation.sampling import PaintOptions
 from showo_dist.models.clip import ClipTower
+from showo_dist.models.encoders import condition_pixels
 from showo_dist.models.magvitv2 import MAGVITv2
 from showo_dist.models.magvitv2.pictures import to_images
 from showo_dist.models.showo import ShowO
 from showo_dist.sequences import Sequence as TokenSequence
 from showo_dist.sequences import TextEncoder, Vocabulary
 from showo_dist.sequences.text import SYSTEM_PROMPT
-from showo_dist.tokenizer.condition import condition_pixels
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,8 @@ class Networks:
         options: how the model was meant to paint (the config's rounds and guidance).
         clip: the CLIP tower of models that see pictures as CLIP features.
         system_prompt: stands before what a CLIP model is asked.
-        question_style: how questions are put, one of :data:`~showo_dist.generation.dialogue.QUESTION_STYLES`.
+        question_style: how questions are put, one of
+            :data:`~showo_dist.generation.conversation.QUESTION_STYLES`.
         down_scale, resize_back: RecA's condition picture of models without CLIP.
     """
 

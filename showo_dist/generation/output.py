@@ -8,9 +8,9 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from showo_data.shards.atomic import written_aside
+from showo_data.files import written_aside
+from showo_dist.logging.grids import captioned_sheet
 from showo_dist.logging.wandb_run import WandbRun
-from showo_dist.report.grids import captioned_sheet
 
 _SHEET = 48  # pictures on a contact sheet
 

@@ -1,4 +1,6 @@
-"""What a trained model can do: paint, edit, answer, rebuild."""
+"""What a trained model can do: paint, edit, answer, rebuild.
+
+Talking with a model in texts and pictures: it answers, or paints the next picture."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -10,15 +12,13 @@ from PIL import Image
 from torch import Tensor
 
 from showo_dist.generation.answer import answer
-from showo_dist.generation.dialogue import Part, Turn, user
-from showo_dist.generation.extend import check_direction, extended, growth
-from showo_dist.generation.images import masked_places
+from showo_dist.generation.conversation import Part, Turn, assistant, user
+from showo_dist.generation.edits import check_direction, extended, growth, masked_places
 from showo_dist.generation.loading import paint_options
 from showo_dist.generation.networks import Networks
-from showo_dist.generation.paint import Painter, PaintOptions, paint
+from showo_dist.generation.sampling import Painter, PaintOptions, paint
 from showo_dist.sequences import Sequence as TokenSequence
-from showo_dist.sequences.prompts import description_prompts
-from showo_dist.sequences.text import question_prompt
+from showo_dist.sequences.text import description_prompts, question_prompt
 
 __all__ = ["Pipeline", "paint_options"]
 
@@ -294,3 +294,42 @@ def _batches(items: Sequence[Item], size: int) -> Iterator[tuple[int, list[Item]
     """(index of the first, items) of each batch."""
     for start in range(0, len(items), size):
         yield start, list(items[start : start + size])
+
+
+class Conversation:
+    """Turns of a user and a model; everything said so far is read anew for each of the model's turns.
+
+    Published models were trained on one picture and questions about it, and on painting from a text or from
+    one picture and a text. All else works, and is what the model makes of it.
+
+    Args:
+        pipeline: the model.
+    """
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.pipeline = pipeline
+        self.turns: list[Turn] = []
+
+    def ask(self, *parts: Part, max_new_tokens: int = 100, top_k: int | None = 1) -> str:
+        """Say something, in texts and pictures, and get an answer in words."""
+        self.turns.append(user(*parts))
+        (words,) = self.pipeline.reply([self.turns], max_new_tokens, top_k=top_k)
+        self.turns.append(assistant(words))
+        return words
+
+    def paint(
+        self, *parts: Part, options: PaintOptions | None = None, seed: int = 0
+    ) -> Image.Image:
+        """Say something, in texts and pictures, and get a picture.
+
+        The model reads all texts and pictures so far in their order, without the marks of who said them. A
+        model that reads pictures as CLIP features paints without guidance once there is a picture.
+
+        Raises:
+            ValueError: ``options`` ask for guidance where there is none.
+        """
+        self.turns.append(user(*parts))
+        said = [part for turn in self.turns for part in turn.parts]
+        (picture,) = self.pipeline.paint_parts([said], options, seed, first_index=len(self.turns))
+        self.turns.append(assistant(picture))
+        return picture

@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 from rich.console import Console
 
-from showo_dist.generation.dialogue import Part, Turn, assistant, user
+from showo_dist.generation.conversation import Part, Turn, assistant, user
 from showo_dist.generation.inputs import Failures, opened, picture_paths, read_parts
 from showo_dist.generation.output import Album
 from showo_dist.generation.pipeline import Pipeline

@@ -91,8 +91,8 @@ class ShowO(nn.Module):
 
     @classmethod
     def from_pretrained(cls, source: str | Path, **options: Any) -> "ShowO":
-        """See :func:`showo_dist.models.pretrained.load_showo`."""
-        from showo_dist.models.pretrained import load_showo  # it imports this module
+        """See :func:`showo_dist.models.weights.pretrained.load_showo`."""
+        from showo_dist.models.weights.pretrained import load_showo
 
         return load_showo(source, **options)
 

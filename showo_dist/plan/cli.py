@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
     config = load(arguments, TrainConfig, check=False)
     config.check(for_training=False)
     _refuse_offload(config)
-    from showo_dist.plan import report, scaling  # DeepSpeed takes seconds to import
+    from showo_dist.plan import report, scaling
     from showo_dist.plan.hardware import gpu
 
     gpu(options.gpu)

@@ -21,8 +21,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from showo_dist.config import TrainConfig
-from showo_dist.models.pretrained import build_showo
 from showo_dist.models.showo import ShowO
+from showo_dist.models.weights.pretrained import build_showo
 from showo_dist.plan.attention import attention_of_shapes
 from showo_dist.plan.batch import on_meta
 from showo_dist.plan.shapes import META, Collective, Shapes, storages_of
@@ -52,7 +52,7 @@ def engine_module() -> Any:
     """The training engine, with DeepSpeed on its CPU accelerator, whatever this machine has."""
     os.environ["DS_ACCELERATOR"] = "cpu"
     os.environ.setdefault("LOCAL_RANK", "0")
-    from showo_dist.training import engine  # DeepSpeed takes seconds to import
+    from showo_dist.training import deepspeed_engine as engine
 
     return engine
 

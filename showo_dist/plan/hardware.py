@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from showo_dist.training.throughput import GPU_PEAKS
+from showo_dist.training.metrics import GPU_PEAKS
 
 # Share of the data sheet's FLOP/s that a well-run training step of this size reaches before it waits for a
 # network: MPT-1B (24 layers of width 2048, the same as Show-o's) on 8 H100, 41.8 % MFU, llm-foundry's table

@@ -2,12 +2,14 @@
 
 Tensors live on torch's meta device. A dispatch mode keeps them there whatever device is asked for, answers
 where code wants a number, and writes down what would have been allocated, freed and sent.
-"""
+
+
+What collectives send: bytes per rank, by the ring algorithms of NCCL and gloo."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -233,3 +235,31 @@ def storages_of(module: nn.Module) -> list[Tensor]:
         if partition is not None:
             tensors.append(partition)
     return tensors
+
+
+# Of 1500 bytes in an Ethernet frame TCP with time stamps carries 1448; the frame's header has 14 more.
+FRAME_BYTES, PAYLOAD_BYTES = 1514, 1448
+
+
+def sent_bytes(call: Collective, ranks: int, backend: str) -> float:
+    """Bytes of payload that one rank sends.
+
+    Args:
+        call: the collective; its size is that of the whole.
+        ranks: of the group that it is made on.
+        backend: ``nccl`` or ``gloo``, whose reduce_scatter is an all_reduce.
+    """
+    share = (ranks - 1) / ranks
+    if call.kind == "all_reduce" or (call.kind == "reduce_scatter" and backend == "gloo"):
+        return 2 * share * call.bytes
+    return share * call.bytes
+
+
+def step_bytes(calls: Iterable[Collective], ranks: int, backend: str) -> float:
+    """Bytes of payload that one rank sends in one optimizer step."""
+    return sum(sent_bytes(call, ranks, backend) for call in calls)
+
+
+def on_the_wire(payload: float) -> float:
+    """Bytes of Ethernet frames that carry a TCP payload, in full frames."""
+    return payload * FRAME_BYTES / PAYLOAD_BYTES

@@ -14,14 +14,14 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from showo_dist.config import TrainConfig, active_flows
 from showo_dist.models.magvitv2 import MAGVITv2
 from showo_dist.models.magvitv2.config import MAGVITv2Config
-from showo_dist.models.pretrained import build_showo
+from showo_dist.models.weights.pretrained import build_showo
 from showo_dist.plan.batch import AssumedSamples
 from showo_dist.plan.engine_step import EngineOfShapes, StepProfile, fake_ranks
 from showo_dist.plan.hardware import Gpu
+from showo_dist.plan.shapes import step_bytes
 from showo_dist.plan.timing import Cluster, Compute, StepTime, step_time
-from showo_dist.plan.traffic import step_bytes
 from showo_dist.sequences import PackedBatch
-from showo_dist.training.throughput import Work
+from showo_dist.training.metrics import Work
 
 TOKEN_MULTIPLE = 128  # as the trainer packs
 ZERO_STAGES = (0, 1, 2, 3)

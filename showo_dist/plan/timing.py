@@ -11,8 +11,7 @@ from showo_dist.plan.hardware import (
     TRAINING_EFFICIENCY,
     Gpu,
 )
-from showo_dist.plan.shapes import Collective
-from showo_dist.plan.traffic import on_the_wire, sent_bytes
+from showo_dist.plan.shapes import Collective, on_the_wire, sent_bytes
 
 
 @dataclass(frozen=True)

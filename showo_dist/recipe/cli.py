@@ -1,16 +1,201 @@
-"""``showo-dist recipe FILE``: training stages one after the other, each starting from the one before.
+"""A recipe file: training stages in order, each starting from the one before.
+
+``showo-dist recipe FILE``: training stages one after the other, each starting from the one before.
 
 A stage is finished when its last checkpoint is there, and is skipped then; one that was stopped goes on from
 its newest checkpoint.
 """
 
 import argparse
+import difflib
+import hashlib
+import re
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any, cast
 
-from showo_dist.recipe.recipe import TrainingStage, read_recipe
-from showo_dist.recipe.stages import Story
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from showo_dist.config import TrainConfig, load, to_yaml
+from showo_dist.config.loader import load_file
+from showo_dist.recipe.stages import Stage, Story, launched
+
+TRAIN = "showo_dist.train"
+_NAME = re.compile(r"[\w-]+")
+
+
+@dataclass(kw_only=True)
+class StageConfig:
+    """One stage of a recipe, as its file has it."""
+
+    config: str = ""
+    """Training config, relative to the recipe's file."""
+    changes: dict[str, Any] = field(default_factory=dict)
+    """Config keys, dotted or nested, and their values; null leaves a key as the config has it."""
+    init_from: str | None = None
+    """Weights to start from; absent: the stage before, for the first stage what its config says."""
+    launch: str | None = None
+    """Launcher of this stage; null: the recipe's."""
+    ranks: int | None = None
+    """Ranks of this stage; null: the recipe's."""
+
+
+@dataclass(kw_only=True)
+class RecipeConfig:
+    """A recipe's file."""
+
+    runs: str = ""
+    """Folder: each stage writes to a folder of its name in it."""
+    launch: str = "deepspeed --quiet --num_gpus {ranks} --module"
+    """Command in front of the module's name; `{ranks}` becomes the number of ranks."""
+    ranks: int = 1
+    """Ranks that a stage runs on."""
+    changes: dict[str, Any] = field(default_factory=dict)
+    """As a stage's, for all stages; a stage's own go before."""
+    stages: dict[str, Any] = field(default_factory=dict)
+    """Name -> settings, in order."""
+
+
+@dataclass(frozen=True)
+class TrainingStage:
+    """A stage that is ready to run.
+
+    Attributes:
+        stage: name and command.
+        config: what it trains.
+        digest: of the config.
+        final: the checkpoint that it ends with.
+    """
+
+    stage: Stage
+    config: TrainConfig
+    digest: str
+    final: Path
+
+
+def read_recipe(file: Path, overrides: Sequence[str] = ()) -> tuple[Path, list[TrainingStage]]:
+    """The folder of a recipe's runs, and its stages, with every config checked.
+
+    Args:
+        file: the recipe.
+        overrides: ``key=value`` of the recipe's own keys, as ``stages.NAME.changes.training.seed=1``.
+
+    Raises:
+        ValueError: names the file or the stage, and what is wrong with it.
+    """
+    recipe = load_file(file, RecipeConfig, overrides)
+    if not recipe.runs or not recipe.stages:
+        raise ValueError(f"{file}: a recipe needs runs (a folder) and stages")
+    stages = list(_stages(file, recipe))
+    problems = [line for ready in stages for line in _problems(file, ready)]
+    if problems:
+        raise ValueError("\n".join(problems))
+    return Path(recipe.runs), stages
+
+
+def _problems(file: Path, ready: TrainingStage) -> list[str]:
+    """One line for everything that training would refuse."""
+    try:
+        ready.config.check()
+    except ValueError as error:
+        return [f"{file}: stage {ready.stage.name}: {line}" for line in str(error).splitlines()]
+    return []
+
+
+def _stages(file: Path, recipe: RecipeConfig) -> Iterator[TrainingStage]:
+    before: Path | None = None
+    for name, values in recipe.stages.items():
+        settings = _stage_config(file, str(name), values)
+        source = settings.init_from if "init_from" in values else before
+        ready = _ready(file, recipe, str(name), settings, source)
+        yield ready
+        before = ready.final
+
+
+def _stage_config(file: Path, name: str, values: Any) -> StageConfig:
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{file}: stage {name!r}: expected letters, digits, _ and - in its name")
+    if not isinstance(values, dict) or not values.get("config"):
+        raise ValueError(f"{file}: stage {name}: expected a section with config, found {values!r}")
+    known = [entry.name for entry in fields(StageConfig)]
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+            raise ValueError(f"{file}: stage {name}: unknown key {key}; nearest known: {near}")
+    given = {key: value for key, value in values.items() if value is not None}
+    try:
+        settings = OmegaConf.merge(OmegaConf.structured(StageConfig), given)
+        return cast(StageConfig, OmegaConf.to_object(settings))
+    except OmegaConfBaseException as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{file}: stage {name}: {given}: {reason}") from None
+
+
+def _ready(
+    file: Path, recipe: RecipeConfig, name: str, settings: StageConfig, source: str | Path | None
+) -> TrainingStage:
+    wanted = _flat(recipe.changes) | _flat(settings.changes)
+    wanted["experiment.output_dir"] = f"{recipe.runs}/{name}"
+    if source is not None:
+        wanted["experiment.init_from"] = str(source)
+    config_file = _beside(file, settings.config)
+    arguments = [f"config={config_file}", *(f"{k}={_text(v)}" for k, v in wanted.items())]
+    try:
+        config = load(arguments, TrainConfig, check=False)
+    except ValueError as error:
+        raise ValueError(f"{file}: stage {name}: {error}") from None
+    launcher = _launcher(file, settings.launch or recipe.launch, settings.ranks or recipe.ranks)
+    digest = hashlib.sha256(to_yaml(config).encode()).hexdigest()
+    run, steps = Path(config.experiment.output_dir), config.training.max_train_steps
+    stage = Stage(name, [launched(launcher, TRAIN, *arguments)])
+    return TrainingStage(stage, config, digest, run / f"checkpoint-{steps:06d}")
+
+
+def _beside(file: Path, name: str) -> Path:
+    """A path relative to the recipe's folder, without detours where it can be."""
+    path = file.parent / name
+    parts: list[str] = []
+    for part in path.parts:
+        if part == ".." and parts and parts[-1] not in ("..", "/"):
+            parts.pop()
+        else:
+            parts.append(part)
+    return Path(*parts)
+
+
+def _launcher(file: Path, launch: str, ranks: int) -> list[str]:
+    try:
+        words = shlex.split(launch.format(ranks=ranks))
+    except (KeyError, IndexError, ValueError) as error:
+        raise ValueError(
+            f"{file}: launch = {launch!r}: only {{ranks}} is filled in ({error})"
+        ) from None
+    if not words:
+        raise ValueError(f"{file}: launch is empty: expected a command, as `torchrun … -m`")
+    return words
+
+
+def _flat(changes: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys and their values, nulls left out."""
+    flat: dict[str, Any] = {}
+    for key, value in changes.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        elif value is not None:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _text(value: Any) -> str:
+    """A value as it is written behind ``key=``."""
+    if isinstance(value, str):
+        return value
+    return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("...\n").strip()
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,13 +3,15 @@
 import argparse
 from pathlib import Path
 
-from showo_dist.report.blocks import Block, Code, Section, Text
-from showo_dist.report.html import to_html
 from showo_dist.report.inputs import Runs, read_runs
-from showo_dist.report.markdown import to_markdown
-from showo_dist.report.results import answer_section, picture_section, score_section
-from showo_dist.report.summary import summary_section
+from showo_dist.report.results import (
+    answer_section,
+    picture_section,
+    score_section,
+    summary_section,
+)
 from showo_dist.report.training import loss_section, throughput_section, tokenizer_section
+from showo_dist.report.writers import Block, Code, Section, Text, to_html, to_markdown
 
 TITLE = "Mini world: Show-o and RecA"
 

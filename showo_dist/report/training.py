@@ -2,11 +2,24 @@
 
 from pathlib import Path
 
-from showo_dist.models.magvitv2.pretrained import CONFIG_NAME, read_config
-from showo_dist.report.blocks import Block, Figure, Missing, Section, Table, Text
+from showo_dist.models.magvitv2.model import read_config
+from showo_dist.models.weights.folder import CONFIG_NAME
 from showo_dist.report.curves import draw_curves
-from showo_dist.report.inputs import STAGES, TOKENIZER, Record, Runs, column, last, metrics_path
-from showo_dist.report.words import count, duration, mean, number, percent
+from showo_dist.report.inputs import (
+    STAGES,
+    TOKENIZER,
+    Record,
+    Runs,
+    column,
+    count,
+    duration,
+    last,
+    mean,
+    metrics_path,
+    number,
+    percent,
+)
+from showo_dist.report.writers import Block, Figure, Missing, Section, Table, Text
 from showo_dist.sequences.sequence import FLOWS
 
 _LOSSES = ["loss", *(f"loss/{flow}" for flow in FLOWS)]

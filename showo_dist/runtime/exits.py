@@ -10,15 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-DONE = 0
-USER_ERROR = 2  # what the config, a file or the command line should have said
-# Asked to stop; a checkpoint is there and the same command goes on (TEMPFAIL of sysexits).
-PREEMPTED = 75
-RANK_LOST = 76  # another rank died, failed or hangs; going on from the last checkpoint may help
-NON_FINITE = 77  # too many steps in a row were not finite; the same command would end the same way
+from showo_launch.exit_codes import REPORTS, USER_ERROR
 
-# Folder that a supervisor reads: launchers do not all hand on the exit code of a rank.
-REPORTS = "SHOWO_DIST_REPORTS"
 SIBLING_GRACE_S = 5.0  # a launcher ends the other ranks well within it once rank 0 has failed
 
 

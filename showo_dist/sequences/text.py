@@ -1,6 +1,9 @@
-"""Text to ids: plain captions, prompts, and conversations with their supervised answers."""
+"""Text to ids: plain captions, prompts, and conversations with their supervised answers.
+
+Ways to ask for a description of a picture, for captioning and for RecA's reconstruction flow."""
 
 from collections.abc import Iterable
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -102,3 +105,9 @@ def _conversation_text(turns: Iterable[tuple[str, str]]) -> tuple[str, list[tupl
             text += f" {value}{END_OF_TEXT}"
             answers.append((start, len(text)))
     return text, answers
+
+
+def description_prompts() -> list[str]:
+    """One prompt per line of the package's data file."""
+    text = (files("showo_dist") / "data" / "description_prompts.txt").read_text(encoding="utf-8")
+    return [line for line in text.splitlines() if line]

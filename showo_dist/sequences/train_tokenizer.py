@@ -9,8 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from showo_data import FlowSpec, Sample, Source, vq_transform
 from showo_data.samples import Kind
-from showo_dist.sequences.prompts import description_prompts
-from showo_dist.sequences.text import END_OF_TEXT, question_prompt
+from showo_dist.sequences.text import END_OF_TEXT, description_prompts, question_prompt
 
 
 def texts_of(urls: tuple[str, ...], kind: Kind, limit: int) -> Iterator[str]:

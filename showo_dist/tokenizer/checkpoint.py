@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from showo_dist.models.folder import check_fit, read_weights
 from showo_dist.models.magvitv2 import MAGVITv2
+from showo_dist.models.weights.folder import check_fit, read_weights
 
 OPTIMIZER_NAME = "optimizer.safetensors"
 STATE_NAME = "state.json"

@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from showo_data import BadSamples
 from showo_dist.config.loader import to_yaml
+from showo_dist.faults.bad_samples import over_all_ranks
 from showo_dist.logging import RunLogger
 from showo_dist.models.magvitv2 import MAGVITv2
 from showo_dist.runtime.precision import autocast
@@ -18,13 +19,8 @@ from showo_dist.runtime.ranks import Ranks
 from showo_dist.tokenizer import checkpoint
 from showo_dist.tokenizer.batches import PictureBatch, training_batches, validation_pictures
 from showo_dist.tokenizer.config import TokenizerConfig
-from showo_dist.tokenizer.evaluation import evaluate
-from showo_dist.tokenizer.initialisation import initialise
-from showo_dist.tokenizer.objective import objective
-from showo_dist.tokenizer.schedule import learning_rate
-from showo_dist.tokenizer.usage import CodeUsage, collapse_warning, summary
-from showo_dist.tokenizer.window import Window
-from showo_dist.training.bad import over_all_ranks
+from showo_dist.tokenizer.metrics import CodeUsage, Window, collapse_warning, evaluate, summary
+from showo_dist.tokenizer.objective import initialise, learning_rate, objective
 
 FINAL = "final"
 

@@ -4,7 +4,7 @@ import os
 
 import torch
 
-from showo_dist.training.extensions import clear_stale_locks, use_own_folder
+from showo_dist.training.deepspeed_engine import clear_stale_locks, use_own_folder
 
 clear_stale_locks(use_own_folder())
 if not torch.cuda.is_available():

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
 from torch import Tensor, nn
 
-from showo_dist.training.checkpoint.slices import KINDS, MOMENTS, WEIGHT, Piece, even_share
+from showo_dist.checkpoint.slices import KINDS, MOMENTS, WEIGHT, Piece, even_share
 
 
 def _trained(engine: Any) -> Iterator[tuple[str, nn.Parameter]]:
@@ -156,7 +156,7 @@ def restore(engine: Any, read: Callable[[Piece], Tensor], steps: int) -> None:
     Args:
         engine: prepared, its module holding the weights in its own precision.
         read: a place in this rank's memory to the flat fp32 values that belong there, as
-            :meth:`~showo_dist.training.checkpoint.reader.CheckpointReader.read_piece`.
+            :meth:`~showo_dist.checkpoint.reader.CheckpointReader.read_piece`.
         steps: AdamW's step count.
     """
     for piece in held(engine):

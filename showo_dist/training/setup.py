@@ -10,14 +10,14 @@ from showo_data.samples import Kind, Weighted
 from showo_data.shards import Storage
 from showo_dist.config import TrainConfig, active_flows
 from showo_dist.models.clip import ClipTower
+from showo_dist.models.encoders import Encoders
 from showo_dist.models.magvitv2 import MAGVITv2
-from showo_dist.models.pretrained import from_language_model
 from showo_dist.models.showo import ShowO
+from showo_dist.models.weights.pretrained import from_language_model
+from showo_dist.models.weights.starting import attach_adapters, check_kind, start_from
 from showo_dist.runtime.precision import uses_bf16
 from showo_dist.sequences import TextEncoder
-from showo_dist.training.encoders import Encoders
-from showo_dist.training.starting import attach_adapters, check_kind, start_from
-from showo_dist.training.unconverted import external_captions, refuse_unconverted
+from showo_dist.training.data_checks import external_captions, refuse_unconverted
 from showo_kernels import select_backend
 
 _UNDERSTANDING: dict[str, Kind] = {

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from showo_data import MicroBatch, Sample
 from showo_dist.config import TrainConfig
+from showo_dist.models.encoders import Encoders
 from showo_dist.sequences import FLOWS, Sequence, TextEncoder, Vocabulary, builders
 from showo_dist.sequences.masking import (
     MaskedCodes,
@@ -16,9 +17,7 @@ from showo_dist.sequences.masking import (
     mask_schedule,
     sample_rng,
 )
-from showo_dist.sequences.prompts import description_prompts
-from showo_dist.sequences.text import SYSTEM_PROMPT, question_prompt
-from showo_dist.training.encoders import Encoders
+from showo_dist.sequences.text import SYSTEM_PROMPT, description_prompts, question_prompt
 
 
 def masking_options(config: TrainConfig) -> MaskingOptions:

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from showo_dist.config import TrainConfig
 from showo_dist.models.showo import ShowO
 from showo_dist.runtime.precision import uses_bf16
-from showo_dist.training.memory import recompute_activations
+from showo_dist.training.deepspeed_engine import recompute_activations
 from showo_dist.training.optimizer import build_optimizer, build_schedule
 
 

@@ -7,20 +7,7 @@ import torch
 import torch.distributed as dist
 
 from showo_data import Source, build_loader
-from showo_dist.config import TrainConfig, active_flows, to_yaml
-from showo_dist.faults.nonfinite import NonFiniteSteps
-from showo_dist.faults.pace import Pace
-from showo_dist.faults.progress import Progress
-from showo_dist.faults.signals import StopRequest, who_asked
-from showo_dist.logging import RunLogger
-from showo_dist.models.folder import CONFIG_NAME
-from showo_dist.models.pretrained import config_json
-from showo_dist.runtime.exits import PREEMPTED, StoppedError
-from showo_dist.runtime.ranks import Ranks
-from showo_dist.training import engine_state
-from showo_dist.training.bad import BadSampleWatch, over_all_ranks
-from showo_dist.training.batches import PackedBatches
-from showo_dist.training.checkpoint import (
+from showo_dist.checkpoint import (
     CONFIG,
     BatchShape,
     CheckpointReader,
@@ -29,15 +16,28 @@ from showo_dist.training.checkpoint import (
     find_resume,
     versions,
 )
-from showo_dist.training.checkpoint.writer import CheckpointWriter
-from showo_dist.training.engine import build_engine
-from showo_dist.training.metrics import Meter
-from showo_dist.training.pictures import PictureMaker
+from showo_dist.checkpoint.writer import CheckpointWriter
+from showo_dist.config import TrainConfig, active_flows, to_yaml
+from showo_dist.faults.bad_samples import BadSampleWatch, over_all_ranks
+from showo_dist.faults.pace import Pace
+from showo_dist.faults.progress import Progress
+from showo_dist.faults.signals import StopRequest, who_asked
+from showo_dist.logging import RunLogger
+from showo_dist.models.weights.folder import CONFIG_NAME
+from showo_dist.models.weights.pretrained import config_json
+from showo_dist.models.weights.starting import carry_optimizer
+from showo_dist.runtime.exits import StoppedError
+from showo_dist.runtime.ranks import Ranks
+from showo_dist.training import engine_state
+from showo_dist.training.batches import PackedBatches
+from showo_dist.training.deepspeed_engine import build_engine
+from showo_dist.training.images import PictureMaker
+from showo_dist.training.metrics import Meter, Work, peak_flops
+from showo_dist.training.nonfinite import NonFiniteSteps
 from showo_dist.training.setup import build_model, flow_specs, load_encoders, load_text
-from showo_dist.training.starting import carry_optimizer
 from showo_dist.training.step import StepLosses, Stepper
 from showo_dist.training.tasks import SequenceMaker
-from showo_dist.training.throughput import Work, peak_flops
+from showo_launch.exit_codes import PREEMPTED
 
 # Tokens and labels of a packed row are rounded up to it, so that shapes repeat: kernels compiled per shape
 # are found again, and oneDNN's, which it never forgets, stay few.

@@ -44,7 +44,7 @@ def _start(world: int, job: Callable[..., Any], args: tuple) -> dict[Any, Connec
     """Processes of a new group and the pipes on which they will answer."""
     # The server imports once what the ranks, its forks, need.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["showo_dist.training.engine"])
+    context.set_forkserver_preload(["showo_dist.training.deepspeed_engine"])
     port, started = str(_free_port()), {}
     for rank in range(world):
         environment = {

@@ -8,15 +8,15 @@ import torch.distributed as dist
 from deepspeed.utils import safe_get_full_optimizer_state
 from torch import Tensor
 
+from showo_dist.checkpoint import BatchShape, CheckpointReader, RunState
+from showo_dist.checkpoint.slices import MOMENTS
+from showo_dist.checkpoint.writer import CheckpointWriter
 from showo_dist.config.experiment import ExperimentConfig
-from showo_dist.models.weights import CheckpointWeights
+from showo_dist.models.weights.sources import CheckpointWeights
 from showo_dist.runtime.ranks import Ranks
 from showo_dist.sequences import pack
 from showo_dist.training import engine_state
-from showo_dist.training.checkpoint import BatchShape, CheckpointReader, RunState
-from showo_dist.training.checkpoint.slices import MOMENTS
-from showo_dist.training.checkpoint.writer import CheckpointWriter
-from showo_dist.training.engine import build_engine
+from showo_dist.training.deepspeed_engine import build_engine
 from showo_dist.training.step import Stepper
 from tests.single_pass.batches import VOCABULARY, build_tiny, global_batch, split
 from tests.single_pass.case import Case, config_of

@@ -7,15 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from showo_dist.checkpoint import BatchShape, CheckpointReader, complete_checkpoints, find_resume
+from showo_dist.checkpoint.folders import verify
 from showo_dist.config.experiment import ExperimentConfig
 from showo_dist.runtime.ranks import Ranks
-from showo_dist.training.checkpoint import (
-    BatchShape,
-    CheckpointReader,
-    complete_checkpoints,
-    find_resume,
-)
-from showo_dist.training.checkpoint.manifest import verify
 from tests.checkpoints.group import on_ranks
 from tests.checkpoints.jobs import saved_by
 

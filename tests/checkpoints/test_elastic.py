@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from showo_dist.training.checkpoint import CheckpointReader
+from showo_dist.checkpoint import CheckpointReader
 from tests.checkpoints.group import on_ranks
 from tests.checkpoints.jobs import gone_on, undisturbed
 

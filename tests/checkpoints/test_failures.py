@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from showo_dist.training.checkpoint import complete_checkpoints
-from showo_dist.training.checkpoint.folders import latest, sweep
-from showo_dist.training.checkpoint.manifest import verify
+from showo_dist.checkpoint import complete_checkpoints
+from showo_dist.checkpoint.folders import latest, sweep, verify
 from tests.checkpoints.group import on_ranks, started
 from tests.checkpoints.jobs import saved_by, saved_for_ever, saved_on_a_full_disk
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from showo_dist.training.checkpoint.folders import (
+from showo_dist.checkpoint.folders import (
     complete_checkpoints,
     folder_of,
     hidden,

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from showo_dist.training.checkpoint.manifest import FileEntry
-from showo_dist.training.checkpoint.parts import read_back, write_part
-from showo_dist.training.checkpoint.slices import Piece
+from showo_dist.checkpoint.folders import FileEntry
+from showo_dist.checkpoint.parts import read_back, write_part
+from showo_dist.checkpoint.slices import Piece
 
 LARGE = 1_500_000  # elements: more than is compared at a time
 

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from showo_dist.checkpoint.slices import KINDS, Piece, TensorIndex, even_share
+from showo_dist.checkpoint.snapshot import Snapshot
 from showo_dist.training import engine_state
-from showo_dist.training.checkpoint.slices import KINDS, Piece, TensorIndex, even_share
-from showo_dist.training.checkpoint.snapshot import Snapshot
 from showo_dist.training.torch_engine import TorchEngine
 
 

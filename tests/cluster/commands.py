@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from showo_dist.rehearsal import Cluster
+from showo_launch.rehearsal import Cluster
 
 LIMIT_S = 900.0  # for a machine that is busy with other things; alone it takes a twentieth
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from showo_dist.logging.records import read_metrics
-from showo_dist.rehearsal import what_is_missing
+from showo_launch.rehearsal import what_is_missing
 from tests.cluster.commands import LIMIT_S
 from tests.training.conftest import TinyWorld, tiny_world
 

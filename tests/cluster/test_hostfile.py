@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from showo_dist.rehearsal import Cluster, read_hostfile
+from showo_launch.rehearsal import Cluster, read_hostfile
 from tests.cluster.commands import on_first, started, wait_for
 from tests.cluster.conftest import TOLERANCE, arguments, losses, train_alone
 from tests.training.conftest import TinyWorld

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from showo_dist.rehearsal import Cluster, Link
+from showo_launch.rehearsal import Cluster, Link
 from tests.cluster.commands import on_first, wait_for
 
 NAMES = ["host1", "host2", "host3"]

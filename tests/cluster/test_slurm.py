@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from showo_dist.rehearsal import Cluster
-from showo_dist.training.checkpoint import complete_checkpoints
+from showo_dist.checkpoint import complete_checkpoints
+from showo_launch.rehearsal import Cluster
 from tests.cluster.commands import LIMIT_S, on_first, started, wait_for
 from tests.cluster.conftest import TOLERANCE, arguments, losses, train_alone
 from tests.training.conftest import TinyWorld

@@ -14,8 +14,8 @@ from PIL import Image
 
 from showo_data.cli import main_shards
 from showo_data.convert import Item, Target, convert
+from showo_data.convert.images import picture_member
 from showo_data.convert.items import Members, find_files
-from showo_data.convert.pictures import picture_member
 from showo_data.members import BadSampleError
 from showo_data.shards import index_path
 from tests.data.converting import files, picture, samples, snapshot

@@ -8,7 +8,7 @@ import pytest
 from showo_data.captions import ExternalCaptions
 from showo_data.cli import main_shards
 from showo_dist.config import load
-from showo_dist.training.unconverted import external_captions, refuse_unconverted
+from showo_dist.training.data_checks import external_captions, refuse_unconverted
 from tests.data.converting import picture, samples
 
 PARAMS = "dataset.params"

@@ -10,7 +10,7 @@ import pytest
 
 from showo_data.cli import main_shards
 from showo_data.convert import Target, convert, imagenet_items
-from showo_data.convert.class_names import read_class_names
+from showo_data.convert.imagenet import read_class_names
 from tests.data.converting import files, picture, same_picture, samples
 
 CLASSES = {

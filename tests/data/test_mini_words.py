@@ -20,7 +20,7 @@ from showo_data.mini import (
     scene,
     score,
 )
-from showo_data.mini.geometry import OPPOSITE, place, relation
+from showo_data.mini.drawing import OPPOSITE, place, relation
 from showo_data.mini.language import NUMBERS, plural
 from showo_data.mini.world import RESOLUTION
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from showo_dist.rehearsal.cluster import HOSTFILE, SHARED, Cluster
-from showo_dist.rehearsal.network import Link
-from showo_dist.rehearsal.programs import what_is_missing
+from showo_launch.rehearsal.cluster import HOSTFILE, SHARED, Cluster
+from showo_launch.rehearsal.network import Link
+from showo_launch.rehearsal.programs import what_is_missing
 
 LIMIT_S = 900.0
 DOCTOR = [sys.executable, "-m", "showo_dist.cli", "doctor"]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from showo_dist.rehearsal.cluster import SHARED
-from showo_dist.rehearsal.network import Link
+from showo_launch.rehearsal.cluster import SHARED
+from showo_launch.rehearsal.network import Link
 from tests.doctor.conftest import Hospital
 
 pytestmark = pytest.mark.cluster

@@ -2,8 +2,8 @@
 
 import pytest
 
-from showo_dist.doctor import main
-from showo_dist.doctor.findings import different, slow_links, wrong_clocks
+from showo_launch.doctor import main
+from showo_launch.doctor.findings import different, slow_links, wrong_clocks
 
 
 def test_the_odd_one_out_is_named() -> None:

@@ -15,9 +15,16 @@ from showo_data.mini import Object, Scene, draw, questions, scene, score
 from showo_data.mini.writing import picture_sample
 from showo_dist.evaluation.cli import main
 from showo_dist.evaluation.mini import read_prompts
-from showo_dist.evaluation.mini_scores import Painted, picture_scores, question_scores
-from showo_dist.evaluation.questions import OTHER, MiniQuestion, normalised, read_questions
-from showo_dist.evaluation.tally import wilson
+from showo_dist.evaluation.mini_scores import (
+    OTHER,
+    MiniQuestion,
+    Painted,
+    normalised,
+    picture_scores,
+    question_scores,
+    read_questions,
+    wilson,
+)
 
 RED_CIRCLE = Object("circle", "red", "large", (48, 48))
 BLUE_TRIANGLE = Object("triangle", "blue", "small", (16, 16))

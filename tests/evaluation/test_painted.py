@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from showo_dist.evaluation.cli import main
-from showo_dist.evaluation.painted import BENCHMARKS, dpg, wise
+from showo_dist.evaluation.generated import BENCHMARKS, dpg, wise
 
 QUICK = ["--steps", "2", "--device", "cpu", "--seed", "3"]
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from showo_data import vq_transform
 from showo_data.mini import draw, scene
-from showo_dist.generation.dialogue import user
+from showo_dist.generation.conversation import user
 from showo_dist.generation.pipeline import Pipeline
 from showo_dist.models.magvitv2.pictures import to_images
 

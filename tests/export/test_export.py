@@ -10,18 +10,17 @@ from torch import Tensor
 
 from showo_dist.cli import main
 from showo_dist.config.model import ShowoConfig
-from showo_dist.export import writing
-from showo_dist.export.exporting import export
-from showo_dist.export.importing import import_model
-from showo_dist.models.pretrained import (
+from showo_dist.export import folders as writing
+from showo_dist.export.folders import export, import_model
+from showo_dist.models.showo import ShowO
+from showo_dist.models.weights.pretrained import (
     build_showo,
     config_json,
     empty_model,
     load_showo,
     save_showo,
 )
-from showo_dist.models.showo import ShowO
-from showo_dist.models.weights import open_weights
+from showo_dist.models.weights.sources import open_weights
 from showo_dist.sequences import pack
 from showo_dist.sequences.builders import lm
 from showo_dist.sequences.vocabulary import Vocabulary

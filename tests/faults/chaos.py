@@ -11,10 +11,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from showo_dist.checkpoint import CheckpointReader, complete_checkpoints
+from showo_dist.checkpoint.folders import latest
 from showo_dist.logging import read_metrics
-from showo_dist.runtime.exits import RANK_LOST
-from showo_dist.training.checkpoint import CheckpointReader, complete_checkpoints
-from showo_dist.training.checkpoint.folders import latest
+from showo_launch.exit_codes import RANK_LOST
 from tests.faults.processes import KILLED, Life, start
 
 LIMIT_S = 600.0  # for anything that a machine with other work to do may take long over

@@ -14,7 +14,7 @@ from showo_dist.models.showo import ShowO
 from showo_dist.runtime.ranks import joined
 from showo_dist.sequences import PackedBatch, pack
 from showo_dist.training import engine_state
-from showo_dist.training.engine import build_engine
+from showo_dist.training.deepspeed_engine import build_engine
 from showo_dist.training.step import StepLosses, Stepper
 from showo_dist.training.torch_engine import TorchEngine, build_torch_engine
 from tests.single_pass.batches import VOCABULARY, build_tiny, global_batch, split

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
+from showo_dist.checkpoint import complete_checkpoints
 from showo_dist.logging import read_metrics
-from showo_dist.training.checkpoint import complete_checkpoints
 from tests.faults.chaos import LIMIT_S, WORLD, Chaos
 from tests.faults.processes import start
 from tests.training.conftest import TinyWorld

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from showo_dist.runtime.exits import PREEMPTED, RANK_LOST, USER_ERROR
-from showo_dist.training.checkpoint import complete_checkpoints
+from showo_dist.checkpoint import complete_checkpoints
+from showo_launch.exit_codes import PREEMPTED, RANK_LOST, USER_ERROR
 from tests.faults.processes import Life, start
 from tests.training.conftest import TinyWorld
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from showo_dist.logging import read_metrics
-from showo_dist.runtime.exits import PREEMPTED
+from showo_launch.exit_codes import PREEMPTED
 from tests.faults.processes import Life, start
 from tests.training.conftest import TinyWorld
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from showo_dist.checkpoint import CheckpointReader
 from showo_dist.logging import read_metrics
-from showo_dist.runtime.exits import NON_FINITE
 from showo_dist.sequences import TextEncoder
-from showo_dist.training.checkpoint import CheckpointReader
+from showo_launch.exit_codes import NON_FINITE
 from tests.faults.processes import start
 from tests.training.conftest import TEXT_TOKENS, TinyWorld
 

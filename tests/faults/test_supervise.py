@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from showo_dist.faults.supervise import Shape
 from showo_dist.logging import read_metrics
-from showo_dist.runtime.exits import DONE, NON_FINITE, PREEMPTED, USER_ERROR
+from showo_launch.exit_codes import DONE, NON_FINITE, PREEMPTED, USER_ERROR
+from showo_launch.supervise import Shape
 from tests.faults.processes import free_port, start
 from tests.training.conftest import TinyWorld
 

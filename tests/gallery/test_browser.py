@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from showo_dist.gallery.cli import Gallery
-from showo_dist.gallery.serving import GalleryServer
+from showo_dist.report.gallery.cli import Gallery
+from showo_dist.report.gallery.serving import GalleryServer
 from tests.gallery.conftest import PROMPTS
 
 # What a visitor does, and what is then seen: left in the document's title.

@@ -17,13 +17,13 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
-from showo_dist.evaluation.painting import paint_samples
-from showo_dist.gallery.chart import Curve, line_chart, thin, ticks
-from showo_dist.gallery.cli import Gallery, build, main
-from showo_dist.gallery.painting import Painted
-from showo_dist.gallery.runs import find_runs, thinned
+from showo_dist.evaluation.generating import paint_samples
 from showo_dist.generation.loading import read_model_config
 from showo_dist.generation.pipeline import Pipeline
+from showo_dist.report.gallery.chart import Curve, line_chart, thin, ticks
+from showo_dist.report.gallery.cli import Gallery, build, main
+from showo_dist.report.gallery.generating import Painted
+from showo_dist.report.gallery.runs import find_runs, thinned
 from tests.gallery.conftest import PROMPTS
 
 _LIMIT_S = 400

@@ -11,7 +11,7 @@ from showo_data.mini import draw, scene
 from showo_dist.config import TrainConfig, to_yaml
 from showo_dist.config.model import ShowoConfig
 from showo_dist.generation import Pipeline
-from showo_dist.models.pretrained import build_showo, save_showo
+from showo_dist.models.weights.pretrained import build_showo, save_showo
 from tests.tiny import BITS, TEXT_TOKENS, save_tokenizers
 
 _CLIP_WIDTH = 16

@@ -9,7 +9,7 @@ from PIL import Image
 from showo_dist.generation import Pipeline, user
 from showo_dist.generation.answer import answer
 from showo_dist.generation.cache import PrefixCache
-from showo_dist.generation.paint import Painter, PaintOptions
+from showo_dist.generation.sampling import Painter, PaintOptions
 from showo_dist.sequences import Sequence
 from showo_dist.sequences.builders import t2i_prompt
 from showo_kernels import CachedPlan

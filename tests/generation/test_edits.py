@@ -8,9 +8,8 @@ import torch
 from PIL import Image
 
 from showo_dist.generation import Conversation, PaintOptions, Pipeline, user
-from showo_dist.generation.extend import extended, growth
-from showo_dist.generation.images import masked_places
-from showo_dist.generation.paint import Painter, paint
+from showo_dist.generation.edits import extended, growth, masked_places
+from showo_dist.generation.sampling import Painter, paint
 
 
 def _mask(box: tuple[int, int, int, int], size: tuple[int, int] = (32, 32)) -> Image.Image:

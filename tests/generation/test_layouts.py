@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from showo_dist.generation import Pipeline, assistant, user
-from showo_dist.generation.dialogue import flatten
+from showo_dist.generation.conversation import flatten
 from showo_dist.sequences import Sequence, builders
 from showo_dist.sequences.masking import IGNORE, MaskedCodes
 from showo_dist.sequences.text import SYSTEM_PROMPT, question_prompt

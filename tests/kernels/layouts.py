@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from hypothesis import strategies as st
 from torch import Tensor
 
-from showo_kernels import Span, Visibility, compiled
+from showo_kernels import Span, Visibility
+from showo_kernels.cpu import compiled
 from showo_kernels.flash import VarlenCall
 
 LARGEST = 1024

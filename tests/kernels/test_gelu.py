@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from showo_kernels import TanhGELU, compiled
+from showo_kernels import TanhGELU
+from showo_kernels.cpu import compiled
 from tests.kernels.layouts import NO_NATIVE
 
 

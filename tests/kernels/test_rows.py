@@ -2,7 +2,7 @@
 
 import torch
 
-from showo_kernels.rows import Gather
+from showo_kernels.flash import Gather
 
 INDEX_K = torch.tensor([2, 0, 1, 1, 2, 2, 3])
 

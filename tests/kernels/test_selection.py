@@ -5,7 +5,8 @@ import logging
 import pytest
 import torch
 
-from showo_kernels import compiled, select_backend
+from showo_kernels import select_backend
+from showo_kernels.cpu import compiled
 from showo_kernels.flash import find_varlen
 from tests.kernels.layouts import NO_NATIVE
 

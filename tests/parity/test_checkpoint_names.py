@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from showo_dist.config.model import ShowoConfig
-from showo_dist.models.pretrained import build_showo
+from showo_dist.models.weights.pretrained import build_showo
 from showo_dist.training.optimizer import decays
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from showo_dist.config.model import ShowoConfig
-from showo_dist.models.pretrained import build_showo, load_showo, save_showo
 from showo_dist.models.showo import ShowO
+from showo_dist.models.weights.pretrained import build_showo, load_showo, save_showo
 from showo_dist.sequences import pack
 from showo_dist.sequences.builders import lm
 from showo_dist.sequences.vocabulary import Vocabulary

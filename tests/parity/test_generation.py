@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from showo_dist.generation.answer import answer
-from showo_dist.generation.paint import Painter, PaintOptions, paint
+from showo_dist.generation.sampling import Painter, PaintOptions, paint
 from showo_dist.sequences import TextEncoder, Vocabulary
 from showo_dist.sequences.builders import mmu_caption
 from showo_dist.sequences.masking import mask_schedule

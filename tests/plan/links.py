@@ -7,8 +7,8 @@ import torch
 from showo_dist.config import load
 from showo_dist.plan.batch import AssumedSamples
 from showo_dist.plan.engine_step import EngineOfShapes, StepProfile, fake_ranks
-from showo_dist.rehearsal.cluster import Cluster as Rehearsal
-from showo_dist.rehearsal.network import address_of
+from showo_launch.rehearsal.cluster import Cluster as Rehearsal
+from showo_launch.rehearsal.network import address_of
 from tests.plan.groups import free_port, measuring, rank_environment, results
 from tests.plan.measure import RATES, TOKEN_MULTIPLE
 from tests.plan.test_memory import BUCKETS, CONFIG
@@ -32,7 +32,7 @@ def setting(stage: int) -> list[str]:
 
 
 def measure_links(out: Path) -> Measured:
-    """(stage, rate) to bytes and seconds per step; needs what ``showo_dist.rehearsal.programs`` lists."""
+    """(stage, rate) to bytes and seconds per step; needs what ``showo_launch.rehearsal.programs`` lists."""
     command = measuring("traffic", out, [setting(stage) for stage in STAGES])
     port, address = free_port(), address_of(0)
     with Rehearsal({f"host{number + 1}": 1 for number in range(HOSTS)}) as cluster:

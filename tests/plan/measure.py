@@ -23,12 +23,12 @@ from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile
 
 from showo_dist.config import TrainConfig, load
-from showo_dist.models.pretrained import build_showo
+from showo_dist.models.weights.pretrained import build_showo
 from showo_dist.plan.batch import AssumedSamples
 from showo_dist.runtime.exits import exit_plainly
 from showo_dist.runtime.ranks import joined
 from showo_dist.sequences import FLOWS, PackedBatch
-from showo_dist.training.engine import build_engine
+from showo_dist.training.deepspeed_engine import build_engine
 from showo_kernels import select_backend
 
 CPU = torch.device("cpu")

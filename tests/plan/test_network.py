@@ -2,8 +2,8 @@
 
 import pytest
 
-from showo_dist.plan.traffic import on_the_wire, step_bytes
-from showo_dist.rehearsal.programs import what_is_missing
+from showo_dist.plan.shapes import on_the_wire, step_bytes
+from showo_launch.rehearsal.programs import what_is_missing
 from tests.plan.links import HOSTS, STAGES, Measured, measure_links, profile
 
 pytestmark = pytest.mark.cluster

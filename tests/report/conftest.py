@@ -9,12 +9,11 @@ from PIL import Image
 
 from showo_data.mini import Object, Scene, draw, prompts, score
 from showo_dist.evaluation.mini import save_answers, save_verdicts
-from showo_dist.evaluation.mini_scores import Painted, picture_scores, question_scores
-from showo_dist.evaluation.questions import MiniQuestion
+from showo_dist.evaluation.mini_scores import MiniQuestion, Painted, picture_scores, question_scores
 from showo_dist.generation.output import save_picture
 from showo_dist.logging import RunLogger
+from showo_dist.logging.grids import labelled_grid
 from showo_dist.models.magvitv2 import MAGVITv2, MAGVITv2Config, StackConfig
-from showo_dist.report.grids import labelled_grid
 
 CENTRES = [(14, 14), (48, 14), (14, 48), (48, 48)]
 

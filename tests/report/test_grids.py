@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from showo_dist.report.grids import BACKGROUND, captioned_sheet, fitted, labelled_grid
+from showo_dist.logging.grids import BACKGROUND, captioned_sheet, fitted, labelled_grid
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 

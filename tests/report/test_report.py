@@ -11,11 +11,18 @@ import pytest
 from PIL import Image
 
 from showo_dist.report import main
-from showo_dist.report.blocks import Code, Figure, Missing, Section, Table, Text
 from showo_dist.report.curves import draw_curves, running_mean
-from showo_dist.report.html import to_html
-from showo_dist.report.markdown import to_markdown
-from showo_dist.report.words import number, tally
+from showo_dist.report.inputs import number, tally
+from showo_dist.report.writers import (
+    Code,
+    Figure,
+    Missing,
+    Section,
+    Table,
+    Text,
+    to_html,
+    to_markdown,
+)
 
 HEADINGS = [
     "Summary", "Loss curves", "Image tokenizer", "Pictures", "Answered questions", "Scores",

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 
 from showo_dist.config.model import ShowoConfig
-from showo_dist.models.pretrained import build_showo
 from showo_dist.models.showo import ShowO
+from showo_dist.models.weights.pretrained import build_showo
 from showo_dist.sequences import Sequence, Vocabulary, builders
 from showo_dist.sequences.masking import MaskingOptions, mask_codes, mask_schedule, sample_rng
 from showo_kernels import select_backend

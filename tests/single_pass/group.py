@@ -74,7 +74,7 @@ class RankGroup:
     def _start(self) -> None:
         # The server imports once what the ranks, its forks, need.
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["showo_dist.training.engine"])
+        context.set_forkserver_preload(["showo_dist.training.deepspeed_engine"])
         port = str(_free_port())
         for rank in range(self.size):
             ours, theirs = context.Pipe()

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from showo_dist.models.lora import add_adapters
+from showo_dist.models.weights.lora import add_adapters
 from showo_dist.runtime.ranks import joined
 from showo_dist.sequences import PackedBatch, Sequence, pack
 from showo_dist.training import engine_state
-from showo_dist.training.engine import build_engine
+from showo_dist.training.deepspeed_engine import build_engine
 from showo_dist.training.step import Stepper
 from showo_dist.training.torch_engine import build_torch_engine
 from tests.single_pass.batches import VOCABULARY, build_tiny, global_batch, split

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from showo_dist.config.model import ShowoConfig
-from showo_dist.models.initial import TABLES, InitialWeights, kept_rows
-from showo_dist.models.pretrained import build_showo, initial_weights, save_showo
+from showo_dist.models.weights.initial import TABLES, InitialWeights, kept_rows
+from showo_dist.models.weights.pretrained import build_showo, initial_weights, save_showo
 from showo_dist.sequences import Vocabulary
 
 LLM = {

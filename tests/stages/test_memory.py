@@ -7,12 +7,15 @@ import pytest
 from deepspeed.ops.op_builder import AsyncIOBuilder
 
 from showo_dist.config import TrainConfig
-from showo_dist.config.lora import LoraConfig
+from showo_dist.config.experiment import LoraConfig
 from showo_dist.config.training import DistributedConfig
-from showo_dist.models.lora import add_adapters
 from showo_dist.models.showo import ShowO
-from showo_dist.training.engine import deepspeed_config
-from showo_dist.training.memory import check_offload, recompute_activations
+from showo_dist.models.weights.lora import add_adapters
+from showo_dist.training.deepspeed_engine import (
+    check_offload,
+    deepspeed_config,
+    recompute_activations,
+)
 from tests.single_pass import oracle
 from tests.single_pass.batches import build_tiny, global_batch
 from tests.single_pass.case import Case, Report, config_of

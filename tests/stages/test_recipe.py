@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from showo_dist.recipe.cli import main
-from showo_dist.recipe.recipe import read_recipe
+from showo_dist.recipe.cli import main, read_recipe
 from tests.conftest import ROOT
 from tests.training.conftest import TinyWorld
 

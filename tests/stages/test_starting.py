@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from showo_dist.models.pretrained import load_showo, read_config
-from showo_dist.models.weights import open_weights, own_weights
-from showo_dist.training.checkpoint import CheckpointReader
+from showo_dist.checkpoint import CheckpointReader
+from showo_dist.models.weights.pretrained import load_showo, read_config
+from showo_dist.models.weights.sources import open_weights, own_weights
 from tests.stages.forked import train_forked as train
 from tests.training.conftest import Outcome, TinyWorld
 
@@ -99,8 +99,8 @@ def _weights(folder: Path) -> dict[str, Tensor]:
 
 def test_lora_merges_as_peft_does(lora: Outcome, base: Path) -> None:
     """What :func:`load_showo` gives is peft's own merge of the same adapters."""
-    from showo_dist.config.lora import LoraConfig
-    from showo_dist.models.lora import add_adapters
+    from showo_dist.config.experiment import LoraConfig
+    from showo_dist.models.weights.lora import add_adapters
 
     checkpoint = lora.run / "checkpoint-000008"
     model = load_showo(base)

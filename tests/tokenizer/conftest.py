@@ -7,7 +7,7 @@ import torch
 
 from showo_data.mini.writing import MiniSettings, write_mini
 from showo_dist.models.magvitv2 import MAGVITv2, MAGVITv2Config, StackConfig
-from showo_dist.tokenizer.initialisation import initialise
+from showo_dist.tokenizer.objective import initialise
 
 # Two levels, so 16×16 codes of 4 bits for 32×32 pixels.
 TINY = {

@@ -9,10 +9,10 @@ import torch
 from showo_dist.config.loader import load
 from showo_dist.models.magvitv2 import MAGVITv2
 from showo_dist.runtime.ranks import Ranks
+from showo_dist.tokenizer.__main__ import main
 from showo_dist.tokenizer.batches import training_batches
-from showo_dist.tokenizer.cli import main
 from showo_dist.tokenizer.config import AdamWConfig, TokenizerConfig
-from showo_dist.tokenizer.schedule import learning_rate
+from showo_dist.tokenizer.objective import learning_rate
 
 MINI = Path(__file__).parents[2] / "configs" / "mini" / "tokenizer.yaml"
 

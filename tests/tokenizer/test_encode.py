@@ -16,13 +16,12 @@ from showo_data import FlowSpec, Sample, Skipped, Source, clip_transform, vq_tra
 from showo_data.images import Transform
 from showo_data.members import CODES, CONDITION, FEATURES, Encoded
 from showo_data.shards import write_shard
+from showo_dist.encode.cli import main_encode
+from showo_dist.encode.shards import EncodeSettings, FrozenEncoders, encode_shards
 from showo_dist.models.clip import ClipTower
+from showo_dist.models.encoders import Encoders, condition_pixels
 from showo_dist.models.magvitv2 import MAGVITv2
 from showo_dist.runtime.ranks import Ranks
-from showo_dist.tokenizer.condition import condition_pixels
-from showo_dist.tokenizer.encode import main_encode
-from showo_dist.tokenizer.encoding import EncodeSettings, FrozenEncoders, encode_shards
-from showo_dist.training.encoders import Encoders
 
 CLIP_SIDE, PATCH, WIDTH = 24, 8, 16
 ALONE = Ranks(0, 1, torch.device("cpu"))
@@ -120,7 +119,7 @@ def test_unreadable_picture_stays_unreadable_at_its_place(
 
 def test_two_ranks_write_what_one_writes(shards: Path, tmp_path: Path, tiny: MAGVITv2) -> None:
     tiny.save_pretrained(tmp_path / "tokenizer")
-    command = "import sys; from showo_dist.tokenizer.encode import main_encode as main"
+    command = "import sys; from showo_dist.encode.cli import main_encode as main"
     script = tmp_path / "encode.py"
     script.write_text(f"{command}; main(sys.argv[1:])\n")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]

@@ -17,7 +17,7 @@ from showo_dist.config.loader import load_file as load_config
 from showo_dist.logging import read_metrics
 from showo_dist.models.magvitv2 import MAGVITv2
 from showo_dist.runtime.ranks import Ranks
-from showo_dist.tokenizer.cli import main
+from showo_dist.tokenizer.__main__ import main
 from showo_dist.tokenizer.config import TokenizerConfig
 from showo_dist.tokenizer.trainer import Trainer
 from tests.tokenizer.conftest import TINY

@@ -9,8 +9,8 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from showo_data import MicroBatch, build_loader
 from showo_dist.config import TrainConfig, load
+from showo_dist.encode.cli import main_encode
 from showo_dist.sequences import Sequence
-from showo_dist.tokenizer.encode import main_encode
 from showo_dist.training.setup import flow_specs, load_encoders, load_text
 from showo_dist.training.tasks import SequenceMaker
 from tests.training.conftest import TinyWorld

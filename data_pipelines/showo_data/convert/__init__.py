@@ -1,8 +1,7 @@
 """Every source of Show-o and RecA to shards: streamed, resumable by shard, pictures byte for byte."""
 
-from showo_data.convert.embedded import picture_items
-from showo_data.convert.folder import folder_items
 from showo_data.convert.imagenet import imagenet_items
+from showo_data.convert.images import folder_items, picture_items
 from showo_data.convert.items import Item
 from showo_data.convert.llava import llava_items
 from showo_data.convert.recaption import recaptioned_items

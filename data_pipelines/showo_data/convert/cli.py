@@ -11,15 +11,14 @@ from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from showo_data.captions import ExternalCaptions
-from showo_data.convert.embedded import picture_items
-from showo_data.convert.folder import folder_items
 from showo_data.convert.imagenet import imagenet_items
+from showo_data.convert.images import folder_items, picture_items
 from showo_data.convert.items import Item
 from showo_data.convert.llava import llava_items
 from showo_data.convert.recaption import recaptioned_items
 from showo_data.convert.text import text_items
 from showo_data.convert.writing import Report, Target, convert
-from showo_data.storage_options import add_storage_options, storage_of
+from showo_data.shards.storage import add_storage_options, storage_of
 
 Parser = argparse.ArgumentParser
 _FILES = "paths, brace patterns or wildcards"

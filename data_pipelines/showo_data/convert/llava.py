@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from showo_data.convert.images import picture_member, read_bytes
 from showo_data.convert.items import Item, Members
-from showo_data.convert.pictures import picture_member, read_bytes
 from showo_data.members import BadSampleError, read_conversation
 
 # Characters read at a time from the JSON file.
@@ -29,7 +29,7 @@ def llava_items(
     Args:
         path: a JSON list of ``{"id": …, "image": "coco/…/x.jpg", "conversations": […]}``.
         images: the folder that ``image`` is relative to.
-        max_side: see :func:`showo_data.convert.pictures.picture_member`.
+        max_side: see :func:`showo_data.convert.images.picture_member`.
 
     Raises:
         FileNotFoundError: ``path`` or ``images`` does not exist.

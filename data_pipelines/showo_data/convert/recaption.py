@@ -6,10 +6,10 @@ from functools import partial
 from pathlib import Path
 
 from showo_data.captions import ExternalCaptions
+from showo_data.convert.images import picture_member
 from showo_data.convert.items import Item, Members
-from showo_data.convert.pictures import picture_member
 from showo_data.members import IMAGES, BadSampleError, first_of, read_texts
-from showo_data.raw import sample_reader
+from showo_data.readers import sample_reader
 from showo_data.shards import OpenShards, Storage, load_index
 
 # Key of a sample → the captions to choose from.
@@ -30,7 +30,7 @@ def recaptioned_items(
         urls: shards, as paths or brace patterns.
         outside: captions of SA-1B, LAION-12M and CC12M.
         journeydb: a JSON file ``{key: [caption, …]}``; read into memory.
-        max_side: see :func:`showo_data.convert.pictures.picture_member`.
+        max_side: see :func:`showo_data.convert.images.picture_member`.
         storage: how the shards are reached.
 
     Raises:

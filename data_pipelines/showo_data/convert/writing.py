@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from showo_data.convert.items import Item
+from showo_data.files import written_aside
 from showo_data.members import BadSampleError
 from showo_data.shards import index_path, load_index, write_shard
-from showo_data.shards.atomic import written_aside
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,11 +1,9 @@
 """The mini world: pictures of coloured shapes, words about them, and a checker that reads them."""
 
-from showo_data.mini.drawing import draw
+from showo_data.mini.checker import Detected, Score, read_picture, score
+from showo_data.mini.drawing import draw, patchwork
 from showo_data.mini.language import caption, plain_text, questions
-from showo_data.mini.patchwork import patchwork
 from showo_data.mini.prompts import TAGS, prompts
-from showo_data.mini.reading import Detected, read_picture
-from showo_data.mini.scoring import Score, score
 from showo_data.mini.world import COLOURS, RESOLUTION, SHAPES, Object, Scene, scene
 
 __all__ = [

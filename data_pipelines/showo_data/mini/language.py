@@ -2,7 +2,7 @@
 
 import random
 
-from showo_data.mini.geometry import OPPOSITE, place, relation
+from showo_data.mini.drawing import OPPOSITE, place, relation
 from showo_data.mini.world import COLOURS, SHAPES, Object, Scene, scene
 
 NUMBERS = ("no", "one", "two", "three", "four")

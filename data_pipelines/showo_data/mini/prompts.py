@@ -8,7 +8,7 @@ picture must show, each ``{"class": shape, "count": n}`` with, where the prompt 
 import random
 from typing import Any
 
-from showo_data.mini.geometry import OPPOSITE
+from showo_data.mini.drawing import OPPOSITE
 from showo_data.mini.language import NUMBERS, plural
 from showo_data.mini.world import COLOURS, SHAPES
 

@@ -82,7 +82,7 @@ def scene(seed: int, index: int) -> Scene:
 
 
 def crowd(seed: int, index: int) -> Scene:
-    """Many objects, some cut by the edge, for :mod:`showo_data.mini.patchwork`; no captions fit."""
+    """Many objects, some cut by the edge, for :mod:`showo_data.mini.drawing`; no captions fit."""
     rng = random.Random(f"crowd/{seed}/{index}")
     objects: list[Object] = []
     for _ in range(rng.randint(1, _CROWD)):

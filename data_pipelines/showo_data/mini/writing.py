@@ -10,13 +10,12 @@ from typing import Any
 
 from PIL import Image
 
-from showo_data.mini.drawing import draw
+from showo_data.files import written_aside
+from showo_data.mini.drawing import draw, patchwork
 from showo_data.mini.language import caption, plain_text, questions
-from showo_data.mini.patchwork import patchwork
 from showo_data.mini.prompts import prompts
 from showo_data.mini.world import Scene, scene
 from showo_data.shards import index_path, load_index, write_shard
-from showo_data.shards.atomic import written_aside
 
 # Scenes of the validation shards: numbers that no training shard reaches.
 _VALIDATION_FROM = 10**9

@@ -1,6 +1,6 @@
 """WebDataset tar shards: writing them, their index, and reading single members by byte offset."""
 
-from showo_data.shards.copies import open_whole
+from showo_data.shards.cache import open_whole
 from showo_data.shards.files import OpenShards
 from showo_data.shards.index import (
     ShardHeader,
@@ -9,11 +9,11 @@ from showo_data.shards.index import (
     load_index,
     load_table,
     verify,
+    write_shard,
 )
 from showo_data.shards.names import expand
 from showo_data.shards.storage import Storage, UnreadableShardError
 from showo_data.shards.tables import DAMAGED, Member, ShardTable
-from showo_data.shards.writing import write_shard
 
 __all__ = [
     "DAMAGED",

@@ -4,7 +4,7 @@ import os
 from collections import OrderedDict
 from typing import NamedTuple, Protocol
 
-from showo_data.shards.copies import open_copy
+from showo_data.shards.cache import open_copy
 from showo_data.shards.index import load_table
 from showo_data.shards.names import PIPE, scheme
 from showo_data.shards.remote import remote_read

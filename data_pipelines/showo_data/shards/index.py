@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +18,10 @@ from typing import Any, BinaryIO
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
+from webdataset.writer import TarWriter
 
-from showo_data.shards.atomic import written_aside
-from showo_data.shards.copies import open_whole
+from showo_data.files import written_aside
+from showo_data.shards.cache import open_whole
 from showo_data.shards.names import expand, scheme
 from showo_data.shards.remote import remote_copy, remote_size
 from showo_data.shards.storage import Storage, UnreadableShardError, digest
@@ -201,3 +202,25 @@ def _write(shard: str, storage: Storage, index: bytes) -> None:
 
 def _sha256(stream: BinaryIO) -> str:
     return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]  # has readinto
+
+
+# A fixed modification time, so that equal samples give equal bytes.
+_MTIME = 0.0
+
+
+def write_shard(path: str | Path, samples: Iterable[Mapping[str, Any]]) -> int:
+    """Write ``samples`` to the tar ``path`` and its index beside it; returns how many there were.
+
+    A sample is ``{"__key__": key, extension: value, …}``; a value is bytes, or what webdataset encodes by
+    its extension (text, JSON, arrays). Folders are created as needed. The file appears under its name
+    only once it is complete.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    count = 0
+    with written_aside(target) as stream, TarWriter(stream, mtime=_MTIME) as tar:
+        for sample in samples:
+            tar.write(dict(sample))
+            count += 1
+    build_index(str(target))
+    return count

@@ -10,7 +10,7 @@ from typing import Any
 from showo_dist.evaluation.asking import PARTS, Question, ask_spread
 from showo_dist.evaluation.job import Job
 from showo_dist.evaluation.record import inputs_digest
-from showo_dist.evaluation.summary import Outcome
+from showo_dist.evaluation.results import Outcome
 
 BATCH = 32
 # How LLaVA's instruction data asks for short answers: models trained on it answer in one word to this.

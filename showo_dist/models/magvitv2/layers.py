@@ -1,7 +1,13 @@
-"""Blocks shared by encoder and decoder; attribute names are those of the released checkpoints."""
+"""Blocks shared by encoder and decoder; attribute names are those of the released checkpoints.
+
+Pixels to latents.
+
+Quantised latents to pixels."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from showo_dist.models.magvitv2.config import MAGVITv2Config
 
 NORM_EPS = 1e-6  # of the released model
 
@@ -105,3 +111,60 @@ class Level(nn.Module):
             if hasattr(self, name):
                 x_BCHW = getattr(self, name)(x_BCHW)
         return x_BCHW
+
+
+class Encoder(nn.Module):
+    """Convolutional encoder, (B, 3, H, W) in [-1, 1] to latents (B, bits, H/d, W/d)."""
+
+    def __init__(self, config: MAGVITv2Config) -> None:
+        super().__init__()
+        sizes, groups = config.encoder, config.norm_groups
+        widths = sizes.widths
+        self.conv_in = nn.Conv2d(config.image_channels, sizes.channels, 3, padding=1)
+        self.down = nn.ModuleList()
+        for index, (before, width) in enumerate(
+            zip([sizes.channels, *widths], widths, strict=False)
+        ):
+            level = Level(before, width, sizes.res_blocks[index], groups)
+            if index + 1 < len(widths):
+                level.downsample = Downsample(width)
+            self.down.append(level)
+        self.mid = MiddleBlock(widths[-1], groups)
+        self.norm_out = group_norm(widths[-1], groups)
+        self.conv_out = nn.Conv2d(widths[-1], config.bits, 3, padding=1)
+        self.quant_conv = nn.Conv2d(config.bits, config.bits, 1)
+
+    def forward(self, pixels_B3HW: Tensor) -> Tensor:
+        h_BCHW = self.conv_in(pixels_B3HW)
+        for level in self.down:
+            h_BCHW = level(h_BCHW)
+        h_BCHW = self.norm_out(self.mid(h_BCHW))
+        return self.quant_conv(self.conv_out(F.silu(h_BCHW)))
+
+
+class Decoder(nn.Module):
+    """Convolutional decoder, (B, bits, h, w) of ±1 to pixels (B, 3, h·d, w·d), about [-1, 1]."""
+
+    def __init__(self, config: MAGVITv2Config) -> None:
+        super().__init__()
+        sizes, groups = config.decoder, config.norm_groups
+        widths = sizes.widths
+        self.post_quant_conv = nn.Conv2d(config.bits, config.bits, 1)
+        self.conv_in = nn.Conv2d(config.bits, widths[-1], 3, padding=1)
+        self.mid = MiddleBlock(widths[-1], groups)
+        self.up = nn.ModuleList()  # up.0 is the full resolution, and runs last
+        for index, (width, before) in enumerate(
+            zip(widths, [*widths[1:], widths[-1]], strict=True)
+        ):
+            level = Level(before, width, sizes.res_blocks[index], groups)
+            if index > 0:
+                level.upsample = Upsample(width)
+            self.up.append(level)
+        self.norm_out = group_norm(widths[0], groups)
+        self.conv_out = nn.Conv2d(widths[0], config.image_channels, 3, padding=1)
+
+    def forward(self, quantized_BChw: Tensor) -> Tensor:
+        h_BCHW = self.mid(self.conv_in(self.post_quant_conv(quantized_BChw)))
+        for level in reversed(self.up):
+            h_BCHW = level(h_BCHW)
+        return self.conv_out(F.silu(self.norm_out(h_BCHW)))

@@ -1,20 +1,61 @@
-"""The image tokenizer: encoder, look-up-free quantizer, decoder."""
+"""The tokenizer's ``config.json``, and writing its folder.
 
+The image tokenizer: encoder, look-up-free quantizer, decoder."""
+
+import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from math import isqrt
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from showo_dist.models.folder import check_fit, local_folder, read_weights
-from showo_dist.models.magvitv2 import pretrained
-from showo_dist.models.magvitv2.config import MAGVITv2Config
-from showo_dist.models.magvitv2.decoder import Decoder
-from showo_dist.models.magvitv2.encoder import Encoder
+from showo_dist.models.magvitv2.config import MAGVITv2Config, StackConfig
+from showo_dist.models.magvitv2.layers import Decoder, Encoder
 from showo_dist.models.magvitv2.quantizer import LookupFreeQuantizer, QuantizerLosses
+from showo_dist.models.weights.folder import (
+    CONFIG_NAME,
+    SAFETENSORS_NAME,
+    check_fit,
+    local_folder,
+    read_json,
+    read_weights,
+)
+
+
+def save(folder: str | Path, config: MAGVITv2Config, state: dict[str, Tensor]) -> None:
+    """Write config and weights; the weights last, so that a broken write is seen as missing."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG_NAME).write_text(json.dumps(asdict(config), indent=2) + "\n")
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    save_file(contiguous, folder / SAFETENSORS_NAME, metadata={"format": "pt"})
+
+
+def read_config(folder: Path) -> MAGVITv2Config:
+    """Sizes from ``config.json``; a key that is absent has the released model's value.
+
+    Raises:
+        FileNotFoundError, ValueError: the file is missing, not JSON, or has a key that is not known.
+    """
+    path = folder / CONFIG_NAME
+    values = {key: value for key, value in read_json(path).items() if not key.startswith("_")}
+    _check_keys(path, values, MAGVITv2Config)
+    for stack in ("encoder", "decoder"):
+        if stack in values:
+            _check_keys(path, values[stack], StackConfig)
+            values[stack] = StackConfig(**values[stack])
+    return MAGVITv2Config(**values)
+
+
+def _check_keys(path: Path, values: dict[str, Any], schema: type) -> None:
+    known = [item.name for item in fields(schema)]
+    for key in values:
+        if key not in known:
+            raise ValueError(f"{path}: unknown key {key!r}; known are {', '.join(known)}")
 
 
 @dataclass
@@ -74,7 +115,7 @@ class MAGVITv2(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``config.json`` and ``model.safetensors`` into ``folder``."""
-        pretrained.save(folder, self.config, self.state_dict())
+        save(folder, self.config, self.state_dict())
 
     @classmethod
     def from_pretrained(cls, source: str | Path, device: torch.device | str = "cpu") -> Self:
@@ -86,7 +127,7 @@ class MAGVITv2(nn.Module):
         """
         folder = local_folder(source)
         with torch.device("meta"):
-            model = cls(pretrained.read_config(folder))
+            model = cls(read_config(folder))
         weights = read_weights(folder)
         # constants of the codebook size; some releases leave them out
         constants = LookupFreeQuantizer(model.config.bits).state_dict(prefix="quantize.")

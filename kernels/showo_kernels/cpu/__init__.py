@@ -1,0 +1,1 @@
+"""CPU kernels in C++: sources, the compiler that loads them, and their torch wrappers."""

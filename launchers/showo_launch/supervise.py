@@ -1,0 +1,210 @@
+"""Start a training again when it dies, from its last checkpoint; see ``docs/faults.md``.
+
+    launchers/supervise --restarts 5 -- deepspeed --num_gpus 2 --module showo_dist.train config=FILE …
+    launchers/supervise --restarts 5 --ranks 4 --on-ranks-left -- \
+        torchrun --nproc-per-node {ranks} -m showo_dist.train config=FILE \
+        training.gradient_accumulation_steps={accumulation} …
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from showo_launch.exit_codes import DONE, NON_FINITE, PREEMPTED, REPORTS, USER_ERROR
+
+PROGRAM = "supervise"
+# What the same command would run into again, or what somebody asked for.
+_FINAL = (DONE, USER_ERROR, NON_FINITE, PREEMPTED)
+_DEVICES = "CUDA_VISIBLE_DEVICES"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How the global batch is split: ``ranks × accumulation`` micro-steps, whatever the ranks.
+
+    Attributes:
+        ranks: processes to start.
+        accumulation: micro-steps of each per optimizer step.
+        devices: GPU of each, as CUDA_VISIBLE_DEVICES names them.
+        chosen: whether the devices are not simply those that a launcher would take.
+    """
+
+    ranks: int
+    accumulation: int
+    devices: tuple[str, ...]
+    chosen: bool = False
+
+    def without(self, lost: set[int]) -> "Shape":
+        """On as many of the ranks that are left as share the micro-steps evenly.
+
+        Raises:
+            ValueError: none is left.
+        """
+        left = [rank for rank in range(self.ranks) if rank not in lost]
+        micro_steps = self.ranks * self.accumulation
+        fitting = [count for count in range(1, len(left) + 1) if micro_steps % count == 0]
+        if not fitting:
+            raise ValueError(f"all {self.ranks} ranks are lost")
+        kept = left[: fitting[-1]]
+        devices = tuple(self.devices[rank] for rank in kept)
+        return Shape(len(kept), micro_steps // len(kept), devices, chosen=True)
+
+    def filled(self, command: list[str]) -> list[str]:
+        """The command with ``{ranks}``, ``{accumulation}`` and ``{devices}`` replaced."""
+        values = {"ranks": self.ranks, "accumulation": self.accumulation}
+        for name, value in {**values, "devices": ",".join(self.devices)}.items():
+            command = [word.replace(f"{{{name}}}", str(value)) for word in command]
+        return command
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How one start ended.
+
+    Attributes:
+        code: what the ranks themselves said, else the launcher's exit code.
+        lost: ranks that others found dead or hung.
+    """
+
+    code: int
+    lost: frozenset[int]
+
+
+class Supervisor:
+    """Starts a command and hands signals on to it.
+
+    Args:
+        command: with placeholders.
+        folder: where the ranks report; emptied before each start.
+    """
+
+    def __init__(self, command: list[str], folder: Path) -> None:
+        self.command, self.folder = command, folder
+        self._launcher: subprocess.Popen | None = None
+        self.asked_to_stop = False
+
+    def run(self, shape: Shape) -> Ending:
+        """Start once and wait for the end."""
+        for path in self.folder.iterdir():
+            path.unlink()
+        environment = {**os.environ, REPORTS: str(self.folder)}
+        if shape.chosen:
+            environment[_DEVICES] = ",".join(shape.devices)
+        # A process group of its own: what a terminal sends must come through here alone.
+        self._launcher = subprocess.Popen(
+            shape.filled(self.command), env=environment, process_group=0
+        )
+        code = self._launcher.wait()
+        return self._ending(code)
+
+    def _reports(self) -> dict[int, dict[str, Any]]:
+        return {
+            int(path.stem.removeprefix("rank-")): json.loads(path.read_text())
+            for path in self.folder.glob("rank-*.json")
+        }
+
+    def _ending(self, launcher_code: int) -> Ending:
+        """The ranks know better than the launcher: torchrun turns every exit code into 1."""
+        reports = self._reports().values()
+        codes = [report["code"] for report in reports if report["code"] is not None]
+        lost = frozenset(rank for report in reports for rank in report["lost"])
+        known = next((code for code in (USER_ERROR, NON_FINITE, PREEMPTED) if code in codes), None)
+        if launcher_code and known is not None:
+            return Ending(known, lost)
+        return Ending(launcher_code, lost)
+
+    def hand_on(self, number: int, frame: FrameType | None) -> None:
+        """Ask the ranks themselves to stop, for a launcher would give them 30 seconds; it is asked where none
+        runs yet, and the second time."""
+        ranks = [r["pid"] for r in self._reports().values() if r["code"] is None]
+        launcher = [self._launcher.pid] if self._launcher else []
+        for pid in launcher if self.asked_to_stop else ranks or launcher:
+            with suppress(ProcessLookupError):  # it has just ended
+                os.kill(pid, signal.SIGTERM)
+        self.asked_to_stop = True
+
+
+def main(argv: list[str]) -> int:
+    """``supervise [--restarts N] [--delay S] [--ranks N --accumulation A --on-ranks-left] -- COMMAND …``."""
+    own, command = _split(argv)
+    options = _parser().parse_args(own)
+    if not command:
+        raise ValueError("give the command to supervise after --")
+    if options.on_ranks_left and not any(p in w for w in command for p in ("{ranks}", "{devices}")):
+        raise ValueError(
+            "--on-ranks-left: the command must contain {ranks}, as --num_gpus {ranks}, or {devices}"
+        )
+    shape = Shape(options.ranks, options.accumulation, _devices(options.ranks))
+    with tempfile.TemporaryDirectory(prefix="supervise-") as folder:
+        supervisor = Supervisor(command, Path(folder))
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            signal.signal(number, supervisor.hand_on)
+        return _restart(supervisor, shape, options)
+
+
+def _restart(supervisor: Supervisor, shape: Shape, options: argparse.Namespace) -> int:
+    for left in range(options.restarts, -1, -1):
+        ending = supervisor.run(shape)
+        if ending.code in _FINAL or supervisor.asked_to_stop:
+            return ending.code
+        if not left:
+            _say(f"exit code {ending.code}, and no restart is left")
+            return ending.code
+        if options.on_ranks_left and ending.lost:
+            shape = shape.without(set(ending.lost))
+        _say(
+            f"exit code {ending.code}; starting again on {shape.ranks} ranks, accumulation "
+            f"{shape.accumulation}; {left - 1} restarts are left"
+        )
+        time.sleep(options.delay)
+        if supervisor.asked_to_stop:
+            return ending.code
+    raise AssertionError("the last round returns")
+
+
+def _say(line: str) -> None:
+    print(f"{PROGRAM}: {line}", file=sys.stderr, flush=True)
+
+
+def _split(argv: list[str]) -> tuple[list[str], list[str]]:
+    if "--" not in argv:
+        return argv, []
+    at = argv.index("--")
+    return argv[:at], argv[at + 1 :]
+
+
+def _devices(ranks: int) -> tuple[str, ...]:
+    """The GPUs that the environment names, else the first ones."""
+    named = tuple(filter(None, os.environ.get(_DEVICES, "").split(",")))
+    return named[:ranks] if len(named) >= ranks else tuple(map(str, range(ranks)))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=PROGRAM, description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--restarts", type=int, default=5, help="at most (default %(default)s)")
+    parser.add_argument("--delay", type=float, default=5.0, help="seconds before one (%(default)s)")
+    parser.add_argument("--ranks", type=int, default=1, help="what {ranks} is at first")
+    parser.add_argument("--accumulation", type=int, default=1, help="and {accumulation}")
+    parser.add_argument(
+        "--on-ranks-left", action="store_true", help="go on without ranks that were lost"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except ValueError as error:
+        _say(str(error))
+        sys.exit(USER_ERROR)

@@ -1,0 +1,130 @@
+"""The files that one rank adds to a checkpoint, on the disk and read back."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from showo_dist.checkpoint.folders import FileEntry, sync
+from showo_dist.checkpoint.reader import MODEL, OPTIMIZER
+from showo_dist.checkpoint.slices import WEIGHT, Piece, Placed
+
+_METADATA = {"format": "pt"}
+_LENGTH, _LONGEST_HEADER = 8, 100_000_000  # bytes; both are safetensors' own
+_CHUNK_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a rank wrote: its files and the pieces in them."""
+
+    files: dict[str, FileEntry]
+    placed: list[Placed]
+
+
+def write_part(folder: Path, pieces: Iterable[Piece], rank: int, world: int) -> Part:
+    """Write a rank's pieces, weights apart from moments, and read them back from the disk.
+
+    Raises:
+        OSError: they cannot be written, or the disk gives back something else.
+    """
+    grouped: dict[str, list[Piece]] = {MODEL: [], OPTIMIZER: []}
+    for piece in pieces:
+        grouped[MODEL if piece.kind == WEIGHT else OPTIMIZER].append(piece)
+    part = Part({}, [])
+    for prefix, group in grouped.items():
+        if group:
+            name = f"{prefix}-{rank + 1:05d}-of-{world:05d}.safetensors"
+            part.files[name] = _write(folder / name, group)
+            part.placed.extend(piece.placed_in(name) for piece in group)
+    return part
+
+
+def _write(path: Path, pieces: list[Piece]) -> FileEntry:
+    try:
+        save_file({piece.key: piece.stored() for piece in pieces}, path, metadata=_METADATA)
+    except SafetensorError as error:
+        raise OSError(f"{path}: {error}") from None
+    path.chmod(path.parent.stat().st_mode & 0o666)  # safetensors gives them to nobody else
+    sync(path)
+    _forget_cached(path)
+    return read_back(path, pieces)
+
+
+def read_back(path: Path, pieces: Sequence[Piece]) -> FileEntry:
+    """Size and checksum of a file of pieces, compared with them on the way.
+
+    The file is read once, a few megabytes at a time: on a CPU this takes time from the training.
+
+    Raises:
+        OSError: it cannot be read, or is not what these pieces give.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        try:
+            header = _read_header(file)
+            digest.update(header)
+            _compare(file, _in_order(json.loads(header[_LENGTH:]), pieces), digest.update)
+        except (_OtherBytesError, ValueError, KeyError, TypeError):
+            raise OSError(f"{path}: the disk gives back other bytes than were written") from None
+        return FileEntry(file.tell(), digest.hexdigest())
+
+
+class _OtherBytesError(Exception):
+    """A file is not what was written."""
+
+
+def _read_header(file: BinaryIO) -> bytes:
+    """The JSON in front of the tensors, and the eight bytes of its length."""
+    length = file.read(_LENGTH)
+    return length + file.read(min(int.from_bytes(length, "little"), _LONGEST_HEADER))
+
+
+def _in_order(header: dict[str, Any], pieces: Sequence[Piece]) -> list[Piece]:
+    """The pieces as they lie in the file, which must say of each what it is."""
+    described: dict[str, Any] = {"__metadata__": _METADATA}
+    end = 0
+    placed = sorted(pieces, key=lambda piece: header[piece.key]["data_offsets"])
+    for piece in placed:
+        begin, end = end, end + piece.values_N.nbytes
+        shape = list(piece.stored().shape)
+        described[piece.key] = {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}
+    if header != described:
+        raise _OtherBytesError
+    return placed
+
+
+def _compare(file: BinaryIO, pieces: Iterable[Piece], read: Callable[[memoryview], object]) -> None:
+    """Bytes, not numbers: a value that is not a number is no fault of the disk.
+
+    NumPy does it in this thread alone; torch would take all cores from the training.
+    """
+    words = np.empty(_CHUNK_BYTES // 4, dtype=np.int32)
+    memory = memoryview(words).cast("B")  # type: ignore[arg-type]  # an array is a buffer
+    for piece in pieces:
+        written = piece.values_N.numpy().view(np.int32)
+        for start in range(0, len(written), len(words)):
+            wanted = written[start : start + len(words)]
+            chunk = memory[: wanted.nbytes]
+            count = file.readinto(chunk)  # type: ignore[attr-defined]  # files have it
+            if count < wanted.nbytes or not np.array_equal(words[: len(wanted)], wanted):
+                raise _OtherBytesError
+            read(chunk)
+    if file.read(1):
+        raise _OtherBytesError
+
+
+def _forget_cached(path: Path) -> None:
+    """Make the next read come from the disk, where the system allows it."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(handle)

@@ -1,0 +1,1 @@
+"""Encode image shards once, ahead of training."""

@@ -1,0 +1,102 @@
+"""``showo-dist encode``: picture shards to shards of codes and features."""
+
+import argparse
+from collections.abc import Sequence
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from showo_data.shards.storage import add_storage_options, storage_of
+from showo_dist.encode.shards import EncodeSettings, FrozenEncoders, encode_shards, fingerprint
+from showo_dist.models.clip import ClipTower
+from showo_dist.models.magvitv2 import MAGVITv2
+from showo_dist.runtime.ranks import Ranks, joined
+
+
+def main_encode(argv: Sequence[str]) -> int:
+    """Encode shards with the frozen encoders, on the ranks that the launcher started.
+
+    Raises:
+        ValueError, OSError: what the user can mend, for the caller to print as one line.
+    """
+    arguments = _parser().parse_args(argv)
+    _check(arguments)
+    with joined() as ranks:
+        _encode(arguments, ranks)
+    return 0
+
+
+def _encode(arguments: argparse.Namespace, ranks: Ranks) -> None:
+    encoders = _load(arguments, ranks.device)
+    vq, clip = encoders.vq, encoders.clip
+    settings = EncodeSettings(
+        tokenizer=fingerprint(vq.encoder) if vq else None,
+        resolution=arguments.resolution or (vq.config.resolution if vq else None),
+        resize=arguments.resize,
+        condition_scale=arguments.condition_scale,
+        resize_back=arguments.resize_back,
+        keep_images=arguments.keep_images,
+        precision=arguments.precision,
+        clip=fingerprint(clip) if clip else None,
+        clip_sees=arguments.clip_sees,
+        features=arguments.features,
+    )
+    with Progress(disable=not ranks.is_first) as progress:
+        task = progress.add_task("encoding", total=None)
+        report = encode_shards(
+            arguments.urls,
+            arguments.out,
+            encoders,
+            settings,
+            ranks,
+            arguments.batch_size,
+            lambda done, total: progress.update(task, completed=done, total=total),
+            storage_of(arguments),
+        )
+    rank = f"rank {ranks.rank}: " if ranks.world > 1 else ""
+    Console().print(
+        f"{rank}{report.written} shards written, {report.skipped} were there; "
+        f"{report.samples} samples encoded, {report.unreadable} without a readable picture",
+        soft_wrap=True,
+    )
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    if not (arguments.tokenizer or arguments.clip):
+        raise ValueError("give --tokenizer, --clip, or both")
+    if arguments.clip_sees == "tokenized" and not arguments.tokenizer:
+        raise ValueError("--clip-sees tokenized: needs --tokenizer")
+
+
+def _load(arguments: argparse.Namespace, device: torch.device) -> FrozenEncoders:
+    vq = MAGVITv2.from_pretrained(arguments.tokenizer, device) if arguments.tokenizer else None
+    clip = ClipTower.from_pretrained(arguments.clip).to(device) if arguments.clip else None
+    return FrozenEncoders(vq, clip)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="showo-dist encode", description="Encode the pictures of shards to codes and features."
+    )
+    parser.add_argument("urls", nargs="+", metavar="URLS", help="shards: paths or brace patterns")
+    parser.add_argument("--tokenizer", help="folder or hub id of the tokenizer: write codes")
+    parser.add_argument("--clip", help="folder or hub id of the CLIP tower: write features")
+    parser.add_argument("--out", required=True, help="folder to write to")
+    parser.add_argument("--resolution", type=int, help="pixels; default: the tokenizer's")
+    parser.add_argument("--resize", choices=["short", "squash"], default="short")
+    parser.add_argument("--condition-scale", type=int, metavar="S", help="also RecA's condition")
+    parser.add_argument("--resize-back", action="store_true", help="enlarge the condition again")
+    parser.add_argument(
+        "--clip-sees",
+        choices=["processed", "tokenized"],
+        default="processed",
+        help="processed: for understanding (%(default)s); tokenized: for reconstruction",
+    )
+    parser.add_argument("--features", choices=["fp32", "fp16"], default="fp32", help="stored as")
+    parser.add_argument("--keep-images", action="store_true", help="keep the pictures beside them")
+    parser.add_argument("--batch-size", type=int, default=32, help="default %(default)s")
+    parser.add_argument("--precision", choices=["fp32", "bf16", "auto"], default="fp32")
+    add_storage_options(parser)
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher
+    return parser

@@ -1,0 +1,256 @@
+"""Runs the frozen encoders over picture shards once: training then reads codes or features, no pictures.
+
+The shards that are written hold the samples of the shards that are read, one for one and under the same
+keys, ``codes.npy`` or ``features.npy`` in place of the picture: a stream over the ones visits the same
+samples in the same order as over the others. A sample whose picture cannot be read is copied as it is, and
+skipped again in training.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from showo_data import clip_transform, vq_transform
+from showo_data.members import CODES, CONDITION, FEATURES, IMAGES, BadSampleError, read_image
+from showo_data.shards import OpenShards, ShardHeader, Storage, index_path, load_index, write_shard
+from showo_dist.models.clip import ClipTower
+from showo_dist.models.encoders import condition_pixels
+from showo_dist.models.magvitv2 import MAGVITv2
+from showo_dist.runtime.precision import autocast
+from showo_dist.runtime.ranks import Ranks
+
+SETTINGS_NAME = "encode.json"
+_FLOATS = {"fp32": np.float32, "fp16": np.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeSettings:
+    """What fixes the content of encoded shards.
+
+    Attributes:
+        tokenizer: the :func:`fingerprint` of its encoder; None: no codes.
+        resolution: side in pixels that pictures are brought to for the tokenizer; None without one.
+        resize: ``short`` (and crop) or ``squash``, see :func:`showo_data.vq_transform`.
+        condition_scale: also encode RecA's condition, the picture shrunk by this factor; None: do not.
+        resize_back: enlarge the condition to the picture's size again.
+        keep_images: keep the pictures beside their codes.
+        precision: ``fp32``, or ``bf16``, which flips some codes of latents near 0.
+        clip: the :func:`fingerprint` of a CLIP tower; None: no features.
+        clip_sees: ``processed``: the picture as CLIP's own processor prepares it, for understanding;
+            ``tokenized``: the tokenizer's picture, as RecA does for reconstruction.
+        features: type that features are stored in; fp16 halves them, and rounds.
+    """
+
+    tokenizer: str | None
+    resolution: int | None
+    resize: Literal["short", "squash"] = "short"
+    condition_scale: int | None = None
+    resize_back: bool = False
+    keep_images: bool = False
+    precision: str = "fp32"
+    clip: str | None = None
+    clip_sees: Literal["processed", "tokenized"] = "processed"
+    features: Literal["fp32", "fp16"] = "fp32"
+
+
+@dataclass(frozen=True)
+class FrozenEncoders:
+    """The networks that encode, in eval mode on one device; at least one of them.
+
+    Attributes:
+        vq: gives codes.
+        clip: gives features.
+    """
+
+    vq: MAGVITv2 | None = None
+    clip: ClipTower | None = None
+
+
+@dataclass
+class EncodeReport:
+    """What one rank did: shards written, shards that were there already, samples, unreadable pictures."""
+
+    written: int = 0
+    skipped: int = 0
+    samples: int = 0
+    unreadable: int = 0
+
+
+def encode_shards(
+    urls: str | Iterable[str],
+    out: str | Path,
+    encoders: FrozenEncoders,
+    settings: EncodeSettings,
+    ranks: Ranks,
+    batch_size: int = 32,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    storage: Storage | None = None,
+) -> EncodeReport:
+    """Encode every ``world``-th shard, from the rank's own on; shards that are finished are left alone.
+
+    Args:
+        urls: picture shards, as paths or brace patterns.
+        out: folder of the new shards, which keep their names.
+        encoders: on the rank's device.
+        settings: what to write.
+        ranks: this process among those that share the work.
+        batch_size: pictures per forward pass.
+        progress: called with (samples done, samples of this rank).
+        storage: how the picture shards are reached.
+
+    Raises:
+        ValueError: two shards of one name, or ``out`` was begun with other settings.
+    """
+    folder, headers = Path(out), load_index(urls, storage)
+    _check_names(headers)
+    if ranks.is_first:
+        _claim(folder, settings)
+    ranks.barrier()
+    report, own = EncodeReport(), headers[ranks.rank :: ranks.world]
+    total, done = sum(header.samples for header in own), 0
+    encoder = _Encoder(encoders, settings, ranks.device, report, storage)
+    for header in own:
+        target = folder / Path(header.path).name
+        if _is_finished(target, header):
+            report.skipped += 1
+        else:
+            write_shard(target, encoder.samples(header, batch_size))
+            report.written += 1
+        done += header.samples
+        progress(done, total)
+    ranks.barrier()
+    return report
+
+
+def fingerprint(encoder: nn.Module) -> str:
+    """SHA-256 of what codes or features depend on: names and values of an encoder's weights."""
+    digest = hashlib.sha256()
+    for name, tensor in encoder.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().numpy())
+    return digest.hexdigest()
+
+
+def _check_names(headers: Sequence[ShardHeader]) -> None:
+    seen: dict[str, str] = {}
+    for header in headers:
+        name = Path(header.path).name
+        if name in seen:
+            raise ValueError(f"two shards are called {name}: {seen[name]} and {header.path}")
+        seen[name] = header.path
+
+
+def _claim(folder: Path, settings: EncodeSettings) -> None:
+    """Note the settings in ``folder``, or find that they are the ones it was begun with."""
+    path = folder / SETTINGS_NAME
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(asdict(settings), indent=2) + "\n")
+        return
+    begun = json.loads(path.read_text())
+    different = [key for key, value in asdict(settings).items() if begun.get(key) != value]
+    if different:
+        raise ValueError(
+            f"{folder} was begun with another {', '.join(different)} "
+            f"({path.name}): name another folder, or remove this one"
+        )
+
+
+def _is_finished(target: Path, header: ShardHeader) -> bool:
+    if not target.is_file() or not index_path(str(target)).is_file():
+        return False
+    return load_index(str(target))[0].samples == header.samples
+
+
+@dataclass
+class _Encoder:
+    """Reads the samples of a shard and yields them with what is asked for in place of their pictures."""
+
+    encoders: FrozenEncoders
+    settings: EncodeSettings
+    device: torch.device
+    report: EncodeReport
+    storage: Storage | None
+
+    def samples(self, header: ShardHeader, batch_size: int) -> Iterator[dict[str, Any]]:
+        files = OpenShards(limit=1, storage=self.storage)
+        for start in range(0, header.samples, batch_size):
+            numbers = range(start, min(start + batch_size, header.samples))
+            yield from self._encoded([_read(files, header.path, i) for i in numbers])
+        files.close()
+
+    def _encoded(self, samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        pictures = [self._pixels(sample) for sample in samples]
+        readable = [s for s, p in zip(samples, pictures, strict=True) if p is not None]
+        self.report.samples += len(samples)
+        self.report.unreadable += len(samples) - len(readable)
+        if readable:
+            columns = self._columns([p for p in pictures if p is not None])
+            for i, sample in enumerate(readable):
+                self._replace(
+                    sample, {name: _npy(values_B[i]) for name, values_B in columns.items()}
+                )
+        return samples
+
+    def _pixels(self, sample: dict[str, Any]) -> dict[str, Tensor] | None:
+        """A picture ``tokenized`` and ``processed``, as far as needed; None where it cannot be read."""
+        settings, pixels = self.settings, {}
+        try:
+            picture = read_image(sample.get)
+            if settings.resolution is not None:
+                pixels["tokenized"] = vq_transform(settings.resolution, settings.resize)(picture)
+            if self.encoders.clip is not None:
+                pixels["processed"] = clip_transform(self.encoders.clip.resolution)(picture)
+        except (BadSampleError, ValueError):
+            return None
+        return pixels
+
+    def _columns(self, pictures: list[dict[str, Tensor]]) -> dict[str, np.ndarray]:
+        """The new members of a batch of samples, by extension."""
+        columns: dict[str, np.ndarray] = {}
+        with autocast(self.settings.precision, self.device):
+            if self.encoders.vq is not None:
+                pixels_B3HW = torch.stack([p["tokenized"] for p in pictures]).to(self.device)
+                columns |= self._code_columns(self.encoders.vq, pixels_B3HW)
+            if self.encoders.clip is not None:
+                pixels_B3HW = torch.stack([p[self.settings.clip_sees] for p in pictures]).to(
+                    self.device
+                )
+                features_BPC = self.encoders.clip(pixels_B3HW).float().cpu().numpy()
+                columns[FEATURES] = features_BPC.astype(_FLOATS[self.settings.features])
+        return columns
+
+    def _code_columns(self, vq: MAGVITv2, pixels_B3HW: Tensor) -> dict[str, np.ndarray]:
+        """``codes.npy`` and, where it is asked for, ``condition.npy``, in the smallest type that will do."""
+        small = np.uint16 if vq.config.codebook_size <= 2**16 else np.int32
+        pictures = {CODES: pixels_B3HW}
+        if self.settings.condition_scale is not None:
+            scale, back = self.settings.condition_scale, self.settings.resize_back
+            pictures[CONDITION] = condition_pixels(pixels_B3HW, scale, back)
+        return {name: vq.encode(p).cpu().numpy().astype(small) for name, p in pictures.items()}
+
+    def _replace(self, sample: dict[str, Any], members: dict[str, bytes]) -> None:
+        for extension in () if self.settings.keep_images else IMAGES:
+            sample.pop(extension, None)
+        sample.update(members)
+
+
+def _read(files: OpenShards, shard: str, number: int) -> dict[str, Any]:
+    table = files.table(shard)
+    members = {m.extension: files.read(shard, m) for m in table.members(number)}
+    return {"__key__": table.key(number), **members}
+
+
+def _npy(values: np.ndarray) -> bytes:
+    """An array file."""
+    stream = io.BytesIO()
+    np.save(stream, values, allow_pickle=False)
+    return stream.getvalue()

@@ -1,0 +1,90 @@
+"""WISE's layout (arXiv 2503.07265): ``PROMPT_ID.png`` for every prompt of its JSON lists."""
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+from showo_dist.evaluation.generated.benchmark import Benchmark, Prompt, keys
+from showo_dist.evaluation.generating import PictureFile
+from showo_dist.evaluation.job import Job
+from showo_dist.evaluation.results import Scores, wise_scores
+
+
+def read_prompts(path: Path) -> list[Prompt]:
+    """The prompts of one JSON list, or of all ``*.json`` of a folder, by their id.
+
+    Raises:
+        ValueError: a file is not such a list, or two prompts have the same id.
+    """
+    prompts: dict[str, Prompt] = {}
+    for file in prompt_files(path):
+        for prompt in _read_list(file):
+            if prompt.name in prompts:
+                raise ValueError(f"{file}: prompt_id {prompt.name} is there a second time")
+            prompts[prompt.name] = prompt
+    return sorted(prompts.values(), key=lambda prompt: (len(prompt.name), prompt.name))
+
+
+def prompt_files(path: Path) -> list[Path]:
+    """The file itself, or the JSON files of the folder."""
+    return sorted(path.glob("*.json")) if path.is_dir() else [path]
+
+
+def _read_list(path: Path) -> list[Prompt]:
+    try:
+        entries: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+        return [Prompt(str(entry["prompt_id"]), entry["Prompt"], entry) for entry in entries]
+    except (json.JSONDecodeError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{path}: not a JSON list of objects with Prompt and prompt_id ({error!r})"
+        ) from None
+
+
+def picture_files(index: int, prompt: Prompt, samples: int) -> list[PictureFile]:
+    """A file per sample; those after the first lie in folders of their own, one scorer run each."""
+    folders = ["images", *(f"images-{number}" for number in range(1, samples))]
+    return [
+        PictureFile(f"{folder}/{prompt.name}.png", prompt.text, (key,))
+        for folder, key in zip(folders, keys(index, samples), strict=True)
+    ]
+
+
+def scorer(job: Job, out: Path) -> str:
+    """In a checkout of WISE, once for every prompt list; its judge is a paid service."""
+    return "\n".join(
+        _score_list(file.resolve(), out) for file in prompt_files(job.arguments.prompts)
+    )
+
+
+def _score_list(prompts: Path, out: Path) -> str:
+    options = {
+        "--json_path": prompts,
+        "--image_dir": out / "images",
+        "--output_dir": out / "results",
+        "--model": "gpt-4o-2024-05-13",  # the judge that its README names
+        "--result_full": f"{prompts.stem}_full.json",
+        "--result_scores": f"{prompts.stem}_scores.jsonl",
+        "--api_key": "KEY",
+    }
+    return shlex.join(
+        ["python", "gpt_eval.py", *(str(w) for pair in options.items() for w in pair)]
+    )
+
+
+def scores(out: Path, prompts: int, samples: int) -> Scores:
+    """See :func:`showo_dist.evaluation.results.wise_scores`."""
+    return wise_scores(out, prompts)
+
+
+WISE = Benchmark(
+    help="WISE's prompts to PROMPT_ID.png",
+    prompts_help="a WISE prompt list (JSON), or the folder of all of them",
+    samples=1,
+    most_samples=None,
+    read=read_prompts,
+    files=picture_files,
+    owned=("images", "images-*"),
+    scorer=scorer,
+    scores=scores,
+)

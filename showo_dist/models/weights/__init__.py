@@ -1,0 +1,1 @@
+"""Model weights: folders, checkpoints, adapters, and what a run starts from."""

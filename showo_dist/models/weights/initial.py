@@ -1,0 +1,167 @@
+"""What a run starts from: the weights of another model, with the rows that the new one lacks or adds.
+
+Rows of the embedding table and of the head belong to text tokens, special tokens, image codes or the mask
+token (specification, section 1). A row keeps its place within its kind: text token 7 stays text token 7,
+code 7 stays code 7, the mask token stays the mask token, wherever in the table they come to lie.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from showo_dist.config.model import ShowoConfig
+from showo_dist.models.weights.folder import check_fit
+from showo_dist.models.weights.sources import Weights
+
+TABLES = ("showo.model.embed_tokens.weight", "showo.lm_head.weight", "showo.lm_head.bias")
+PROJECTOR = "mm_projector."
+RESIZE_KEY = "model.showo.resize"
+
+
+def kinds(showo: ShowoConfig) -> dict[str, int]:
+    """Rows of each kind of token, in the table's order."""
+    return {
+        "text tokens": showo.llm_vocab_size,
+        "special tokens": showo.num_new_special_tokens,
+        "image codes": showo.codebook_size,
+        "mask token": 1,
+    }
+
+
+def kept_rows(old: ShowoConfig, new: ShowoConfig) -> tuple[Tensor, Tensor]:
+    """Which rows of the old table become which of the new one.
+
+    Returns:
+        int64 (rows,) places in the old table, and in the new one.
+    """
+    old_rows, new_rows = [], []
+    old_start = new_start = 0
+    for old_count, new_count in zip(kinds(old).values(), kinds(new).values(), strict=True):
+        kept = torch.arange(min(old_count, new_count))
+        old_rows.append(old_start + kept)
+        new_rows.append(new_start + kept)
+        old_start, new_start = old_start + old_count, new_start + new_count
+    return torch.cat(old_rows), torch.cat(new_rows)
+
+
+class InitialWeights:
+    """fp32 weights of a new model: the source's, and freshly drawn ones where it has none.
+
+    What is drawn depends on the seed and the name alone: not on ranks, nor on what was drawn before.
+
+    Args:
+        showo: sizes of the new model.
+        expected: its names and shapes.
+        source: weights to start from.
+        source_showo: their sizes.
+        seed: of new rows.
+        std: standard deviation of new rows of table and head.
+
+    Attributes:
+        changes: what is not taken over as it is, one phrase each.
+
+    Raises:
+        ValueError: the source does not fit, and ``model.showo.resize`` is false or would not help.
+    """
+
+    def __init__(
+        self,
+        showo: ShowoConfig,
+        expected: Mapping[str, Tensor],
+        source: Weights,
+        source_showo: ShowoConfig,
+        *,
+        seed: int,
+        std: float,
+    ) -> None:
+        self.expected, self.source, self._seed, self._std = expected, source, seed, std
+        self.changes: list[str] = []
+        self._rows: tuple[Tensor, Tensor] | None = None
+        if kinds(source_showo) != kinds(showo):
+            self._resize(source_showo, showo)
+        self._check_rest(showo.resize)
+
+    def _resize(self, old: ShowoConfig, new: ShowoConfig) -> None:
+        described = [
+            f"{a} {name}" if a == b else f"{a} -> {b} {name}"
+            for (name, a), b in zip(kinds(old).items(), kinds(new).values(), strict=True)
+        ]
+        if not new.resize:
+            raise ValueError(
+                f"{self.source.folder}: its vocabulary has other sizes than the config "
+                f"({', '.join(described)}); set {RESIZE_KEY}=true to keep the rows that both have "
+                "and draw new ones"
+            )
+        self._rows = kept_rows(old, new)
+        self.changes.append(f"vocabulary resized ({', '.join(described)})")
+
+    def _check_rest(self, resize: bool) -> None:
+        """Everything but resized tables and a projector that comes or goes must fit as it is."""
+        found = dict(self.source.meta)
+        expected = dict(self.expected)
+        has, wants = (any(n.startswith(PROJECTOR) for n in names) for names in (found, expected))
+        if has and not wants and not resize:
+            raise ValueError(
+                f"{self.source.folder}: has a CLIP projector, but model.showo.w_clip_vit is false; "
+                f"set {RESIZE_KEY}=true to leave it out"
+            )
+        if has != wants:
+            self.changes.append("CLIP projector left out" if has else "CLIP projector drawn anew")
+            found, expected = (_without(names, (PROJECTOR,)) for names in (found, expected))
+        if self._rows is not None:
+            found, expected = (_without(names, TABLES) for names in (found, expected))
+        check_fit(self.source.folder, expected, found)
+
+    @property
+    def drawn(self) -> list[str]:
+        """Names of weights that are new in whole or in part."""
+        return [n for n in self.expected if n not in self.source.meta or self._is_resized(n)]
+
+    def read(self, name: str) -> Tensor:
+        """One whole fp32 weight, in memory of its own."""
+        if name not in self.source.meta:
+            return self._drawn(name)
+        weight = self.source.read(name).to(torch.float32, copy=True)
+        return self._placed(name, weight, self._drawn) if self._is_resized(name) else weight
+
+    def carried(self, name: str, moment: Tensor | None) -> Tensor:
+        """An AdamW moment of the source in the new model's shape; what is new has moment 0.
+
+        Args:
+            name: of the parameter.
+            moment: the source's, None when it has no such parameter.
+        """
+        if moment is None:
+            return torch.zeros(self.expected[name].shape)
+        return self._placed(name, moment, self._zeros) if self._is_resized(name) else moment
+
+    def _is_resized(self, name: str) -> bool:
+        return self._rows is not None and name in TABLES
+
+    def _placed(self, name: str, old: Tensor, fill: Callable[[str], Tensor]) -> Tensor:
+        assert self._rows is not None
+        old_rows, new_rows = self._rows
+        return fill(name).index_copy_(0, new_rows, old.float()[old_rows])
+
+    def _zeros(self, name: str) -> Tensor:
+        return torch.zeros(self.expected[name].shape)
+
+    def _drawn(self, name: str) -> Tensor:
+        """As the modules themselves start: normal tables, zero head bias, uniform projector."""
+        digest = hashlib.sha256(f"{self._seed}/{name}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        shape = self.expected[name].shape
+        if name.startswith(PROJECTOR):
+            weight = self.expected[name.rpartition(".")[0] + ".weight"]
+            bound = 1 / math.sqrt(weight.shape[1])
+            return torch.empty(shape).uniform_(-bound, bound, generator=generator)
+        if name.endswith("bias"):
+            return torch.zeros(shape)
+        return torch.empty(shape).normal_(0, self._std, generator=generator)
+
+
+def _without(tensors: Mapping[str, Tensor], prefixes: tuple[str, ...]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(prefixes)}

@@ -1,0 +1,152 @@
+"""Weights of a model folder by name, LoRA adapters merged into what they adapt."""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from showo_dist.checkpoint import CheckpointReader, is_checkpoint
+from showo_dist.checkpoint.slices import WEIGHT
+from showo_dist.models.weights.folder import (
+    CONFIG_NAME,
+    FolderWeights,
+    inner_folder,
+    local_folder,
+    read_json,
+)
+
+LORA_KEY = "lora"  # of config.json, in folders that hold adapters
+A_SUFFIX, B_SUFFIX = ".lora_A.default.weight", ".lora_B.default.weight"
+
+
+class Weights(Protocol):
+    """Named tensors that are read one at a time.
+
+    Attributes:
+        folder: where they come from, for messages.
+        meta: shape and dtype of each, on the meta device.
+    """
+
+    folder: Path
+    meta: dict[str, Tensor]
+
+    def read(self, name: str) -> Tensor:
+        """One whole tensor on the CPU."""
+
+
+def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256 of named tensors in fp32, by name."""
+    digest = hashlib.sha256()
+    for name, tensor in tensors:
+        digest.update(f"{name} {list(tensor.shape)} ".encode())
+        digest.update(tensor.detach().float().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+class CheckpointWeights:
+    """The fp32 weights of a training checkpoint, put together from the parts of its ranks.
+
+    Args:
+        folder: of the checkpoint.
+        check: compare the files with their checksums first.
+
+    Raises:
+        ValueError: a file of it has changed; it is named.
+    """
+
+    def __init__(self, folder: Path, check: bool = True) -> None:
+        self.folder = folder
+        self._reader = CheckpointReader(folder, check=check, only_weights=True)
+        self.meta = {
+            name: torch.empty(self._reader.shape(WEIGHT, name), device="meta")
+            for name in self._reader.names()
+        }
+
+    def read(self, name: str) -> Tensor:
+        """One whole fp32 weight."""
+        return self._reader.read(WEIGHT, name)
+
+
+class MergedWeights:
+    """Frozen weights with adapters added: ``W + alpha/rank · B A``, in fp32.
+
+    Args:
+        base: what the adapters were trained over.
+        adapters: a folder of adapters and of weights that were trained whole, which replace the base's.
+        record: the adapters' entry of ``config.json``.
+
+    Raises:
+        ValueError: the base is not the one that they were trained over.
+    """
+
+    def __init__(self, base: Weights, adapters: Weights, record: dict[str, Any]) -> None:
+        self.folder = adapters.folder
+        self._base, self._adapters = base, adapters
+        self._scale = record["alpha"] / record["rank"]
+        whole = {n: t for n, t in adapters.meta.items() if not n.endswith((A_SUFFIX, B_SUFFIX))}
+        frozen = {name: tensor for name, tensor in base.meta.items() if name not in whole}
+        check_base(record, fingerprint((n, base.read(n)) for n in sorted(frozen)), adapters.folder)
+        merged = {n: torch.empty_like(t, dtype=torch.float32) for n, t in frozen.items()}
+        self.meta = merged | whole
+
+    def read(self, name: str) -> Tensor:
+        """One merged tensor."""
+        if name in self._adapters.meta:
+            return self._adapters.read(name)
+        weight = self._base.read(name).float()
+        stem = name.removesuffix(".weight")
+        if stem + A_SUFFIX not in self._adapters.meta:
+            return weight
+        a_RI, b_OR = (self._adapters.read(stem + s).float() for s in (A_SUFFIX, B_SUFFIX))
+        return weight + (b_OR @ a_RI) * self._scale
+
+
+def check_base(record: dict[str, Any], found: str, folder: Path) -> None:
+    """Whether frozen weights are those that adapters were trained over.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if found != record["base_sha256"]:
+        raise ValueError(
+            f"{folder}: its adapters were trained over other weights than those that are now at "
+            f"{record['base']}"
+        )
+
+
+def adapter_record(folder: Path) -> dict[str, Any] | None:
+    """What a folder's ``config.json`` says about adapters; None for a folder of whole weights."""
+    return read_json(inner_folder(folder) / CONFIG_NAME).get(LORA_KEY)
+
+
+def open_weights(folder: Path, check: bool = True) -> Weights:
+    """The weights of a checkpoint or model folder; adapters are merged into what they were trained over.
+
+    Args:
+        folder: with ``config.json``.
+        check: compare a checkpoint's files with their checksums first.
+
+    Raises:
+        FileNotFoundError, ValueError: a file is missing or cannot be read, or the adapters' base has changed.
+    """
+    record = adapter_record(folder)
+    own = own_weights(folder, check)
+    if record is None:
+        return own
+    try:
+        base = open_weights(local_folder(record["base"]))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{folder}: what its adapters belong to: {error}") from None
+    return MergedWeights(base, own, record)
+
+
+def own_weights(folder: Path, check: bool = True) -> Weights:
+    """What a folder itself holds: of a LoRA run, adapters and what was trained whole.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`open_weights`.
+    """
+    return CheckpointWeights(folder, check) if is_checkpoint(folder) else FolderWeights(folder)

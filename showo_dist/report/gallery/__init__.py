@@ -1,0 +1,8 @@
+"""A page to look at: pictures of checkpoints side by side, the rounds of a picture, training curves."""
+
+
+def main(argv: list[str]) -> int:
+    """``showo-dist gallery``; see :mod:`showo_dist.report.gallery.cli`."""
+    from showo_dist.report.gallery.cli import main as show
+
+    return show(argv)

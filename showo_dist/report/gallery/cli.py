@@ -1,0 +1,151 @@
+"""``showo-dist gallery RUN…``: paint with every checkpoint, then show the page or leave it in a folder."""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.progress import track
+
+from showo_dist.evaluation.asking import write_text
+from showo_dist.generation.loading import read_model_config
+from showo_dist.report.gallery.generating import Painted, Settings, painted_by
+from showo_dist.report.gallery.page import page
+from showo_dist.report.gallery.runs import Run, find_runs
+from showo_dist.report.gallery.serving import GalleryServer
+
+INDEX = "index.html"
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The page of some runs, in a folder of its own."""
+
+    runs: list[Run]
+    painted: list[Painted]
+    settings: Settings
+    out: Path
+
+    def write(self) -> None:
+        """Write the page anew: the pictures as they are, the curves as they are by now."""
+        title = "Gallery: " + ", ".join(run.name for run in self.runs)
+        write_text(self.out / INDEX, page(title, self.runs, self.painted, self.settings))
+
+
+def build(
+    runs: list[Run], settings: Settings, out: Path, device: str | None = None, batch: int = 8
+) -> Gallery:
+    """Paint what is missing, progress shown, and write the page.
+
+    Raises:
+        ValueError, OSError: a checkpoint cannot be read.
+    """
+    checkpoints = [checkpoint for run in runs for checkpoint in run.checkpoints]
+    painted = [
+        painted_by(checkpoint, settings, out, device, batch)
+        for checkpoint in track(checkpoints, description="painting")
+    ]
+    gallery = Gallery(runs, painted, settings, out)
+    gallery.write()
+    return gallery
+
+
+def read_prompts(arguments: argparse.Namespace, runs: list[Run]) -> tuple[str, ...]:
+    """From the command line, else those that the last run painted while it trained.
+
+    Raises:
+        ValueError: the file cannot be read, or there are none.
+    """
+    if arguments.prompt:
+        return tuple(arguments.prompt)
+    path = arguments.prompts or _validation_prompts(runs[-1])
+    try:
+        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    except OSError as error:
+        raise ValueError(
+            f"{path}: {error.strerror}; name prompts with --prompts or --prompt"
+        ) from None
+    prompts = tuple(line for line in lines if line)[: arguments.limit]
+    if not prompts:
+        raise ValueError(f"{path}: holds no prompts")
+    return prompts
+
+
+def _validation_prompts(run: Run) -> str:
+    folder = run.checkpoints[-1].folder
+    path = read_model_config(folder).dataset.params.validation_prompts_file
+    if path is None:
+        raise ValueError(
+            f"{folder}: its config names no prompts: add --prompts FILE or --prompt TEXT"
+        )
+    return path
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("showo-dist gallery", description=__doc__)
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="run, folder of runs, or checkpoint"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="export to this folder, and do not serve; default: RUN/gallery"
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to serve at (%(default)s)")
+    parser.add_argument("--port", type=int, default=8642, help="0: any free one (%(default)s)")
+    parser.add_argument("--prompts", type=Path, help="text file, one prompt per line")
+    parser.add_argument("--prompt", action="append", metavar="TEXT", help="repeat for more")
+    parser.add_argument("--limit", type=int, default=8, help="most prompts of a file (%(default)s)")
+    parser.add_argument(
+        "--columns", type=int, default=4, help="most checkpoints of a run (%(default)s)"
+    )
+    parser.add_argument(
+        "--frames", type=int, default=2, help="prompts whose rounds are kept (%(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of all random numbers")
+    parser.add_argument("--steps", type=int, help="rounds per picture; default: the config's")
+    parser.add_argument("--guidance", type=float, help="w of guidance; default: the config's")
+    parser.add_argument("--batch", type=int, default=8, help="painted together (%(default)s)")
+    parser.add_argument("--device", help="default: the GPU if there is one")
+    parser.add_argument("--vq-model", help="image tokenizer instead of the config's")
+    parser.add_argument("--tokenizer", help="text tokenizer instead of the config's")
+    parser.add_argument("--clip-model", help="CLIP tower instead of the config's")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Export or serve; returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    for name in ("columns", "steps", "batch", "limit", "frames"):
+        value, least = getattr(arguments, name), 0 if name == "frames" else 1
+        if value is not None and value < least:
+            raise ValueError(f"--{name} {value}: expected {least} or more")
+    runs = find_runs(arguments.runs, arguments.columns)
+    settings = Settings(
+        read_prompts(arguments, runs),
+        arguments.seed,
+        arguments.steps,
+        arguments.guidance,
+        arguments.frames,
+        arguments.vq_model,
+        arguments.tokenizer,
+        arguments.clip_model,
+    )
+    out = arguments.out or arguments.runs[0] / "gallery"
+    gallery = build(runs, settings, out, arguments.device, arguments.batch)
+    if arguments.out is not None:
+        print(f"{out / INDEX}")
+        return 0
+    return serve(gallery, arguments.host, arguments.port)
+
+
+def serve(gallery: Gallery, host: str, port: int) -> int:
+    """Serve until interrupted; returns the exit code.
+
+    Raises:
+        OSError: the address cannot be had.
+    """
+    with GalleryServer((host, port), gallery.out, gallery.write) as server:
+        print(f"{server.url}  (Ctrl-C ends it)", flush=True)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            print()
+    return 0

@@ -1,0 +1,123 @@
+"""Pictures of a model in training: what it rebuilds, and what it paints from text."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from showo_data import MicroBatch
+from showo_dist.config import TrainConfig
+from showo_dist.generation.pipeline import paint_options
+from showo_dist.generation.sampling import Painter, paint
+from showo_dist.logging.grids import labelled_grid
+from showo_dist.models.encoders import Encoders
+from showo_dist.models.magvitv2.pictures import to_images
+from showo_dist.models.showo import ShowO
+from showo_dist.sequences import Sequence, TextEncoder, Vocabulary, pack
+from showo_dist.training.tasks import SequenceMaker
+
+SHOWN = 6  # pictures per grid
+DEFAULT_PROMPTS = (
+    "a red apple on a wooden table",
+    "a small boat on a lake at dusk",
+    "two cats asleep on a sofa",
+    "a street in the rain at night",
+    "a bowl of noodles with an egg",
+    "a lighthouse above a stormy sea",
+)
+
+
+class PictureMaker:
+    """Makes the grids of ``experiment.generate_every``.
+
+    Args:
+        config, text, vocabulary, encoders: those of the run.
+    """
+
+    def __init__(
+        self, config: TrainConfig, text: TextEncoder, vocabulary: Vocabulary, encoders: Encoders
+    ) -> None:
+        self.config, self.text, self.vocabulary, self.encoders = config, text, vocabulary, encoders
+        self.prompts = self._read_prompts()
+        self.maker = SequenceMaker(config, text, vocabulary, encoders)
+
+    def _read_prompts(self) -> list[str]:
+        path = self.config.dataset.params.validation_prompts_file
+        if path is None:
+            return list(DEFAULT_PROMPTS)
+        try:
+            lines = Path(path).read_text(encoding="utf-8").splitlines()
+        except OSError as error:
+            raise ValueError(
+                f"dataset.params.validation_prompts_file = {path}: {error.strerror}"
+            ) from None
+        return [line.strip() for line in lines if line.strip()][:SHOWN]
+
+    @torch.no_grad()
+    def __call__(
+        self, model: ShowO, batch: MicroBatch | None
+    ) -> Iterator[tuple[str, Image.Image, str]]:
+        """(name, picture, caption) of every grid."""
+        yield "t2i", self._painted(model), " | ".join(self.prompts)
+        for flow in ("t2i", "recon"):
+            if batch is not None and batch.samples.get(flow):
+                yield (
+                    f"rebuilt-{flow}",
+                    self._rebuilt(model, flow, batch),
+                    "original, tokenizer, prediction",
+                )
+
+    def _decode(self, codes_BN: Tensor) -> list[Image.Image]:
+        assert self.encoders.vq is not None
+        device = next(self.encoders.vq.parameters()).device
+        return to_images(self.encoders.vq.decode(codes_BN.to(device)))
+
+    def _painted(self, model: ShowO) -> Image.Image:
+        painter = Painter(
+            model,
+            self.vocabulary,
+            [self.text.encode(prompt) for prompt in self.prompts],
+            budget=self.config.dataset.preprocessing.max_seq_length,
+            options=paint_options(self.config),
+            tokens=self.config.model.showo.num_vq_tokens,
+        )
+        device = painter.codes_BN.device
+        generator = torch.Generator(device).manual_seed(self.config.training.seed)
+        return labelled_grid([self._decode(paint(painter, generator))], self.prompts, ["painted"])
+
+    def _rebuilt(self, model: ShowO, flow: str, batch: MicroBatch) -> Image.Image:
+        """Original, what the tokenizer keeps of it, and the model's guess of the masked codes."""
+        samples = batch.samples[flow][:SHOWN]
+        sequences = self.maker(MicroBatch({flow: samples}))
+        codes_BN = torch.stack(self.encoders.codes(samples))
+        rows = [self._decode(codes_BN), self._decode(self._guess(model, sequences, codes_BN))]
+        titles = ["tokenizer", "prediction"]
+        pixels = [s.image_3HW for s in samples]
+        if all(p is not None for p in pixels):
+            rows.insert(0, to_images(torch.stack([p for p in pixels if p is not None])))
+            titles.insert(0, "original")
+        rates = [f"{s.masking_rate:.0%} masked" for s in sequences]
+        return labelled_grid(rows, rates, titles)
+
+    def _guess(self, model: ShowO, sequences: list[Sequence], codes_BN: Tensor) -> Tensor:
+        """Codes with the most likely ones in the masked places."""
+        device = next(model.parameters()).device
+        packed = pack(
+            sequences,
+            pad_id=self.vocabulary.pad,
+            feature_width=model.feature_width,
+            multiple_of=model.token_multiple,
+        )
+        logits_PV = model(packed.to(device), logit_rows=packed.label_rows_P.to(device))
+        first, last = self.vocabulary.image_offset, self.vocabulary.mask
+        best_P = logits_PV[:, first:last].argmax(dim=-1).cpu()
+        guess_BN, start = codes_BN.clone(), 0
+        for row, sequence in enumerate(sequences):
+            count = len(sequence.label_rows_P)
+            image = sequence.targets_P >= first  # leaves out soi and eoi, which t2i predicts too
+            places = sequence.label_rows_P[image] - (len(sequence) - 1 - codes_BN.shape[1])
+            guess_BN[row, places] = best_P[start : start + count][image]
+            start += count
+        return guess_BN

@@ -1,0 +1,123 @@
+"""Steps that were skipped because loss or gradient was not finite: which samples, and when it is enough."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch.distributed as dist
+
+from showo_data import MicroBatch, Sample
+from showo_dist.checkpoint.folders import complete_checkpoints, step_of
+from showo_dist.logging.records import drop_after, open_lines, read_metrics
+from showo_dist.runtime.exits import StoppedError
+from showo_dist.training.step import StepLosses
+from showo_launch.exit_codes import NON_FINITE
+
+FILE = "nonfinite.jsonl"
+_Line = dict[str, int | str]
+
+
+class NonFiniteSteps:
+    """Told of every step; all ranks alike.
+
+    A skipped step changes no weight, so a checkpoint is good once a later step was finite. While steps are
+    being skipped none should be written: :attr:`in_a_row` says so.
+
+    Args:
+        run: the run's folder, where the first rank writes ``nonfinite.jsonl``.
+        limit: steps in a row that end the run.
+        say: takes one line for the log.
+        rank: of this process.
+        start_step: steps done before; lines of later ones are removed.
+
+    Attributes:
+        in_a_row: skipped steps since the last finite one, or since the process began.
+        total: skipped steps of the run; counted on the first rank alone.
+    """
+
+    def __init__(
+        self, run: Path, limit: int, say: Callable[[str], None], rank: int, start_step: int
+    ) -> None:
+        self.run, self.limit, self.say, self.rank = run, limit, say, rank
+        self.in_a_row = self.total = 0
+        self._last_finite = -1
+        if rank == 0:
+            drop_after(run / FILE, start_step)
+            self.total = len({line["step"] for line in read_metrics(run / FILE)})
+
+    @property
+    def are_too_many(self) -> bool:
+        """Whether the run should end."""
+        return self.in_a_row >= self.limit
+
+    def __call__(self, step: int, losses: StepLosses, window: Sequence[MicroBatch]) -> None:
+        """Note how a step went; collective when it was skipped.
+
+        Args:
+            step: its number.
+            losses: what came out.
+            window: the samples of its micro-steps on this rank.
+        """
+        if losses.applied:
+            self.in_a_row, self._last_finite = 0, step
+            return
+        self.in_a_row += 1
+        self.total += 1
+        lines = _over_all_ranks(step, self.rank, losses.bad_flows, window)
+        if self.rank == 0:
+            with open_lines(self.run / FILE) as file:
+                file.writelines(json.dumps(line) + "\n" for line in lines)
+        self.say(_told(step, lines))
+
+    def end(self, step: int) -> StoppedError:
+        """What ends the run after ``step``; names the last good checkpoint, so no save may be under way."""
+        good = [p for p in complete_checkpoints(self.run) if step_of(p) < self._last_finite]
+        where = f"the last good checkpoint is {good[-1]}" if good else "there is no good checkpoint"
+        return StoppedError(
+            NON_FINITE,
+            f"fault.max_nonfinite_in_a_row = {self.limit}: the loss or gradient of as many steps was not "
+            f"finite, the last of them step {step}; {where}; the samples are in {self.run / FILE}",
+        )
+
+
+def _over_all_ranks(
+    step: int, rank: int, bad_flows: Sequence[set[str]], window: Sequence[MicroBatch]
+) -> list[_Line]:
+    """The suspects of all ranks: samples of the flows and micro-steps whose loss was not finite, or all
+    samples of the step where every loss was and only the gradient was not."""
+    pairs = list(zip(window, bad_flows, strict=True))
+    own = (
+        [_line(step, rank, "loss", s) for batch, bad in pairs for s in _samples(batch, bad)],
+        [_line(step, rank, "gradient", s) for batch in window for s in _samples(batch, None)],
+    )
+    parts = [own] * dist.get_world_size()
+    dist.all_gather_object(parts, own)
+    by_loss = [line for part, _ in parts for line in part]
+    return by_loss or [line for _, part in parts for line in part]
+
+
+def _samples(batch: MicroBatch, flows: set[str] | None) -> list[Sample]:
+    groups = batch.samples.items()
+    return [s for flow, group in groups if flows is None or flow in flows for s in group]
+
+
+def _line(step: int, rank: int, what: str, sample: Sample) -> _Line:
+    return {
+        "step": step,
+        "rank": rank,
+        "what": what,
+        "flow": sample.flow,
+        "position": sample.position,
+        "shard": sample.shard,
+        "key": sample.key,
+    }
+
+
+def _told(step: int, lines: Sequence[_Line]) -> str:
+    what = lines[0]["what"] if lines else "gradient"
+    flows = ", ".join(sorted({str(line["flow"]) for line in lines}))
+    ranks = ", ".join(map(str, sorted({int(line["rank"]) for line in lines})))
+    return (
+        f"step {step} skipped on all ranks: its {what} is not finite; suspected are {len(lines)} samples "
+        f"({flows}) of rank {ranks}, see {FILE}"
+    )
