@@ -60,7 +60,7 @@ def _texts(count: int, longest: int) -> list[int]:
 
 
 def layouts(sizes: Sizes) -> list[tuple[Documents, int]]:
-    """Documents of each flow (specification, section 4) with the length that they are padded to."""
+    """Documents of each flow (docs/specification.md, section 4) with the length that they are padded to."""
     n, image, clip = sizes.documents, sizes.image, Span(sizes.clip, True, True)
     t2i = [[Span(t), Span(image + 2, True)] for t in _texts(n, sizes.t2i_length - image - 2)]
     mmu = [[Span(30), clip, Span(t)] for t in _texts(n, sizes.mmu_text)]

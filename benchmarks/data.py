@@ -1,4 +1,4 @@
-"""What reading costs: pictures and encoded samples per second of one worker, first batch, resume, memory.
+"""What reading costs: images and encoded samples per second of one worker, first batch, resume, memory.
 
     python benchmarks/data.py --json data.json
 
@@ -47,7 +47,7 @@ def photograph(rng: np.random.Generator, width: int = 640, height: int = 480) ->
 
 
 def codes(rng: np.random.Generator) -> bytes:
-    """1024 codes of a 512-px picture, as ``showo-dist encode`` writes them."""
+    """1024 codes of a 512-px image, as ``showo-dist encode`` writes them."""
     stream = io.BytesIO()
     np.save(stream, rng.integers(0, 8192, 1024).astype(np.uint16))
     return stream.getvalue()
@@ -63,13 +63,13 @@ def spec(urls: tuple[str, ...], kind: Any, resolution: int, **options: Any) -> F
     return FlowSpec(flow="f", kind=kind, urls=urls, batch=BATCH, transform=transform, **options)
 
 
-def bare(pictures: list[bytes], resolution: int) -> None:
+def bare(images: list[bytes], resolution: int) -> None:
     """Decode, resize the short side, crop, to tensor: nothing else."""
-    for data in pictures:
-        picture = Image.open(io.BytesIO(data)).convert("RGB")
-        scale = resolution / min(picture.size)
-        size = (int(picture.width * scale), int(picture.height * scale))
-        resized = picture.resize(size, Image.Resampling.BICUBIC)
+    for data in images:
+        image = Image.open(io.BytesIO(data)).convert("RGB")
+        scale = resolution / min(image.size)
+        size = (int(image.width * scale), int(image.height * scale))
+        resized = image.resize(size, Image.Resampling.BICUBIC)
         left, top = ((length - resolution) // 2 for length in size)
         square = resized.crop((left, top, left + resolution, top + resolution))
         pixels_HW3 = torch.from_numpy(np.array(square))
@@ -80,11 +80,11 @@ def plain_webdataset(shard: str, resolution: int) -> webdataset.WebDataset:
     """webdataset's own pipeline, bytes shuffled before decoding, with our transform."""
     transform = vq_transform(resolution)
 
-    def picture(sample: dict[str, Any]) -> Tensor:
+    def image(sample: dict[str, Any]) -> Tensor:
         return transform(sample["jpg"])
 
     data = webdataset.WebDataset(shard, shardshuffle=False).shuffle(100)
-    return data.decode("pilrgb").map(picture)
+    return data.decode("pilrgb").map(image)
 
 
 def read_all(flow: FlowSpec, count: int) -> None:
@@ -107,19 +107,19 @@ def one_webdataset_worker(shard: str, resolution: int) -> Iterator[Any]:
     return iter(torch.utils.data.DataLoader(data, BATCH, num_workers=1))
 
 
-def picture_rows(folder: Path, resolution: int, count: int, repeats: int) -> list[dict[str, Any]]:
-    """Bare loop, our source and loader, and webdataset's, on the same pictures; loaders are running."""
+def image_rows(folder: Path, resolution: int, count: int, repeats: int) -> list[dict[str, Any]]:
+    """Bare loop, our source and loader, and webdataset's, on the same images; loaders are running."""
     rng = np.random.default_rng(0)
-    pictures = [photograph(rng) for _ in range(count)]
+    images = [photograph(rng) for _ in range(count)]
     shard = written(
         folder,
-        f"pictures-{resolution}",
-        ({"__key__": f"{i:05d}", "jpg": data} for i, data in enumerate(pictures)),
+        f"images-{resolution}",
+        ({"__key__": f"{i:05d}", "jpg": data} for i, data in enumerate(images)),
     )
     flow = spec((shard,), "image", resolution)
     ours, theirs = one_worker(flow), one_webdataset_worker(shard, resolution)
     sides: dict[str, Side] = {
-        "bare loop": lambda clock: clock("s", lambda: bare(pictures, resolution)),
+        "bare loop": lambda clock: clock("s", lambda: bare(images, resolution)),
         "showo_data": lambda clock: clock("s", lambda: read_all(flow, count)),
         "webdataset": lambda clock: clock(
             "s", lambda: sum(1 for _ in plain_webdataset(shard, resolution))
@@ -141,7 +141,7 @@ def _rate(name: str, count: int, timing: Any) -> dict[str, Any]:
 def encoded_rows(folder: Path, repeats: int, count: int = 4000) -> list[dict[str, Any]]:
     rng = np.random.default_rng(1)
     samples = (
-        {"__key__": f"{i:05d}", "codes.npy": codes(rng), "txt": f"a caption of picture {i}"}
+        {"__key__": f"{i:05d}", "codes.npy": codes(rng), "txt": f"a caption of image {i}"}
         for i in range(count)
     )
     flow = spec((written(folder, "encoded", samples),), "caption", 512)
@@ -186,12 +186,12 @@ def findings(rows: list[dict[str, Any]], folder: Path, resolutions: list[int]) -
         )
         found[f"{side} px: workers for {NEEDED_PER_S} samples/s"] = NEEDED_PER_S / ours
     found["encoded samples/s of one worker, by CPU time"] = rate["encoded, showo_data"]
-    pictures = spec((str(folder / f"pictures-{resolutions[-1]}.tar"),), "image", resolutions[-1])
-    found["first batch, 1 worker, s"] = first_batch_s(pictures, 0, workers=1)
+    images = spec((str(folder / f"images-{resolutions[-1]}.tar"),), "image", resolutions[-1])
+    found["first batch, 1 worker, s"] = first_batch_s(images, 0, workers=1)
     urls = long_index(folder)
     assert sum(header.samples for header in load_index(urls)) == 10**7
     found["first batch at 10^6 of 10^7 samples, s"] = first_batch_s(spec(urls, "text", 64), START)
-    found |= memory(pictures, resolutions[-1])
+    found |= memory(images, resolutions[-1])
     return found
 
 
@@ -208,7 +208,7 @@ def memory(flow: FlowSpec, resolution: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--pictures", type=int, default=100, help="per resolution")
+    parser.add_argument("--images", type=int, default=100, help="per resolution")
     parser.add_argument("--resolutions", type=int, nargs="+", default=[256, 512])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=Path, help="also write the rows there")
@@ -218,10 +218,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder, rows = Path(name), []
         for resolution in options.resolutions:
-            rows += picture_rows(folder, resolution, options.pictures, options.repeats)
+            rows += image_rows(folder, resolution, options.images, options.repeats)
         rows += encoded_rows(folder, options.repeats)
         found = findings(rows, folder, options.resolutions)
-        settings = {"pictures": options.pictures, "repeats": options.repeats, "batch": BATCH}
+        settings = {"images": options.images, "repeats": options.repeats, "batch": BATCH}
         report("data", rows, found, settings, options)
 
 

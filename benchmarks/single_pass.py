@@ -38,7 +38,7 @@ from showo_dist.sequences.masking import (
 from showo_dist.training.metrics import Work
 from showo_kernels import TanhGELU, Visibility, build_plan, select_backend
 
-SYSTEM_TOKENS = 28  # specification, section 3
+SYSTEM_TOKENS = 28  # docs/specification.md, section 3
 MMU_TEXT, MMU_ANSWER = (64, 224), 0.7  # tokens of a conversation, and the share that is supervised
 PROMPT_TEXT = (15, 35)  # tokens of a request for a description
 

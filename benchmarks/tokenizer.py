@@ -3,7 +3,7 @@
     python benchmarks/tokenizer.py runs/mini/tokenizer/final 'data/mini/val-*.tar'
 
 Prints fidelity (PSNR, objects that the checker reads back from reconstructions), codes in use, the time to
-encode a picture, and how many codes change with the batch size and with bf16.
+encode an image, and how many codes change with the batch size and with bf16.
 """
 
 import argparse
@@ -15,37 +15,37 @@ import torch
 from torch import Tensor
 
 from showo_data import FlowSpec, Sample, Source, vq_transform
-from showo_data.mini import read_picture
+from showo_data.mini import read_image
 from showo_dist.models.magvitv2 import MAGVITv2
-from showo_dist.models.magvitv2.pictures import to_images
+from showo_dist.models.magvitv2.images import to_images
 from showo_dist.runtime.precision import autocast
 from showo_dist.tokenizer.metrics import evaluate
 
 CPU = torch.device("cpu")
 
 
-def pictures(urls: list[str], resolution: int, limit: int) -> Tensor:
-    """The first ``limit`` pictures of some shards."""
+def images(urls: list[str], resolution: int, limit: int) -> Tensor:
+    """The first ``limit`` images of some shards."""
     transform = vq_transform(resolution)
     source = Source(
         FlowSpec(flow="image", kind="image", urls=tuple(urls), batch=1, transform=transform)
     )
     samples = [source[i] for i in range(min(limit, len(source)))]
     found = [s.image_3HW for s in samples if isinstance(s, Sample)]
-    return torch.stack([picture for picture in found if picture is not None])
+    return torch.stack([image for image in found if image is not None])
 
 
 @torch.no_grad()
-def reconstruct(model: MAGVITv2, pixels_B3HW: Tensor) -> Tensor:
+def tokenizer_roundtrip(model: MAGVITv2, pixels_B3HW: Tensor) -> Tensor:
     return torch.cat([model.decode(model.encode(part)) for part in pixels_B3HW.split(16)])
 
 
 def read_back(pixels_B3HW: Tensor, output_B3HW: Tensor) -> tuple[float, float]:
-    """Objects whose colour and shape survive, and pictures whose objects are all as before."""
+    """Objects whose colour and shape survive, and images whose objects are all as before."""
     kept = total = same = 0
     for before, after in zip(to_images(pixels_B3HW), to_images(output_B3HW), strict=True):
         wanted, seen = (
-            Counter((o.colour, o.shape) for o in read_picture(i)) for i in (before, after)
+            Counter((o.colour, o.shape) for o in read_image(i)) for i in (before, after)
         )
         kept, total = kept + (wanted & seen).total(), total + wanted.total()
         same += wanted == seen
@@ -53,7 +53,7 @@ def read_back(pixels_B3HW: Tensor, output_B3HW: Tensor) -> tuple[float, float]:
 
 
 def flips(model: MAGVITv2, pixels_B3HW: Tensor) -> dict[str, float]:
-    """Share of codes that differ from those of pictures encoded one by one in fp32."""
+    """Share of codes that differ from those of images encoded one by one in fp32."""
     single = torch.cat([model.encode(part) for part in pixels_B3HW.split(1)])
     batch = torch.cat([model.encode(part) for part in pixels_B3HW.split(32)])
     with autocast("bf16", CPU):
@@ -65,7 +65,7 @@ def flips(model: MAGVITv2, pixels_B3HW: Tensor) -> dict[str, float]:
 
 
 def encode_ms(model: MAGVITv2, pixels_B3HW: Tensor, precision: str) -> float:
-    """CPU milliseconds per picture on one core, the best of five batches of 32."""
+    """CPU milliseconds per image on one core, the best of five batches of 32."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     times = []
@@ -82,13 +82,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("tokenizer")
     parser.add_argument("shards")
-    parser.add_argument("--pictures", type=int, default=400)
+    parser.add_argument("--images", type=int, default=400)
     arguments = parser.parse_args()
     model = MAGVITv2.from_pretrained(arguments.tokenizer)
-    pixels = pictures(sorted(glob(arguments.shards)), model.config.resolution, arguments.pictures)
-    objects, whole = read_back(pixels, reconstruct(model, pixels))
+    pixels = images(sorted(glob(arguments.shards)), model.config.resolution, arguments.images)
+    objects, whole = read_back(pixels, tokenizer_roundtrip(model, pixels))
     rows = {name.removeprefix("eval/"): v for name, v in evaluate(model, pixels).metrics.items()}
-    rows |= {"objects read back": objects, "pictures read back whole": whole}
+    rows |= {"objects read back": objects, "images read back whole": whole}
     rows |= flips(model, pixels)
     rows |= {f"encode {p}, CPU ms": encode_ms(model, pixels, p) for p in ("fp32", "bf16")}
     for name, value in rows.items():

@@ -1,4 +1,4 @@
-"""``showo-dist mini``: the whole story in one command, from drawing the pictures to the report.
+"""``showo-dist mini``: the whole story in one command, from drawing the images to the report.
 
 Every stage is one of the project's own commands in processes of its own; a second call goes on behind the
 last stage that was finished, and inside a training stage from its last checkpoint.
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from showo_dist.recipe import Stage, Story, launched, tool
+from showo_dist.recipe import Stage, StageRunner, launched, tool
 
 CONFIGS = Path("configs/mini")
 TEXT_TOKENS = 512
@@ -60,21 +60,19 @@ def _evaluate(places: Places, run: str, checkpoint: str, limit: int) -> list[str
 
 
 def stages(
-    places: Places, ranks: int, pictures: int, limit: int, changes: list[str]
+    places: Places, ranks: int, images: int, limit: int, changes: list[str]
 ) -> Iterator[Stage]:
     """The story in order.
 
     Args:
         places: folders.
         ranks: training processes, 1 or 2.
-        pictures: training pictures, a multiple of 1,000 (one shard each).
-        limit: evaluation prompts per category, and held-out pictures to ask about.
+        images: training images, a multiple of 1,000 (one shard each).
+        limit: evaluation prompts per category, and held-out images to ask about.
         changes: ``key=value`` for both Show-o trainings.
     """
-    train, encoded = places.shards("train", pictures // 1000), places.data / "encoded"
-    yield Stage(
-        "draw the world", [tool("mini-data", str(places.data), "--pictures", str(pictures))]
-    )
+    train, encoded = places.shards("train", images // 1000), places.data / "encoded"
+    yield Stage("draw the world", [tool("mini-data", str(places.data), "--images", str(images))])
     text_tokenizer = tool(
         *("text-tokenizer", "--out", f"{places.data}/text_tokenizer"),
         *("--size", str(TEXT_TOKENS), "--texts", train, places.shards("text", 4)),
@@ -84,7 +82,7 @@ def stages(
     tokenizer = f"{places.runs}/tokenizer"
     settings = [
         *(f"config={CONFIGS}/tokenizer.yaml", f"experiment.output_dir={tokenizer}"),
-        f"dataset.shards={places.shards('patchwork', pictures // 1000)}",
+        f"dataset.shards={places.shards('patchwork', images // 1000)}",
         f"dataset.validation_shards={places.shards('val', 1)}",
     ]
     yield Stage("image tokenizer", [_launched(ranks, "showo_dist.tokenizer", *settings)])
@@ -122,26 +120,26 @@ def _digest(stage: Stage) -> str:
 
 
 def main(argv: list[str]) -> int:
-    """``showo-dist mini [--data DIR] [--runs DIR] [--ranks N] [--pictures N] [key=value …]``."""
+    """``showo-dist mini [--data DIR] [--runs DIR] [--ranks N] [--images N] [key=value …]``."""
     gpus = torch.cuda.device_count()
     parser = argparse.ArgumentParser(prog="showo-dist mini", description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("data/mini"), help="default %(default)s")
     parser.add_argument("--runs", type=Path, default=Path("runs/mini"), help="default %(default)s")
     parser.add_argument("--ranks", type=int, choices=(1, 2), default=min(2, gpus) if gpus else 2)
-    parser.add_argument("--pictures", type=int, default=10_000, help="default %(default)s")
+    parser.add_argument("--images", type=int, default=10_000, help="default %(default)s")
     parser.add_argument("--limit", type=int, default=100, help="of the evaluation (%(default)s)")
     parser.add_argument("changes", nargs="*", metavar="key=value", help="for the Show-o trainings")
     arguments = parser.parse_args(argv)
-    if arguments.pictures < 1000 or arguments.pictures % 1000:
-        raise ValueError(f"--pictures {arguments.pictures}: expected a multiple of 1000")
+    if arguments.images < 1000 or arguments.images % 1000:
+        raise ValueError(f"--images {arguments.images}: expected a multiple of 1000")
     if not CONFIGS.is_dir():
         raise ValueError(f"{CONFIGS}: no such folder; run this where the project's configs are")
-    story = Story(arguments.runs / "stages.json", _digest)
+    story = StageRunner(arguments.runs / "stages.json", _digest)
     places = Places(arguments.data, arguments.runs)
     start = time.perf_counter()
     try:
         for stage in stages(
-            places, arguments.ranks, arguments.pictures, arguments.limit, arguments.changes
+            places, arguments.ranks, arguments.images, arguments.limit, arguments.changes
         ):
             story.run(stage)
     except RuntimeError as error:

@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-# Openings that say nothing about the picture; captioning models write many of them.
+# Openings that say nothing about the image; captioning models write many of them.
 _OPENINGS = re.compile(
     r"The image (?:captures|depicts|features|is|portrays|presents|showcases) "
     r"|The image you've sent is, "
@@ -35,7 +35,7 @@ class ExternalCaptions:
         sa1b: folder of the captions of SA-1B; None: its samples have their own text. The others likewise.
         laion12m: folder of the captions of LAION-12M.
         cc12m: folder of the captions of CC12M.
-        variants: for pictures from text: the first sentence or the whole caption, either without openings
+        variants: for images from text: the first sentence or the whole caption, either without openings
             such as "The image depicts"; else the whole caption as it stands.
     """
 

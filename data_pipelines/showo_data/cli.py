@@ -55,7 +55,7 @@ def _shards_parser() -> argparse.ArgumentParser:
     for name, text in (
         ("index", "write the index of every shard beside it"),
         ("verify", "compare every shard with the checksum in its index"),
-        ("show", "print some samples, and lay their pictures on one sheet"),
+        ("show", "print some samples, and lay their images on one sheet"),
     ):
         action = actions.add_parser(name, help=text)
         action.add_argument("urls", nargs="+", metavar="URLS", help=_URLS)
@@ -93,8 +93,8 @@ def _show(arguments: argparse.Namespace, console: Console) -> int:
     for sample in shown:
         console.print(f"[bold]{escape(sample.key)}[/bold] {', '.join(sample.extensions)}")
         console.print(escape(sample.words), soft_wrap=True)
-    pictures = [sample.picture for sample in shown if sample.picture is not None]
-    if arguments.out is not None and pictures:
-        contact_sheet(pictures).save(arguments.out)
-        console.print(f"{len(pictures)} pictures on {arguments.out}", soft_wrap=True)
+    images = [sample.image for sample in shown if sample.image is not None]
+    if arguments.out is not None and images:
+        contact_sheet(images).save(arguments.out)
+        console.print(f"{len(images)} images on {arguments.out}", soft_wrap=True)
     return 0

@@ -12,7 +12,7 @@ from numpy.lib.format import read_array
 from PIL import Image
 from torch import Tensor
 
-from showo_data.images import UnfitPictureError, decode
+from showo_data.images import UnfitImageError, decode
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
 TEXTS = ("txt", "text", "caption")
@@ -31,13 +31,13 @@ class BadSampleError(Exception):
 
 
 def read_image(read: Reader) -> Image.Image:
-    """The picture of a sample."""
+    """The image of a sample."""
     data = first_of(read, IMAGES)
     if data is None:
         raise BadSampleError("no-image")
     try:
         return decode(data)
-    except UnfitPictureError as unfit:
+    except UnfitImageError as unfit:
         raise BadSampleError(unfit.reason) from None
     except Exception as error:  # what Pillow raises on broken data is not one family
         raise BadSampleError("broken-image") from error

@@ -23,8 +23,8 @@ TENSORS = ("image_3HW", "codes_N", "condition_codes_G", "features_PC")  # attrib
 class Sample:
     """One sample of a flow; what its kind does not need is None.
 
-    A shard that was encoded gives what its flow needs (``FlowSpec.encoded``) and no picture: ``codes_N``,
-    int64 image codes; ``condition_codes_G``, those of the condition picture; ``features_PC``, fp32 features.
+    A shard that was encoded gives what its flow needs (``FlowSpec.encoded``) and no image: ``codes_N``,
+    int64 image codes; ``condition_codes_G``, those of the condition image; ``features_PC``, fp32 features.
     ``conversation`` is a list of (role, value), roles as stored ("human", "gpt"), the first a human's.
     ``shard`` is the path or URL that it came from.
     """
@@ -77,12 +77,12 @@ class FlowSpec:
 
     Attributes:
         flow: its name, as losses and positions are reported.
-        kind: "caption" (picture, text), "conversation" (picture, LLaVA rounds), "text", or "image".
+        kind: "caption" (image, text), "conversation" (image, LLaVA rounds), "text", or "image".
         urls: shards, as paths, URLs or brace patterns.
         mixture: several weighted sources instead of ``urls``.
         batch: samples per rank and micro-step, bad ones counted.
-        transform: from the decoded picture to ``Sample.image_3HW``; may be None for text and encoded shards.
-        encoded: members that stand for the picture in a sample that has them all.
+        transform: from the decoded image to ``Sample.image_3HW``; may be None for text and encoded shards.
+        encoded: members that stand for the image in a sample that has them all.
         captions: captions outside the shards; None: captions are members of the samples.
         seed: of the order of the samples.
         streams: canonical streams an epoch is cut into.

@@ -1,4 +1,4 @@
-"""A look into shards: some of their pictures on one sheet, with keys and texts."""
+"""A look into shards: some of their images on one sheet, with keys and texts."""
 
 from collections.abc import Iterable
 from contextlib import suppress
@@ -15,13 +15,13 @@ _SPACE = 4
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """One sample as a person looks at it; ``picture`` is None where there is none or a broken one."""
+    """One sample as a person looks at it; ``image`` is None where there is none or a broken one."""
 
     shard: str
     key: str
     extensions: tuple[str, ...]
     words: str
-    picture: Image.Image | None
+    image: Image.Image | None
 
 
 def previews(
@@ -36,14 +36,14 @@ def previews(
     return found
 
 
-def contact_sheet(pictures: list[Image.Image], tile: int = 128) -> Image.Image:
-    """The pictures in rows of eight on grey, each fitted into ``tile`` pixels."""
-    columns, rows = min(_COLUMNS, len(pictures)), -(-len(pictures) // _COLUMNS)
+def contact_sheet(images: list[Image.Image], tile: int = 128) -> Image.Image:
+    """The images in rows of eight on grey, each fitted into ``tile`` pixels."""
+    columns, rows = min(_COLUMNS, len(images)), -(-len(images) // _COLUMNS)
     pitch = tile + _SPACE
     sheet = Image.new("RGB", (columns * pitch + _SPACE, rows * pitch + _SPACE), (128, 128, 128))
-    for number, picture in enumerate(pictures):
+    for number, image in enumerate(images):
         row, column = divmod(number, _COLUMNS)
-        fitted = ImageOps.contain(picture, (tile, tile))
+        fitted = ImageOps.contain(image, (tile, tile))
         sheet.paste(fitted, (column * pitch + _SPACE, row * pitch + _SPACE))
     return sheet
 
@@ -60,7 +60,7 @@ def _preview(files: OpenShards, shard: str, index: int) -> Preview:
         lines += read_texts(read)
     with suppress(BadSampleError):
         lines += [f"{role}: {value}".replace("\n", " ") for role, value in read_conversation(read)]
-    picture = None
+    image = None
     with suppress(BadSampleError):
-        picture = read_image(read)
-    return Preview(shard, table.key(index), tuple(members), "\n".join(lines), picture)
+        image = read_image(read)
+    return Preview(shard, table.key(index), tuple(members), "\n".join(lines), image)

@@ -6,7 +6,7 @@ from functools import partial
 
 from torch import Tensor
 
-from showo_data.images import UnfitPictureError
+from showo_data.images import UnfitImageError
 from showo_data.members import (
     CODES,
     CONDITION,
@@ -41,7 +41,7 @@ class Source:
 
         Raises:
             OSError: a shard does not exist or, being without an index, cannot be read.
-            ValueError: the shards hold nothing, or pictures and the flow has no transform for them.
+            ValueError: the shards hold nothing, or images and the flow has no transform for them.
         """
         self.spec = spec
         self.reader: RawReader
@@ -54,7 +54,7 @@ class Source:
             if missing is not None:
                 raise ValueError(
                     f"flow {spec.flow!r} needs a transform: "
-                    f"{exact.shards[0].path!r} holds pictures, not {missing!r}"
+                    f"{exact.shards[0].path!r} holds images, not {missing!r}"
                 )
 
     def __len__(self) -> int:
@@ -70,7 +70,7 @@ class Source:
                 return self._build(position, raw.shard, raw.key, raw.read)
             except BadSampleError as bad:
                 reason = str(bad)
-            except UnfitPictureError as unfit:
+            except UnfitImageError as unfit:
                 reason = unfit.reason
             except OSError as error:
                 reason = reason_of(error)
@@ -79,7 +79,7 @@ class Source:
     def _build(self, position: int, shard: str, key: str, read: Reader) -> Sample:
         sample = Sample(self.spec.flow, position, key, shard=shard)
         if self.spec.kind != "text":
-            self._add_picture(sample, read)
+            self._add_image(sample, read)
         if self.spec.kind in ("caption", "text"):
             sample.text = self._text(position, shard, key, read)
         elif self.spec.kind == "conversation":
@@ -97,15 +97,15 @@ class Source:
         draw = random.Random(f"text/{self.spec.seed}/{self.spec.flow}/{position}")
         return draw.choice(texts)
 
-    def _add_picture(self, sample: Sample, read: Reader) -> None:
-        """What was encoded of the picture; the picture, transformed, where that is not all."""
+    def _add_image(self, sample: Sample, read: Reader) -> None:
+        """What was encoded of the image; the image, transformed, where that is not all."""
         found = {member: _ENCODED[member][1](read) for member in self.spec.encoded}
         for member, tensor in found.items():
             setattr(sample, _ENCODED[member][0], tensor)
         missing = [member for member, tensor in found.items() if tensor is None]
         if not missing:
             return
-        # Shards that were encoded for another use have no picture either: then the member is what is missing.
+        # Shards that were encoded for another use have no image either: then the member is what is missing.
         encoded = len(missing) < len(found) and first_of(read, IMAGES) is None
         if self.spec.transform is None or encoded:
             raise BadSampleError(f"no-{missing[0].partition('.')[0]}")

@@ -14,7 +14,7 @@ from torch import Tensor
 class CachedPlan:
     """B sequences of Q new rows each, laid end to end; keys are kept per sequence, aligned at their end.
 
-    Every new row sees all kept keys of its own sequence and all of its new rows: a picture's bidirectional
+    Every new row sees all kept keys of its own sequence and all of its new rows: an image's bidirectional
     span, or the one next token of a text. Sequences of one length go through one call without a mask;
     single rows, where a call costs more than its arithmetic, all through one call.
 

@@ -54,7 +54,7 @@ def find_resume(run: Path, experiment: ExperimentConfig, batch: BatchShape, rank
             warnings += _batch_warnings(reader, batch, experiment.allow_batch_change)
             return Resume(reader, tuple(warnings))
         if not experiment.resume_fallback or place + 1 == len(folders):
-            raise ValueError(problem + _way_out(folders[place + 1 :]))
+            raise ValueError(problem + _fallback_hint(folders[place + 1 :]))
         warnings.append(f"{problem}; trying {folders[place + 1].name}")
     return Resume(None)
 
@@ -89,7 +89,7 @@ def _problem(folder: Path, ranks: Ranks) -> str | None:
     return next((problem for problem in problems if problem), None)
 
 
-def _way_out(older: list[Path]) -> str:
+def _fallback_hint(older: list[Path]) -> str:
     if not older:
         return ""
     return f"; {older[0].name} is used instead with experiment.resume_fallback=true"

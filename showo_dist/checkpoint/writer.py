@@ -147,12 +147,12 @@ class CheckpointWriter:
             size = f"{done.bytes / 1e6:.1f} MB in {done.seconds:.1f} s"
             self._lines.append(f"saved {done.target} ({size})")
             return
-        self._failure = SaveError(self._sorry(done))
+        self._failure = SaveError(self._save_error(done))
         if self.policy.on_save_error == "stop":
             raise self._failure
         self._lines.append(str(self._failure))
 
-    def _sorry(self, failed: _Save) -> str:
+    def _save_error(self, failed: _Save) -> str:
         last = self.last_complete
         instead = f"the last complete checkpoint is {last}" if last else "there is no checkpoint"
         return f"could not save {failed.target.name}: {failed.problem}; {instead}"

@@ -18,7 +18,7 @@ class DatasetParams:
     train_lm_shards_path_or_url: Any = None
     """Plain text, as above."""
     train_recon_shards_path_or_url: Any = None
-    """Pictures for the reconstruction flow, as above; null with `recon_type: journeydb`: the
+    """Images for the reconstruction flow, as above; null with `recon_type: journeydb`: the
     text-to-image data."""
     add_caption_prompt: bool = True
     """Ask for the caption with a prompt drawn from a list (captioning only)."""
@@ -31,7 +31,7 @@ class DatasetParams:
     external_cc12m_caption_path: str | None = None
     """CC12M captions, as above."""
     validation_prompts_file: str | None = None
-    """Text file with one prompt per line, for the pictures of `experiment.generate_every`; null:
+    """Text file with one prompt per line, for the images of `experiment.generate_every`; null:
     built-in prompts."""
     shuffle_buffer_size: int = 1000
     """Samples that are shuffled among each other, per stream, unless `data.window` says
@@ -41,7 +41,7 @@ class DatasetParams:
     batch_size: int | None = None
     """Accepted for published files and without effect (`training.batch_size*` decide)."""
     resolution: int = 256
-    """Side of the pictures in pixels; equals `dataset.preprocessing.resolution`."""
+    """Side of the images in pixels; equals `dataset.preprocessing.resolution`."""
     pin_memory: bool = True
     """Page-locked host memory, for faster copies to a GPU."""
     persistent_workers: bool = True
@@ -52,17 +52,17 @@ class DatasetParams:
 
 @dataclass(kw_only=True)
 class PreprocessingConfig:
-    """From a picture and its text to tensors."""
+    """From an image and its text to tensors."""
 
     max_seq_length: int = 128
-    """Text budget M in tokens (specification, section 3)."""
+    """Text budget M in tokens (docs/specification.md, section 3)."""
     resolution: int = 256
-    """Side of the pictures in pixels."""
+    """Side of the images in pixels."""
     center_crop: bool = False
-    """Accepted for published files; pictures are always resized on the short side and cropped at
+    """Accepted for published files; images are always resized on the short side and cropped at
     the centre."""
     random_flip: bool = False
-    """Accepted for published files; pictures are never mirrored (captions say left and right)."""
+    """Accepted for published files; images are never mirrored (captions say left and right)."""
 
 
 @dataclass(kw_only=True)
@@ -75,14 +75,14 @@ class DatasetConfig:
     """Understanding data: captioned shards, or LLaVA conversations of the one or the other
     phase."""
     recon_type: Literal["mid", "journeydb"] = "mid"
-    """Reconstruction data: `mid` squashes pictures to a square, `journeydb` resizes and crops
+    """Reconstruction data: `mid` squashes images to a square, `journeydb` resizes and crops
     them."""
     combined_loader_mode: Literal["min_size", "max_size_cycle", "max_size", "sequential"] = (
         "max_size_cycle"
     )
     """Accepted for published files and without effect: every stream is endless."""
     add_system_prompt: bool = False
-    """System prompt before LLaVA conversations (specification, sections 3 and 7)."""
+    """System prompt before LLaVA conversations (docs/specification.md, sections 3 and 7)."""
     params: DatasetParams = field(default_factory=DatasetParams)
     preprocessing: PreprocessingConfig = field(default_factory=PreprocessingConfig)
 

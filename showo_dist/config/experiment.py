@@ -21,7 +21,7 @@ class ExperimentConfig:
     name: str = "showo"
     """Name of the run, as wandb shows it."""
     output_dir: str = "runs/showo"
-    """Folder of the run: checkpoints, metrics, pictures, resolved config."""
+    """Folder of the run: checkpoints, metrics, images, resolved config."""
     init_from: str | None = None
     """Weights to start from: a checkpoint of ours, a released folder or a hub id. Goes before
     `model.showo.load_from_showo`; null leaves the choice to that key."""
@@ -41,7 +41,7 @@ class ExperimentConfig:
     eval_every: int = 2500
     """Accepted for published files and without effect: evaluation is a command of its own."""
     generate_every: int = 1000
-    """Optimizer steps between two picture grids; 0: never."""
+    """Optimizer steps between two image grids; 0: never."""
     log_every: int = 50
     """Optimizer steps between two lines of metrics, at least 1."""
     log_grad_norm_every: int = 500
@@ -92,7 +92,7 @@ class FaultConfig:
 
     timeout_s: float = 300.0
     """Seconds within which the other ranks stop, with one line and exit code 76, once a rank is dead,
-    frozen or does not move. Phases that may take long (setup, the first step, saving, pictures) have
+    frozen or does not move. Phases that may take long (setup, the first step, saving, images) have
     `distributed.timeout_s` to move, but must be alive all the same. 0: nobody watches."""
     max_nonfinite_in_a_row: int = 10
     """Steps whose loss or gradient is not finite are skipped on all ranks; after this many in a row
@@ -134,17 +134,17 @@ class InferenceConfig:
     prompt: str | None = None
     """Prompt of inpainting; prompts of extrapolation, one per step."""
     image_path: str | None = None
-    """Picture to inpaint or extrapolate."""
+    """Image to inpaint or extrapolate."""
     inpainting_mask_path: str | None = None
-    """Mask picture: white is drawn anew."""
+    """Mask image: white is drawn anew."""
     extra_direction: str | None = None
     """Directions of extrapolation, one per step: left, right, up, down."""
     offset: int = 0
-    """Code columns (rows) by which the extrapolated half is larger than half a picture."""
+    """Code columns (rows) by which the extrapolated half is larger than half an image."""
     mmu_image_root: str | None = None
-    """Folder with the pictures that are asked about."""
+    """Folder with the images that are asked about."""
     question: str | None = None
-    """Questions asked about each picture."""
+    """Questions asked about each image."""
     top_k: int = 1
     """Answer tokens are sampled among the k most likely; 1: always the most likely."""
     temperature: float = 1.0
@@ -152,8 +152,8 @@ class InferenceConfig:
     max_new_tokens: int = 100
     """Longest answer in tokens."""
     samples: int = 1
-    """Pictures per prompt, 1 or more."""
+    """Images per prompt, 1 or more."""
     seeds: list[int] = field(default_factory=lambda: [0])
-    """Seeds; each gives every picture once more. A seed and the picture's index decide its random numbers."""
+    """Seeds; each gives every image once more. A seed and the image's index decide its random numbers."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Number format of the transformer; `auto`: bf16 on a GPU that has it, fp32 on a CPU."""

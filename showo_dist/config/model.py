@@ -22,7 +22,7 @@ class VQModelConfig:
 
 @dataclass(kw_only=True)
 class ShowoConfig:
-    """The transformer and its vocabulary (specification, sections 1 and 2)."""
+    """The transformer and its vocabulary (docs/specification.md, sections 1 and 2)."""
 
     vocab_size: int = 58498
     """Rows of the embedding table: `llm_vocab_size + num_new_special_tokens + codebook_size + 1`
@@ -34,13 +34,13 @@ class ShowoConfig:
     codebook_size: int = 8192
     """Image codes of the tokenizer."""
     num_vq_tokens: int = 256
-    """Image tokens per picture: `(resolution / model.vq_model.downsample)` squared."""
+    """Image tokens per image: `(resolution / model.vq_model.downsample)` squared."""
     w_clip_vit: bool = False
-    """Understanding and reconstruction see the picture as CLIP features instead of image codes."""
+    """Understanding and reconstruction see the image as CLIP features instead of image codes."""
     clip_dim: int = 1024
     """Width of the CLIP features."""
     clip_tokens: int = 576
-    """CLIP features per picture."""
+    """CLIP features per image."""
     load_from_showo: bool = False
     """Start from the weights at `pretrained_model_path`; false: from the language model alone."""
     pretrained_model_path: str | None = None

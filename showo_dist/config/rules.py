@@ -150,7 +150,7 @@ def eval_ratios_are_fractions(config: TrainConfig) -> Iterator[str]:
 
 
 def vocabulary_adds_up(config: TrainConfig) -> Iterator[str]:
-    """Text + special tokens + image codes + the mask token (specification, section 1)."""
+    """Text + special tokens + image codes + the mask token (docs/specification.md, section 1)."""
     showo = config.model.showo
     total = showo.llm_vocab_size + showo.num_new_special_tokens + showo.codebook_size + 1
     if showo.vocab_size != total:
@@ -189,7 +189,7 @@ def image_tokens_match_resolution(config: TrainConfig) -> Iterator[str]:
 
 
 def resolutions_agree(config: TrainConfig) -> Iterator[str]:
-    """The published files name the picture size twice."""
+    """The published files name the image size twice."""
     params, preprocessing = (
         config.dataset.params.resolution,
         config.dataset.preprocessing.resolution,
@@ -263,7 +263,7 @@ def precision_is_known(config: TrainConfig) -> Iterator[str]:
 
 
 def mask_schedule_is_known(config: TrainConfig) -> Iterator[str]:
-    """Schedules of the specification, section 6."""
+    """Schedules of docs/specification.md, section 6."""
     value = config.training.mask_schedule
     if not MASK_SCHEDULE.fullmatch(value):
         yield (

@@ -64,7 +64,7 @@ class TrainConfig:
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     compat: Literal["none", "reference"] = "none"
-    """`reference`: do as the published code where a trained result depends on it (specification,
+    """`reference`: do as the published code where a trained result depends on it (docs/specification.md,
     section 11)."""
 
     @property

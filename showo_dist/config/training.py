@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 @dataclass(kw_only=True)
 class OptimizerParams:
-    """AdamW (specification, section 8)."""
+    """AdamW (docs/specification.md, section 8)."""
 
     learning_rate: float = 1e-4
     """Peak learning rate, above 0."""
@@ -117,11 +117,11 @@ class TrainingConfig:
     resize_back: bool = False
     """RecA: enlarge the shrunk condition to the target's size again (a blur)."""
     guidance_scale: float = 0.0
-    """Classifier-free guidance w of generated pictures; 0: none."""
+    """Classifier-free guidance w of generated images; 0: none."""
     generation_timesteps: int = 12
-    """Rounds of parallel decoding per picture."""
+    """Rounds of parallel decoding per image."""
     generation_temperature: float = 1.0
-    """Temperature T of the confidence noise (specification, section 9)."""
+    """Temperature T of the confidence noise (docs/specification.md, section 9)."""
     overfit_one_batch: bool = False
     """Train on the first batch for ever: a test of the machinery."""
 

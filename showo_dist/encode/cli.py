@@ -1,4 +1,4 @@
-"""``showo-dist encode``: picture shards to shards of codes and features."""
+"""``showo-dist encode``: image shards to shards of codes and features."""
 
 import argparse
 from collections.abc import Sequence
@@ -57,7 +57,7 @@ def _encode(arguments: argparse.Namespace, ranks: Ranks) -> None:
     rank = f"rank {ranks.rank}: " if ranks.world > 1 else ""
     Console().print(
         f"{rank}{report.written} shards written, {report.skipped} were there; "
-        f"{report.samples} samples encoded, {report.unreadable} without a readable picture",
+        f"{report.samples} samples encoded, {report.unreadable} without a readable image",
         soft_wrap=True,
     )
 
@@ -77,7 +77,7 @@ def _load(arguments: argparse.Namespace, device: torch.device) -> FrozenEncoders
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="showo-dist encode", description="Encode the pictures of shards to codes and features."
+        prog="showo-dist encode", description="Encode the images of shards to codes and features."
     )
     parser.add_argument("urls", nargs="+", metavar="URLS", help="shards: paths or brace patterns")
     parser.add_argument("--tokenizer", help="folder or hub id of the tokenizer: write codes")
@@ -94,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
         help="processed: for understanding (%(default)s); tokenized: for reconstruction",
     )
     parser.add_argument("--features", choices=["fp32", "fp16"], default="fp32", help="stored as")
-    parser.add_argument("--keep-images", action="store_true", help="keep the pictures beside them")
+    parser.add_argument("--keep-images", action="store_true", help="keep the images beside them")
     parser.add_argument("--batch-size", type=int, default=32, help="default %(default)s")
     parser.add_argument("--precision", choices=["fp32", "bf16", "auto"], default="fp32")
     add_storage_options(parser)

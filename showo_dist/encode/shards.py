@@ -1,8 +1,8 @@
-"""Runs the frozen encoders over picture shards once: training then reads codes or features, no pictures.
+"""Runs the frozen encoders over image shards once: training then reads codes or features, no images.
 
 The shards that are written hold the samples of the shards that are read, one for one and under the same
-keys, ``codes.npy`` or ``features.npy`` in place of the picture: a stream over the ones visits the same
-samples in the same order as over the others. A sample whose picture cannot be read is copied as it is, and
+keys, ``codes.npy`` or ``features.npy`` in place of the image: a stream over the ones visits the same
+samples in the same order as over the others. A sample whose image cannot be read is copied as it is, and
 skipped again in training.
 """
 
@@ -37,15 +37,15 @@ class EncodeSettings:
 
     Attributes:
         tokenizer: the :func:`fingerprint` of its encoder; None: no codes.
-        resolution: side in pixels that pictures are brought to for the tokenizer; None without one.
+        resolution: side in pixels that images are brought to for the tokenizer; None without one.
         resize: ``short`` (and crop) or ``squash``, see :func:`showo_data.vq_transform`.
-        condition_scale: also encode RecA's condition, the picture shrunk by this factor; None: do not.
-        resize_back: enlarge the condition to the picture's size again.
-        keep_images: keep the pictures beside their codes.
+        condition_scale: also encode RecA's condition, the image shrunk by this factor; None: do not.
+        resize_back: enlarge the condition to the image's size again.
+        keep_images: keep the images beside their codes.
         precision: ``fp32``, or ``bf16``, which flips some codes of latents near 0.
         clip: the :func:`fingerprint` of a CLIP tower; None: no features.
-        clip_sees: ``processed``: the picture as CLIP's own processor prepares it, for understanding;
-            ``tokenized``: the tokenizer's picture, as RecA does for reconstruction.
+        clip_sees: ``processed``: the image as CLIP's own processor prepares it, for understanding;
+            ``tokenized``: the tokenizer's image, as RecA does for reconstruction.
         features: type that features are stored in; fp16 halves them, and rounds.
     """
 
@@ -76,7 +76,7 @@ class FrozenEncoders:
 
 @dataclass
 class EncodeReport:
-    """What one rank did: shards written, shards that were there already, samples, unreadable pictures."""
+    """What one rank did: shards written, shards that were there already, samples, unreadable images."""
 
     written: int = 0
     skipped: int = 0
@@ -97,14 +97,14 @@ def encode_shards(
     """Encode every ``world``-th shard, from the rank's own on; shards that are finished are left alone.
 
     Args:
-        urls: picture shards, as paths or brace patterns.
+        urls: image shards, as paths or brace patterns.
         out: folder of the new shards, which keep their names.
         encoders: on the rank's device.
         settings: what to write.
         ranks: this process among those that share the work.
-        batch_size: pictures per forward pass.
+        batch_size: images per forward pass.
         progress: called with (samples done, samples of this rank).
-        storage: how the picture shards are reached.
+        storage: how the image shards are reached.
 
     Raises:
         ValueError: two shards of one name, or ``out`` was begun with other settings.
@@ -172,7 +172,7 @@ def _is_finished(target: Path, header: ShardHeader) -> bool:
 
 @dataclass
 class _Encoder:
-    """Reads the samples of a shard and yields them with what is asked for in place of their pictures."""
+    """Reads the samples of a shard and yields them with what is asked for in place of their images."""
 
     encoders: FrozenEncoders
     settings: EncodeSettings
@@ -188,12 +188,12 @@ class _Encoder:
         files.close()
 
     def _encoded(self, samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        pictures = [self._pixels(sample) for sample in samples]
-        readable = [s for s, p in zip(samples, pictures, strict=True) if p is not None]
+        images = [self._pixels(sample) for sample in samples]
+        readable = [s for s, p in zip(samples, images, strict=True) if p is not None]
         self.report.samples += len(samples)
         self.report.unreadable += len(samples) - len(readable)
         if readable:
-            columns = self._columns([p for p in pictures if p is not None])
+            columns = self._columns([p for p in images if p is not None])
             for i, sample in enumerate(readable):
                 self._replace(
                     sample, {name: _npy(values_B[i]) for name, values_B in columns.items()}
@@ -201,27 +201,27 @@ class _Encoder:
         return samples
 
     def _pixels(self, sample: dict[str, Any]) -> dict[str, Tensor] | None:
-        """A picture ``tokenized`` and ``processed``, as far as needed; None where it cannot be read."""
+        """An image ``tokenized`` and ``processed``, as far as needed; None where it cannot be read."""
         settings, pixels = self.settings, {}
         try:
-            picture = read_image(sample.get)
+            image = read_image(sample.get)
             if settings.resolution is not None:
-                pixels["tokenized"] = vq_transform(settings.resolution, settings.resize)(picture)
+                pixels["tokenized"] = vq_transform(settings.resolution, settings.resize)(image)
             if self.encoders.clip is not None:
-                pixels["processed"] = clip_transform(self.encoders.clip.resolution)(picture)
+                pixels["processed"] = clip_transform(self.encoders.clip.resolution)(image)
         except (BadSampleError, ValueError):
             return None
         return pixels
 
-    def _columns(self, pictures: list[dict[str, Tensor]]) -> dict[str, np.ndarray]:
+    def _columns(self, images: list[dict[str, Tensor]]) -> dict[str, np.ndarray]:
         """The new members of a batch of samples, by extension."""
         columns: dict[str, np.ndarray] = {}
         with autocast(self.settings.precision, self.device):
             if self.encoders.vq is not None:
-                pixels_B3HW = torch.stack([p["tokenized"] for p in pictures]).to(self.device)
+                pixels_B3HW = torch.stack([p["tokenized"] for p in images]).to(self.device)
                 columns |= self._code_columns(self.encoders.vq, pixels_B3HW)
             if self.encoders.clip is not None:
-                pixels_B3HW = torch.stack([p[self.settings.clip_sees] for p in pictures]).to(
+                pixels_B3HW = torch.stack([p[self.settings.clip_sees] for p in images]).to(
                     self.device
                 )
                 features_BPC = self.encoders.clip(pixels_B3HW).float().cpu().numpy()
@@ -231,11 +231,11 @@ class _Encoder:
     def _code_columns(self, vq: MAGVITv2, pixels_B3HW: Tensor) -> dict[str, np.ndarray]:
         """``codes.npy`` and, where it is asked for, ``condition.npy``, in the smallest type that will do."""
         small = np.uint16 if vq.config.codebook_size <= 2**16 else np.int32
-        pictures = {CODES: pixels_B3HW}
+        images = {CODES: pixels_B3HW}
         if self.settings.condition_scale is not None:
             scale, back = self.settings.condition_scale, self.settings.resize_back
-            pictures[CONDITION] = condition_pixels(pixels_B3HW, scale, back)
-        return {name: vq.encode(p).cpu().numpy().astype(small) for name, p in pictures.items()}
+            images[CONDITION] = condition_pixels(pixels_B3HW, scale, back)
+        return {name: vq.encode(p).cpu().numpy().astype(small) for name, p in images.items()}
 
     def _replace(self, sample: dict[str, Any], members: dict[str, bytes]) -> None:
         for extension in () if self.settings.keep_images else IMAGES:

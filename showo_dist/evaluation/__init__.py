@@ -1,4 +1,4 @@
-"""What a checkpoint can do, measured: pictures painted from prompts and scored, questions answered."""
+"""What a checkpoint can do, measured: images generated from prompts and scored, questions answered."""
 
 from showo_dist.evaluation.cli import main
 

@@ -1,4 +1,4 @@
-"""Questions about pictures to answers, spread over the ranks."""
+"""Questions about images to answers, spread over the ranks."""
 
 import json
 from collections.abc import Sequence
@@ -19,30 +19,30 @@ MAX_NEW_TOKENS = 32
 
 @dataclass(frozen=True)
 class Question:
-    """One question about one picture.
+    """One question about one image.
 
     Attributes:
-        picture: the picture, its file, or the bytes of a file.
+        image: the image, its file, or the bytes of a file.
         text: as it is put to the model.
     """
 
-    picture: Image.Image | Path | bytes
+    image: Image.Image | Path | bytes
     text: str
 
     def open(self) -> Image.Image:
-        """The picture as RGB, turned as its EXIF orientation says.
+        """The image as RGB, turned as its EXIF orientation says.
 
         Raises:
             ValueError: it cannot be read; the file is named.
         """
-        if isinstance(self.picture, Image.Image):
-            return self.picture
+        if isinstance(self.image, Image.Image):
+            return self.image
         try:
-            picture = self.picture
-            return decode(picture.read_bytes() if isinstance(picture, Path) else picture)
+            image = self.image
+            return decode(image.read_bytes() if isinstance(image, Path) else image)
         except Exception as error:  # Pillow's formats do not share an exception
-            name = self.picture if isinstance(self.picture, Path) else f"picture of {self.text!r}"
-            raise ValueError(f"{name}: not a picture that can be read ({error})") from error
+            name = self.image if isinstance(self.image, Path) else f"image of {self.text!r}"
+            raise ValueError(f"{name}: not an image that can be read ({error})") from error
 
 
 def ask_spread(

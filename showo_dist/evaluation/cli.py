@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from showo_dist.evaluation import answered, mini
-from showo_dist.evaluation import generated as painted
+from showo_dist.evaluation import generated as generated
 from showo_dist.evaluation.job import Job
 from showo_dist.evaluation.results import Outcome, conclude
 from showo_dist.generation.pipeline import Pipeline
@@ -22,15 +22,15 @@ class Framework:
 
     Attributes:
         help: one line about it.
-        batch: pictures or questions at a time, unless the command line says otherwise.
-        paints: whether it takes the options of painting.
+        batch: images or questions at a time, unless the command line says otherwise.
+        generates: whether it takes the options of generation.
         add_arguments: declares its own options.
         run: evaluates one checkpoint; called on every rank.
     """
 
     help: str
     batch: int
-    paints: bool
+    generates: bool
     add_arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[Job], Outcome]
 
@@ -40,12 +40,12 @@ FRAMEWORKS: dict[str, Framework] = {
     **{
         name: Framework(
             benchmark.help,
-            painted.BATCH,
+            generated.BATCH,
             True,
-            partial(painted.add_arguments, benchmark),
-            partial(painted.run, benchmark),
+            partial(generated.add_arguments, benchmark),
+            partial(generated.run, benchmark),
         )
-        for name, benchmark in painted.BENCHMARKS.items()
+        for name, benchmark in generated.BENCHMARKS.items()
     },
     **{
         name: Framework(
@@ -79,15 +79,15 @@ def build_parser(argv: list[str]) -> argparse.ArgumentParser:
     parser.add_argument(
         "--replace", action="store_true", help="throw away another evaluation in that folder"
     )
-    if framework.paints:
-        parser.add_argument("--steps", type=int, help="rounds per picture; default: the config's")
+    if framework.generates:
+        parser.add_argument("--steps", type=int, help="rounds per image; default: the config's")
         parser.add_argument("--guidance", type=float, help="w of guidance; default: the config's")
         parser.add_argument("--seed", type=int, default=0, help="of all random numbers")
     parser.add_argument(
         "--batch",
         type=int,
         default=framework.batch,
-        help="pictures or questions computed together (%(default)s)",
+        help="images or questions computed together (%(default)s)",
     )
     parser.add_argument("--vq-model", help="image tokenizer instead of the config's")
     parser.add_argument("--tokenizer", help="text tokenizer instead of the config's")

@@ -1,4 +1,4 @@
-"""Prompts to picture files that say how they were made, spread over the ranks."""
+"""Prompts to image files that say how they were made, spread over the ranks."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,17 +10,17 @@ from PIL import Image
 
 from showo_dist.evaluation.job import Job
 from showo_dist.evaluation.spread import Unit, batches, one_thread, spread
-from showo_dist.generation.output import save_picture
+from showo_dist.generation.output import save_image
 from showo_dist.generation.pipeline import Pipeline
-from showo_dist.generation.sampling import Painter, PaintOptions, paint
+from showo_dist.generation.sampling import ImageSampler, SamplingOptions, sample_codes
 
-# Numbers that, with the seed, decide all random numbers of one picture.
+# Numbers that, with the seed, decide all random numbers of one image.
 Key = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class PictureFile:
-    """One file to paint.
+class ImageFile:
+    """One file to generate.
 
     Attributes:
         path: where, relative to the output folder.
@@ -35,30 +35,32 @@ class PictureFile:
     notes: Mapping[str, object] = field(default_factory=dict)
 
 
-def one_picture(samples: Sequence[Image.Image]) -> Image.Image:
+def one_image(samples: Sequence[Image.Image]) -> Image.Image:
     """The file of a single sample is the sample."""
-    (picture,) = samples
-    return picture
+    (image,) = samples
+    return image
 
 
 def generator(seed: int, key: Key, device: torch.device) -> torch.Generator:
-    """The random numbers of one picture: of (seed, key) alone, never of a rank or a batch."""
+    """The random numbers of one image: of (seed, key) alone, never of a rank or a batch."""
     (state,) = np.random.SeedSequence([seed, *key]).generate_state(1, np.uint64)
     return torch.Generator(device).manual_seed(int(state))
 
 
-def paint_samples(
-    pipeline: Pipeline, wanted: Sequence[tuple[str, Key]], options: PaintOptions, seed: int
+def generate_samples(
+    pipeline: Pipeline, wanted: Sequence[tuple[str, Key]], options: SamplingOptions, seed: int
 ) -> list[Image.Image]:
-    """One picture per (prompt, key), all of them in one batch."""
-    painter = painter_of(pipeline, [prompt for prompt, _ in wanted], options)
-    codes_BN = paint(painter, [generator(seed, key, pipeline.device) for _, key in wanted])
+    """One image per (prompt, key), all of them in one batch."""
+    sampler = sampler_of(pipeline, [prompt for prompt, _ in wanted], options)
+    codes_BN = sample_codes(sampler, [generator(seed, key, pipeline.device) for _, key in wanted])
     return pipeline.decode(codes_BN)
 
 
-def painter_of(pipeline: Pipeline, prompts: Sequence[str], options: PaintOptions) -> Painter:
-    """A painter of one picture per prompt."""
-    return Painter(
+def sampler_of(
+    pipeline: Pipeline, prompts: Sequence[str], options: SamplingOptions
+) -> ImageSampler:
+    """A sampler of one image per prompt."""
+    return ImageSampler(
         pipeline.model,
         pipeline.vocabulary,
         [pipeline.text.encode(prompt) for prompt in prompts],
@@ -68,19 +70,19 @@ def painter_of(pipeline: Pipeline, prompts: Sequence[str], options: PaintOptions
     )
 
 
-def paint_files(
+def generate_files(
     job: Job,
-    files: Sequence[PictureFile],
+    files: Sequence[ImageFile],
     settings: Mapping[str, object],
-    compose: Callable[[Sequence[Image.Image]], Image.Image] = one_picture,
+    compose: Callable[[Sequence[Image.Image]], Image.Image] = one_image,
 ) -> None:
-    """Paint every file that is not there yet, each by one rank; returns when all are there.
+    """Generate every file that is not there yet, each by one rank; returns when all are there.
 
     Args:
-        job: says with what; ``--batch`` samples are painted together, always the same ones.
+        job: says with what; ``--batch`` samples are generated together, always the same ones.
         files: in order, each with the same number of samples.
         settings: noted in every PNG.
-        compose: the samples of a file to its picture.
+        compose: the samples of a file to its image.
 
     Raises:
         ValueError, OSError, RuntimeError: see :func:`showo_dist.evaluation.spread.spread`.
@@ -95,17 +97,17 @@ def paint_files(
     def make(unit: Unit) -> None:
         part = parts[unit.index]
         wanted = [(file.prompt, key) for file in part for key in file.keys]
-        samples = paint_samples(job.pipeline, wanted, options, seed)
+        samples = generate_samples(job.pipeline, wanted, options, seed)
         for number, (file, path) in enumerate(zip(part, unit.files, strict=True)):
             if not path.is_file():
-                picture = compose(samples[number * per_file : (number + 1) * per_file])
-                save_picture(picture, path, {**settings, "prompt": file.prompt, **file.notes})
+                image = compose(samples[number * per_file : (number + 1) * per_file])
+                save_image(image, path, {**settings, "prompt": file.prompt, **file.notes})
 
     with one_thread(job.pipeline.device):
-        spread(units, make, job.ranks, "painting")
+        spread(units, make, job.ranks, "generation")
 
 
-def open_picture(path: Path) -> Image.Image:
-    """A picture that was written here, as RGB."""
-    with Image.open(path) as picture:
-        return picture.convert("RGB")
+def open_image(path: Path) -> Image.Image:
+    """An image that was written here, as RGB."""
+    with Image.open(path) as image:
+        return image.convert("RGB")

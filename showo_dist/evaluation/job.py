@@ -8,7 +8,7 @@ from typing import Any
 
 from showo_dist.evaluation.record import claim, weights_digest
 from showo_dist.generation.pipeline import Pipeline
-from showo_dist.generation.sampling import PaintOptions
+from showo_dist.generation.sampling import SamplingOptions
 from showo_dist.runtime.ranks import Ranks
 
 
@@ -30,7 +30,7 @@ class Job:
     out: Path
     ranks: Ranks
 
-    def options(self) -> PaintOptions:
+    def options(self) -> SamplingOptions:
         """The checkpoint's own options where the command line names no others."""
         changes: dict[str, Any] = {
             "steps": self.arguments.steps,

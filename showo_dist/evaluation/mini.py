@@ -9,29 +9,29 @@ from rich.console import Console
 
 from showo_data.mini import score
 from showo_dist.evaluation.asking import PARTS, Question, ask_spread, write_json, write_text
-from showo_dist.evaluation.generating import PictureFile, open_picture, paint_files
+from showo_dist.evaluation.generating import ImageFile, generate_files, open_image
 from showo_dist.evaluation.job import Job
 from showo_dist.evaluation.mini_scores import (
+    Generated,
     Json,
     MiniQuestion,
-    Painted,
+    image_name,
+    image_scores,
     normalised,
-    picture_name,
-    picture_scores,
     question_scores,
     read_questions,
     table,
 )
 from showo_dist.evaluation.record import inputs_digest
 from showo_dist.evaluation.results import Outcome
-from showo_dist.generation.output import save_picture
+from showo_dist.generation.output import save_image
 from showo_dist.logging.grids import captioned_sheet
 
 HELP = "the mini world: its prompts, its checker, its held-out questions"
 BATCH = 32
-OWNED = ("pictures", "asked", PARTS, "pictures.jsonl", "answers.jsonl", "sheet.png", "scores.json")
-_SHEET = 48  # pictures on a contact sheet
-_KEPT = 24  # questions whose picture is written to a file
+OWNED = ("images", "asked", PARTS, "images.jsonl", "answers.jsonl", "sheet.png", "scores.json")
+_SHEET = 48  # images on a contact sheet
+_KEPT = 24  # questions whose image is written to a file
 _REQUIRED = ("tag", "include", "prompt")
 
 
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompts", type=Path, required=True, help="prompts.jsonl of the data set")
     parser.add_argument("--shards", help="held-out shards to ask about, e.g. 'data/val-*.tar'")
     parser.add_argument(
-        "--limit", type=int, help="at most so many prompts per category, and pictures to ask about"
+        "--limit", type=int, help="at most so many prompts per category, and images to ask about"
     )
     # An evaluation of a minute: a run that was trained anew is measured anew without further ado.
     parser.set_defaults(replace=True)
@@ -76,9 +76,9 @@ def _parse_prompt(path: Path, number: int, line: str) -> Json:
 
 
 def run(job: Job) -> Outcome:
-    """Paint, ask, score; write everything into ``job.out`` and print a table.
+    """Generate, ask, score; write everything into ``job.out`` and print a table.
 
-    Leaves ``scores.json``, ``pictures.jsonl`` with ``pictures/*.png``, ``sheet.png``, and with shards
+    Leaves ``scores.json``, ``images.jsonl`` with ``images/*.png``, ``sheet.png``, and with shards
     ``answers.jsonl`` with ``asked/*.png``.
 
     Raises:
@@ -92,8 +92,8 @@ def run(job: Job) -> Outcome:
     settings = _settings(job)
     inputs = [prompts, [(question.key, question.text, question.wanted) for question in questions]]
     job.claim({**settings, "inputs": inputs_digest(inputs)}, OWNED)
-    paint_files(job, picture_files(prompts), settings)
-    answers = ask_spread(job, [Question(q.picture, q.text) for q in questions])
+    generate_files(job, image_files(prompts), settings)
+    answers = ask_spread(job, [Question(q.image, q.text) for q in questions])
     job.ranks.first_alone(lambda: _conclude(job.out, prompts, questions, answers, settings))
     return Outcome(job.checkpoint, job.out)
 
@@ -112,10 +112,10 @@ def _settings(job: Job) -> Json:
     }
 
 
-def picture_files(prompts: list[Json]) -> list[PictureFile]:
+def image_files(prompts: list[Json]) -> list[ImageFile]:
     """A file for every prompt."""
     return [
-        PictureFile(picture_name(index), prompt["prompt"], ((index,),), {"tag": prompt["tag"]})
+        ImageFile(image_name(index), prompt["prompt"], ((index,),), {"tag": prompt["tag"]})
         for index, prompt in enumerate(prompts)
     ]
 
@@ -127,36 +127,36 @@ def _conclude(
     answers: list[str],
     settings: Mapping[str, object],
 ) -> None:
-    painted = read_painted(out, prompts)
-    save_verdicts(painted, out)
+    generated = read_generated(out, prompts)
+    save_verdicts(generated, out)
     records = save_answers(questions, answers, out) if questions else []
-    scores = {"framework": "mini", "settings": settings, **picture_scores(painted)}
+    scores = {"framework": "mini", "settings": settings, **image_scores(generated)}
     scores["questions"] = question_scores(records)
     write_json(out / "scores.json", scores, indent=2)
     Console().print(table(scores))
 
 
-def read_painted(out: Path, prompts: list[Json]) -> list[Painted]:
-    """The pictures of the prompts, read back and judged."""
-    painted = []
+def read_generated(out: Path, prompts: list[Json]) -> list[Generated]:
+    """The images of the prompts, read back and judged."""
+    generated = []
     for index, prompt in enumerate(prompts):
-        picture = open_picture(out / picture_name(index))
-        painted.append(Painted(index, prompt, picture, score(picture, prompt)))
-    return painted
+        image = open_image(out / image_name(index))
+        generated.append(Generated(index, prompt, image, score(image, prompt)))
+    return generated
 
 
-def save_verdicts(painted: list[Painted], out: Path) -> None:
-    """One line about each picture, and a contact sheet."""
-    write_lines(out / "pictures.jsonl", (item.to_json() for item in painted))
-    step = max(1, len(painted) // _SHEET)
-    shown = painted[::step][:_SHEET]
+def save_verdicts(generated: list[Generated], out: Path) -> None:
+    """One line about each image, and a contact sheet."""
+    write_lines(out / "images.jsonl", (item.to_json() for item in generated))
+    step = max(1, len(generated) // _SHEET)
+    shown = generated[::step][:_SHEET]
     captions = [f"{p.prompt['prompt']}\n{'right' if p.score.correct else 'wrong'}" for p in shown]
-    pairs = [(item.picture, text) for item, text in zip(shown, captions, strict=True)]
-    save_picture(captioned_sheet(pairs, columns=8), out / "sheet.png", {})
+    pairs = [(item.image, text) for item, text in zip(shown, captions, strict=True)]
+    save_image(captioned_sheet(pairs, columns=8), out / "sheet.png", {})
 
 
 def save_answers(questions: list[MiniQuestion], answers: list[str], out: Path) -> list[Json]:
-    """One line per question, and the pictures of some of them."""
+    """One line per question, and the images of some of them."""
     records: list[Json] = []
     for number, (question, given) in enumerate(zip(questions, answers, strict=True)):
         record: Json = {
@@ -169,7 +169,7 @@ def save_answers(questions: list[MiniQuestion], answers: list[str], out: Path) -
         }
         if number < _KEPT:
             record["file"] = f"asked/{number:05d}.png"
-            save_picture(question.picture, out / record["file"], {"question": question.text})
+            save_image(question.image, out / record["file"], {"question": question.text})
         records.append(record)
     write_lines(out / "answers.jsonl", records)
     return records

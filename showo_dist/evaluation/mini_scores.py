@@ -1,8 +1,8 @@
 """Counts of right and wrong, with the uncertainty that their number leaves.
 
-Questions about held-out pictures of the mini world, with their true answers.
+Questions about held-out images of the mini world, with their true answers.
 
-Verdicts on the mini world, counted: pictures per category, answers per type of question."""
+Verdicts on the mini world, counted: images per category, answers per type of question."""
 
 import re
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from rich.table import Table
 
 from showo_data import FlowSpec, Sample, Source, vq_transform
 from showo_data.mini import COLOURS, SHAPES, TAGS, Score
-from showo_dist.models.magvitv2.pictures import to_images
+from showo_dist.models.magvitv2.images import to_images
 
 _Z95 = NormalDist().inv_cdf(0.975)
 
@@ -73,16 +73,16 @@ _TYPES = {
     "what is": "relation",
 }
 OTHER = "other"
-# Many phrasings are true of a picture, so an exact match says little: kept out of the total.
+# Many phrasings are true of an image, so an exact match says little: kept out of the total.
 OPEN_ENDED = ("description", OTHER)
 
 
 @dataclass(frozen=True, slots=True)
 class MiniQuestion:
-    """One question about one picture."""
+    """One question about one image."""
 
     key: str
-    picture: Image.Image
+    image: Image.Image
     text: str
     wanted: str
 
@@ -102,8 +102,8 @@ def read_questions(pattern: str, resolution: int, limit: int | None) -> list[Min
 
     Args:
         pattern: shards, as a glob or brace pattern.
-        resolution: side of the pictures in pixels.
-        limit: pictures to read at most.
+        resolution: side of the images in pixels.
+        limit: images to read at most.
 
     Raises:
         FileNotFoundError: no such shard.
@@ -130,11 +130,11 @@ def read_questions(pattern: str, resolution: int, limit: int | None) -> list[Min
 
 def _rounds(sample: Sample) -> list[MiniQuestion]:
     assert sample.image_3HW is not None and sample.conversation is not None
-    (picture,) = to_images(sample.image_3HW[None])
+    (image,) = to_images(sample.image_3HW[None])
     asked = sample.conversation[0::2]
     answered = sample.conversation[1::2]
     return [
-        MiniQuestion(sample.key, picture, question.replace("<image>", "").strip(), wanted)
+        MiniQuestion(sample.key, image, question.replace("<image>", "").strip(), wanted)
         for (_, question), (_, wanted) in zip(asked, answered, strict=False)
     ]
 
@@ -143,17 +143,17 @@ Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Painted:
-    """A picture, what it should show, and the checker's verdict."""
+class Generated:
+    """An image, what it should show, and the checker's verdict."""
 
     index: int
     prompt: Json
-    picture: Image.Image
+    image: Image.Image
     score: Score
 
     @property
     def file(self) -> str:
-        return picture_name(self.index)
+        return image_name(self.index)
 
     @property
     def single(self) -> bool:
@@ -176,16 +176,16 @@ class Painted:
         }
 
 
-def picture_name(index: int) -> str:
-    """Where the picture of a prompt lies in the output folder."""
-    return f"pictures/{index:05d}.png"
+def image_name(index: int) -> str:
+    """Where the image of a prompt lies in the output folder."""
+    return f"images/{index:05d}.png"
 
 
-def picture_scores(painted: list[Painted]) -> Json:
-    """Right pictures per category; colour and shape of single objects apart, with their chance level."""
-    categories = {tag: Tally() for tag in TAGS if any(p.prompt["tag"] == tag for p in painted)}
+def image_scores(generated: list[Generated]) -> Json:
+    """Right images per category; colour and shape of single objects apart, with their chance level."""
+    categories = {tag: Tally() for tag in TAGS if any(p.prompt["tag"] == tag for p in generated)}
     everything, colour, only_colour, shape = Tally(), Tally(), Tally(), Tally()
-    for item in painted:
+    for item in generated:
         categories.setdefault(item.prompt["tag"], Tally()).add(item.score.correct)
         everything.add(item.score.correct)
         if item.single:

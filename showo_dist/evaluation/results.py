@@ -29,11 +29,11 @@ _DPG_SCORE = re.compile(r"DPG-Bench score:\s*([\d.]+)")
 _DPG_GROUP = re.compile(r"^\t(\w+): ([\d.]+)$")
 
 
-def geneval_scores(out: Path, pictures: int) -> Scores:
-    """Shares of right pictures per category and their mean, from ``results.jsonl``; empty without that file.
+def geneval_scores(out: Path, images: int) -> Scores:
+    """Shares of right images per category and their mean, from ``results.jsonl``; empty without that file.
 
     Raises:
-        ValueError: the file does not hold verdicts on all pictures.
+        ValueError: the file does not hold verdicts on all images.
     """
     path = out / "results.jsonl"
     if not path.is_file():
@@ -41,7 +41,7 @@ def geneval_scores(out: Path, pictures: int) -> Scores:
     tags: dict[str, list[bool]] = {}
     for record in _json_lines(path):
         tags.setdefault(record["tag"], []).append(bool(record["correct"]))
-    _check_count(path, sum(map(len, tags.values())), pictures)
+    _check_count(path, sum(map(len, tags.values())), images)
     shares = {tag: 100 * fmean(verdicts) for tag, verdicts in tags.items()}
     return {OVERALL: fmean(shares.values()), **shares}
 
@@ -50,7 +50,7 @@ def dpg_scores(out: Path, prompts: int) -> Scores:
     """The score and those of the broad categories, from ``results.txt``; empty without that file.
 
     Raises:
-        ValueError: the scorer did not come to its end, or left pictures out.
+        ValueError: the scorer did not come to its end, or left images out.
     """
     path = out / "results.txt"
     if not path.is_file():
@@ -102,8 +102,8 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
 def _check_count(path: Path, found: int, wanted: int) -> None:
     if found != wanted:
         raise ValueError(
-            f"{path}: holds verdicts on {found} of {wanted} pictures; run the scorer again "
-            f"(what was painted is in {RECORD_NAME} beside it)"
+            f"{path}: holds verdicts on {found} of {wanted} images; run the scorer again "
+            f"(what was generated is in {RECORD_NAME} beside it)"
         )
 
 

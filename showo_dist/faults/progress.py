@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 # Phases that may take long without anything being wrong. Of the others, so may those of a process's first
 # step, which compiles.
-LONG_PHASES = ("setup", "save", "pictures", "end")
+LONG_PHASES = ("setup", "save", "images", "end")
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +15,7 @@ class Place:
     Attributes:
         step: optimizer step under way, or done last.
         phase: ``setup``, ``data``, ``exchange`` (of label counts), ``forward``, ``backward``, ``step``,
-            ``log``, ``pictures``, ``save`` or ``end``.
+            ``log``, ``images``, ``save`` or ``end``.
         moves: phases entered so far; all ranks enter the same ones in the same order.
         may_take_long: whether staying here is no sign of trouble for a long while.
     """

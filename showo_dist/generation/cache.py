@@ -61,9 +61,9 @@ class PrefixCache:
         model: in eval mode.
         vocabulary: the model's ids.
         prefixes: what the sequences begin with, of any lengths and spans. What follows must not be seen by
-            it: causal text and a picture's span are not, a later global span would be.
+            it: causal text and an image's span are not, a later global span would be.
         room: rows that will follow each.
-        rows: how many of them at a time: 1 for text, a picture's whole span for painting.
+        rows: how many of them at a time: 1 for text, an image's whole span for generation.
     """
 
     @torch.no_grad()

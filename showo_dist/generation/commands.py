@@ -1,4 +1,4 @@
-"""``showo-dist generate``, ``inpaint``, ``extrapolate`` and ``reconstruct``: pictures from a command line."""
+"""``showo-dist generate``, ``inpaint``, ``extrapolate`` and ``reconstruct``: images from a command line."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from PIL import Image
 
 from showo_dist.generation.edits import check_direction, growth, masked_places
-from showo_dist.generation.inputs import Failures, opened, picture_paths, read_parts, read_prompts
+from showo_dist.generation.inputs import Failures, image_paths, opened, read_parts, read_prompts
 from showo_dist.generation.output import Album
 from showo_dist.generation.pipeline import Pipeline
 from showo_dist.generation.request import (
@@ -23,19 +23,19 @@ from showo_dist.logging.grids import labelled_grid
 from showo_dist.logging.progress import progress_display
 
 Item = TypeVar("Item")
-# (items of one batch, seed, index of the first) -> a picture for each
-PaintBatch = Callable[[list[Item], int, int], list[Image.Image]]
+# (items of one batch, seed, index of the first) -> an image for each
+GenerateBatch = Callable[[list[Item], int, int], list[Image.Image]]
 Describe = Callable[[Item], dict[str, Any]]
 
 
 def main_generate(argv: Sequence[str]) -> int:
-    """Text to picture; ``mode=…`` of the published demo leads to the other tools."""
-    made = parser("generate", "Paint pictures from texts.")
+    """Text to image; ``mode=…`` of the published demo leads to the other tools."""
+    made = parser("generate", "Generate images from texts.")
     add_sampling(made)
     made.add_argument("--prompt", action="append", help="may be repeated")
     made.add_argument("--prompts-file", help="one prompt per line")
-    made.add_argument("--parts", help="JSON lines of prompts with pictures among the text")
-    made.add_argument("--samples", type=int, help="pictures per prompt; default 1")
+    made.add_argument("--parts", help="JSON lines of prompts with images among the text")
+    made.add_argument("--samples", type=int, help="images per prompt; default 1")
     request = Request.read("generate", made, argv)
     other = {
         "inpainting": main_inpaint,
@@ -52,10 +52,10 @@ def _generate(request: Request) -> int:
     pipeline = request.load()
     _warn_about(prompts, pipeline)
     items = [prompt for prompt in prompts for _ in range(request.config.inference.samples)]
-    _paint_all(
+    _generate_all(
         request,
         items,
-        lambda part, seed, first: pipeline.paint_texts(part, None, seed, len(part), first),
+        lambda part, seed, first: pipeline.generate(part, None, seed, len(part), first),
         lambda prompt: {"prompt": prompt},
     )
     return 0
@@ -69,10 +69,10 @@ def _generate_parts(request: Request) -> int:
         except ValueError as error:
             failures.add(error)
     pipeline = request.load()
-    _paint_all(
+    _generate_all(
         request,
         [item for item in rows for _ in range(request.config.inference.samples)],
-        lambda part, seed, first: pipeline.paint_parts(
+        lambda part, seed, first: pipeline.generate_from_parts(
             [parts for _, parts in part], pipeline.options, seed, len(part), first
         ),
         lambda item: {"prompt": " ".join(f"<{v}>" if k == "image" else v for k, v in item[0])},
@@ -81,15 +81,15 @@ def _generate_parts(request: Request) -> int:
 
 
 def main_inpaint(argv: Sequence[str]) -> int:
-    """Paint anew what a mask covers."""
-    made = parser("inpaint", "Paint anew what a mask covers in white.")
+    """Regenerate what a mask covers."""
+    made = parser("inpaint", "Regenerate what a mask covers in white.")
     add_sampling(made)
     made.add_argument("--image", action="append", help="may be repeated")
-    made.add_argument("--mask", action="append", help="one for all pictures, or one each")
-    made.add_argument("--prompt", action="append", help="one for all pictures, or one each")
+    made.add_argument("--mask", action="append", help="one for all images, or one each")
+    made.add_argument("--prompt", action="append", help="one for all images, or one each")
     request = Request.read("inpaint", made, argv)
     arguments, inference = request.arguments, request.config.inference
-    paths = picture_paths(arguments.image or _named(inference.image_path, "--image"))
+    paths = image_paths(arguments.image or _named(inference.image_path, "--image"))
     masks = arguments.mask or _named(inference.inpainting_mask_path, "--mask")
     masks = one_each(masks, len(paths), "--mask")
     texts = one_each(arguments.prompt or [inference.prompt or ""], len(paths), "--prompt")
@@ -97,27 +97,27 @@ def main_inpaint(argv: Sequence[str]) -> int:
     _warn_about(texts, pipeline)
     items = []
     for path, mask_path, text in zip(paths, masks, texts, strict=True):
-        picture, mask = failures.picture(path), failures.picture(Path(mask_path))
-        if picture is None or mask is None:
+        image, mask = failures.image(path), failures.image(Path(mask_path))
+        if image is None or mask is None:
             continue
         try:
-            masked_places(mask, picture, pipeline.resolution, pipeline.side)
+            masked_places(mask, image, pipeline.resolution, pipeline.side)
         except ValueError as error:
             failures.add(ValueError(f"{mask_path}: {error}"))
             continue
-        items.append((picture, mask, text, {"image": str(path), "mask": mask_path, "prompt": text}))
+        items.append((image, mask, text, {"image": str(path), "mask": mask_path, "prompt": text}))
 
-    def paint_batch(part: list[Any], seed: int, first: int) -> list[Image.Image]:
-        pictures, covers, words, _ = (list(column) for column in zip(*part, strict=True))
-        return pipeline.inpaint(pictures, covers, words, None, seed, len(part), first)
+    def generate_batch(part: list[Any], seed: int, first: int) -> list[Image.Image]:
+        images, covers, words, _ = (list(column) for column in zip(*part, strict=True))
+        return pipeline.inpaint(images, covers, words, None, seed, len(part), first)
 
-    _paint_all(request, items, paint_batch, lambda item: item[3])
+    _generate_all(request, items, generate_batch, lambda item: item[3])
     return failures.exit_code
 
 
 def main_extrapolate(argv: Sequence[str]) -> int:
-    """Carry pictures on beyond their edges."""
-    made = parser("extrapolate", "Carry pictures on beyond their edges.")
+    """Carry images on beyond their edges."""
+    made = parser("extrapolate", "Carry images on beyond their edges.")
     add_sampling(made)
     made.add_argument("--image", action="append", help="may be repeated")
     made.add_argument(
@@ -126,10 +126,10 @@ def main_extrapolate(argv: Sequence[str]) -> int:
         help="left, right, up, down; one step each, or 'left *** up'",
     )
     made.add_argument("--prompt", action="append", help="one for all steps, or one each")
-    made.add_argument("--offset", type=int, help="codes that a step adds beyond half a picture")
+    made.add_argument("--offset", type=int, help="codes that a step adds beyond half an image")
     request = Request.read("extrapolate", made, argv)
     arguments, inference = request.arguments, request.config.inference
-    paths = picture_paths(arguments.image or _named(inference.image_path, "--image"))
+    paths = image_paths(arguments.image or _named(inference.image_path, "--image"))
     directions = split_texts(
         arguments.direction or _named(inference.extra_direction, "--direction")
     )
@@ -141,23 +141,21 @@ def main_extrapolate(argv: Sequence[str]) -> int:
     pipeline, failures = request.load(), Failures()
     growth(pipeline.side, offset)
     _warn_about(texts, pipeline)
-    read = [(path, failures.picture(path)) for path in paths]
-    items = [(path, picture) for path, picture in read if picture is not None]
+    read = [(path, failures.image(path)) for path in paths]
+    items = [(path, image) for path, image in read if image is not None]
     about = {"directions": directions, "prompts": texts, "offset": offset}
 
-    def paint_batch(part: list[Any], seed: int, first: int) -> list[Image.Image]:
-        pictures = [picture for _, picture in part]
-        return pipeline.extrapolate(
-            pictures, directions, texts, None, seed, len(part), first, offset
-        )
+    def generate_batch(part: list[Any], seed: int, first: int) -> list[Image.Image]:
+        images = [image for _, image in part]
+        return pipeline.extrapolate(images, directions, texts, None, seed, len(part), first, offset)
 
-    _paint_all(request, items, paint_batch, lambda item: {"image": str(item[0]), **about})
+    _generate_all(request, items, generate_batch, lambda item: {"image": str(item[0]), **about})
     return failures.exit_code
 
 
 def main_reconstruct(argv: Sequence[str]) -> int:
-    """RecA's own view: picture, understanding of it, picture."""
-    made = parser("reconstruct", "Paint pictures anew from the model's understanding of them.")
+    """RecA's own view: image, understanding of it, image."""
+    made = parser("reconstruct", "Generate images anew from the model's understanding of them.")
     add_sampling(made)
     made.add_argument("--image", action="append", help="file or folder; may be repeated")
     request = Request.read("reconstruct", made, argv)
@@ -165,48 +163,53 @@ def main_reconstruct(argv: Sequence[str]) -> int:
     if request.arguments.guidance is None:  # the flow is trained without
         request.config.training.guidance_scale = 0.0
     pipeline, failures = request.load(), Failures()
-    read = [(path, failures.picture(path)) for path in picture_paths(named)]
-    items = [(path, picture) for path, picture in read if picture is not None]
+    read = [(path, failures.image(path)) for path in image_paths(named)]
+    items = [(path, image) for path, image in read if image is not None]
     rows: list[list[Image.Image]] = []
 
-    def paint_batch(part: list[Any], seed: int, first: int) -> list[Image.Image]:
-        pictures = [picture for _, picture in part]
-        rebuilt = pipeline.rebuild(pictures, pipeline.options, seed, len(part), first)
-        rows.extend(map(list, zip(pictures, pipeline.reconstruct(pictures), rebuilt, strict=True)))
+    def generate_batch(part: list[Any], seed: int, first: int) -> list[Image.Image]:
+        images = [image for _, image in part]
+        rebuilt = pipeline.reconstruct(images, pipeline.options, seed, len(part), first)
+        rows.extend(
+            map(list, zip(images, pipeline.tokenizer_roundtrip(images), rebuilt, strict=True))
+        )
         return rebuilt
 
-    folder = _paint_all(request, items, paint_batch, lambda item: {"image": str(item[0])})
+    folder = _generate_all(request, items, generate_batch, lambda item: {"image": str(item[0])})
     if rows:
-        titles = ["picture", "tokenizer alone", "rebuilt"]
+        titles = ["image", "tokenizer alone", "rebuilt"]
         labelled_grid(rows, titles).save(folder / "comparison.png")
     return failures.exit_code
 
 
-def _paint_all(
-    request: Request, items: list[Item], paint_batch: PaintBatch[Item], describe: Describe[Item]
+def _generate_all(
+    request: Request,
+    items: list[Item],
+    generate_batch: GenerateBatch[Item],
+    describe: Describe[Item],
 ) -> Path:
-    """Every item once per seed, batch by batch; each batch is written when it is painted."""
-    album = request.album("pictures.jsonl", request.sampling())
+    """Every item once per seed, batch by batch; each batch is written when it is generated."""
+    album = request.album("images.jsonl", request.sampling())
     total = len(items) * len(request.seeds)
-    progress = progress_display(request.name, total, unit="picture")
+    progress = progress_display(request.name, total, unit="image")
     done = 0
     try:
         for seed in request.seeds:
             for first, part in _batches(items, request.batch):
-                for number, picture in enumerate(paint_batch(part, seed, first)):
-                    _keep(album, picture, first + number, seed, describe(part[number]))
+                for number, image in enumerate(generate_batch(part, seed, first)):
+                    _keep(album, image, first + number, seed, describe(part[number]))
                     done += 1
                 progress.log(done, {})
     finally:
         progress.close()
         album.close()
-    print(f"{done} pictures in {album.folder}")
+    print(f"{done} images in {album.folder}")
     return album.folder
 
 
-def _keep(album: Album, picture: Image.Image, index: int, seed: int, about: dict[str, Any]) -> None:
+def _keep(album: Album, image: Image.Image, index: int, seed: int, about: dict[str, Any]) -> None:
     caption = str(about.get("prompt") or about.get("image"))
-    album.add(picture, f"{index:05d}-seed{seed}", caption, {**about, "seed": seed, "index": index})
+    album.add(image, f"{index:05d}-seed{seed}", caption, {**about, "seed": seed, "index": index})
 
 
 def _batches(items: list[Item], size: int) -> Iterator[tuple[int, list[Item]]]:
@@ -232,7 +235,7 @@ def _warn_about(texts: Sequence[str], pipeline: Pipeline) -> None:
     for number, text in enumerate(texts, start=1):
         tokens = len(pipeline.text.encode(text)) + 2  # the task token and bos count as well
         if not text.strip():
-            complain(f"prompt {number} is empty: painted without a condition")
+            complain(f"prompt {number} is empty: generated without a condition")
         elif tokens > pipeline.budget:
             complain(f"prompt {number} has {tokens} tokens: cut to {pipeline.budget}")
 

@@ -1,8 +1,8 @@
-"""Conversations with pictures as texts and pictures in the order in which the model reads them.
+"""Conversations with images as texts and images in the order in which the model reads them.
 
-Texts and pictures in any order in one sequence: to be answered, or to be followed by a painted picture.
+Texts and images in any order in one sequence: to be answered, or to be followed by a generated image.
 
-One picture and one text give exactly the sequences of training; anything else is the same layout carried
+One image and one text give exactly the sequences of training; anything else is the same layout carried
 on, which no published model was trained for.
 """
 
@@ -26,7 +26,7 @@ Role = Literal["user", "assistant"]
 
 @dataclass(frozen=True)
 class Turn:
-    """What one side says: texts and pictures in their order."""
+    """What one side says: texts and images in their order."""
 
     role: Role
     parts: Seq[Part]
@@ -54,9 +54,9 @@ QUESTION_STYLES: dict[str, Callable[[str], str]] = {
 
 
 def flatten(turns: Iterable[Turn], style: str) -> list[Part]:
-    """A conversation as texts and pictures.
+    """A conversation as texts and images.
 
-    The pictures that a user's turn begins with stand before its ``USER:``, as in training.
+    The images that a user's turn begins with stand before its ``USER:``, as in training.
 
     Args:
         turns: alternating; the last one is the user's when an answer is wanted.
@@ -132,7 +132,7 @@ class _Row:
             self.spans.append(Span(len(image), bidirectional=True))
 
     def clip(self, features_SC: Tensor) -> None:
-        """``soi CLIP eoi``: the features bidirectional, and those of the first picture global, as trained.
+        """``soi CLIP eoi``: the features bidirectional, and those of the first image global, as trained.
 
         Later ones are not, so that nothing before them changes when they come.
         """
@@ -145,7 +145,7 @@ class _Row:
         self.text([self.vocabulary.eoi])
 
     def piece(self, piece: Piece, joined: bool = False) -> None:
-        """A text or a picture."""
+        """A text or an image."""
         if not isinstance(piece, Tensor):
             self.text(piece)
         elif piece.is_floating_point():
@@ -188,18 +188,18 @@ def answer_prompt(
     return row.sequence("mmu")
 
 
-def paint_prompt(
+def image_prompt(
     pieces: Seq[Piece], codes_N: Tensor, budget: int, vocabulary: Vocabulary
 ) -> Sequence:
-    """A picture to paint behind texts and pictures.
+    """An image to generate behind texts and images.
 
-    Text alone is ``t2i bos text eos soi IMAGE eoi``. With pictures it is the layout of reconstruction,
+    Text alone is ``t2i bos text eos soi IMAGE eoi``. With images it is the layout of reconstruction,
     ``mmu (soi CONDITION eoi | text)… eos soi IMAGE eoi``, bos before the first text.
 
     Args:
         pieces: in the order in which they are read.
-        codes_N: the picture's codes; places to paint hold the code ``codebook``.
-        budget: text budget M of a prompt without pictures.
+        codes_N: the image's codes; places to generate hold the code ``codebook``.
+        budget: text budget M of a prompt without images.
         vocabulary: the model's ids.
     """
     if not any(isinstance(piece, Tensor) for piece in pieces):
@@ -220,7 +220,7 @@ def paint_prompt(
 
 
 def _clip_canvas(row: _Row, codes_N: Tensor) -> Sequence:
-    """The picture behind CLIP features: soi and eoi causal, after the place of the published padding."""
+    """The image behind CLIP features: soi and eoi causal, after the place of the published padding."""
     before = len(row.ids)
     padding = max(0, CLIP_RECON_TEXT_WIDTH - before + sum(map(len, row.features)))
     row.text([row.vocabulary.soi])

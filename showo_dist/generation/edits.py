@@ -1,6 +1,6 @@
-"""Extrapolation: a code grid grows by parts that are painted window by window.
+"""Extrapolation: a code grid grows by parts that are generated window by window.
 
-Pictures and masks as they come, to what the encoders take."""
+Images and masks as they come, to what the encoders take."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,8 +16,8 @@ from showo_data.images import decode
 
 Direction = Literal["left", "right", "up", "down"]
 
-# (codes (B, side, side) with places to paint) -> the same, painted
-PaintWindow = Callable[[Tensor], Tensor]
+# (codes (B, side, side) with places to generate) -> the same, generated
+FillWindow = Callable[[Tensor], Tensor]
 
 
 def check_direction(direction: str) -> Direction:
@@ -33,16 +33,16 @@ def check_direction(direction: str) -> Direction:
 
 
 def growth(side: int, offset: int) -> int:
-    """Rows or columns of codes that one step adds: half a picture and ``offset``.
+    """Rows or columns of codes that one step adds: half an image and ``offset``.
 
     Raises:
-        ValueError: nothing would be added, or nothing of the picture would be seen.
+        ValueError: nothing would be added, or nothing of the image would be seen.
     """
     grown = side // 2 + offset
     if not 0 < grown < side:
         raise ValueError(
             f"inference.offset = {offset}: expected {1 - side // 2} to {side - 1 - side // 2}, "
-            f"for a picture has {side} code columns"
+            f"for an image has {side} code columns"
         )
     return grown
 
@@ -71,39 +71,39 @@ def extended(
     side: int,
     grown: int,
     blank: int,
-    paint_window: PaintWindow,
+    fill_window: FillWindow,
 ) -> Tensor:
     """The grid grown by one step; what was there keeps its codes.
 
-    A grid that is wider than one picture across the direction is painted in overlapping windows, each seeing
-    what the ones before painted.
+    A grid that is wider than one image across the direction is generated in overlapping windows, each seeing
+    what the ones before generated.
 
     Args:
         codes_Bhw: int64, h and w at least ``side``.
         direction: in which it grows.
-        side: codes along one side of what the model paints at once.
+        side: codes along one side of what the model generates at once.
         grown: rows or columns to add.
-        blank: the code of a place to paint.
-        paint_window: paints a window in the picture's own orientation.
+        blank: the code of a place to generate.
+        fill_window: generates a window in the image's own orientation.
     """
     grid = _turned(codes_Bhw, direction)
     new = grid.new_full((*grid.shape[:2], grown), blank)
     grid = torch.cat([grid, new], dim=-1)
     for start in _starts(grid.shape[1], side):
         window = grid[:, start : start + side, -side:]
-        painted = paint_window(_turned(window, direction).contiguous())
-        grid[:, start : start + side, -side:] = _turned(painted, direction)
+        generated = fill_window(_turned(window, direction).contiguous())
+        grid[:, start : start + side, -side:] = _turned(generated, direction)
     return _turned(grid, direction).contiguous()
 
 
 _PROPORTION_SLACK = 0.01  # of the quotient of the sides; sizes are whole pixels
 
 
-def read_picture(path: str | Path) -> Image.Image:
-    """The RGB picture of a file, turned as its EXIF orientation says.
+def read_image(path: str | Path) -> Image.Image:
+    """The RGB image of a file, turned as its EXIF orientation says.
 
     Raises:
-        ValueError: there is no such file, or no picture in it; it is named.
+        ValueError: there is no such file, or no image in it; it is named.
     """
     try:
         data = Path(path).read_bytes()
@@ -113,40 +113,40 @@ def read_picture(path: str | Path) -> Image.Image:
         return decode(data)
     except Exception as error:  # Pillow's formats do not share an exception
         reason = str(error).partition(" <_io")[0]
-        raise ValueError(f"{path}: not a picture that can be read ({reason})") from None
+        raise ValueError(f"{path}: not an image that can be read ({reason})") from None
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """An upright RGB picture; what it was stays as it is."""
+    """An upright RGB image; what it was stays as it is."""
     return ImageOps.exif_transpose(image).convert("RGB")
 
 
 def pixels(images: list[Image.Image], resolution: int) -> Tensor:
-    """Pictures of any size to (B, 3, side, side) in [-1, 1], resized and cropped as in training."""
+    """Images of any size to (B, 3, side, side) in [-1, 1], resized and cropped as in training."""
     transform = vq_transform(resolution)
     return torch.stack([transform(as_rgb(image)) for image in images])
 
 
-def masked_places(mask: Image.Image, picture: Image.Image, resolution: int, side: int) -> Tensor:
+def masked_places(mask: Image.Image, image: Image.Image, resolution: int, side: int) -> Tensor:
     """The codes that a mask covers, bool (side, side); white is drawn anew.
 
-    The mask takes the picture's way through resizing and cropping, is then resized to the code grid
-    (bicubic), and counts from 0.5 on (specification, section 9).
+    The mask takes the image's way through resizing and cropping, is then resized to the code grid
+    (bicubic), and counts from 0.5 on (docs/specification.md, section 9).
 
     Raises:
-        ValueError: its proportions are not the picture's, or it covers no code.
+        ValueError: its proportions are not the image's, or it covers no code.
     """
-    mask, picture = as_rgb(as_rgb(mask).convert("L")), as_rgb(picture)
-    if abs(mask.width * picture.height / (mask.height * picture.width) - 1) > _PROPORTION_SLACK:
+    mask, image = as_rgb(as_rgb(mask).convert("L")), as_rgb(image)
+    if abs(mask.width * image.height / (mask.height * image.width) - 1) > _PROPORTION_SLACK:
         raise ValueError(
-            f"mask of {mask.width}×{mask.height} pixels for a picture of "
-            f"{picture.width}×{picture.height}: expected the same proportions"
+            f"mask of {mask.width}×{mask.height} pixels for an image of "
+            f"{image.width}×{image.height}: expected the same proportions"
         )
-    if mask.size != picture.size:
-        mask = mask.resize(picture.size, Image.Resampling.BICUBIC)
+    if mask.size != image.size:
+        mask = mask.resize(image.size, Image.Resampling.BICUBIC)
     whiteness_HW = (vq_transform(resolution)(mask)[0] + 1) / 2
     small = F.interpolate(whiteness_HW[None, None], (side, side), mode="bicubic")
     places = small[0, 0] >= 0.5
     if not places.any():
-        raise ValueError("the mask covers no code of the picture: white marks what is drawn anew")
+        raise ValueError("the mask covers no code of the image: white marks what is drawn anew")
     return places

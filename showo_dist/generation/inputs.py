@@ -1,4 +1,4 @@
-"""Prompts and pictures of a command line, each by itself: a bad one is named, the rest goes on."""
+"""Prompts and images of a command line, each by itself: a bad one is named, the rest goes on."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from showo_dist.generation.conversation import Part
-from showo_dist.generation.edits import read_picture
+from showo_dist.generation.edits import read_image
 from showo_dist.generation.request import complain
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -29,11 +29,11 @@ def read_prompts(path: str | Path) -> list[str]:
     return prompts
 
 
-def picture_paths(names: Iterable[str]) -> list[Path]:
-    """Files as they are named; a folder stands for the pictures in it, in the order of their names.
+def image_paths(names: Iterable[str]) -> list[Path]:
+    """Files as they are named; a folder stands for the images in it, in the order of their names.
 
     Raises:
-        ValueError: no picture at all.
+        ValueError: no image at all.
     """
     paths: list[Path] = []
     for name in names:
@@ -45,7 +45,7 @@ def picture_paths(names: Iterable[str]) -> list[Path]:
         )
         paths += inside if path.is_dir() else [path]
     if not paths:
-        raise ValueError("no picture is named")
+        raise ValueError("no image is named")
     return paths
 
 
@@ -64,10 +64,10 @@ class Failures:
         self.count += 1
         complain(str(error))
 
-    def picture(self, path: Path) -> Image.Image | None:
-        """The picture, or None when it cannot be read."""
+    def image(self, path: Path) -> Image.Image | None:
+        """The image, or None when it cannot be read."""
         try:
-            return read_picture(path)
+            return read_image(path)
         except ValueError as error:
             self.add(error)
             return None
@@ -79,7 +79,7 @@ class Failures:
 
 
 def read_parts(path: str | Path) -> list[list[tuple[str, str]]]:
-    """Prompts of texts and pictures: one JSON list per line of ``{"text": …}`` and ``{"image": PATH}``.
+    """Prompts of texts and images: one JSON list per line of ``{"text": …}`` and ``{"image": PATH}``.
 
     Raises:
         ValueError: names the file and the line that is not one.
@@ -99,9 +99,9 @@ def read_parts(path: str | Path) -> list[list[tuple[str, str]]]:
 
 
 def opened(row: Sequence[tuple[str, str]]) -> list[Part]:
-    """The pictures of such a prompt read.
+    """The images of such a prompt read.
 
     Raises:
         ValueError: one cannot be.
     """
-    return [read_picture(value) if kind == "image" else value for kind, value in row]
+    return [read_image(value) if kind == "image" else value for kind, value in row]

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from showo_dist.config import TrainConfig, load_file
-from showo_dist.generation.sampling import PaintOptions
+from showo_dist.generation.sampling import SamplingOptions
 from showo_dist.models.clip import ClipTower
 from showo_dist.models.showo import ShowO
 from showo_dist.models.weights.folder import CONFIG_NAME, local_folder
@@ -17,14 +17,14 @@ from showo_dist.sequences.masking import mask_schedule
 from showo_kernels import select_backend
 
 TRAINING_CONFIG = "config.yaml"
-# Rounds and guidance of the released models by the side of their pictures (specification, section 9).
+# Rounds and guidance of the released models by the side of their images (docs/specification.md, section 9).
 _RELEASED_SAMPLING = {256: (16, 1.75), 512: (50, 5.0)}
 
 
-def paint_options(config: TrainConfig) -> PaintOptions:
-    """How ``training.*`` says that pictures are painted."""
+def sampling_options(config: TrainConfig) -> SamplingOptions:
+    """How ``training.*`` says that images are generated."""
     training = config.training
-    return PaintOptions(
+    return SamplingOptions(
         steps=training.generation_timesteps,
         guidance=training.guidance_scale,
         temperature=training.generation_temperature,
@@ -98,7 +98,7 @@ def load_model(
 
 
 def load_clip(config: TrainConfig, source: str | None, device: torch.device) -> ClipTower | None:
-    """The CLIP tower of a model that sees pictures as CLIP features, else None.
+    """The CLIP tower of a model that sees images as CLIP features, else None.
 
     Raises:
         ValueError: it cannot be read.

@@ -1,4 +1,4 @@
-"""A trained model with its tokenizers, and the ways between pictures, texts and tokens."""
+"""A trained model with its tokenizers, and the ways between images, texts and tokens."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,22 +17,22 @@ from showo_dist.generation.conversation import (
     Turn,
     answer_prompt,
     flatten,
-    paint_prompt,
+    image_prompt,
 )
 from showo_dist.generation.edits import as_rgb, pixels
 from showo_dist.generation.loading import (
     load_clip,
     load_model,
-    paint_options,
     question_style,
     read_model_config,
+    sampling_options,
     text_tokenizer,
 )
-from showo_dist.generation.sampling import PaintOptions
+from showo_dist.generation.sampling import SamplingOptions
 from showo_dist.models.clip import ClipTower
 from showo_dist.models.encoders import condition_pixels
 from showo_dist.models.magvitv2 import MAGVITv2
-from showo_dist.models.magvitv2.pictures import to_images
+from showo_dist.models.magvitv2.images import to_images
 from showo_dist.models.showo import ShowO
 from showo_dist.sequences import Sequence as TokenSequence
 from showo_dist.sequences import TextEncoder, Vocabulary
@@ -43,22 +43,22 @@ from showo_dist.sequences.text import SYSTEM_PROMPT
 class Networks:
     """Everything that generation and understanding need.
 
-    Pictures that come in may be of any size and mode; they are turned as EXIF says, resized and cropped as
-    in training. Pictures that are painted depend on the seed and their index alone, never on the batch.
+    Images that come in may be of any size and mode; they are turned as EXIF says, resized and cropped as
+    in training. Images that are generated depend on the seed and their index alone, never on the batch.
 
     Attributes:
         model: Show-o; put into eval mode by the caller.
         vq: the image tokenizer, on the model's device.
         text: the text tokenizer.
         vocabulary: ids of the model.
-        resolution: side in pixels of the pictures.
+        resolution: side in pixels of the images.
         budget: text budget M of a prompt, in tokens; longer prompts are cut there.
-        options: how the model was meant to paint (the config's rounds and guidance).
-        clip: the CLIP tower of models that see pictures as CLIP features.
+        options: how the model was meant to generate (the config's rounds and guidance).
+        clip: the CLIP tower of models that see images as CLIP features.
         system_prompt: stands before what a CLIP model is asked.
         question_style: how questions are put, one of
             :data:`~showo_dist.generation.conversation.QUESTION_STYLES`.
-        down_scale, resize_back: RecA's condition picture of models without CLIP.
+        down_scale, resize_back: RecA's condition image of models without CLIP.
     """
 
     model: ShowO
@@ -67,7 +67,7 @@ class Networks:
     vocabulary: Vocabulary
     resolution: int
     budget: int
-    options: PaintOptions = field(default_factory=PaintOptions)
+    options: SamplingOptions = field(default_factory=SamplingOptions)
     clip: ClipTower | None = None
     system_prompt: str = ""
     question_style: str = "llava"
@@ -123,7 +123,7 @@ class Networks:
             vocabulary=vocabulary,
             resolution=config.dataset.preprocessing.resolution,
             budget=config.dataset.preprocessing.max_seq_length,
-            options=paint_options(config),
+            options=sampling_options(config),
             clip=load_clip(config, clip_model, where),
             system_prompt=SYSTEM_PROMPT if showo.w_clip_vit and not pretraining else "",
             question_style=question_style(config),
@@ -137,12 +137,12 @@ class Networks:
 
     @property
     def side(self) -> int:
-        """Codes along one side of a picture."""
+        """Codes along one side of an image."""
         return self.resolution // self.vq.config.downsample
 
     @property
     def tokens(self) -> int:
-        """Image tokens per picture, N."""
+        """Image tokens per image, N."""
         return self.side**2
 
     def encode(self, images: list[Image.Image]) -> Tensor:
@@ -151,11 +151,11 @@ class Networks:
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> list[Image.Image]:
-        """Pictures of codes (B, N), or (B, h, w) of any shape."""
+        """Images of codes (B, N), or (B, h, w) of any shape."""
         return to_images(self.vq.decode(codes))
 
     def understood(self, images: list[Image.Image]) -> list[Piece]:
-        """Each picture as the model reads it when asked: image codes, or CLIP features."""
+        """Each image as the model reads it when asked: image codes, or CLIP features."""
         if self.clip is None:
             return list(self.encode(images).cpu())
         transform = clip_transform(self.clip.resolution)
@@ -163,7 +163,7 @@ class Networks:
         return list(self.clip(pixels_B3HW.to(self.device)).float().cpu())
 
     def conditions(self, images: list[Image.Image]) -> list[Piece]:
-        """Each picture as the model reads it before it paints another, as RecA trains it."""
+        """Each image as the model reads it before it generates another, as RecA trains it."""
         pixels_B3HW = pixels(images, self.resolution).to(self.device)
         if self.clip is not None:
             return list(self.clip(pixels_B3HW).float().cpu())
@@ -178,11 +178,11 @@ class Networks:
         bos = self.question_style == "demo" and self.clip is None
         return [answer_prompt(pieces, self.vocabulary, system, bos=bos) for pieces in known]
 
-    def paint_sequences(self, prompts: Sequence[Sequence[Part]]) -> list[TokenSequence]:
-        """Texts and pictures, followed by a picture to paint."""
+    def image_sequences(self, prompts: Sequence[Sequence[Part]]) -> list[TokenSequence]:
+        """Texts and images, followed by an image to generate."""
         blank_N = torch.full((self.tokens,), self.vocabulary.codebook)
         return [
-            paint_prompt(pieces, blank_N, self.budget, self.vocabulary)
+            image_prompt(pieces, blank_N, self.budget, self.vocabulary)
             for pieces in self._pieces(prompts, self.conditions)
         ]
 
@@ -191,7 +191,7 @@ class Networks:
         rows: Sequence[Sequence[Part]],
         see: Callable[[list[Image.Image]], list[Piece]],
     ) -> list[list[Piece]]:
-        """Texts to ids; all pictures of all rows through ``see`` at once."""
+        """Texts to ids; all images of all rows through ``see`` at once."""
         images = [part for row in rows for part in row if isinstance(part, Image.Image)]
         seen = iter(see(images) if images else [])
         return [

@@ -1,4 +1,4 @@
-"""What generation leaves in a folder: pictures that say how they were made, lines about them, a sheet."""
+"""What generation leaves in a folder: images that say how they were made, lines about them, a sheet."""
 
 import json
 from collections.abc import Mapping
@@ -12,17 +12,17 @@ from showo_data.files import written_aside
 from showo_dist.logging.grids import captioned_sheet
 from showo_dist.logging.wandb_run import WandbRun
 
-_SHEET = 48  # pictures on a contact sheet
+_SHEET = 48  # images on a contact sheet
 
 
-def save_picture(picture: Image.Image, path: Path, settings: Mapping[str, object]) -> None:
+def save_image(image: Image.Image, path: Path, settings: Mapping[str, object]) -> None:
     """Write a PNG that carries ``settings`` as text entries; a half-written one is never seen."""
     path.parent.mkdir(parents=True, exist_ok=True)
     notes = PngInfo()
     for key, value in settings.items():
         notes.add_itxt(key, str(value))
     with written_aside(path) as stream:
-        picture.save(stream, "PNG", pnginfo=notes)
+        image.save(stream, "PNG", pnginfo=notes)
 
 
 class Album:
@@ -31,8 +31,8 @@ class Album:
     Args:
         folder: made if missing; files of the same names are replaced.
         lines: name of the file with one JSON object per result.
-        settings: what all results have in common; it goes into every picture and line.
-        wandb: also log pictures there.
+        settings: what all results have in common; it goes into every image and line.
+        wandb: also log images there.
     """
 
     def __init__(
@@ -43,14 +43,14 @@ class Album:
         self._lines = (folder / lines).open("w", encoding="utf-8")
         self._shown: list[tuple[Image.Image, str]] = []
 
-    def add(self, picture: Image.Image, name: str, caption: str, about: Mapping[str, Any]) -> None:
-        """Keep a picture as ``name.png``, with what is particular about it."""
+    def add(self, image: Image.Image, name: str, caption: str, about: Mapping[str, Any]) -> None:
+        """Keep an image as ``name.png``, with what is particular about it."""
         record = {"file": f"{name}.png", **about}
-        save_picture(picture, self.folder / record["file"], {**self._settings, **about})
+        save_image(image, self.folder / record["file"], {**self._settings, **about})
         self.write(record)
-        self.show(picture, caption)
+        self.show(image, caption)
         if self._wandb is not None:
-            self._wandb.picture(len(self._shown), name, picture, caption)
+            self._wandb.image(len(self._shown), name, image, caption)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """One line about a result."""
@@ -58,10 +58,10 @@ class Album:
         self._lines.write(line + "\n")
         self._lines.flush()
 
-    def show(self, picture: Image.Image, caption: str) -> None:
-        """Put a picture on the contact sheet, as far as there is room."""
+    def show(self, image: Image.Image, caption: str) -> None:
+        """Put an image on the contact sheet, as far as there is room."""
         if len(self._shown) < _SHEET:
-            self._shown.append((picture, caption))
+            self._shown.append((image, caption))
 
     def close(self) -> None:
         """Write the contact sheet and end the lines."""

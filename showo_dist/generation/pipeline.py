@@ -1,6 +1,6 @@
-"""What a trained model can do: paint, edit, answer, rebuild.
+"""What a trained model can do: generate, edit, answer, rebuild.
 
-Talking with a model in texts and pictures: it answers, or paints the next picture."""
+Talking with a model in texts and images: it answers, or generates the next image."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,13 +14,13 @@ from torch import Tensor
 from showo_dist.generation.answer import answer
 from showo_dist.generation.conversation import Part, Turn, assistant, user
 from showo_dist.generation.edits import check_direction, extended, growth, masked_places
-from showo_dist.generation.loading import paint_options
+from showo_dist.generation.loading import sampling_options
 from showo_dist.generation.networks import Networks
-from showo_dist.generation.sampling import Painter, PaintOptions, paint
+from showo_dist.generation.sampling import ImageSampler, SamplingOptions, sample_codes
 from showo_dist.sequences import Sequence as TokenSequence
 from showo_dist.sequences.text import description_prompts, question_prompt
 
-__all__ = ["Pipeline", "paint_options"]
+__all__ = ["Pipeline", "sampling_options"]
 
 Item = TypeVar("Item")
 Prompt = list[int] | TokenSequence
@@ -30,60 +30,62 @@ Prompt = list[int] | TokenSequence
 class Pipeline(Networks):
     """A model at work; see :class:`Networks` for what it holds and :meth:`Networks.load`.
 
-    Arguments that all painting methods share: ``options`` (None takes the pipeline's own), ``seed`` (with the
-    picture's index it decides all random numbers), ``batch`` (pictures painted together) and
-    ``first_index`` (index of the first picture, for callers that go through a list part by part).
+    Arguments that all generating methods share: ``options`` (None takes the pipeline's own), ``seed`` (with
+    the image's index it decides all random numbers), ``batch`` (images generated together) and
+    ``first_index`` (index of the first image, for callers that go through a list part by part).
     """
 
-    def paint_texts(
+    def generate(
         self,
         texts: Sequence[str],
-        options: PaintOptions | None = None,
+        options: SamplingOptions | None = None,
         seed: int = 0,
         batch: int = 32,
         first_index: int = 0,
     ) -> list[Image.Image]:
-        """One picture per text. An empty text paints without a condition; a long one is cut at the budget."""
-        pictures: list[Image.Image] = []
+        """One image per text. An empty text is no condition; a long one is cut at the budget."""
+        results: list[Image.Image] = []
         for start, part in _batches(texts, batch):
             prompts: list[Prompt] = [self.text.encode(text) for text in part]
             generators = self._generators(seed, first_index + start, len(part))
-            pictures += self.decode(self._painted(prompts, generators, options))
-        return pictures
+            results += self.decode(self._sampled_codes(prompts, generators, options))
+        return results
 
-    def paint_parts(
+    def generate_from_parts(
         self,
         prompts: Sequence[Sequence[Part]],
-        options: PaintOptions | None = None,
+        options: SamplingOptions | None = None,
         seed: int = 0,
         batch: int = 32,
         first_index: int = 0,
     ) -> list[Image.Image]:
-        """One picture per prompt of texts and pictures in any order.
+        """One image per prompt of texts and images in any order.
 
-        One picture and one text is what RecA trains; longer mixtures no published model was trained for.
-        Without ``options`` pictures as CLIP features are painted from without guidance.
+        One image and one text is what RecA trains; longer mixtures no published model was trained for.
+        Without ``options`` images as CLIP features are generated from without guidance.
 
         Raises:
-            ValueError: guidance asked for with pictures as CLIP features.
+            ValueError: guidance asked for with images as CLIP features.
         """
-        if options is None and self.clip is not None and _any_picture(prompts):
+        if options is None and self.clip is not None and _any_image(prompts):
             options = replace(self.options, guidance=0.0)
-        pictures: list[Image.Image] = []
+        results: list[Image.Image] = []
         for start, part in _batches(prompts, batch):
             generators = self._generators(seed, first_index + start, len(part))
-            pictures += self.decode(self._painted(self.paint_sequences(part), generators, options))
-        return pictures
+            results += self.decode(
+                self._sampled_codes(self.image_sequences(part), generators, options)
+            )
+        return results
 
-    def rebuild(
+    def reconstruct(
         self,
         images: Sequence[Image.Image],
-        options: PaintOptions | None = None,
+        options: SamplingOptions | None = None,
         seed: int = 0,
         batch: int = 32,
         first_index: int = 0,
     ) -> list[Image.Image]:
-        """RecA's own view: each picture painted anew from the model's understanding of it.
+        """RecA's own view: each image regenerated from the model's understanding of it.
 
         The request for a description is drawn from the training's list; without ``options`` there is no
         guidance, as in training.
@@ -97,56 +99,56 @@ class Pipeline(Networks):
             [i, question_prompt(text)] for i, text in zip(images, drawn, strict=True)
         ]
         options = options or replace(self.options, guidance=0.0)
-        return self.paint_parts(prompts, options, seed, batch, first_index)
+        return self.generate_from_parts(prompts, options, seed, batch, first_index)
 
     def inpaint(
         self,
         images: Sequence[Image.Image],
         masks: Sequence[Image.Image],
         texts: Sequence[str],
-        options: PaintOptions | None = None,
+        options: SamplingOptions | None = None,
         seed: int = 0,
         batch: int = 32,
         first_index: int = 0,
     ) -> list[Image.Image]:
-        """Each picture with what its mask covers in white painted anew; every other code is kept.
+        """Each image with what its mask covers in white regenerated; every other code is kept.
 
         Raises:
-            ValueError: a mask has other proportions than its picture, or covers nothing.
+            ValueError: a mask has other proportions than its image, or covers nothing.
         """
         places = [
             masked_places(mask, image, self.resolution, self.side).flatten()
             for image, mask in zip(images, masks, strict=True)
         ]
-        pictures: list[Image.Image] = []
+        results: list[Image.Image] = []
         for start, part in _batches(list(zip(images, places, texts, strict=True)), batch):
             codes_BN = self.encode([image for image, _, _ in part])
             covered_BN = torch.stack([covered_N for _, covered_N, _ in part]).to(self.device)
             codes_BN = codes_BN.masked_fill(covered_BN, self.vocabulary.codebook)
             prompts: list[Prompt] = [self.text.encode(text) for _, _, text in part]
             generators = self._generators(seed, first_index + start, len(part))
-            pictures += self.decode(self._painted(prompts, generators, options, codes_BN))
-        return pictures
+            results += self.decode(self._sampled_codes(prompts, generators, options, codes_BN))
+        return results
 
     def extrapolate(
         self,
         images: Sequence[Image.Image],
         directions: Sequence[str],
         texts: Sequence[str],
-        options: PaintOptions | None = None,
+        options: SamplingOptions | None = None,
         seed: int = 0,
         batch: int = 32,
         first_index: int = 0,
         offset: int = 0,
     ) -> list[Image.Image]:
-        """Each picture carried on beyond its edges, one step per direction; every code of it is kept.
+        """Each image carried on beyond its edges, one step per direction; every code of it is kept.
 
         Args:
             images: any size; the square that the model sees of them is carried on.
             directions: ``left``, ``right``, ``up`` or ``down``, one per step.
             texts: one per step, or a single one for all.
             options, seed, batch, first_index: as everywhere.
-            offset: code columns (rows) that a step adds beyond half a picture.
+            offset: code columns (rows) that a step adds beyond half an image.
 
         Raises:
             ValueError: an unknown direction, texts that do not match the steps, or an offset too large.
@@ -154,14 +156,14 @@ class Pipeline(Networks):
         if len(texts) not in (1, len(directions)):
             raise ValueError(f"{len(directions)} directions and {len(texts)} texts: one per step")
         texts = list(texts) * len(directions) if len(texts) == 1 else texts
-        pictures: list[Image.Image] = []
+        results: list[Image.Image] = []
         for start, part in _batches(images, batch):
             generators = self._generators(seed, first_index + start, len(part))
             grid_Bhw = self.encode(list(part)).unflatten(1, (self.side, self.side))
             for direction, text in zip(directions, texts, strict=True):
                 grid_Bhw = self._extended(grid_Bhw, direction, text, options, generators, offset)
-            pictures += self.decode(grid_Bhw)
-        return pictures
+            results += self.decode(grid_Bhw)
+        return results
 
     def ask(
         self,
@@ -174,7 +176,7 @@ class Pipeline(Networks):
         temperature: float = 1.0,
         seed: int = 0,
     ) -> list[str]:
-        """The answer to one question about each picture; arguments as in :meth:`reply`."""
+        """The answer to one question about each image; arguments as in :meth:`reply`."""
         conversations = [[user(i, q)] for i, q in zip(images, questions, strict=True)]
         return self.reply(
             conversations, max_new_tokens, batch, top_k=top_k, temperature=temperature, seed=seed
@@ -192,7 +194,7 @@ class Pipeline(Networks):
     ) -> list[str]:
         """The model's next words in each conversation.
 
-        Conversations may hold any number of pictures in any place; one, at the start, is what published
+        Conversations may hold any number of images in any place; one, at the start, is what published
         models were trained for.
 
         Args:
@@ -217,16 +219,18 @@ class Pipeline(Networks):
             answers += [self.text.decode(ids).strip() for ids in found]
         return answers
 
-    def reconstruct(self, images: Sequence[Image.Image], batch: int = 32) -> list[Image.Image]:
-        """What the image tokenizer alone makes of the pictures."""
+    def tokenizer_roundtrip(
+        self, images: Sequence[Image.Image], batch: int = 32
+    ) -> list[Image.Image]:
+        """What the image tokenizer alone makes of the images."""
         parts = (self.decode(self.encode(list(part))) for _, part in _batches(images, batch))
-        return [picture for part in parts for picture in part]
+        return [image for part in parts for image in part]
 
-    def _painted(
+    def _sampled_codes(
         self,
         prompts: Sequence[Prompt],
         generators: list[torch.Generator],
-        options: PaintOptions | None,
+        options: SamplingOptions | None,
         codes_BN: Tensor | None = None,
     ) -> Tensor:
         """Codes (B, N); ``codes_BN`` says which are given."""
@@ -236,9 +240,9 @@ class Pipeline(Networks):
         )
         if conditioned and options.guidance > 0:
             raise ValueError(
-                f"guidance {options.guidance:g} with pictures as CLIP features: only 0 is possible"
+                f"guidance {options.guidance:g} with images as CLIP features: only 0 is possible"
             )
-        painter = Painter(
+        sampler = ImageSampler(
             self.model,
             self.vocabulary,
             prompts,
@@ -247,21 +251,21 @@ class Pipeline(Networks):
             tokens=self.tokens,
             codes_BN=codes_BN,
         )
-        return paint(painter, generators)
+        return sample_codes(sampler, generators)
 
     def _extended(
         self,
         grid_Bhw: Tensor,
         direction: str,
         text: str,
-        options: PaintOptions | None,
+        options: SamplingOptions | None,
         generators: list[torch.Generator],
         offset: int,
     ) -> Tensor:
         prompts: list[Prompt] = [self.text.encode(text)] * len(grid_Bhw)
 
-        def paint_window(window_Bhw: Tensor) -> Tensor:
-            codes_BN = self._painted(prompts, generators, options, window_Bhw.flatten(1))
+        def fill_window(window_Bhw: Tensor) -> Tensor:
+            codes_BN = self._sampled_codes(prompts, generators, options, window_Bhw.flatten(1))
             return codes_BN.view_as(window_Bhw)
 
         return extended(
@@ -270,14 +274,14 @@ class Pipeline(Networks):
             self.side,
             growth(self.side, offset),
             self.vocabulary.codebook,
-            paint_window,
+            fill_window,
         )
 
     def _generators(self, seed: int, first: int, count: int) -> list[torch.Generator]:
         return [_generator(seed, first + number, self.device) for number in range(count)]
 
 
-def _any_picture(prompts: Sequence[Sequence[Part]]) -> bool:
+def _any_image(prompts: Sequence[Sequence[Part]]) -> bool:
     return any(isinstance(part, Image.Image) for prompt in prompts for part in prompt)
 
 
@@ -299,8 +303,8 @@ def _batches(items: Sequence[Item], size: int) -> Iterator[tuple[int, list[Item]
 class Conversation:
     """Turns of a user and a model; everything said so far is read anew for each of the model's turns.
 
-    Published models were trained on one picture and questions about it, and on painting from a text or from
-    one picture and a text. All else works, and is what the model makes of it.
+    Published models were trained on one image and questions about it, and on generation from a text or from
+    one image and a text. All else works, and is what the model makes of it.
 
     Args:
         pipeline: the model.
@@ -311,25 +315,27 @@ class Conversation:
         self.turns: list[Turn] = []
 
     def ask(self, *parts: Part, max_new_tokens: int = 100, top_k: int | None = 1) -> str:
-        """Say something, in texts and pictures, and get an answer in words."""
+        """Say something, in texts and images, and get an answer in words."""
         self.turns.append(user(*parts))
         (words,) = self.pipeline.reply([self.turns], max_new_tokens, top_k=top_k)
         self.turns.append(assistant(words))
         return words
 
-    def paint(
-        self, *parts: Part, options: PaintOptions | None = None, seed: int = 0
+    def sample_codes(
+        self, *parts: Part, options: SamplingOptions | None = None, seed: int = 0
     ) -> Image.Image:
-        """Say something, in texts and pictures, and get a picture.
+        """Say something, in texts and images, and get an image.
 
-        The model reads all texts and pictures so far in their order, without the marks of who said them. A
-        model that reads pictures as CLIP features paints without guidance once there is a picture.
+        The model reads all texts and images so far in their order, without the marks of who said them. A
+        model that reads images as CLIP features generates without guidance once there is an image.
 
         Raises:
             ValueError: ``options`` ask for guidance where there is none.
         """
         self.turns.append(user(*parts))
         said = [part for turn in self.turns for part in turn.parts]
-        (picture,) = self.pipeline.paint_parts([said], options, seed, first_index=len(self.turns))
-        self.turns.append(assistant(picture))
-        return picture
+        (image,) = self.pipeline.generate_from_parts(
+            [said], options, seed, first_index=len(self.turns)
+        )
+        self.turns.append(assistant(image))
+        return image

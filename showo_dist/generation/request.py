@@ -9,7 +9,7 @@ from typing import Any
 
 from showo_dist.config import TrainConfig, load_file
 from showo_dist.config.sources import OVERRIDE, parse_arguments
-from showo_dist.generation.loading import paint_options, read_model_config
+from showo_dist.generation.loading import read_model_config, sampling_options
 from showo_dist.generation.output import Album
 from showo_dist.generation.pipeline import Pipeline
 from showo_dist.logging.wandb_run import WandbRun
@@ -46,25 +46,23 @@ def parser(name: str, text: str) -> argparse.ArgumentParser:
         "also by their published names",
     )
     made.add_argument("--out", type=Path, help=f"folder for the results; default: generated/{name}")
-    made.add_argument(
-        "--batch", type=int, help=f"pictures or questions at a time; default {_BATCH}"
-    )
+    made.add_argument("--batch", type=int, help=f"images or questions at a time; default {_BATCH}")
     made.add_argument("--device", help="default: the GPU if there is one")
     made.add_argument("--precision", choices=["auto", "bf16", "fp32"], help="of the transformer")
     made.add_argument("--vq-model", help="image tokenizer instead of the config's")
     made.add_argument("--tokenizer", help="text tokenizer instead of the config's")
     made.add_argument("--clip-model", help="CLIP tower instead of the config's")
-    made.add_argument("--wandb", action="store_true", help="also log the pictures to wandb")
+    made.add_argument("--wandb", action="store_true", help="also log the images to wandb")
     return made
 
 
 def add_sampling(made: argparse.ArgumentParser) -> None:
-    """Options of painting."""
-    made.add_argument("--steps", type=int, help="rounds per picture; default: the config's")
+    """Options of generation."""
+    made.add_argument("--steps", type=int, help="rounds per image; default: the config's")
     made.add_argument("--guidance", type=float, help="w of guidance, 0: none")
     made.add_argument("--temperature", type=float, help="of the noise on the confidences")
     made.add_argument("--schedule", help="cosine, linear, sigmoid, pow2 …")
-    made.add_argument("--seeds", type=int, nargs="+", help="every picture once per seed; default 0")
+    made.add_argument("--seeds", type=int, nargs="+", help="every image once per seed; default 0")
 
 
 @dataclass(frozen=True)
@@ -127,8 +125,8 @@ class Request:
         return Album(folder, lines, common, wandb)
 
     def sampling(self) -> dict[str, Any]:
-        """How pictures are painted, for the record."""
-        options = asdict(paint_options(self.config))
+        """How images are generated, for the record."""
+        options = asdict(sampling_options(self.config))
         return {**options, "schedule": self.config.training.mask_schedule}
 
     def _wandb(self, folder: Path) -> WandbRun:

@@ -1,6 +1,6 @@
-"""The picture at the end of a sequence: everything before it is read once, it itself anew every round.
+"""The image at the end of a sequence: everything before it is read once, it itself anew every round.
 
-Text to image: guess all masked codes, hide the least sure ones again (specification, section 9)."""
+Text to image: guess all masked codes, hide the least sure ones again (docs/specification.md, section 9)."""
 
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
@@ -19,14 +19,14 @@ from showo_kernels import Span
 
 
 def split_canvas(sequence: Sequence, tokens: int) -> tuple[Sequence, Tensor, int]:
-    """Cut a sequence before the bidirectional span that holds its last picture.
+    """Cut a sequence before the bidirectional span that holds its last image.
 
     No row before that span sees it, so the keys and values of those rows are the same in every round. What
-    stands behind it (the causal eoi of CLIP reconstruction) is not seen by the picture, and left out.
+    stands behind it (the causal eoi of CLIP reconstruction) is not seen by the image, and left out.
 
     Args:
         sequence: as the builders of t2i and reconstruction make it.
-        tokens: image tokens N of the picture.
+        tokens: image tokens N of the image.
 
     Returns:
         The prefix, the ids of the span, and the row of the first image token in it.
@@ -59,13 +59,13 @@ def _beginning(sequence: Sequence, spans: list[Span], length: int) -> Sequence:
 
 
 class Canvas:
-    """The pictures of a batch, of one size, behind prefixes of any length.
+    """The images of a batch, of one size, behind prefixes of any length.
 
     Args:
         model: in eval mode.
         vocabulary: the model's ids.
-        sequences: X sequences that end with their picture; halves of guidance are sequences like any other.
-        tokens: image tokens N of a picture.
+        sequences: X sequences that end with their image; halves of guidance are sequences like any other.
+        tokens: image tokens N of an image.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Canvas:
         self._tokens = tokens
 
     def logits(self, codes_BN: Tensor, ids: slice = slice(None)) -> Tensor:
-        """Logits (X, N, ids) of pictures that hold ``codes_BN``; X is a multiple of B."""
+        """Logits (X, N, ids) of images that hold ``codes_BN``; X is a multiple of B."""
         image = slice(self._first, self._first + self._tokens)
         copies = len(self.ids_XQ) // len(codes_BN)
         self.ids_XQ[:, image] = (codes_BN + self._offset).repeat(copies, 1)
@@ -97,7 +97,7 @@ _TINY = 1e-20  # keeps the logarithms of the published sampler finite
 
 
 @dataclass(frozen=True)
-class PaintOptions:
+class SamplingOptions:
     """How to sample.
 
     Attributes:
@@ -117,7 +117,7 @@ def _log(value: Tensor) -> Tensor:
     return value.clamp(min=_TINY).log()
 
 
-# One generator for the batch (None: torch's global one), or one per picture.
+# One generator for the batch (None: torch's global one), or one per image.
 Generators = torch.Generator | None | list[torch.Generator]
 
 
@@ -149,18 +149,18 @@ def _still_masked(confidence_BN: Tensor, unknown_BN: Tensor, share: Tensor) -> T
     return confidence_BN < confidence_BN.sort(dim=1).values.gather(1, count_B1)
 
 
-class Painter:
-    """Paints the masked codes of a batch of pictures.
+class ImageSampler:
+    """Generates the masked codes of a batch of images.
 
     Args:
         model: in eval mode; its device and dtype are used.
         vocabulary: the model's ids.
-        prompts: text ids of each picture, or whole sequences that end with their picture (reconstruction,
-            pictures among the text).
+        prompts: text ids of each image, or whole sequences that end with their image (reconstruction,
+            images among the text).
         budget: text budget M of prompts that are text.
-        options: see :class:`PaintOptions`.
+        options: see :class:`SamplingOptions`.
         tokens: N, when ``codes_BN`` is None.
-        codes_BN: int64 starting codes; ``vocabulary.codebook`` marks a place to paint. None paints all.
+        codes_BN: int64 starting codes; ``vocabulary.codebook`` marks a place to generate. None generates all.
     """
 
     def __init__(
@@ -170,7 +170,7 @@ class Painter:
         prompts: Seq[list[int] | Sequence],
         *,
         budget: int,
-        options: PaintOptions,
+        options: SamplingOptions,
         tokens: int = 0,
         codes_BN: Tensor | None = None,
     ) -> None:
@@ -210,7 +210,7 @@ class Painter:
         return (1 + self.options.guidance) * conditional - self.options.guidance * unconditional
 
     def rounds(self, generators: Generators = None) -> Iterator[Tensor]:
-        """Yield the guessed codes (B, N) after every round; the last are the picture."""
+        """Yield the guessed codes (B, N) after every round; the last are the image."""
         temperature = self.options.temperature
         for step in range(self.options.steps):
             done = (step + 1) / self.options.steps
@@ -231,15 +231,15 @@ class Painter:
         return guess_BN
 
 
-def paint(painter: Painter, generators: Generators = None) -> Tensor:
+def sample_codes(sampler: ImageSampler, generators: Generators = None) -> Tensor:
     """The final codes, int64 (B, N).
 
     Args:
-        painter: what to paint.
-        generators: random numbers on the model's device. With one per picture a picture does not depend on
-            those painted beside it; one for all, or torch's own when None, is the published order of draws.
+        sampler: what to generate.
+        generators: random numbers on the model's device. With one per image an image does not depend on
+            those generated beside it; one for all, or torch's own when None, is the published order of draws.
     """
-    codes = painter.codes_BN
-    for guess in painter.rounds(generators):
+    codes = sampler.codes_BN
+    for guess in sampler.rounds(generators):
         codes = guess
     return codes

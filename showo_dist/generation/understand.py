@@ -1,4 +1,4 @@
-"""``showo-dist understand``: answers about pictures, from the command line."""
+"""``showo-dist understand``: answers about images, from the command line."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from PIL import Image
 from rich.console import Console
 
 from showo_dist.generation.conversation import Part, Turn, assistant, user
-from showo_dist.generation.inputs import Failures, opened, picture_paths, read_parts
+from showo_dist.generation.inputs import Failures, image_paths, opened, read_parts
 from showo_dist.generation.output import Album
 from showo_dist.generation.pipeline import Pipeline
 from showo_dist.generation.request import Request, parser, split_texts
@@ -33,13 +33,13 @@ class _Talk:
         self.turns.append(user(*first, self.questions[len(self.turns) // 2]))
 
     @property
-    def picture(self) -> Image.Image | None:
+    def image(self) -> Image.Image | None:
         return next((part for part in self.shown if isinstance(part, Image.Image)), None)
 
 
 def main_understand(argv: Sequence[str]) -> int:
-    """Ask about pictures: each question about each picture, in rounds, or about all at once."""
-    made = parser("understand", "Ask questions about pictures.")
+    """Ask about images: each question about each image, in rounds, or about all at once."""
+    made = parser("understand", "Ask questions about images.")
     made.add_argument("--image", action="append", help="file or folder; may be repeated")
     made.add_argument(
         "--question", action="append", help="may be repeated, or hold several: 'a *** b'"
@@ -48,9 +48,9 @@ def main_understand(argv: Sequence[str]) -> int:
         "--rounds", action="store_true", help="the questions follow each other in one conversation"
     )
     made.add_argument(
-        "--together", action="store_true", help="all pictures at the start of one conversation"
+        "--together", action="store_true", help="all images at the start of one conversation"
     )
-    made.add_argument("--parts", help="JSON lines of prompts with pictures among the text")
+    made.add_argument("--parts", help="JSON lines of prompts with images among the text")
     made.add_argument("--max-new-tokens", type=int, help="longest answer; default 100")
     made.add_argument("--top-k", type=int, help="draw among the k most likely; default 1")
     made.add_argument("--temperature", type=float, dest="answer_temperature", help="of drawing")
@@ -109,12 +109,12 @@ def _write(talk: _Talk, album: Album, seed: int) -> None:
         )
         print(f"{talk.about['image']}\n  {question}\n  {words}", flush=True)
         lines += [f"? {question}", words[:_SHOWN_PER_LINE] or "(nothing)"]
-    if talk.picture is not None:
-        album.show(talk.picture, "\n".join(lines))
+    if talk.image is not None:
+        album.show(talk.image, "\n".join(lines))
 
 
 def _asked(request: Request, failures: Failures) -> list[_Talk]:
-    """The pictures and questions of the command line or the published keys."""
+    """The images and questions of the command line or the published keys."""
     arguments, inference = request.arguments, request.config.inference
     named = arguments.image or [inference.mmu_image_root or inference.image_path]
     if named == [None]:
@@ -122,21 +122,21 @@ def _asked(request: Request, failures: Failures) -> list[_Talk]:
     questions = split_texts(arguments.question or [inference.question or ""])
     if not all(questions):
         raise ValueError("--question is missing, or one is empty")
-    read = [(path, failures.picture(path)) for path in picture_paths(named)]
-    pictures = [(path, picture) for path, picture in read if picture is not None]
-    apart = [[item] for item in pictures]
-    groups = [pictures] if arguments.together and pictures else apart
+    read = [(path, failures.image(path)) for path in image_paths(named)]
+    images = [(path, image) for path, image in read if image is not None]
+    apart = [[item] for item in images]
+    groups = [images] if arguments.together and images else apart
     rounds = [questions] if arguments.rounds else [[question] for question in questions]
     return [_talk(group, asked) for group in groups for asked in rounds]
 
 
-def _talk(pictures: list[tuple[Path, Image.Image]], questions: list[str]) -> _Talk:
-    names = ", ".join(str(path) for path, _ in pictures)
-    return _Talk({"image": names}, [picture for _, picture in pictures], questions)
+def _talk(images: list[tuple[Path, Image.Image]], questions: list[str]) -> _Talk:
+    names = ", ".join(str(path) for path, _ in images)
+    return _Talk({"image": names}, [image for _, image in images], questions)
 
 
 def _from_parts(request: Request, failures: Failures) -> list[_Talk]:
-    """One question per line, with pictures anywhere; what follows the last picture counts as its words."""
+    """One question per line, with images anywhere; what follows the last image counts as its words."""
     talks = []
     for row in read_parts(request.arguments.parts):
         try:

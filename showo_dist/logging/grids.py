@@ -1,4 +1,4 @@
-"""Pictures side by side, with words: grids with titles, and sheets of pictures with their texts below."""
+"""Images side by side, with words: grids with titles, and sheets of images with their texts below."""
 
 from collections.abc import Sequence
 from textwrap import wrap
@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 BACKGROUND, INK, FAINT = (255, 255, 255), (24, 26, 32), (110, 114, 124)
 _GAP = 6
-_SHEET_GAP = 14  # wider: a cell of a sheet may hold several pictures
+_SHEET_GAP = 14  # wider: a cell of a sheet may hold several images
 _TEXT_PX = 13
 _LINE_PX = 17
 _CHARACTER_PX = 6.6  # average advance of the default font at this size
@@ -18,7 +18,7 @@ def _font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
 
 
 def fitted(image: Image.Image, tile: int) -> Image.Image:
-    """The picture in ``tile`` pixels, proportions kept; enlarging keeps the pixels visible."""
+    """The image in ``tile`` pixels, proportions kept; enlarging keeps the pixels visible."""
     scale = tile / max(image.size)
     width, height = (max(1, round(side * scale)) for side in image.size)
     how = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
@@ -48,20 +48,20 @@ def labelled_grid(
     row_titles: Sequence[str] = (),
     tile: int = 128,
 ) -> Image.Image:
-    """A grid of pictures with titles above the columns and left of the rows.
+    """A grid of images with titles above the columns and left of the rows.
 
     Args:
-        rows: pictures, row by row; rows may differ in length.
+        rows: images, row by row; rows may differ in length.
         column_titles: one per column, or none.
         row_titles: one per row, or none.
-        tile: longest side of a picture in the grid, pixels.
+        tile: longest side of an image in the grid, pixels.
 
     Raises:
-        ValueError: no picture at all, or titles that do not fit the grid.
+        ValueError: no image at all, or titles that do not fit the grid.
     """
     columns = max((len(row) for row in rows), default=0)
     if not columns:
-        raise ValueError("a grid needs at least one picture")
+        raise ValueError("a grid needs at least one image")
     for what, titles, count in (("column", column_titles, columns), ("row", row_titles, len(rows))):
         if titles and len(titles) != count:
             raise ValueError(f"{len(titles)} {what} titles for {count} {what}s")
@@ -76,43 +76,43 @@ def labelled_grid(
         _write(draw, (left + column * pitch, _GAP // 2), lines, FAINT)
     for row, lines in enumerate(sides):
         _write(draw, (_GAP, top + row * pitch), lines, FAINT)
-    for row, pictures in enumerate(rows):
-        for column, picture in enumerate(pictures):
-            sheet.paste(fitted(picture, tile), (left + column * pitch, top + row * pitch))
+    for row, images in enumerate(rows):
+        for column, image in enumerate(images):
+            sheet.paste(fitted(image, tile), (left + column * pitch, top + row * pitch))
     return sheet
 
 
 def captioned_sheet(
-    pictures: Sequence[tuple[Image.Image, str]], columns: int = 6, tile: int = 144
+    images: Sequence[tuple[Image.Image, str]], columns: int = 6, tile: int = 144
 ) -> Image.Image:
-    """Pictures in rows, each with its whole text below it.
+    """Images in rows, each with its whole text below it.
 
     Args:
-        pictures: (picture, text) pairs; line breaks in the text are kept.
-        columns: pictures in a row.
-        tile: longest side of a picture, pixels.
+        images: (image, text) pairs; line breaks in the text are kept.
+        columns: images in a row.
+        tile: longest side of an image, pixels.
 
     Raises:
-        ValueError: no picture.
+        ValueError: no image.
     """
-    if not pictures:
-        raise ValueError("a sheet needs at least one picture")
-    columns = min(columns, len(pictures))
-    tiles = [fitted(picture, tile) for picture, _ in pictures]
-    texts = [_lines(text, tile) for _, text in pictures]
+    if not images:
+        raise ValueError("a sheet needs at least one image")
+    columns = min(columns, len(images))
+    tiles = [fitted(image, tile) for image, _ in images]
+    texts = [_lines(text, tile) for _, text in images]
     heights = [
         2 * _GAP
         + max(tall.height for tall in tiles[start : start + columns])
         + _LINE_PX * max(map(len, texts[start : start + columns]))
-        for start in range(0, len(pictures), columns)
+        for start in range(0, len(images), columns)
     ]
     pitch = tile + _SHEET_GAP
     size = (2 * _GAP + columns * pitch - _SHEET_GAP, _GAP + sum(heights))
     sheet = Image.new("RGB", size, BACKGROUND)
     draw = ImageDraw.Draw(sheet)
-    for number, (picture, lines) in enumerate(zip(tiles, texts, strict=True)):
+    for number, (image, lines) in enumerate(zip(tiles, texts, strict=True)):
         row, column = divmod(number, columns)
         x, y = _GAP + column * pitch, _GAP + sum(heights[:row])
-        sheet.paste(picture, (x, y))
-        _write(draw, (x, y + picture.height + 2), lines, INK)
+        sheet.paste(image, (x, y))
+        _write(draw, (x, y + image.height + 2), lines, INK)
     return sheet

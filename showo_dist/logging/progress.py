@@ -20,7 +20,7 @@ _SHOWN = {
     "eval/psnr": "PSNR {:.1f} dB",
     "lr": "lr {:.1e}",
     "tokens_per_s": "{:,.0f} tokens/s",
-    "pictures_per_s": "{:,.0f} pictures/s",
+    "images_per_s": "{:,.0f} images/s",
     "mfu": "mfu {:.1%}",
 }
 
@@ -69,7 +69,7 @@ class PlainProgress:
     def event(self, message: str) -> None:
         print(f"{self._name}: {message}", flush=True)
 
-    def picture(self, step: int, name: str, image: Image.Image, caption: str) -> None:
+    def image(self, step: int, name: str, image: Image.Image, caption: str) -> None:
         """Nothing to show: the file says it."""
 
     def close(self) -> None:
@@ -102,7 +102,7 @@ class BarProgress:
     def event(self, message: str) -> None:
         self._progress.console.print(message, markup=False, highlight=False)
 
-    def picture(self, step: int, name: str, image: Image.Image, caption: str) -> None:
+    def image(self, step: int, name: str, image: Image.Image, caption: str) -> None:
         """Nothing to show: the file says it."""
 
     def close(self) -> None:

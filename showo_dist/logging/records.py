@@ -64,7 +64,7 @@ def _plain(value: float) -> float | None:
 
 
 class RecordFiles:
-    """``metrics.jsonl``, ``events.jsonl`` and ``pictures/`` of a run.
+    """``metrics.jsonl``, ``events.jsonl`` and ``images/`` of a run.
 
     Args:
         folder: of the run, made when absent.
@@ -74,7 +74,7 @@ class RecordFiles:
 
     def __init__(self, folder: Path, metrics_name: str | None, start_step: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._pictures = folder / "pictures"
+        self._images = folder / "images"
         self._step = start_step
         self._metrics: TextIO | None = None
         if metrics_name is not None:
@@ -91,11 +91,11 @@ class RecordFiles:
     def event(self, message: str) -> None:
         _append(self._events, {"step": self._step, "time": time.time(), "event": message})
 
-    def picture(self, step: int, name: str, image: Image.Image, caption: str) -> None:
-        self._pictures.mkdir(exist_ok=True)
+    def image(self, step: int, name: str, image: Image.Image, caption: str) -> None:
+        self._images.mkdir(exist_ok=True)
         notes = PngInfo()
         notes.add_itxt("caption", caption)
-        image.save(self._pictures / f"{name}-{step:06d}.png", pnginfo=notes)
+        image.save(self._images / f"{name}-{step:06d}.png", pnginfo=notes)
 
     def close(self) -> None:
         for file in (self._metrics, self._events):

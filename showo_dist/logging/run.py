@@ -17,12 +17,12 @@ class Sink(Protocol):
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
     def event(self, message: str) -> None: ...
-    def picture(self, step: int, name: str, image: Image.Image, caption: str) -> None: ...
+    def image(self, step: int, name: str, image: Image.Image, caption: str) -> None: ...
     def close(self) -> None: ...
 
 
 class RunLogger:
-    """Metrics, events and pictures of a run; silent on every rank but 0: callers need no branch.
+    """Metrics, events and images of a run; silent on every rank but 0: callers need no branch.
 
     Args:
         folder: of the run.
@@ -98,10 +98,10 @@ class RunLogger:
         for sink in self._sinks:
             sink.event(message)
 
-    def pictures(self, step: int, name: str, image: Image.Image, caption: str) -> None:
-        """Keep a picture as ``pictures/NAME-STEP.png``, and send it to wandb."""
+    def images(self, step: int, name: str, image: Image.Image, caption: str) -> None:
+        """Keep an image as ``images/NAME-STEP.png``, and send it to wandb."""
         for sink in self._sinks:
-            sink.picture(step, name, image, caption)
+            sink.image(step, name, image, caption)
 
     def close(self) -> None:
         """End the progress display and the wandb run."""

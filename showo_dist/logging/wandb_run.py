@@ -91,11 +91,11 @@ class WandbRun:
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self._use(lambda run: run.log({"step": step, **metrics}))
 
-    def picture(self, step: int, name: str, image: Image.Image, caption: str) -> None:
+    def image(self, step: int, name: str, image: Image.Image, caption: str) -> None:
         def send(run: Any) -> None:
             import wandb
 
-            run.log({"step": step, f"pictures/{name}": wandb.Image(image, caption=caption)})
+            run.log({"step": step, f"images/{name}": wandb.Image(image, caption=caption)})
 
         self._use(send)
 

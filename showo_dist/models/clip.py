@@ -1,15 +1,15 @@
-"""The frozen CLIP vision tower that RecA and the CLIP variants understand pictures with."""
+"""The frozen CLIP vision tower that RecA and the CLIP variants understand images with."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPVisionModel
 
-FEATURE_LAYER = -2  # the published choice (specification, section 7)
+FEATURE_LAYER = -2  # the published choice (docs/specification.md, section 7)
 
 
 class ClipTower(nn.Module):
-    """Pictures to patch features.
+    """Images to patch features.
 
     Args:
         tower: transformers' model, for example CLIP ViT-L/14-336.
@@ -34,7 +34,7 @@ class ClipTower(nn.Module):
 
     @property
     def resolution(self) -> int:
-        """Side of the pictures it reads, in pixels."""
+        """Side of the images it reads, in pixels."""
         return self.tower.config.image_size
 
     @torch.no_grad()
@@ -43,7 +43,7 @@ class ClipTower(nn.Module):
 
         Args:
             pixels_B3HW: normalised by the CLIP image processor; any other size is resized bilinearly,
-                which is how RecA feeds its [-1, 1] pictures.
+                which is how RecA feeds its [-1, 1] images.
         """
         size = (self.resolution, self.resolution)
         if pixels_B3HW.shape[-2:] != size:

@@ -55,7 +55,7 @@ class LossHead(nn.Linear):
 
 
 def clip_projector(feature_width: int, width: int) -> nn.Sequential:
-    """CLIP features to model width: Linear, GELU, Linear (specification, section 2)."""
+    """CLIP features to model width: Linear, GELU, Linear (docs/specification.md, section 2)."""
     return nn.Sequential(nn.Linear(feature_width, width), nn.GELU(), nn.Linear(width, width))
 
 

@@ -13,7 +13,7 @@ from showo_dist.plan.shapes import META
 from showo_dist.sequences import PackedBatch, Sequence, Vocabulary, builders, pack
 from showo_dist.sequences.masking import IGNORE, MaskedCodes, mask_schedule
 
-# Tokens of what is asked in a reconstruction sample and of the system prompt (specification, section 7).
+# Tokens of a reconstruction prompt and of the system prompt (docs/specification.md, section 7).
 PROMPT_TOKENS, SYSTEM_TOKENS = 16, 28
 
 

@@ -74,14 +74,14 @@ def model_of_shapes(config: TrainConfig) -> Any:
 
 
 def encoder_flops(config: TrainConfig) -> float:
-    """Work of the frozen encoders on one rank's micro-batch of pictures that are not encoded ahead."""
+    """Work of the frozen encoders on one rank's micro-batch of images that are not encoded ahead."""
     flows = active_flows(config)
-    pictures = sum(flow.batch_size for name, flow in flows.items() if name != "lm")
+    images = sum(flow.batch_size for name, flow in flows.items() if name != "lm")
     clip = config.model.showo.w_clip_vit
     understood = sum(flows[name].batch_size for name in ("mmu", "recon") if name in flows)
-    coded = pictures - (flows["mmu"].batch_size if clip and "mmu" in flows else 0)
+    coded = images - (flows["mmu"].batch_size if clip and "mmu" in flows else 0)
     if "recon" in flows and not clip:
-        coded += flows["recon"].batch_size  # its condition is a picture of its own
+        coded += flows["recon"].batch_size  # its condition is an image of its own
     total = coded * _vq_flops(config)
     return total + (understood * _clip_flops() if clip else 0.0)
 

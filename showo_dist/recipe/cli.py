@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from showo_dist.config import TrainConfig, load, to_yaml
 from showo_dist.config.loader import load_file
-from showo_dist.recipe.stages import Stage, Story, launched
+from showo_dist.recipe.stages import Stage, StageRunner, launched
 
 TRAIN = "showo_dist.train"
 _NAME = re.compile(r"[\w-]+")
@@ -206,7 +206,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(ready: TrainingStage, story: Story) -> None:
+def _run(ready: TrainingStage, story: StageRunner) -> None:
     name = ready.stage.name
     if ready.final.is_dir():
         print(f"== {name}: done before, {ready.final} is there", flush=True)
@@ -229,7 +229,7 @@ def main(argv: Sequence[str]) -> int:
             print(f"== {ready.stage.name}: {done}", *ready.stage.lines, sep="\n")
         return 0
     digests = {ready.stage.name: ready.digest for ready in stages}
-    story = Story(runs / "stages.json", lambda stage: digests[stage.name])
+    story = StageRunner(runs / "stages.json", lambda stage: digests[stage.name])
     try:
         for ready in stages:
             _run(ready, story)

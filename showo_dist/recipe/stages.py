@@ -41,7 +41,7 @@ def launched(launcher: list[str], *arguments: str) -> list[str]:
     return [known, *launcher[1:], *arguments]
 
 
-class Story:
+class StageRunner:
     """Runs stages and remembers the finished ones.
 
     Args:

@@ -3,7 +3,7 @@
 
 def main(argv: list[str]) -> int:
     """``showo-dist report``; see :mod:`showo_dist.report.cli`."""
-    # imported late: trainers take their picture grids from this package and need no plots
+    # imported late: trainers take their image grids from this package and need no plots
     from showo_dist.report.cli import main as write_report
 
     return write_report(argv)

@@ -6,7 +6,7 @@ from pathlib import Path
 from showo_dist.report.inputs import Runs, read_runs
 from showo_dist.report.results import (
     answer_section,
-    picture_section,
+    image_section,
     score_section,
     summary_section,
 )
@@ -22,7 +22,7 @@ def build_sections(runs: Runs, files: Path, out: Path) -> list[Section]:
         summary_section(runs),
         loss_section(runs, files),
         tokenizer_section(runs, files),
-        picture_section(runs, files),
+        image_section(runs, files),
         answer_section(runs, files),
         score_section(runs),
         throughput_section(runs),

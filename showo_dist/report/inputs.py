@@ -22,7 +22,7 @@ class Evaluation:
 
     folder: Path
     scores: Record
-    pictures: list[Record] = field(default_factory=list)
+    images: list[Record] = field(default_factory=list)
     answers: list[Record] = field(default_factory=list)
 
 
@@ -70,8 +70,8 @@ def _read_evaluation(folder: Path) -> Evaluation | None:
         scores = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: not JSON ({error})") from None
-    pictures, answers = (_read_lines(folder / f"{name}.jsonl") for name in ("pictures", "answers"))
-    return Evaluation(folder, scores, pictures, answers)
+    images, answers = (_read_lines(folder / f"{name}.jsonl") for name in ("images", "answers"))
+    return Evaluation(folder, scores, images, answers)
 
 
 def _read_lines(path: Path) -> list[Record]:

@@ -1,4 +1,4 @@
-"""Sections about what the model can do: pictures, answers, scores before and after RecA.
+"""Sections about what the model can do: images, answers, scores before and after RecA.
 
 The first paragraph: what was measured, in a few sentences."""
 
@@ -22,7 +22,7 @@ from showo_dist.report.inputs import (
 from showo_dist.report.training import codebook_size, elapsed_s, tokenizer_values
 from showo_dist.report.writers import Block, Figure, Missing, Section, Table, Text
 
-_PER_TAG = 3  # pictures of each category on the sheet
+_PER_TAG = 3  # images of each category on the sheet
 _ANSWERS = 12
 # Settings that two evaluations must share to be compared.
 _COMPARED = ("prompts", "shards", "seed", "steps", "guidance", "temperature")
@@ -34,26 +34,23 @@ def missing_evaluations(runs: Runs) -> list[Block]:
     return [Missing(f"{evaluation_folder(runs.root, stage)}/scores.json") for stage in missing]
 
 
-def picture_section(runs: Runs, files: Path) -> Section:
-    """Prompts of every category with their pictures, before and after RecA side by side."""
-    chosen = _chosen_pictures(runs)
+def image_section(runs: Runs, files: Path) -> Section:
+    """Prompts of every category with their images, before and after RecA side by side."""
+    chosen = _chosen_images(runs)
     blocks: list[Block] = []
     if chosen:
-        path = files / "pictures.png"
+        path = files / "images.png"
         _save(captioned_sheet(chosen, columns=_PER_TAG, tile=110 * len(runs.evaluations)), path)
         names = " | ".join(STAGES[stage] for stage in runs.evaluations)
         caption = f"{names}. One category per row, its first prompts; verdicts by the checker."
         blocks.append(Figure(path, caption, scrolls=True))
-    return Section("Pictures", [*blocks, *missing_evaluations(runs)])
+    return Section("Images", [*blocks, *missing_evaluations(runs)])
 
 
-def _chosen_pictures(runs: Runs) -> list[tuple[Image.Image, str]]:
-    """The first pictures of each category that every evaluation holds."""
+def _chosen_images(runs: Runs) -> list[tuple[Image.Image, str]]:
+    """The first images of each category that every evaluation holds."""
     by_stage = [
-        {
-            (record["tag"], record["prompt"], record["file"]): record
-            for record in evaluation.pictures
-        }
+        {(record["tag"], record["prompt"], record["file"]): record for record in evaluation.images}
         for evaluation in runs.evaluations.values()
     ]
     folders = [evaluation.folder for evaluation in runs.evaluations.values()]
@@ -72,16 +69,16 @@ def _chosen_pictures(runs: Runs) -> list[tuple[Image.Image, str]]:
 
 
 def _side_by_side(folders: list[Path], records: list[Record]) -> Image.Image:
-    pictures = [
+    images = [
         _open(folder / record["file"]) for folder, record in zip(folders, records, strict=True)
     ]
     gap = 2
-    width = sum(picture.width + gap for picture in pictures) - gap
-    pair = Image.new("RGB", (width, max(picture.height for picture in pictures)), "white")
+    width = sum(image.width + gap for image in images) - gap
+    pair = Image.new("RGB", (width, max(image.height for image in images)), "white")
     left = 0
-    for picture in pictures:
-        pair.paste(picture, (left, 0))
-        left += picture.width + gap
+    for image in images:
+        pair.paste(image, (left, 0))
+        left += image.width + gap
     return pair
 
 
@@ -90,17 +87,17 @@ def _verdicts(prompt: str, records: list[Record]) -> str:
 
 
 def _open(path: Path) -> Image.Image:
-    with Image.open(path) as picture:
-        return picture.convert("RGB")
+    with Image.open(path) as image:
+        return image.convert("RGB")
 
 
-def _save(picture: Image.Image, path: Path) -> None:
+def _save(image: Image.Image, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path)
+    image.save(path)
 
 
 def answer_section(runs: Runs, files: Path) -> Section:
-    """Questions about held-out pictures with the answers of the last stage that was evaluated."""
+    """Questions about held-out images with the answers of the last stage that was evaluated."""
     stage = next((s for s in reversed(STAGES) if s in runs.evaluations), None)
     if stage is None:
         return Section("Answered questions", missing_evaluations(runs))
@@ -111,7 +108,7 @@ def answer_section(runs: Runs, files: Path) -> Section:
     path = files / "answers.png"
     pairs = [(_open(evaluation.folder / record["file"]), _answer_text(record)) for record in chosen]
     _save(captioned_sheet(pairs, columns=4, tile=170), path)
-    figure = Figure(path, f"Held-out pictures, after {STAGES[stage]}.", scrolls=True)
+    figure = Figure(path, f"Held-out images, after {STAGES[stage]}.", scrolls=True)
     return Section("Answered questions", [figure])
 
 
@@ -166,7 +163,7 @@ def _explanation(evaluations: dict[str, Evaluation]) -> str:
     settings = [evaluation.scores["settings"] for evaluation in evaluations.values()]
     first = settings[0]
     words = (
-        "Right ones of all, and the 95 % Wilson interval. A picture is right when it shows what the "
+        "Right ones of all, and the 95 % Wilson interval. An image is right when it shows what the "
         "prompt asks for and nothing else; “no other colour” allows any number of objects but none. "
         "Answers are compared word by word. "
         f"Sampling: {first['steps']} rounds, guidance {first['guidance']:g}, seed {first['seed']}."
@@ -183,7 +180,7 @@ _HEADLINES = {
     "single object: no other colour": "no other colour than the asked one, in any number of objects",
     "single object: shape": "shape of a single object as asked",
     "prompts: all": "all that the prompt asks for, over all categories",
-    "questions: all but descriptions": "right answers to questions about held-out pictures",
+    "questions: all but descriptions": "right answers to questions about held-out images",
 }
 
 

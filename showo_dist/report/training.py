@@ -73,11 +73,11 @@ def tokenizer_section(runs: Runs, files: Path) -> Section:
     path = files / "tokenizer.png"
     if draw_curves(lines, ["codes_in_use", "code_perplexity"], "codes", path):
         blocks.append(Figure(path, "Codes in use, and as many as equally frequent ones would be."))
-    grids = sorted((runs.root / TOKENIZER / "pictures").glob("reconstruction-*.png"))
+    grids = sorted((runs.root / TOKENIZER / "images").glob("reconstruction-*.png"))
     if grids:
         blocks.append(Figure(grids[-1], "Originals and what the tokenizer makes of them."))
     else:
-        blocks.append(Missing(f"{runs.root / TOKENIZER}/pictures/reconstruction-STEP.png"))
+        blocks.append(Missing(f"{runs.root / TOKENIZER}/images/reconstruction-STEP.png"))
     return Section("Image tokenizer", blocks)
 
 

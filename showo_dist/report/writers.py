@@ -2,7 +2,7 @@
 
 A report as one HTML file that needs nothing else.
 
-A report as Markdown; pictures are linked by paths relative to it."""
+A report as Markdown; images are linked by paths relative to it."""
 
 import os
 from base64 import b64encode
@@ -90,7 +90,7 @@ pre { background: var(--soft); padding: 0.8rem 1rem; border-radius: 4px; overflo
 
 
 def to_html(title: str, sections: list[Section]) -> str:
-    """The text of the HTML file, pictures inside it as data URIs."""
+    """The text of the HTML file, images inside it as data URIs."""
     body = [f"<h1>{escape(title)}</h1>"]
     for section in sections:
         body.append(f"<h2>{escape(section.title)}</h2>")

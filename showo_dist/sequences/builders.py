@@ -1,6 +1,6 @@
 """One small builder per task: text ids and image codes in, an unpadded :class:`Sequence` out.
 
-Layouts, cuts and labels are those of the specification, sections 3 to 5. M is the text budget
+Layouts, cuts and labels are those of docs/specification.md, sections 3 to 5. M is the text budget
 (``max_seq_length``), N the number of image tokens.
 """
 
@@ -193,7 +193,7 @@ def recon_clip(
     vocabulary: Vocabulary,
     frozen_inputs: bool = False,
 ) -> Sequence:
-    """``mmu soi CLIP eoi bos text eos soi IMAGE eoi``: soi and eoi of the picture stay causal.
+    """``mmu soi CLIP eoi bos text eos soi IMAGE eoi``: soi and eoi of the image stay causal.
 
     The padding that the published layout has before the second soi is not computed; its places stay in
     the position ids.

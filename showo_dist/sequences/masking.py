@@ -1,4 +1,4 @@
-"""Which image tokens a sample hides, from (seed, flow, position) alone (specification, section 6)."""
+"""Which image tokens a sample hides, from (seed, flow, position) alone (docs/specification.md, section 6)."""
 
 import math
 from collections.abc import Callable

@@ -18,7 +18,7 @@ class PackedBatch:
     Attributes:
         ids_N: int64 token ids of the T - F rows that are looked up in the embedding table.
         id_rows_N: int64 the row of each.
-        features_FC: features of all pictures, or (0, C).
+        features_FC: features of all images, or (0, C).
         feature_rows_F: int64 the row of each.
         position_ids_T: int64 rotary positions.
         visibility: who sees whom.

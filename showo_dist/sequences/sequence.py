@@ -23,9 +23,9 @@ class Sequence:
         weights_P: float32 weight of each label, or None for 1.
         position_ids_L: rotary positions; None counts from 0. Only distances matter, so dropped padding
             at either end changes nothing; padding dropped inside a sequence keeps its places here.
-        features_SC: understanding features of the picture, or None; they fill the rows from
+        features_SC: understanding features of the image, or None; they fill the rows from
             ``feature_start`` on.
-        feature_rows_S: their rows where they are several blocks (several pictures).
+        feature_rows_S: their rows where they are several blocks (several images).
         frozen_inputs: input embeddings and features carry no gradient (``compat: reference``).
         masking_rate: share of image tokens masked, where the task masks.
     """

@@ -1,6 +1,6 @@
 """Text to ids: plain captions, prompts, and conversations with their supervised answers.
 
-Ways to ask for a description of a picture, for captioning and for RecA's reconstruction flow."""
+Ways to ask for a description of an image, for captioning and for RecA's reconstruction flow."""
 
 from collections.abc import Iterable
 from importlib.resources import files
@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from showo_dist.sequences.vocabulary import Vocabulary
 
 END_OF_TEXT = "<|endoftext|>"
-# The one system prompt of the CLIP tuning phase (specification, section 7).
+# The one system prompt of the CLIP tuning phase (docs/specification.md, section 7).
 SYSTEM_PROMPT = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
@@ -22,7 +22,7 @@ _HUMAN = ("human", "user")
 
 
 def question_prompt(question: str) -> str:
-    """How a question is put to the model (specification, section 9)."""
+    """How a question is put to the model (docs/specification.md, section 9)."""
     return f"USER: \n{question} ASSISTANT:"
 
 

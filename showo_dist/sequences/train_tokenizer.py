@@ -20,7 +20,7 @@ def texts_of(urls: tuple[str, ...], kind: Kind, limit: int) -> Iterator[str]:
         kind: ``text`` for captions and plain texts, or ``conversation``.
         limit: samples to read at most.
     """
-    # A conversation's picture is decoded by the source, so it is made as small as can be.
+    # A conversation's image is decoded by the source, so it is made as small as can be.
     source = Source(FlowSpec(flow="text", kind=kind, urls=urls, batch=1, transform=vq_transform(1)))
     for position in range(min(limit, len(source))):
         sample = source[position]

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-# Ids that follow the text tokens, in this order (specification, section 1).
+# Ids that follow the text tokens, in this order (docs/specification.md, section 1).
 SPECIAL_TOKENS = (
     "[PAD]",
     "<|soi|>",

@@ -1,4 +1,4 @@
-"""Pictures from shards, as tensors."""
+"""Images from shards, as tensors."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ FLOW = "image"
 
 
 @dataclass
-class PictureBatch:
-    """This rank's pictures of one step.
+class ImageBatch:
+    """This rank's images of one step.
 
     Attributes:
         pixels_B3HW: float32 in [-1, 1], on the CPU.
-        read: how many pictures there are; 0 leaves one black picture of no weight, so that every
+        read: how many images there are; 0 leaves one black image of no weight, so that every
             rank computes the same things.
         skipped: samples that could not be read.
     """
@@ -36,8 +36,8 @@ def as_urls(shards: Any) -> tuple[str, ...]:
     return (shards,) if isinstance(shards, str) else tuple(str(shard) for shard in shards)
 
 
-def picture_flow(config: TokenizerConfig, shards: Any, batch: int) -> FlowSpec:
-    """Pictures of some shards, prepared for the tokenizer."""
+def image_flow(config: TokenizerConfig, shards: Any, batch: int) -> FlowSpec:
+    """Images of some shards, prepared for the tokenizer."""
     return FlowSpec(
         flow=FLOW,
         kind="image",
@@ -56,7 +56,7 @@ def picture_flow(config: TokenizerConfig, shards: Any, batch: int) -> FlowSpec:
     )
 
 
-def training_batches(config: TokenizerConfig, ranks: Ranks, step: int) -> Iterator[PictureBatch]:
+def training_batches(config: TokenizerConfig, ranks: Ranks, step: int) -> Iterator[ImageBatch]:
     """This rank's share of each global batch, from optimizer step ``step`` on, without end.
 
     Raises:
@@ -68,7 +68,7 @@ def training_batches(config: TokenizerConfig, ranks: Ranks, step: int) -> Iterat
             f"training.batch_size = {size}: expected a multiple of {ranks.world}, the number of ranks"
         )
     loader = build_loader(
-        [picture_flow(config, config.dataset.shards, size // ranks.world)],
+        [image_flow(config, config.dataset.shards, size // ranks.world)],
         rank=ranks.rank,
         world=ranks.world,
         start_positions={FLOW: step * size},
@@ -78,26 +78,24 @@ def training_batches(config: TokenizerConfig, ranks: Ranks, step: int) -> Iterat
     return (_batch(micro_batch, config.model.resolution) for micro_batch in loader)
 
 
-def _batch(micro_batch: MicroBatch, resolution: int) -> PictureBatch:
-    pictures = [sample.image_3HW for sample in micro_batch.samples[FLOW]]
-    found = [picture for picture in pictures if picture is not None]
+def _batch(micro_batch: MicroBatch, resolution: int) -> ImageBatch:
+    images = [sample.image_3HW for sample in micro_batch.samples[FLOW]]
+    found = [image for image in images if image is not None]
     pixels = torch.stack(found) if found else torch.zeros(1, 3, resolution, resolution)
-    return PictureBatch(pixels, len(found), micro_batch.skipped)
+    return ImageBatch(pixels, len(found), micro_batch.skipped)
 
 
-def validation_pictures(config: TokenizerConfig) -> Tensor:
-    """The pictures of every evaluation, (B, 3, H, W).
+def validation_images(config: TokenizerConfig) -> Tensor:
+    """The images of every evaluation, (B, 3, H, W).
 
     Raises:
         ValueError: none of them can be read.
     """
     shards = config.dataset.validation_shards or config.dataset.shards
-    source = Source(picture_flow(config, shards, 1))
-    wanted = range(min(config.dataset.validation_pictures, len(source)))
+    source = Source(image_flow(config, shards, 1))
+    wanted = range(min(config.dataset.validation_images, len(source)))
     samples = [sample for i in wanted if isinstance(sample := source[i], Sample)]
-    pictures = [sample.image_3HW for sample in samples if sample.image_3HW is not None]
-    if not pictures:
-        raise ValueError(
-            f"none of the pictures to evaluate on can be read: {list(as_urls(shards))}"
-        )
-    return torch.stack(pictures)
+    images = [sample.image_3HW for sample in samples if sample.image_3HW is not None]
+    if not images:
+        raise ValueError(f"none of the images to evaluate on can be read: {list(as_urls(shards))}")
+    return torch.stack(images)

@@ -18,7 +18,7 @@ class RunConfig:
     """Name of the run."""
 
     output_dir: str = "runs/tokenizer"
-    """Folder of the run: checkpoints, metrics, pictures, resolved config, and the result in `final`."""
+    """Folder of the run: checkpoints, metrics, images, resolved config, and the result in `final`."""
 
     resume_from_checkpoint: bool | str | None = "latest"
     """`latest`: go on from the newest complete checkpoint in `output_dir`, if there is one; a path:
@@ -28,7 +28,7 @@ class RunConfig:
     """Optimizer steps between two lines of metrics, at least 1."""
 
     eval_every: int = 1000
-    """Optimizer steps between two evaluations with a picture grid; 0: only at the end."""
+    """Optimizer steps between two evaluations with an image grid; 0: only at the end."""
 
     save_every: int = 1000
     """Optimizer steps between two checkpoints; 0: only at the end."""
@@ -38,17 +38,17 @@ class RunConfig:
 
 
 @dataclass(kw_only=True)
-class PictureConfig:
-    """Section ``dataset``: which pictures are learned. Any WebDataset shards with jpg/png members."""
+class ImageConfig:
+    """Section ``dataset``: which images are learned. Any WebDataset shards with jpg/png members."""
 
     shards: Any = None
     """A path or brace pattern of tar shards, or a list of them."""
 
     validation_shards: Any = None
-    """The same for pictures to evaluate on; null: the first pictures of `shards`, which are trained on."""
+    """The same for images to evaluate on; null: the first images of `shards`, which are trained on."""
 
-    validation_pictures: int = 64
-    """Pictures of an evaluation."""
+    validation_images: int = 64
+    """Images of an evaluation."""
 
     num_workers: int = 0
     """Loader processes per rank; 0: load in the training process."""
@@ -123,7 +123,7 @@ class LengthConfig:
 
     max_train_steps: int = 100_000
     batch_size: int = 64
-    """Pictures per optimizer step, over all ranks; a multiple of the number of ranks."""
+    """Images per optimizer step, over all ranks; a multiple of the number of ranks."""
 
     seed: int = 0
     """Seed of weights and data order."""
@@ -138,7 +138,7 @@ class TokenizerConfig:
 
     experiment: RunConfig = field(default_factory=RunConfig)
     model: MAGVITv2Config = field(default_factory=MAGVITv2Config)
-    dataset: PictureConfig = field(default_factory=PictureConfig)
+    dataset: ImageConfig = field(default_factory=ImageConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: AdamWConfig = field(default_factory=AdamWConfig)
     training: LengthConfig = field(default_factory=LengthConfig)
@@ -154,7 +154,7 @@ class TokenizerConfig:
             if item.name != "codebook" and getattr(self.loss, item.name) < 0
         ]
         if self.dataset.shards is None:
-            problems.append("dataset.shards = None: expected the path of picture shards")
+            problems.append("dataset.shards = None: expected the path of image shards")
         if self.training.mixed_precision not in ("auto", "bf16", "fp32"):
             problems.append(
                 f"training.mixed_precision = {self.training.mixed_precision!r}: "
@@ -168,7 +168,7 @@ class TokenizerConfig:
             "experiment.log_every": (self.experiment.log_every, 1),
             "experiment.eval_every": (self.experiment.eval_every, 0),
             "experiment.save_every": (self.experiment.save_every, 0),
-            "dataset.validation_pictures": (self.dataset.validation_pictures, 1),
+            "dataset.validation_images": (self.dataset.validation_images, 1),
             "dataset.num_workers": (self.dataset.num_workers, 0),
             "dataset.cache_gb": (self.dataset.cache_gb, 0),
             "dataset.retries": (self.dataset.retries, 0),

@@ -2,7 +2,7 @@
 
 How much of the codebook is in use, and the alarm when it collapses.
 
-How faithful the tokenizer is on pictures it is not trained on."""
+How faithful the tokenizer is on images it is not trained on."""
 
 import time
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from showo_dist.logging.grids import labelled_grid
 from showo_dist.models.magvitv2 import MAGVITv2
-from showo_dist.models.magvitv2.pictures import to_images
+from showo_dist.models.magvitv2.images import to_images
 from showo_dist.runtime.ranks import Ranks
 
 
@@ -84,7 +84,7 @@ _TILE = 128
 
 @dataclass
 class Evaluation:
-    """Metrics, and originals above reconstructions as one picture."""
+    """Metrics, and originals above reconstructions as one image."""
 
     metrics: dict[str, float]
     grid: Image.Image
@@ -112,7 +112,7 @@ def evaluate(model: MAGVITv2, pixels_B3HW: Tensor) -> Evaluation:
 
 
 def psnr(output_B3HW: Tensor, target_B3HW: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB, mean over pictures; pixels in [-1, 1], clipped to that."""
+    """Peak signal-to-noise ratio in dB, mean over images; pixels in [-1, 1], clipped to that."""
     error_B = (output_B3HW.clamp(-1, 1) - target_B3HW).square().mean((1, 2, 3))
     return float((10 * torch.log10(4 / error_B.clamp_min(1e-10))).mean())
 

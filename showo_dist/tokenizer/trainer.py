@@ -1,4 +1,4 @@
-"""Trains the image tokenizer: any picture shards, any number of ranks, the same curve."""
+"""Trains the image tokenizer: any image shards, any number of ranks, the same curve."""
 
 import math
 import time
@@ -17,7 +17,7 @@ from showo_dist.models.magvitv2 import MAGVITv2
 from showo_dist.runtime.precision import autocast
 from showo_dist.runtime.ranks import Ranks
 from showo_dist.tokenizer import checkpoint
-from showo_dist.tokenizer.batches import PictureBatch, training_batches, validation_pictures
+from showo_dist.tokenizer.batches import ImageBatch, training_batches, validation_images
 from showo_dist.tokenizer.config import TokenizerConfig
 from showo_dist.tokenizer.metrics import CodeUsage, Window, collapse_warning, evaluate, summary
 from showo_dist.tokenizer.objective import initialise, learning_rate, objective
@@ -49,7 +49,7 @@ class Trainer:
             self.network = DistributedDataParallel(self.model, gradient_as_bucket_view=True)
         self.usage = CodeUsage(config.model.codebook_size, ranks.device)
         self.bad = BadSamples()
-        self.validation_B3HW = validation_pictures(config) if ranks.is_first else None
+        self.validation_B3HW = validation_images(config) if ranks.is_first else None
 
     def _resume(self) -> int:
         choice = self.config.experiment.resume_from_checkpoint
@@ -104,7 +104,7 @@ class Trainer:
         return (
             f"image tokenizer, {sum(p.numel() for p in self.model.parameters()):,} parameters, "
             f"{model.codes_per_image} codes of {model.bits} bits for {model.resolution}×"
-            f"{model.resolution} pixels; {training.batch_size} pictures per step on "
+            f"{model.resolution} pixels; {training.batch_size} images per step on "
             f"{self.ranks.world} ranks, {number_format}, from step {self.start}"
         )
 
@@ -127,8 +127,8 @@ class Trainer:
         if batch.read:
             self.usage.add(output.codes)
 
-    def _share(self, batch: PictureBatch) -> float:
-        """This rank's share of the pictures of the global batch, which bad samples make uneven."""
+    def _share(self, batch: ImageBatch) -> float:
+        """This rank's share of the images of the global batch, which bad samples make uneven."""
         total = self.ranks.sum(torch.tensor(batch.read, device=self.ranks.device))
         return batch.read / max(1, int(total))
 
@@ -148,14 +148,14 @@ class Trainer:
         counts_K = self.ranks.sum(self.usage.take())
         elapsed = time.monotonic() - window.began
         means = window.means(self.ranks)
-        pictures = window.steps * self.config.training.batch_size
+        images = window.steps * self.config.training.batch_size
         log.log(
             self.step,
             means
             | summary(counts_K)
             | {
                 "lr": self.optimizer.param_groups[0]["lr"],
-                "pictures_per_s": pictures / elapsed,
+                "images_per_s": images / elapsed,
                 "data_wait": window.waited_s / elapsed,
             },
         )
@@ -180,7 +180,7 @@ class Trainer:
             return
         result = evaluate(self.model, self.validation_B3HW)
         log.log(self.step, result.metrics)
-        log.pictures(self.step, "reconstruction", result.grid, "originals above reconstructions")
+        log.images(self.step, "reconstruction", result.grid, "originals above reconstructions")
 
     def _save(self) -> None:
         if self.ranks.is_first:

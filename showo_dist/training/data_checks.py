@@ -16,7 +16,7 @@ _WORDS = {
 }
 
 
-def refuse_unconverted(config: TrainConfig) -> None:
+def check_data_paths(config: TrainConfig) -> None:
     """Check that every active flow names tar shards, and that captions outside them can be read.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Pictures of a model in training: what it rebuilds, and what it paints from text."""
+"""Images of a model in training: what it rebuilds, and what it generates from text."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,16 +9,16 @@ from torch import Tensor
 
 from showo_data import MicroBatch
 from showo_dist.config import TrainConfig
-from showo_dist.generation.pipeline import paint_options
-from showo_dist.generation.sampling import Painter, paint
+from showo_dist.generation.pipeline import sampling_options
+from showo_dist.generation.sampling import ImageSampler, sample_codes
 from showo_dist.logging.grids import labelled_grid
 from showo_dist.models.encoders import Encoders
-from showo_dist.models.magvitv2.pictures import to_images
+from showo_dist.models.magvitv2.images import to_images
 from showo_dist.models.showo import ShowO
 from showo_dist.sequences import Sequence, TextEncoder, Vocabulary, pack
 from showo_dist.training.tasks import SequenceMaker
 
-SHOWN = 6  # pictures per grid
+SHOWN = 6  # images per grid
 DEFAULT_PROMPTS = (
     "a red apple on a wooden table",
     "a small boat on a lake at dusk",
@@ -29,7 +29,7 @@ DEFAULT_PROMPTS = (
 )
 
 
-class PictureMaker:
+class ImageGrids:
     """Makes the grids of ``experiment.generate_every``.
 
     Args:
@@ -59,8 +59,8 @@ class PictureMaker:
     def __call__(
         self, model: ShowO, batch: MicroBatch | None
     ) -> Iterator[tuple[str, Image.Image, str]]:
-        """(name, picture, caption) of every grid."""
-        yield "t2i", self._painted(model), " | ".join(self.prompts)
+        """(name, image, caption) of every grid."""
+        yield "t2i", self._sampled_codes(model), " | ".join(self.prompts)
         for flow in ("t2i", "recon"):
             if batch is not None and batch.samples.get(flow):
                 yield (
@@ -74,18 +74,20 @@ class PictureMaker:
         device = next(self.encoders.vq.parameters()).device
         return to_images(self.encoders.vq.decode(codes_BN.to(device)))
 
-    def _painted(self, model: ShowO) -> Image.Image:
-        painter = Painter(
+    def _sampled_codes(self, model: ShowO) -> Image.Image:
+        sampler = ImageSampler(
             model,
             self.vocabulary,
             [self.text.encode(prompt) for prompt in self.prompts],
             budget=self.config.dataset.preprocessing.max_seq_length,
-            options=paint_options(self.config),
+            options=sampling_options(self.config),
             tokens=self.config.model.showo.num_vq_tokens,
         )
-        device = painter.codes_BN.device
+        device = sampler.codes_BN.device
         generator = torch.Generator(device).manual_seed(self.config.training.seed)
-        return labelled_grid([self._decode(paint(painter, generator))], self.prompts, ["painted"])
+        return labelled_grid(
+            [self._decode(sample_codes(sampler, generator))], self.prompts, ["generated"]
+        )
 
     def _rebuilt(self, model: ShowO, flow: str, batch: MicroBatch) -> Image.Image:
         """Original, what the tokenizer keeps of it, and the model's guess of the masked codes."""

@@ -67,7 +67,7 @@ class NonFiniteSteps:
         if self.rank == 0:
             with open_lines(self.run / FILE) as file:
                 file.writelines(json.dumps(line) + "\n" for line in lines)
-        self.say(_told(step, lines))
+        self.say(_skip_message(step, lines))
 
     def end(self, step: int) -> StoppedError:
         """What ends the run after ``step``; names the last good checkpoint, so no save may be under way."""
@@ -113,7 +113,7 @@ def _line(step: int, rank: int, what: str, sample: Sample) -> _Line:
     }
 
 
-def _told(step: int, lines: Sequence[_Line]) -> str:
+def _skip_message(step: int, lines: Sequence[_Line]) -> str:
     what = lines[0]["what"] if lines else "gradient"
     flows = ", ".join(sorted({str(line["flow"]) for line in lines}))
     ranks = ", ".join(map(str, sorted({int(line["rank"]) for line in lines})))

@@ -1,4 +1,4 @@
-"""AdamW groups and the learning rate over time (specification, section 8)."""
+"""AdamW groups and the learning rate over time (docs/specification.md, section 8)."""
 
 from typing import Any
 

@@ -17,7 +17,7 @@ from showo_dist.models.weights.pretrained import from_language_model
 from showo_dist.models.weights.starting import attach_adapters, check_kind, start_from
 from showo_dist.runtime.precision import uses_bf16
 from showo_dist.sequences import TextEncoder
-from showo_dist.training.data_checks import external_captions, refuse_unconverted
+from showo_dist.training.data_checks import check_data_paths, external_captions
 from showo_kernels import select_backend
 
 _UNDERSTANDING: dict[str, Kind] = {
@@ -51,12 +51,12 @@ def flow_specs(config: TrainConfig, clip_size: int | None = None) -> list[FlowSp
 
     Args:
         config: of the run.
-        clip_size: side of the pictures of the CLIP tower, for models that understand through it.
+        clip_size: side of the images of the CLIP tower, for models that understand through it.
 
     Raises:
         ValueError: data that has to be turned into shards first.
     """
-    refuse_unconverted(config)
+    check_data_paths(config)
     resolution = config.dataset.preprocessing.resolution
     squash = config.dataset.recon_type == "mid"
     transforms = {

@@ -37,7 +37,7 @@ class StepLosses:
     stop: bool
 
 
-def _nowhere(phase: str) -> None:
+def _noop(phase: str) -> None:
     """Nobody asks what a step is doing."""
 
 
@@ -68,7 +68,7 @@ class Stepper:
         normalization: str,
         device: torch.device,
         wants_stop: Callable[[], bool] = bool,
-        enter: Callable[[str], None] = _nowhere,
+        enter: Callable[[str], None] = _noop,
     ) -> None:
         self.engine, self.normalization, self.device = engine, normalization, device
         self.wants_stop, self.enter = wants_stop, enter
@@ -96,7 +96,7 @@ class Stepper:
             sums_MF[micro] = sums_F.double()
             if self.engine.is_gradient_accumulation_boundary():
                 total_sums_F = _summed(sums_MF.sum(dim=0))
-                loss = _never_finite_alone(loss, total_sums_F)
+                loss = _poison_loss(loss, total_sums_F)
             self.enter("backward")
             self.engine.backward(loss)
             self.enter("step")
@@ -151,7 +151,7 @@ def _summed(value: Tensor) -> Tensor:
     return value
 
 
-def _never_finite_alone(loss: Tensor, total_sums_F: Tensor) -> Tensor:
+def _poison_loss(loss: Tensor, total_sums_F: Tensor) -> Tensor:
     """``loss`` itself, or one without a finite gradient where the window's loss on any rank is not finite.
 
     A loss can be infinite while its gradient is not (a target whose logit is minus infinity).

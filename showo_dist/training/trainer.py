@@ -31,7 +31,7 @@ from showo_dist.runtime.ranks import Ranks
 from showo_dist.training import engine_state
 from showo_dist.training.batches import PackedBatches
 from showo_dist.training.deepspeed_engine import build_engine
-from showo_dist.training.images import PictureMaker
+from showo_dist.training.images import ImageGrids
 from showo_dist.training.metrics import Meter, Work, peak_flops
 from showo_dist.training.nonfinite import NonFiniteSteps
 from showo_dist.training.setup import build_model, flow_specs, load_encoders, load_text
@@ -90,7 +90,7 @@ class Trainer:
             *(ranks.rank, self.step),
         )
         self.stepper = self._stepper()
-        self.pictures = PictureMaker(config, self.text, self.vocabulary, self.encoders)
+        self.images = ImageGrids(config, self.text, self.vocabulary, self.encoders)
         self._announce(resume)
 
     def _batches(self, reader: CheckpointReader | None, feature_width: int) -> PackedBatches:
@@ -244,11 +244,11 @@ class Trainer:
         self.watch(self.batches.bad)
 
     def _draw(self) -> None:
-        """Pictures of the current model; every rank takes part, for ZeRO-3 shards the weights."""
-        self.progress.enter("pictures")
+        """Images of the current model; every rank takes part, for ZeRO-3 shards the weights."""
+        self.progress.enter("images")
         self.engine.eval()
-        for name, image, caption in self.pictures(self.engine.module, self.batches.latest):
-            self.logger.pictures(self.step, name, image, caption)
+        for name, image, caption in self.images(self.engine.module, self.batches.latest):
+            self.logger.images(self.step, name, image, caption)
         self.engine.train()
         dist.barrier()
 

@@ -229,7 +229,7 @@ def test_demo_file_and_its_command_line(tmp_path: Path) -> None:
         "offset=0",
         "prompt=a lake: blue *** a 'forest' #2",
         "image_path=./lake.jpg",
-        "mmu_image_root=./pictures",
+        "mmu_image_root=./images",
         "question=What is this? *** Why?",
         "pretrained_model_path=./checkpoints/show-o",
     ]

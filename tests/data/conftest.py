@@ -9,12 +9,12 @@ import pytest
 
 from showo_data.mini.writing import MiniSettings, write_mini
 
-SMALL = MiniSettings(pictures=50, texts=23, validation=5, prompts_per_tag=4, shard_size=20, seed=7)
+SMALL = MiniSettings(images=50, texts=23, validation=5, prompts_per_tag=4, shard_size=20, seed=7)
 
 
 @pytest.fixture(scope="session")
 def mini(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with 50 pictures and 23 texts in shards of 20. Not to be changed."""
+    """A folder with 50 images and 23 texts in shards of 20. Not to be changed."""
     folder = tmp_path_factory.mktemp("mini")
     write_mini(folder, SMALL)
     return folder

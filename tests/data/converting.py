@@ -1,4 +1,4 @@
-"""What the tests of the converters share: pictures to convert, and ways to read what came out."""
+"""What the tests of the converters share: images to convert, and ways to read what came out."""
 
 import io
 import tarfile
@@ -15,8 +15,8 @@ SIDE = 8
 TRANSFORM = vq_transform(SIDE)
 
 
-def picture(number: int, kind: str = "JPEG", side: int = 12) -> bytes:
-    """A picture whose bytes and colour tell its number."""
+def image(number: int, kind: str = "JPEG", side: int = 12) -> bytes:
+    """An image whose bytes and colour tell its number."""
     stream = io.BytesIO()
     colour = (number * 37 % 256, number * 91 % 256, number % 256)
     Image.new("RGB", (side, side), colour).save(stream, kind)
@@ -52,7 +52,7 @@ def samples(folder: Path, kind: Kind, **options: Any) -> dict[str, Sample]:
     return found
 
 
-def same_picture(sample: Sample, data: bytes) -> bool:
+def same_image(sample: Sample, data: bytes) -> bool:
     """Whether a sample shows what ``data`` shows."""
     assert sample.image_3HW is not None
     return bool((sample.image_3HW == TRANSFORM(decode(data))).all())

@@ -31,7 +31,7 @@ from showo_data import (
 Members = list[tuple[str, bytes]]
 
 
-def _picture(form: str = "PNG", mode: str = "RGB", side: int = 16, **options: Any) -> bytes:
+def _image(form: str = "PNG", mode: str = "RGB", side: int = 16, **options: Any) -> bytes:
     stream = io.BytesIO()
     white = (0, 0, 0, 0) if mode == "CMYK" else "white"
     Image.new(mode, (side, side), white).save(stream, form, **options)
@@ -68,7 +68,7 @@ def _animated() -> bytes:
 def _turned() -> bytes:
     exif = Image.Exif()
     exif[0x0112] = 6
-    return _picture("JPEG", exif=exif)
+    return _image("JPEG", exif=exif)
 
 
 def _flipped(data: bytes, place: int) -> bytes:
@@ -92,7 +92,7 @@ def _claimed_codes(count: int) -> bytes:
 
 
 def _captions(value: object) -> Members:
-    return [("png", _picture()), ("json", json.dumps({"captions": value}).encode())]
+    return [("png", _image()), ("json", json.dumps({"captions": value}).encode())]
 
 
 def _chat(*roles: str) -> bytes:
@@ -113,30 +113,30 @@ class Case:
 
 
 CASES = {
-    "no picture": Case("image", [("txt", b"a")], "no-image"),
-    "a picture under another name": Case("image", [("tiff", _picture("TIFF"))], "no-image"),
-    "no caption": Case("caption", [("png", _picture())], "no-text"),
-    "not a picture": Case("image", [("jpg", b"<html>404</html>")], "broken-image"),
-    "an empty picture": Case("image", [("jpg", b"")], "broken-image"),
-    "a picture cut short": Case("image", [("png", _picture()[:-30])], "broken-image"),
-    "a flipped bit": Case("image", [("png", _flipped(_picture(), 45))], "broken-image"),
+    "no image": Case("image", [("txt", b"a")], "no-image"),
+    "an image under another name": Case("image", [("tiff", _image("TIFF"))], "no-image"),
+    "no caption": Case("caption", [("png", _image())], "no-text"),
+    "not an image": Case("image", [("jpg", b"<html>404</html>")], "broken-image"),
+    "an empty image": Case("image", [("jpg", b"")], "broken-image"),
+    "an image cut short": Case("image", [("png", _image()[:-30])], "broken-image"),
+    "a flipped bit": Case("image", [("png", _flipped(_image(), 45))], "broken-image"),
     "a bomb": Case("image", [("png", _huge_png(20_000, 20_000))], "image-too-large"),
     "an endless line": Case("image", [("png", _huge_png(2_000_000, 1))], "image-too-large"),
-    "a pixel": Case("image", [("png", _picture(side=1))], "image-too-small"),
-    "broken JSON": Case("conversation", [("png", _picture()), ("json", b"{")], "broken-json"),
+    "a pixel": Case("image", [("png", _image(side=1))], "image-too-small"),
+    "broken JSON": Case("conversation", [("png", _image()), ("json", b"{")], "broken-json"),
     "JSON of another kind": Case(
-        "conversation", [("png", _picture()), ("json", b"3")], "broken-json"
+        "conversation", [("png", _image()), ("json", b"3")], "broken-json"
     ),
     "not UTF-8": Case("text", [("txt", b"\xff\xfe")], "not-utf8"),
     "an empty conversation": Case(
-        "conversation", [("png", _picture()), ("json", _chat())], "no-conversation"
+        "conversation", [("png", _image()), ("json", _chat())], "no-conversation"
     ),
     "no human at first": Case(
         "conversation",
-        [("png", _picture()), ("json", _chat("gpt", "human"))],
+        [("png", _image()), ("json", _chat("gpt", "human"))],
         "conversation-without-human-first",
     ),
-    "a conversation whose picture is missing": Case(
+    "a conversation whose image is missing": Case(
         "conversation", [("json", GOOD_CHAT)], "no-image"
     ),
     "one member twice": Case("text", [("txt", b"a"), ("txt", b"b")], "duplicate-member"),
@@ -144,20 +144,20 @@ CASES = {
     "codes in an archive": Case("image", [("codes.npy", _archive())], "broken-codes"),
     "codes for all memory": Case("image", [("codes.npy", _claimed_codes(10**13))], "broken-codes"),
     "endless nesting": Case(
-        "conversation", [("png", _picture()), ("json", b"[" * 100_000)], "broken-json"
+        "conversation", [("png", _image()), ("json", b"[" * 100_000)], "broken-json"
     ),
     "an endless number": Case(
-        "conversation", [("png", _picture()), ("json", b"9" * 5000)], "broken-json"
+        "conversation", [("png", _image()), ("json", b"9" * 5000)], "broken-json"
     ),
     "captions that are a number": Case("caption", _captions(7), "no-text"),
     "captions that are names": Case("caption", _captions({"a": "white"}), "no-text"),
     "captions among which is none": Case("caption", _captions(["white", None]), "no-text"),
-    "CMYK": Case("image", [("jpg", _picture("JPEG", "CMYK"))], None),
+    "CMYK": Case("image", [("jpg", _image("JPEG", "CMYK"))], None),
     "16 bits": Case("image", [("png", _sixteen_bits())], None),
     "animated": Case("image", [("webp", _animated())], None),
     "turned by EXIF": Case("image", [("jpg", _turned())], None),
-    "with alpha": Case("image", [("png", _picture(mode="RGBA"))], None),
-    "a palette": Case("image", [("png", _picture(mode="P"))], None),
+    "with alpha": Case("image", [("png", _image(mode="RGBA"))], None),
+    "a palette": Case("image", [("png", _image(mode="P"))], None),
 }
 
 
@@ -240,7 +240,7 @@ def test_a_damaged_shard_is_counted_in_every_epoch(
 
 
 def test_scattered_members_find_together(tmp_path: Path) -> None:
-    files = [("a.png", _picture()), ("b.png", _picture()), ("a.txt", b"of a"), ("b.txt", b"of b")]
+    files = [("a.png", _image()), ("b.png", _image()), ("a.txt", b"of a"), ("b.txt", b"of b")]
     source = Source(_spec(_tar(tmp_path / "a.tar", files), "caption"))
     assert [getattr(source[p], "text", None) for p in range(2)] == ["of a", "of b"]
 
@@ -265,19 +265,19 @@ def _first(spec: FlowSpec, micro_steps: int, workers: int) -> list[MicroBatch]:
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("sampling", ["exact", "resampled"])
 def test_all_at_once_through_the_loader(tmp_path: Path, sampling: str, workers: int) -> None:
-    """One shard of good and bad pictures, cut off at its end: two epochs, counted by reason and shard."""
-    files = [(f"good{i}.png", _picture()) for i in range(5)]
-    pictures = {name: case for name, case in CASES.items() if case.kind == "image"}
-    for number, case in enumerate(pictures.values()):
+    """One shard of good and bad images, cut off at its end: two epochs, counted by reason and shard."""
+    files = [(f"good{i}.png", _image()) for i in range(5)]
+    images = {name: case for name, case in CASES.items() if case.kind == "image"}
+    for number, case in enumerate(images.values()):
         files += [(f"case{number}.{ending}", data) for ending, data in case.members]
     path = tmp_path / "a.tar"
     shard = _tar(path, [*files, ("last.png", b"x" * 3000)])
     path.write_bytes(path.read_bytes().rstrip(b"\0")[:-1000])
-    expected = Counter(case.reason for case in pictures.values() if case.reason)
+    expected = Counter(case.reason for case in images.values() if case.reason)
     expected["damaged-shard"] += 1
-    good = 5 + sum(case.reason is None for case in pictures.values())
+    good = 5 + sum(case.reason is None for case in images.values())
     if sampling == "exact":
-        expected["truncated"] += 1  # the last picture; webdataset counts it with the shard
+        expected["truncated"] += 1  # the last image; webdataset counts it with the shard
     size = good + expected.total()
     spec = _spec(shard, "image", batch=size, window=10_000, sampling=sampling)
     bad = BadSamples()

@@ -1,4 +1,4 @@
-"""Shards from inputs, whatever they are: arithmetic, resumption, bad inputs, pictures kept as they are."""
+"""Shards from inputs, whatever they are: arithmetic, resumption, bad inputs, images kept as they are."""
 
 import io
 import json
@@ -14,11 +14,11 @@ from PIL import Image
 
 from showo_data.cli import main_shards
 from showo_data.convert import Item, Target, convert
-from showo_data.convert.images import picture_member
+from showo_data.convert.images import image_member
 from showo_data.convert.items import Members, find_files
 from showo_data.members import BadSampleError
 from showo_data.shards import index_path
-from tests.data.converting import files, picture, samples, snapshot
+from tests.data.converting import files, image, samples, snapshot
 
 
 class Inputs:
@@ -128,7 +128,7 @@ def test_a_killed_process_is_made_up_for(tmp_path: Path) -> None:
     source, killed, whole = tmp_path / "source", tmp_path / "killed", tmp_path / "whole"
     source.mkdir()
     for number in range(600):
-        (source / f"{number:04d}.jpg").write_bytes(picture(number % 50))
+        (source / f"{number:04d}.jpg").write_bytes(image(number % 50))
     command = ["shards", "from-folder", str(source), "--shard-size", "10", "--out"]
     process = subprocess.Popen([sys.executable, "-m", "showo_dist.cli", *command, str(killed)])
     try:
@@ -242,41 +242,41 @@ def test_only_one_shard_of_inputs_is_held(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("kind", "extension"), [("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp")])
-def test_pictures_are_copied_byte_for_byte(kind: str, extension: str) -> None:
-    data = picture(5, kind)
-    assert picture_member(data) == {extension: data}
-    assert picture_member(data, max_side=12) == {extension: data}
+def test_images_are_copied_byte_for_byte(kind: str, extension: str) -> None:
+    data = image(5, kind)
+    assert image_member(data) == {extension: data}
+    assert image_member(data, max_side=12) == {extension: data}
 
 
 @pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF"])
 def test_other_formats_become_png_without_loss(kind: str) -> None:
-    data = picture(5, kind)
-    ((extension, stored),) = picture_member(data).items()
+    data = image(5, kind)
+    ((extension, stored),) = image_member(data).items()
     assert extension == "png"
     with Image.open(io.BytesIO(stored)) as after, Image.open(io.BytesIO(data)) as before:
         assert after.format == "PNG" and after.tobytes() == before.convert("RGB").tobytes()
 
 
-def test_max_side_makes_larger_pictures_smaller_and_turns_them_upright() -> None:
+def test_max_side_makes_larger_images_smaller_and_turns_them_upright() -> None:
     stream = io.BytesIO()
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter turn
     Image.new("RGB", (60, 30), "red").save(stream, "PNG", exif=exif)
-    ((extension, stored),) = picture_member(stream.getvalue(), max_side=20).items()
+    ((extension, stored),) = image_member(stream.getvalue(), max_side=20).items()
     with Image.open(io.BytesIO(stored)) as after:
         assert (extension, after.format, after.size) == ("jpg", "JPEG", (10, 20))
 
 
 def _reason(data: bytes) -> str:
     with pytest.raises(BadSampleError) as caught:
-        picture_member(data)
+        image_member(data)
     return str(caught.value)
 
 
-def test_bytes_that_are_no_picture_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert _reason(b"") == _reason(b"not a picture") == "broken-image"
+def test_bytes_that_are_no_image_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _reason(b"") == _reason(b"not an image") == "broken-image"
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    assert _reason(picture(1)) == "image-too-large"
+    assert _reason(image(1)) == "image-too-large"
 
 
 def test_files_are_found_by_path_brace_and_wildcard(tmp_path: Path) -> None:

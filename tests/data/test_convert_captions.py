@@ -10,7 +10,7 @@ from showo_data import FlowSpec, Sample, Skipped, Source
 from showo_data.captions import ExternalCaptions, short_or_long, without_openings
 from showo_data.cli import main_shards
 from showo_data.shards import write_shard
-from tests.data.converting import TRANSFORM, files, picture, samples
+from tests.data.converting import TRANSFORM, files, image, samples
 
 LONG = "The image depicts a red cube. In the background, a cat sleeps."
 SHORT, REST = "a red cube", "a red cube. In the background, a cat sleeps."
@@ -23,7 +23,7 @@ def _write(path: Path, text: str) -> None:
 
 def _shard(path: Path, keys: list[str]) -> str:
     stored = [
-        {"__key__": key, "jpg": picture(number), "txt": f"own {key}"}
+        {"__key__": key, "jpg": image(number), "txt": f"own {key}"}
         for number, key in enumerate(keys)
     ]
     write_shard(path, stored)
@@ -132,11 +132,11 @@ def test_converted_for_understanding(world: Path, tmp_path: Path) -> None:
     _convert(world, "mmu", out)
     texts = [sample.text for _, sample in sorted(samples(out, "caption").items())]
     assert texts == [LONG, LONG, LONG, "own k1", "own k2"]
-    pictures = [data for name, data in sorted(files(out).items()) if name.endswith("jpg")]
-    assert pictures == [picture(0), picture(0), picture(0), picture(0), picture(1)]
+    images = [data for name, data in sorted(files(out).items()) if name.endswith("jpg")]
+    assert images == [image(0), image(0), image(0), image(0), image(1)]
 
 
-def test_converted_for_pictures_from_text(
+def test_converted_for_images_from_text(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"

@@ -8,8 +8,8 @@ import pytest
 from showo_data.captions import ExternalCaptions
 from showo_data.cli import main_shards
 from showo_dist.config import load
-from showo_dist.training.data_checks import external_captions, refuse_unconverted
-from tests.data.converting import picture, samples
+from showo_dist.training.data_checks import check_data_paths, external_captions
+from tests.data.converting import image, samples
 
 PARAMS = "dataset.params"
 
@@ -24,7 +24,7 @@ def _flow(name: str, path: str, *more: str) -> list[str]:
 
 def _refusal(overrides: list[str]) -> str:
     with pytest.raises(ValueError) as caught:
-        refuse_unconverted(load(overrides))
+        check_data_paths(load(overrides))
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -62,7 +62,7 @@ def test_an_imagenet_folder_trains_after_the_command_in_the_message(
     for name in ("n01440764", "n01443537"):
         folder = tmp_path / "image net" / "train" / name
         folder.mkdir(parents=True)
-        (folder / "x.JPEG").write_bytes(picture(1))
+        (folder / "x.JPEG").write_bytes(image(1))
     Path("LOC_synset_mapping.txt").write_text("n01440764 tench\nn01443537 goldfish\n")
     source = f"{tmp_path}/image net/train"
     message = _refusal(_flow("t2i", source, "dataset.gen_type=imagenet1k"))
@@ -72,10 +72,10 @@ def test_an_imagenet_folder_trains_after_the_command_in_the_message(
     found = samples(tmp_path / "data" / "t2i", "caption")
     assert sorted(str(sample.text) for sample in found.values()) == ["goldfish", "tench"]
     pattern = "data/t2i/train-{000000..000000}.tar"
-    refuse_unconverted(load(_flow("t2i", pattern, "dataset.gen_type=imagenet1k")))
+    check_data_paths(load(_flow("t2i", pattern, "dataset.gen_type=imagenet1k")))
 
 
-def test_a_folder_of_pictures_is_refused_with_its_command(tmp_path: Path) -> None:
+def test_a_folder_of_images_is_refused_with_its_command(tmp_path: Path) -> None:
     for flow in ("recon", "t2i"):
         assert f"from-folder {tmp_path} --out data/{flow}`" in _refusal(_flow(flow, str(tmp_path)))
 
@@ -89,12 +89,12 @@ def test_compressed_shards_are_refused() -> None:
 )
 @pytest.mark.parametrize("kind", ["t2i", "imagenet1k"])
 def test_shards_are_accepted(path: str, kind: str) -> None:
-    refuse_unconverted(load(_flow("t2i", path, f"dataset.gen_type={kind}")))
+    check_data_paths(load(_flow("t2i", path, f"dataset.gen_type={kind}")))
 
 
 def test_flows_that_are_off_are_not_looked_at() -> None:
     off = ["training.t2i_coeff=0", f"{PARAMS}.train_t2i_shards_path_or_url=a.parquet"]
-    refuse_unconverted(load([*off, *_flow("lm", "a.tar")]))
+    check_data_paths(load([*off, *_flow("lm", "a.tar")]))
 
 
 def test_captions_outside_reach_the_captioned_flows(tmp_path: Path) -> None:
@@ -105,19 +105,19 @@ def test_captions_outside_reach_the_captioned_flows(tmp_path: Path) -> None:
     config = load(
         [*_flow("t2i", "cc12m/a.tar"), *_flow("mmu", "b.tar"), *_flow("lm", "c.tar"), *keys]
     )
-    refuse_unconverted(config)
+    check_data_paths(config)
     folder = str(tmp_path)
     assert external_captions(config, "t2i") == ExternalCaptions(folder, None, folder, variants=True)
     assert external_captions(config, "mmu") == ExternalCaptions(folder, None, folder)
     assert external_captions(config, "lm") is None
     talking = load([*_flow("mmu", "b.tar", LLAVA), *keys])
     assert external_captions(talking, "mmu") is None
-    refuse_unconverted(talking)
+    check_data_paths(talking)
 
 
 def test_published_placeholders_mean_no_captions_outside() -> None:
     config = load(_flow("t2i", "a.tar", f"{PARAMS}.external_caption_path="))
-    refuse_unconverted(config)
+    check_data_paths(config)
     assert external_captions(config, "t2i") is None
 
 

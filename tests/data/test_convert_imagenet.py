@@ -11,7 +11,7 @@ import pytest
 from showo_data.cli import main_shards
 from showo_data.convert import Target, convert, imagenet_items
 from showo_data.convert.imagenet import read_class_names
-from tests.data.converting import files, picture, same_picture, samples
+from tests.data.converting import files, image, same_image, samples
 
 CLASSES = {
     "n01440764": ("tench", "Tinca tinca"),
@@ -26,9 +26,9 @@ def _name(wnid: str, index: int) -> str:
 
 
 def _content() -> dict[str, list[bytes]]:
-    """Class → its pictures, all different."""
+    """Class → its images, all different."""
     return {
-        wnid: [picture(10 * number + index, side=8 + index) for index in range(PER_CLASS)]
+        wnid: [image(10 * number + index, side=8 + index) for index in range(PER_CLASS)]
         for number, wnid in enumerate(CLASSES)
     }
 
@@ -45,8 +45,8 @@ def _tar(entries: dict[str, bytes]) -> bytes:
 
 def _class_tars() -> dict[str, bytes]:
     return {
-        f"{wnid}.tar": _tar({_name(wnid, i): data for i, data in enumerate(pictures)})
-        for wnid, pictures in _content().items()
+        f"{wnid}.tar": _tar({_name(wnid, i): data for i, data in enumerate(images)})
+        for wnid, images in _content().items()
     }
 
 
@@ -61,10 +61,10 @@ def _source(layout: str, folder: Path) -> Path:
         for name, data in _class_tars().items():
             (source / name).write_bytes(data)
         return source
-    for wnid, pictures in _content().items():
+    for wnid, images in _content().items():
         (source / wnid).mkdir()
-        (source / wnid / "README").write_text("no picture")
-        for index, data in enumerate(pictures):
+        (source / wnid / "README").write_text("no image")
+        for index, data in enumerate(images):
             (source / wnid / _name(wnid, index)).write_bytes(data)
     return source
 
@@ -77,20 +77,20 @@ def names(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("layout", ["folders", "class tars", "big tar"])
-def test_every_picture_with_its_class(tmp_path: Path, names: Path, layout: str) -> None:
+def test_every_image_with_its_class(tmp_path: Path, names: Path, layout: str) -> None:
     out = tmp_path / "out"
     command = ["from-imagenet", str(_source(layout, tmp_path)), "--names", str(names)]
     assert main_shards([*command, "--out", str(out), "--shard-size", "8"]) == 0
     expected = sorted(
         (words[0], data)
-        for words, pictures in zip(CLASSES.values(), _content().values(), strict=True)
-        for data in pictures
+        for words, images in zip(CLASSES.values(), _content().values(), strict=True)
+        for data in images
     )
     stored = files(out)
     found = samples(out, "caption")
     assert len(found) == 21 and len(list(out.glob("*.tar"))) == 3
     assert sorted((found[key].text, stored[f"{key}.jpg"]) for key in found) == expected
-    assert all(same_picture(found[key], stored[f"{key}.jpg"]) for key in found)
+    assert all(same_image(found[key], stored[f"{key}.jpg"]) for key in found)
 
 
 def test_all_layouts_give_the_same_shards(tmp_path: Path, names: Path) -> None:
@@ -167,7 +167,7 @@ def test_an_unknown_class_is_named(tmp_path: Path, names: Path) -> None:
     """Also what happens when the folder above the classes is given."""
     source = _source("folders", tmp_path)
     (source / "val").mkdir()
-    (source / "val" / "x.JPEG").write_bytes(picture(1))
+    (source / "val" / "x.JPEG").write_bytes(image(1))
     with pytest.raises(ValueError, match=r"class 'val' has no name in .*LOC_synset_mapping"):
         list(imagenet_items(source, names))
 
@@ -176,11 +176,11 @@ def test_sources_without_classes_are_refused(tmp_path: Path, names: Path) -> Non
     with pytest.raises(FileNotFoundError, match="no folder or tar"):
         list(imagenet_items(tmp_path / "gone", names))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="neither class folders with pictures nor class tars"):
+    with pytest.raises(ValueError, match="neither class folders with images nor class tars"):
         list(imagenet_items(tmp_path / "empty", names))
 
 
-def test_bad_pictures_are_counted(
+def test_bad_images_are_counted(
     tmp_path: Path, names: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = _source("folders", tmp_path)

@@ -1,4 +1,4 @@
-"""LLaVA's JSON and picture folder."""
+"""LLaVA's JSON and image folder."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 from showo_data.cli import main_shards
 from showo_data.convert import Target, convert, llava_items
 from showo_data.convert.llava import read_array
-from tests.data.converting import files, picture, same_picture, samples
+from tests.data.converting import files, image, same_image, samples
 
 
 def _rounds(number: int, count: int = 1) -> list[dict[str, str]]:
@@ -28,11 +28,11 @@ def _entry(number: int, rounds: int = 1) -> dict[str, Any]:
 
 
 def _set(folder: Path, entries: list[Any]) -> Path:
-    """A JSON file and, under ``images``, the pictures that it names."""
+    """A JSON file and, under ``images``, the images that it names."""
     for number, entry in enumerate(entries):
         path = folder / "images" / str(entry.get("image"))
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(picture(number))
+        path.write_bytes(image(number))
     path = folder / "set.json"
     path.write_text(json.dumps(entries, indent=1))
     return path
@@ -50,8 +50,8 @@ def test_conversations_of_one_and_more_rounds(tmp_path: Path) -> None:
         key = f"{number:010d}"
         turns = [(turn["from"], turn["value"]) for turn in entry["conversations"]]
         assert found[key].conversation == turns
-        assert stored[f"{key}.jpg"] == picture(number)
-        assert same_picture(found[key], picture(number))
+        assert stored[f"{key}.jpg"] == image(number)
+        assert same_image(found[key], image(number))
 
 
 BAD: dict[str, Any] = {
@@ -73,8 +73,8 @@ BAD: dict[str, Any] = {
 def test_items_that_cannot_be_used_are_counted_by_reason(tmp_path: Path) -> None:
     images = tmp_path / "images"
     images.mkdir()
-    (tmp_path / "secret.jpg").write_bytes(picture(1))
-    (images / "good.jpg").write_bytes(picture(1))
+    (tmp_path / "secret.jpg").write_bytes(image(1))
+    (images / "good.jpg").write_bytes(image(1))
     (images / "broken.jpg").write_bytes(b"x")
     path = tmp_path / "set.json"
     good = {"image": "good.jpg", "conversations": _rounds(7)}
@@ -86,7 +86,7 @@ def test_items_that_cannot_be_used_are_counted_by_reason(tmp_path: Path) -> None
 
 
 def test_absolute_paths_outside_the_folder_are_not_followed(tmp_path: Path) -> None:
-    (tmp_path / "secret.jpg").write_bytes(picture(1))
+    (tmp_path / "secret.jpg").write_bytes(image(1))
     (tmp_path / "images").mkdir()
     path = tmp_path / "set.json"
     entries = [{"image": str(tmp_path / "secret.jpg"), "conversations": _rounds(1)}]

@@ -9,7 +9,7 @@ from PIL import Image
 from showo_data.cli import main_mini, main_shards
 from showo_data.shards import index_path, load_index
 
-ARGUMENTS = ["--pictures", "25", "--texts", "12", "--validation", "4", "--shard-size", "10"]
+ARGUMENTS = ["--images", "25", "--texts", "12", "--validation", "4", "--shard-size", "10"]
 
 
 @pytest.fixture
@@ -59,8 +59,8 @@ def test_another_mini_world_in_the_same_folder_is_refused(out: Path) -> None:
 
 
 def test_nonsense_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="pictures must be at least 1, not 0"):
-        main_mini([str(tmp_path), "--pictures", "0"])
+    with pytest.raises(ValueError, match="images must be at least 1, not 0"):
+        main_mini([str(tmp_path), "--images", "0"])
 
 
 def test_index_prints_counts(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,9 +90,9 @@ def test_show_prints_texts_and_writes_a_sheet(
     assert main_shards(command) == 0
     printed = capsys.readouterr().out
     assert printed.count("human: <image> ") == 5 and "0000000000 json, png, txt" in printed
-    with Image.open(sheet) as picture:
-        assert picture.size == (5 * 132 + 4, 136)
-        assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 10
+    with Image.open(sheet) as image:
+        assert image.size == (5 * 132 + 4, 136)
+        assert len(image.convert("RGB").getcolors(1 << 20) or []) > 10
 
 
 def test_show_of_texts_needs_no_sheet(out: Path, capsys: pytest.CaptureFixture[str]) -> None:

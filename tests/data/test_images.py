@@ -1,4 +1,4 @@
-"""Decoding and resizing: every kind of picture, bounded size, and the numbers of the reference processors."""
+"""Decoding and resizing: every kind of image, bounded size, and the numbers of the reference processors."""
 
 import io
 import pickle
@@ -12,9 +12,9 @@ from transformers.models.clip import CLIPImageProcessorPil
 from showo_data.images import TooLargeError, TooSmallError, clip_transform, decode, vq_transform
 
 
-def _encoded(picture: Image.Image, form: str = "PNG", **options: object) -> bytes:
+def _encoded(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
     stream = io.BytesIO()
-    picture.save(stream, form, **options)
+    image.save(stream, form, **options)
     return stream.getvalue()
 
 
@@ -27,13 +27,13 @@ def _gradient(width: int, height: int) -> Image.Image:
 
 @pytest.mark.parametrize("size", [(100, 64), (64, 101), (333, 500), (20, 20)])
 def test_clip_numbers_equal_the_reference_processor(size: tuple[int, int]) -> None:
-    picture = _gradient(*size)
+    image = _gradient(*size)
     side = 56
     reference = CLIPImageProcessorPil(
         size={"shortest_edge": side}, crop_size={"height": side, "width": side}
     )
-    expected_3HW = torch.as_tensor(reference(picture)["pixel_values"][0])
-    torch.testing.assert_close(clip_transform(side)(picture), expected_3HW, atol=1e-6, rtol=0)
+    expected_3HW = torch.as_tensor(reference(image)["pixel_values"][0])
+    torch.testing.assert_close(clip_transform(side)(image), expected_3HW, atol=1e-6, rtol=0)
 
 
 def test_short_side_is_resized_and_the_middle_kept() -> None:
@@ -50,16 +50,16 @@ def test_squash_keeps_the_borders() -> None:
     assert across_W[0] < -0.95 and across_W[-1] > 0.95
 
 
-def test_a_picture_of_the_right_size_passes_unchanged() -> None:
-    picture = _gradient(32, 32)
-    restored = ((vq_transform(32)(picture) + 1) * 127.5).round().byte().permute(1, 2, 0)
-    assert np.array_equal(restored.numpy(), np.asarray(picture))
+def test_a_image_of_the_right_size_passes_unchanged() -> None:
+    image = _gradient(32, 32)
+    restored = ((vq_transform(32)(image) + 1) * 127.5).round().byte().permute(1, 2, 0)
+    assert np.array_equal(restored.numpy(), np.asarray(image))
 
 
 def test_transforms_travel_to_other_processes() -> None:
-    picture = _gradient(40, 50)
+    image = _gradient(40, 50)
     for transform in (vq_transform(16), vq_transform(16, "squash"), clip_transform(28)):
-        assert torch.equal(pickle.loads(pickle.dumps(transform))(picture), transform(picture))
+        assert torch.equal(pickle.loads(pickle.dumps(transform))(image), transform(image))
 
 
 def test_an_unknown_way_to_resize_is_refused() -> None:
@@ -69,19 +69,19 @@ def test_an_unknown_way_to_resize_is_refused() -> None:
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
 def test_formats(form: str) -> None:
-    picture = decode(_encoded(_gradient(20, 30), form))
-    assert (picture.mode, picture.size) == ("RGB", (20, 30))
+    image = decode(_encoded(_gradient(20, 30), form))
+    assert (image.mode, image.size) == ("RGB", (20, 30))
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA"])
 def test_modes(mode: str) -> None:
-    picture = decode(_encoded(Image.new("RGB", (9, 7), "white").convert(mode)))
-    assert (picture.mode, picture.size, picture.getpixel((3, 3))) == ("RGB", (9, 7), (255,) * 3)
+    image = decode(_encoded(Image.new("RGB", (9, 7), "white").convert(mode)))
+    assert (image.mode, image.size, image.getpixel((3, 3))) == ("RGB", (9, 7), (255,) * 3)
 
 
 def test_cmyk() -> None:
-    picture = decode(_encoded(Image.new("CMYK", (9, 7), (0, 0, 0, 0)), "JPEG"))
-    assert picture.getpixel((3, 3)) == (255, 255, 255)
+    image = decode(_encoded(Image.new("CMYK", (9, 7), (0, 0, 0, 0)), "JPEG"))
+    assert image.getpixel((3, 3)) == (255, 255, 255)
 
 
 def test_sixteen_bits_are_scaled_and_not_clipped() -> None:
@@ -101,13 +101,13 @@ def test_exif_orientation_is_applied() -> None:
     assert decode(_encoded(_gradient(20, 30), "JPEG", exif=exif)).size == (30, 20)
 
 
-def test_a_single_pixel_is_no_picture() -> None:
+def test_a_single_pixel_is_no_image() -> None:
     with pytest.raises(TooSmallError):
         decode(_encoded(_gradient(1, 1)))
 
 
 @pytest.mark.parametrize("size", [(1, 2), (1, 300), (7, 2000)])
-def test_extreme_pictures_become_squares(size: tuple[int, int]) -> None:
+def test_extreme_images_become_squares(size: tuple[int, int]) -> None:
     assert vq_transform(32)(decode(_encoded(_gradient(*size)))).shape == (3, 32, 32)
 
 

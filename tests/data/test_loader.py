@@ -34,15 +34,15 @@ def specs(mini: Path, tmp_path: Path) -> list[FlowSpec]:
     broken = tmp_path / "broken.tar"
     texts = [b"\xff" if i % 5 == 0 else b"good" for i in range(37)]
     write_shard(broken, [{"__key__": f"t{i}", "txt": text} for i, text in enumerate(texts)])
-    pictures = (f"{mini}/train-{{000000..000002}}.tar",)
+    images = (f"{mini}/train-{{000000..000002}}.tar",)
     transform = vq_transform(32)
     common: dict[str, Any] = {"streams": 3, "window": 7}
     return [
-        FlowSpec(flow="t2i", kind="caption", urls=pictures, batch=6, transform=transform, **common),
+        FlowSpec(flow="t2i", kind="caption", urls=images, batch=6, transform=transform, **common),
         FlowSpec(
             flow="mmu",
             kind="conversation",
-            urls=pictures,
+            urls=images,
             batch=12,
             seed=1,
             transform=transform,

@@ -15,9 +15,9 @@ from tests.data.conftest import SMALL
 CELLS = RESOLUTION // CELL
 
 
-def _cells(picture: Image.Image) -> np.ndarray:
+def _cells(image: Image.Image) -> np.ndarray:
     """(cells, bytes of a cell), row by row."""
-    rows = np.asarray(picture).reshape(CELLS, CELL, CELLS, CELL, 3)
+    rows = np.asarray(image).reshape(CELLS, CELL, CELLS, CELL, 3)
     return rows.swapaxes(1, 2).reshape(CELLS**2, -1)
 
 
@@ -55,7 +55,7 @@ def test_crowds_are_crowded() -> None:
     assert np.mean([len(crowd(5, index).objects) for index in range(100)]) > 4
 
 
-def test_shards_hold_the_pictures(mini: Path) -> None:
+def test_shards_hold_the_images(mini: Path) -> None:
     shards = sorted(mini.glob("patchwork-*.tar"))
     assert len(shards) == 3
     with tarfile.open(shards[1]) as shard:

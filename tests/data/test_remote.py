@@ -185,7 +185,7 @@ def test_a_published_index_of_another_shard_is_not_believed(folder: Path, tmp_pa
     assert headers[0].samples == SAMPLES
 
 
-def test_a_picture_and_its_text_come_in_one_request(server: FaultyServer, tmp_path: Path) -> None:
+def test_a_image_and_its_text_come_in_one_request(server: FaultyServer, tmp_path: Path) -> None:
     spec = _spec(server.url, Storage(cache_dir=str(tmp_path)))
     source = Source(spec)
     raw = source.reader.read(0)

@@ -92,12 +92,12 @@ def test_conversation(tmp_path: Path) -> None:
     assert sample.image_3HW is not None and sample.text is None
 
 
-def test_text_needs_no_picture(tmp_path: Path) -> None:
+def test_text_needs_no_image(tmp_path: Path) -> None:
     sample = _only(tmp_path, "text", {"txt": b"words"}, transform=None)
     assert isinstance(sample, Sample) and sample.text == "words" and sample.image_3HW is None
 
 
-def test_codes_replace_the_picture(tmp_path: Path) -> None:
+def test_codes_replace_the_image(tmp_path: Path) -> None:
     members = {
         "png": b"never decoded",
         "codes.npy": _npy([[1, 2], [3, 4]], dtype=np.uint16),
@@ -111,7 +111,7 @@ def test_codes_replace_the_picture(tmp_path: Path) -> None:
     assert sample.condition_codes_G.tolist() == [7, 8]
 
 
-def test_features_replace_the_picture(tmp_path: Path) -> None:
+def test_features_replace_the_image(tmp_path: Path) -> None:
     stored = np.arange(6, dtype=np.float16).reshape(3, 2) / 8
     members = {
         "png": b"never decoded",
@@ -124,7 +124,7 @@ def test_features_replace_the_picture(tmp_path: Path) -> None:
     assert np.array_equal(sample.features_PC.numpy(), stored)
 
 
-def test_the_picture_is_read_where_not_all_of_it_was_encoded(tmp_path: Path) -> None:
+def test_the_image_is_read_where_not_all_of_it_was_encoded(tmp_path: Path) -> None:
     members = {"png": _png(), "codes.npy": _npy([1, 2])}
     sample = _only(tmp_path, "image", members, encoded=(CODES, FEATURES))
     assert isinstance(sample, Sample)
@@ -134,7 +134,7 @@ def test_the_picture_is_read_where_not_all_of_it_was_encoded(tmp_path: Path) -> 
 
 BAD: dict[str, tuple[str, dict[str, Any]]] = {
     "no-image": ("caption", {"txt": b"a"}),
-    "broken-image": ("image", {"png": b"not a picture"}),
+    "broken-image": ("image", {"png": b"not an image"}),
     "no-text": ("text", {"png": _png()}),
     "not-utf8": ("text", {"txt": b"\xff\xfe\xfd"}),
     "broken-json": ("conversation", {"png": _png(), "json": b"{"}),
@@ -204,7 +204,7 @@ def test_more_ways_to_be_bad(tmp_path: Path, kind: str, members: Any, reason: st
     assert isinstance(skipped, Skipped) and skipped.reason == reason
 
 
-def test_a_picture_of_too_many_pixels_is_skipped(
+def test_a_image_of_too_many_pixels_is_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 255)
@@ -265,8 +265,8 @@ def test_a_shard_gone_in_mid_run(tmp_path: Path) -> None:
     assert isinstance(skipped, Skipped) and skipped.reason == "unreadable-shard"
 
 
-def test_pictures_without_a_transform_are_refused_at_once(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"flow 'f' needs a transform: .*a\.tar' holds pictures"):
+def test_images_without_a_transform_are_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"flow 'f' needs a transform: .*a\.tar' holds images"):
         _only(tmp_path, "image", {"png": _png()}, transform=None)
 
 

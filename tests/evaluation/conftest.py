@@ -19,9 +19,9 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A mini world of 12 held-out pictures and 2 prompts per category."""
+    """A mini world of 12 held-out images and 2 prompts per category."""
     folder = tmp_path_factory.mktemp("world")
-    write_mini(folder, MiniSettings(pictures=4, texts=4, validation=12, prompts_per_tag=2))
+    write_mini(folder, MiniSettings(images=4, texts=4, validation=12, prompts_per_tag=2))
     return folder
 
 

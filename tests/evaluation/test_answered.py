@@ -13,7 +13,7 @@ from showo_dist.evaluation.answered import BENCHMARKS
 from showo_dist.evaluation.cli import main
 
 
-def _picture(path: Path, index: int = 0) -> Path:
+def _image(path: Path, index: int = 0) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     draw(scene(0, index)).save(path)
     return path
@@ -40,7 +40,7 @@ def pope(tmp_path: Path) -> Path:
     ]
     path.write_text("".join(f"{json.dumps(entry)}\n" for entry in entries))
     for number in range(2):
-        _picture(tmp_path / "images" / f"{number}.png", number)
+        _image(tmp_path / "images" / f"{number}.png", number)
     return path
 
 
@@ -71,14 +71,12 @@ def test_no_question_is_asked_twice(
         _evaluate("pope", checkpoint, pope, out, "--suffix", " in one word")
 
 
-def test_missing_and_broken_pictures_are_named(
-    checkpoint: Path, pope: Path, tmp_path: Path
-) -> None:
+def test_missing_and_broken_images_are_named(checkpoint: Path, pope: Path, tmp_path: Path) -> None:
     (tmp_path / "images" / "1.png").unlink()
-    with pytest.raises(ValueError, match=r"1\.png: no such picture \(1 of 2 missing\)"):
+    with pytest.raises(ValueError, match=r"1\.png: no such image \(1 of 2 missing\)"):
         _evaluate("pope", checkpoint, pope, tmp_path / "out")
-    (tmp_path / "images" / "1.png").write_text("no picture")
-    with pytest.raises(ValueError, match=r"1\.png: not a picture that can be read"):
+    (tmp_path / "images" / "1.png").write_text("no image")
+    with pytest.raises(ValueError, match=r"1\.png: not an image that can be read"):
         _evaluate("pope", checkpoint, pope, tmp_path / "out")
 
 
@@ -88,8 +86,8 @@ def test_mme_lines_get_a_fourth_column(checkpoint: Path, tmp_path: Path) -> None
     lines = ["1.png\tIs it red? Please answer yes or no.\tYes", "1.png\tIs it blue?\tNo"]
     (questions / "color.txt").write_text("\n".join(lines) + "\n")
     (questions / "OCR.txt").write_text("2.png\tIs there text?\tNo\n")
-    _picture(tmp_path / "images" / "color" / "1.png")
-    _picture(tmp_path / "images" / "OCR" / "images" / "2.png", 1)
+    _image(tmp_path / "images" / "color" / "1.png")
+    _image(tmp_path / "images" / "OCR" / "images" / "2.png", 1)
     out = _evaluate("mme", checkpoint, questions, tmp_path / "out")
     written = (out / "results" / "color.txt").read_text().splitlines()
     assert [line.rpartition("\t")[0] for line in written] == lines
@@ -109,7 +107,7 @@ def test_gqa_predictions(checkpoint: Path, tmp_path: Path) -> None:
             }
         )
     )
-    _picture(tmp_path / "images" / "n1.jpg")
+    _image(tmp_path / "images" / "n1.jpg")
     out = _evaluate("gqa", checkpoint, questions, tmp_path / "out")
     predictions = _json(out / "testdev_balanced_predictions.json")
     assert [p["questionId"] for p in predictions] == ["20", "3"]
@@ -120,7 +118,7 @@ def test_vqav2_results(checkpoint: Path, tmp_path: Path) -> None:
     questions = tmp_path / "v2_OpenEnded_mscoco_test-dev2015_questions.json"
     entry = {"question_id": 70, "image_id": 7, "question": "What is it?"}
     questions.write_text(json.dumps({"data_subtype": "test-dev2015", "questions": [entry]}))
-    _picture(tmp_path / "images" / "COCO_test2015_000000000007.jpg")
+    _image(tmp_path / "images" / "COCO_test2015_000000000007.jpg")
     out = _evaluate("vqav2", checkpoint, questions, tmp_path / "out")
     (result,) = _json(out / "vqa_OpenEnded_mscoco_test-dev2015_results.json")
     assert result["question_id"] == 70 and isinstance(result["answer"], str)
@@ -139,7 +137,7 @@ def test_flickr30k_captions_and_their_references(checkpoint: Path, tmp_path: Pat
     ]
     questions.write_text(json.dumps({"images": images}))
     for number in (1, 2):
-        _picture(tmp_path / "images" / f"{number}.jpg", number)
+        _image(tmp_path / "images" / f"{number}.jpg", number)
     out = _evaluate("flickr30k", checkpoint, questions, tmp_path / "karpathy")
     assert [c["image_id"] for c in _json(out / "captions.json")] == [1, 2]
     references = _json(out / "references.json")
@@ -154,24 +152,24 @@ def test_flickr30k_captions_and_their_references(checkpoint: Path, tmp_path: Pat
     assert _json(other / "captions.json") == _json(out / "captions.json")
 
 
-def _mmmu_row(name: str, kind: str, options: list[str], picture: bytes) -> dict[str, Any]:
+def _mmmu_row(name: str, kind: str, options: list[str], image: bytes) -> dict[str, Any]:
     return {
         "id": name,
         "question": "<image 1> What is it?",
         "options": str(options),
         "answer": "B",
         "question_type": kind,
-        "image_1": {"bytes": picture, "path": "1.png"},
+        "image_1": {"bytes": image, "path": "1.png"},
     }
 
 
 def test_mmmu_subjects(checkpoint: Path, tmp_path: Path) -> None:
-    picture = _picture(tmp_path / "1.png").read_bytes()
+    image = _image(tmp_path / "1.png").read_bytes()
     for subject, kind, options in [
         ("Art_Theory", "multiple-choice", ["it's a <image 1>", "two"]),
         ("Math", "open", []),
     ]:
-        rows = [_mmmu_row(f"validation_{subject}_{n}", kind, options, picture) for n in (1, 2)]
+        rows = [_mmmu_row(f"validation_{subject}_{n}", kind, options, image) for n in (1, 2)]
         folder = tmp_path / "MMMU" / subject
         folder.mkdir(parents=True)
         table = pa.Table.from_pylist(rows)

@@ -1,4 +1,4 @@
-"""Scores of known pictures, and a whole evaluation of a checkpoint."""
+"""Scores of known images, and a whole evaluation of a checkpoint."""
 
 import json
 import random
@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from showo_data.mini import Object, Scene, draw, questions, scene, score
-from showo_data.mini.writing import picture_sample
+from showo_data.mini.writing import image_sample
 from showo_dist.evaluation.cli import main
 from showo_dist.evaluation.mini import read_prompts
 from showo_dist.evaluation.mini_scores import (
     OTHER,
+    Generated,
     MiniQuestion,
-    Painted,
+    image_scores,
     normalised,
-    picture_scores,
     question_scores,
     read_questions,
     wilson,
@@ -30,28 +30,28 @@ RED_CIRCLE = Object("circle", "red", "large", (48, 48))
 BLUE_TRIANGLE = Object("triangle", "blue", "small", (16, 16))
 
 
-def _painted(tag: str, picture: Image.Image, *include: dict[str, Any]) -> Painted:
+def _sampled_codes(tag: str, image: Image.Image, *include: dict[str, Any]) -> Generated:
     prompt = {"tag": tag, "include": list(include), "prompt": "-"}
-    return Painted(0, prompt, picture, score(picture, prompt))
+    return Generated(0, prompt, image, score(image, prompt))
 
 
-def test_scores_of_drawn_pictures() -> None:
+def test_scores_of_drawn_images() -> None:
     one, both = draw(Scene((RED_CIRCLE,))), draw(Scene((RED_CIRCLE, BLUE_TRIANGLE)))
     pair = draw(Scene((RED_CIRCLE, replace(RED_CIRCLE, centre=BLUE_TRIANGLE.centre))))
     circle, triangle = {"class": "circle", "count": 1}, {"class": "triangle", "count": 1}
-    painted = [
-        _painted("single_object", one, circle),
-        _painted("single_object", one, triangle),
-        _painted("colors", one, {**circle, "color": "red"}),
-        _painted("colors", one, {**circle, "color": "blue"}),
-        _painted("colors", one, {**triangle, "color": "red"}),
-        _painted("colors", pair, {**circle, "color": "red"}),
-        _painted("colors", both, {**circle, "color": "red"}),
-        _painted("colors", draw(Scene(())), {**circle, "color": "red"}),
-        _painted("two_object", both, circle, triangle),
-        _painted("two_object", one, circle, triangle),
+    generated = [
+        _sampled_codes("single_object", one, circle),
+        _sampled_codes("single_object", one, triangle),
+        _sampled_codes("colors", one, {**circle, "color": "red"}),
+        _sampled_codes("colors", one, {**circle, "color": "blue"}),
+        _sampled_codes("colors", one, {**triangle, "color": "red"}),
+        _sampled_codes("colors", pair, {**circle, "color": "red"}),
+        _sampled_codes("colors", both, {**circle, "color": "red"}),
+        _sampled_codes("colors", draw(Scene(())), {**circle, "color": "red"}),
+        _sampled_codes("two_object", both, circle, triangle),
+        _sampled_codes("two_object", one, circle, triangle),
     ]
-    scores = picture_scores(painted)
+    scores = image_scores(generated)
     counts = {tag: (v["correct"], v["total"]) for tag, v in scores["categories"].items()}
     assert counts == {"single_object": (1, 2), "colors": (1, 6), "two_object": (1, 2)}
     assert (scores["prompts"]["correct"], scores["prompts"]["total"]) == (3, 10)
@@ -111,9 +111,9 @@ def test_questions_are_those_of_the_shards(world: Path) -> None:
     assert len(set(keys)) == 12
     for question in found:
         drawn = scene(0, int(question.key))
-        assert question.picture.tobytes() == draw(drawn).tobytes()
+        assert question.image.tobytes() == draw(drawn).tobytes()
         assert "<image>" not in question.text and question.text.endswith("?")
-        turns = picture_sample(0, int(question.key))["json"]["conversations"]
+        turns = image_sample(0, int(question.key))["json"]["conversations"]
         rounds = [(q["value"], a["value"]) for q, a in zip(turns[::2], turns[1::2], strict=True)]
         assert any(question.text in q and question.wanted == a for q, a in rounds)
     limited = read_questions(str(world / "val-*.tar"), 64, limit=3)
@@ -153,14 +153,14 @@ def test_whole_evaluation(
     assert main(["--framework", "mini", str(checkpoint), *data, *options]) == 0
     scores = json.loads((out / "scores.json").read_text())
     assert scores["settings"]["steps"] == 2 and scores["settings"]["guidance"] == 1.5
-    pictures, answers = _lines(out / "pictures.jsonl"), _lines(out / "answers.jsonl")
-    assert len(pictures) == scores["prompts"]["total"] == 12
-    for record in pictures:
-        with Image.open(out / record["file"]) as picture:
-            assert picture.size == (64, 64)
-            assert picture.info["prompt"] == record["prompt"]
-            assert picture.info["seed"] == "5" and picture.info["steps"] == "2"
-            again = score(picture, _prompt(world, record["prompt"]))
+    images, answers = _lines(out / "images.jsonl"), _lines(out / "answers.jsonl")
+    assert len(images) == scores["prompts"]["total"] == 12
+    for record in images:
+        with Image.open(out / record["file"]) as image:
+            assert image.size == (64, 64)
+            assert image.info["prompt"] == record["prompt"]
+            assert image.info["seed"] == "5" and image.info["steps"] == "2"
+            again = score(image, _prompt(world, record["prompt"]))
         assert again.correct == record["correct"] and again.reason == record["reason"]
     asked = [record["type"] != "description" for record in answers]
     assert scores["questions"]["total"]["total"] == sum(asked) > 0
@@ -168,7 +168,7 @@ def test_whole_evaluation(
     with Image.open(out / "sheet.png") as sheet:
         assert sheet.width > 8 * 144
     shown = capsys.readouterr().out
-    assert "painting: batch 2/2" in shown
+    assert "generation: batch 2/2" in shown
     assert "colour of a single object" in shown and "16.7%" in shown
 
 
@@ -198,12 +198,12 @@ def test_an_evaluation_goes_on_or_starts_anew(
     prompts = ["--prompts", str(world / "prompts.jsonl"), "--limit", "1", "--steps", "1"]
     arguments = [str(checkpoint), *prompts, "--device", "cpu", "--out", str(tmp_path)]
 
-    def pictures() -> dict[str, int]:
-        return {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("pictures/*")}
+    def images() -> dict[str, int]:
+        return {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("images/*")}
 
     assert main(arguments) == 0
-    before = pictures()
-    assert main(arguments) == 0 and pictures() == before, "painted twice"
+    before = images()
+    assert main(arguments) == 0 and images() == before, "generated twice"
     assert main([*arguments, "--seed", "1"]) == 0
-    after = pictures()
+    after = images()
     assert after.keys() == before.keys() and not set(after.values()) & set(before.values())

@@ -1,4 +1,4 @@
-"""The picture files of GenEval, DPG-Bench and WISE, as their scorers read them."""
+"""The image files of GenEval, DPG-Bench and WISE, as their scorers read them."""
 
 import json
 from pathlib import Path
@@ -27,8 +27,8 @@ def _evaluate(framework: str, checkpoint: Path, prompts: Path, out: Path, *more:
 
 
 def _pixels(path: Path) -> bytes:
-    with Image.open(path) as picture:
-        return picture.convert("RGB").tobytes()
+    with Image.open(path) as image:
+        return image.convert("RGB").tobytes()
 
 
 def test_geneval_folders(checkpoint: Path, geneval_prompts: Path, tmp_path: Path) -> None:
@@ -104,8 +104,8 @@ def test_wise_names(checkpoint: Path, tmp_path: Path) -> None:
     out = _evaluate("wise", checkpoint, folder, tmp_path / "out", "--samples", "2")
     for name in ("images", "images-1"):
         assert sorted(path.name for path in (out / name).iterdir()) == ["1.png", "2.png", "401.png"]
-    with Image.open(out / "images" / "401.png") as picture:
-        assert picture.info["prompt"] == "prompt 401" and picture.info["seed"] == "3"
+    with Image.open(out / "images" / "401.png") as image:
+        assert image.info["prompt"] == "prompt 401" and image.info["seed"] == "3"
     _wise_list(folder / "c.json", 2, 1)
     with pytest.raises(ValueError, match=r"c\.json: prompt_id 2 is there a second time"):
         wise.read_prompts(folder)

@@ -1,4 +1,4 @@
-"""Texts to pictures, questions to answers, pictures to codes and back, with random weights."""
+"""Texts to images, questions to answers, images to codes and back, with random weights."""
 
 import shutil
 from dataclasses import replace
@@ -13,7 +13,7 @@ from showo_data import vq_transform
 from showo_data.mini import draw, scene
 from showo_dist.generation.conversation import user
 from showo_dist.generation.pipeline import Pipeline
-from showo_dist.models.magvitv2.pictures import to_images
+from showo_dist.models.magvitv2.images import to_images
 
 TEXTS = ["a red circle", "two squares", "a ring", "", "a white cross and a blue ring"]
 
@@ -33,34 +33,34 @@ def test_options_come_from_the_checkpoint(pipeline: Pipeline) -> None:
     assert not pipeline.model.training
 
 
-def test_seed_and_index_decide_the_pictures(pipeline: Pipeline) -> None:
-    whole = pipeline.paint_texts(TEXTS, seed=7, batch=2)
+def test_seed_and_index_decide_the_images(pipeline: Pipeline) -> None:
+    whole = pipeline.generate(TEXTS, seed=7, batch=2)
     assert [p.size for p in whole] == [(64, 64)] * len(TEXTS)
     torch.manual_seed(123)  # the global generator must not matter
     parts = [
-        picture
+        image
         for start in range(0, len(TEXTS), 2)
-        for picture in pipeline.paint_texts(TEXTS[start : start + 2], seed=7, first_index=start)
+        for image in pipeline.generate(TEXTS[start : start + 2], seed=7, first_index=start)
     ]
     assert _same(whole, parts)
-    assert not _same(whole, pipeline.paint_texts(TEXTS, seed=8, batch=2))
-    first = pipeline.paint_texts([TEXTS[0]], seed=7)
-    assert not _same(first, pipeline.paint_texts([TEXTS[0]], seed=7, first_index=1))
+    assert not _same(whole, pipeline.generate(TEXTS, seed=8, batch=2))
+    first = pipeline.generate([TEXTS[0]], seed=7)
+    assert not _same(first, pipeline.generate([TEXTS[0]], seed=7, first_index=1))
 
 
 def test_options_are_obeyed(pipeline: Pipeline) -> None:
-    own = pipeline.paint_texts(TEXTS[:2], seed=1)
+    own = pipeline.generate(TEXTS[:2], seed=1)
     stronger = replace(pipeline.options, guidance=30.0)
-    assert not _same(own, pipeline.paint_texts(TEXTS[:2], stronger, seed=1))
-    assert _same(own, pipeline.paint_texts(TEXTS[:2], pipeline.options, seed=1))
+    assert not _same(own, pipeline.generate(TEXTS[:2], stronger, seed=1))
+    assert _same(own, pipeline.generate(TEXTS[:2], pipeline.options, seed=1))
 
 
 def test_question_has_the_layout_of_training(pipeline: Pipeline) -> None:
-    picture, vocabulary = draw(scene(0, 1)), pipeline.vocabulary
-    (codes_N,) = pipeline.encode([picture])
+    image, vocabulary = draw(scene(0, 1)), pipeline.vocabulary
+    (codes_N,) = pipeline.encode([image])
     long_question = "what is shown? " * 30
     tuned = replace(pipeline, question_style="llava")
-    (sequence,) = tuned.question_sequences([[user(picture, long_question)]])
+    (sequence,) = tuned.question_sequences([[user(image, long_question)]])
     ids = sequence.ids_L.tolist()
     assert ids[:2] == [vocabulary.mmu, vocabulary.soi]
     assert ids[2:66] == [vocabulary.image_offset + code for code in codes_N.tolist()]
@@ -85,7 +85,7 @@ def test_reconstruction_is_the_tokenizer_alone(pipeline: Pipeline) -> None:
     images = [draw(scene(0, index)).resize((96, 64)) for index in range(3)]
     pixels_B3HW = torch.stack([vq_transform(64)(image) for image in images])
     wanted = to_images(pipeline.vq.decode(pipeline.vq.encode(pixels_B3HW)))
-    assert _same(pipeline.reconstruct(images, batch=2), wanted)
+    assert _same(pipeline.tokenizer_roundtrip(images, batch=2), wanted)
 
 
 def test_every_byte_survives_pixels() -> None:

@@ -76,7 +76,7 @@ def test_three_ranks_leave_the_same_files(
 
 
 def _stop_in_the_middle(arguments: list[str], out: Path) -> None:
-    """Kill an evaluation once it has left some pictures."""
+    """Kill an evaluation once it has left some images."""
     command = [sys.executable, "-m", "showo_dist.cli", "evaluate", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as process:
@@ -109,7 +109,7 @@ def test_killed_and_started_again(
 def test_a_rank_that_fails_fails_the_run(
     checkpoint: Path, prompts: Path, one_rank: Path, tmp_path: Path
 ) -> None:
-    """Prompt 1 belongs to rank 1; a folder stands where its first picture should go."""
+    """Prompt 1 belongs to rank 1; a folder stands where its first image should go."""
     out = tmp_path / "out"
     (out / "00001" / "samples" / "00000.png").mkdir(parents=True)
     record = json.loads((one_rank / "evaluation.json").read_text())

@@ -7,7 +7,7 @@ import pytest
 
 from showo_dist.evaluation.results import dpg_scores, geneval_scores, wise_scores
 
-# The end of what DPG-Bench's scorer appends after one line per picture.
+# The end of what DPG-Bench's scorer appends after one line per image.
 DPG_TAIL = (
     "Model: images\nL1 category scores:\n\tentity: 81.25\n\tglobal: 70.0\n"
     "L2 category scores:\n\tentity - whole: 80.0\nImage path: images\n"
@@ -24,16 +24,16 @@ def test_geneval_is_the_mean_over_categories(tmp_path: Path) -> None:
     lines = [json.dumps({"tag": tag, "correct": right}) for tag, right in verdicts]
     (tmp_path / "results.jsonl").write_text("\n".join(lines))
     assert geneval_scores(tmp_path, 5) == {"overall": 75.0, "a": 50.0, "b": 100.0}
-    with pytest.raises(ValueError, match="5 of 6 pictures"):
+    with pytest.raises(ValueError, match="5 of 6 images"):
         geneval_scores(tmp_path, 6)
 
 
-def test_dpg_score_needs_all_pictures(tmp_path: Path) -> None:
+def test_dpg_score_needs_all_images(tmp_path: Path) -> None:
     path = tmp_path / "results.txt"
     rows = "/x/1.png, 0.5, 1.0, 0.25, 1.0, 0.6875\n/x/2.png, 1.0, 1.0, 1.0, 1.0, 1.0\n"
     path.write_text(rows + DPG_TAIL)
     assert dpg_scores(tmp_path, 2) == {"overall": 77.125, "entity": 81.25, "global": 70.0}
-    with pytest.raises(ValueError, match="2 of 3 pictures"):
+    with pytest.raises(ValueError, match="2 of 3 images"):
         dpg_scores(tmp_path, 3)
     path.write_text(rows)
     with pytest.raises(ValueError, match="has not finished"):
@@ -53,5 +53,5 @@ def test_wise_weighs_the_marks(tmp_path: Path) -> None:
     wanted = 100 * (1.0 + 0.7 + 0.15) / 3
     assert wise_scores(tmp_path, 3) == {"overall": pytest.approx(wanted)}
     (folder / "two_scores.jsonl").write_text(_marks(3, 999, 999, 999))
-    with pytest.raises(ValueError, match="2 of 3 pictures"):
+    with pytest.raises(ValueError, match="2 of 3 images"):
         wise_scores(tmp_path, 3)

@@ -69,21 +69,21 @@ _KILLED = """
 import os, signal, sys
 from pathlib import Path
 from PIL import Image
-from showo_dist.generation.output import save_picture
+from showo_dist.generation.output import save_image
 
 class Mortal(Image.Image):
     def save(self, stream, *args, **kwargs):
-        stream.write(b"half a picture")
+        stream.write(b"half an image")
         stream.flush()
         os.kill(os.getpid(), signal.SIGKILL)
 
-picture = Image.new("RGB", (8, 8))
-picture.__class__ = Mortal
-save_picture(picture, Path(sys.argv[1]), {})
+image = Image.new("RGB", (8, 8))
+image.__class__ = Mortal
+save_image(image, Path(sys.argv[1]), {})
 """
 
 
-@pytest.mark.parametrize("before", [None, b"an older picture"])
+@pytest.mark.parametrize("before", [None, b"an older image"])
 def test_a_half_written_file_does_not_count(tmp_path: Path, before: bytes | None) -> None:
     unit = Unit(0, (tmp_path / "0.png",))
     if before is not None:
@@ -111,25 +111,25 @@ def test_errors_name_their_rank(error: type[Exception], kind: type[Exception]) -
 
 
 def test_a_folder_belongs_to_one_evaluation(tmp_path: Path) -> None:
-    out, owned = tmp_path / "out", ("pictures", "*.json")
+    out, owned = tmp_path / "out", ("images", "*.json")
     claim(out, {"seed": 1, "checkpoint": "here"}, owned, False, ALONE)
-    (out / "pictures").mkdir()
-    (out / "pictures" / "1.png").touch()
-    (out / "pictures" / ".2.png.9.partial").touch()
+    (out / "images").mkdir()
+    (out / "images" / "1.png").touch()
+    (out / "images" / ".2.png.9.partial").touch()
     (out / "notes.txt").touch()
     claim(out, {"seed": 1, "checkpoint": "there"}, owned, False, ALONE)
-    assert [path.name for path in (out / "pictures").iterdir()] == ["1.png"]
+    assert [path.name for path in (out / "images").iterdir()] == ["1.png"]
     with pytest.raises(ValueError, match=r"seed 1, not 2.*--replace"):
         claim(out, {"seed": 2}, owned, False, ALONE)
-    assert (out / "pictures" / "1.png").is_file()
+    assert (out / "images" / "1.png").is_file()
     claim(out, {"seed": 2}, owned, True, ALONE)
     assert sorted(path.name for path in out.iterdir()) == [RECORD_NAME, "notes.txt"]
 
 
 def test_files_of_unknown_origin_are_not_gone_on_with(tmp_path: Path) -> None:
-    (tmp_path / "pictures").mkdir()
-    with pytest.raises(ValueError, match=r"holds pictures and no evaluation\.json"):
-        claim(tmp_path, {"seed": 1}, ("pictures",), False, ALONE)
+    (tmp_path / "images").mkdir()
+    with pytest.raises(ValueError, match=r"holds images and no evaluation\.json"):
+        claim(tmp_path, {"seed": 1}, ("images",), False, ALONE)
 
 
 def test_digest_sees_every_weight() -> None:

@@ -46,7 +46,7 @@ def _window(step: int, width: int) -> list[PackedBatch]:
 
 
 def _spoil(window: list[PackedBatch]) -> None:
-    """A picture whose features are not numbers, in the first micro-step of the last rank."""
+    """An image whose features are not numbers, in the first micro-step of the last rank."""
     if dist.get_rank() == dist.get_world_size() - 1:
         window[0].features_FC[0, 0] = torch.nan
 

@@ -89,7 +89,7 @@ def test_all_in_one_place_name_nobody() -> None:
     assert verdict == Verdict((), "no rank has moved for 8 s: all are in backward of step 12")
 
 
-@pytest.mark.parametrize("phase", ["save", "pictures", "setup", "forward"])
+@pytest.mark.parametrize("phase", ["save", "images", "setup", "forward"])
 def test_a_long_phase_is_waited_for(phase: str) -> None:
     places = [_place(8, phase, long=True), *[_place(9, "exchange")] * 3]
     assert judge(_stuck(places, 90), 1, PATIENCE, 90.0) is None

@@ -22,10 +22,10 @@ const seen = {};
 const player = document.querySelector('.player');
 const range = player.querySelector('input[type=range]');
 const path = () => player.querySelector('.stack path').getAttribute('d');
-const picture = () => player.querySelector('.stack img').src;
+const image = () => player.querySelector('.stack img').src;
 const to = (round) => { range.value = round; range.dispatchEvent(new Event('input')); };
-to(1); seen.first = [path(), picture(), player.querySelector('output').textContent];
-to(4); seen.last = [path(), picture(), player.querySelector('output').textContent];
+to(1); seen.first = [path(), image(), player.querySelector('output').textContent];
+to(4); seen.last = [path(), image(), player.querySelector('output').textContent];
 player.querySelector('input[type=checkbox]').click();
 seen.bare = getComputedStyle(player.querySelector('.stack svg')).visibility;
 const button = document.querySelector('.strip button');
@@ -62,10 +62,10 @@ def _visit(gallery: Gallery, browse: Browse, *options: str) -> dict[str, Any]:
 
 def test_a_visit(gallery: Gallery, browse: Browse) -> None:
     seen = _visit(gallery, browse, "--window-size=1280,900")
-    masks = gallery.painted[0].masks[0]
+    masks = gallery.generated[0].masks[0]
     first, last = seen["first"], seen["last"]
     assert first[0].count("M") == masks[0].count("1") > 0 and last[0] == ""
-    assert first[1].endswith(gallery.painted[0].frames[0][0]) and first[1] != last[1]
+    assert first[1].endswith(gallery.generated[0].frames[0][0]) and first[1] != last[1]
     assert (first[2], last[2]) == ("round 1 of 4", "round 4 of 4")
     assert seen["bare"] == "hidden" and seen["open"]
     assert seen["back"] == f"{PROMPTS[0]} (one, step 3)"
@@ -93,13 +93,13 @@ def test_a_served_page_obeys_its_own_policy(
         server.shutdown()
         thread.join(timeout=30)
     assert re.search(r"<output>round \d of 4</output>", document), "its script did not run"
-    assert document.count('<path d="M') == 2 * len(gallery.painted)
-    with Image.open(shot) as picture:
-        colours = picture.convert("RGB").resize((64, 80)).getcolors(64 * 80)
+    assert document.count('<path d="M') == 2 * len(gallery.generated)
+    with Image.open(shot) as image:
+        colours = image.convert("RGB").resize((64, 80)).getcolors(64 * 80)
     assert colours is not None and len(colours) > 50, "hardly anything was drawn"
 
 
-@pytest.mark.parametrize("name", ["pictures", "rounds", "curves"])
+@pytest.mark.parametrize("name", ["images", "rounds", "curves"])
 def test_links_lead_somewhere(gallery: Gallery, name: str) -> None:
     text = (gallery.out / "index.html").read_text()
     assert f'href="#{name}"' in text and f'id="{name}"' in text

@@ -1,4 +1,4 @@
-"""What is painted for the page, what the page says, and how it is served."""
+"""What is generated for the page, what the page says, and how it is served."""
 
 import json
 import os
@@ -17,12 +17,12 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
-from showo_dist.evaluation.generating import paint_samples
+from showo_dist.evaluation.generating import generate_samples
 from showo_dist.generation.loading import read_model_config
 from showo_dist.generation.pipeline import Pipeline
 from showo_dist.report.gallery.chart import Curve, line_chart, thin, ticks
 from showo_dist.report.gallery.cli import Gallery, build, main
-from showo_dist.report.gallery.generating import Painted
+from showo_dist.report.gallery.generating import Generated
 from showo_dist.report.gallery.runs import find_runs, thinned
 from tests.gallery.conftest import PROMPTS
 
@@ -53,49 +53,49 @@ def test_thinning_keeps_the_last(runs: Path, count: int, columns: int) -> None:
 
 
 def _pixels(path: Path) -> bytes:
-    with Image.open(path) as picture:
-        return picture.convert("RGB").tobytes()
+    with Image.open(path) as image:
+        return image.convert("RGB").tobytes()
 
 
-def test_pictures_are_those_of_the_prompts_and_seed(gallery: Gallery) -> None:
-    painted = gallery.painted[0]
-    pipeline = Pipeline.load(painted.checkpoint.folder, device="cpu")
+def test_images_are_those_of_the_prompts_and_seed(gallery: Gallery) -> None:
+    generated = gallery.generated[0]
+    pipeline = Pipeline.load(generated.checkpoint.folder, device="cpu")
     options = gallery.settings.options(pipeline.options)
     wanted = [(prompt, (number,)) for number, prompt in enumerate(PROMPTS)]
-    first_two = paint_samples(pipeline, wanted[:2], options, seed=1)
-    for picture, file in zip(first_two, painted.pictures, strict=False):
-        assert picture.tobytes() == _pixels(gallery.out / file)
+    first_two = generate_samples(pipeline, wanted[:2], options, seed=1)
+    for image, file in zip(first_two, generated.images, strict=False):
+        assert image.tobytes() == _pixels(gallery.out / file)
 
 
-def test_rounds_uncover_the_picture(gallery: Gallery) -> None:
-    for painted in gallery.painted:
-        assert (painted.side, len(painted.frames), len(painted.masks)) == (8, 2, 2)
+def test_rounds_uncover_the_image(gallery: Gallery) -> None:
+    for generated in gallery.generated:
+        assert (generated.side, len(generated.frames), len(generated.masks)) == (8, 2, 2)
         for place in range(2):
-            masks = painted.masks[place]
+            masks = generated.masks[place]
             assert [len(mask) for mask in masks] == [64] * 4
             hidden = [mask.count("1") for mask in masks]
             assert hidden == sorted(hidden, reverse=True) and hidden[0] < 64 and hidden[-1] == 0
-            last = gallery.out / painted.frames[place][-1]
-            assert _pixels(last) == _pixels(gallery.out / painted.pictures[place])
+            last = gallery.out / generated.frames[place][-1]
+            assert _pixels(last) == _pixels(gallery.out / generated.images[place])
 
 
-def _times(painted: Painted, out: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_mtime_ns for path in (out / painted.folder).iterdir()}
+def _times(generated: Generated, out: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in (out / generated.folder).iterdir()}
 
 
-def test_what_was_painted_is_not_painted_again(gallery: Gallery, tmp_path: Path) -> None:
-    before = [_times(painted, gallery.out) for painted in gallery.painted]
+def test_what_was_generated_is_not_generated_again(gallery: Gallery, tmp_path: Path) -> None:
+    before = [_times(generated, gallery.out) for generated in gallery.generated]
     again = build(gallery.runs, gallery.settings, gallery.out, "cpu")
-    assert [_times(painted, gallery.out) for painted in again.painted] == before
+    assert [_times(generated, gallery.out) for generated in again.generated] == before
     other = build(gallery.runs[1:], replace(gallery.settings, seed=2), gallery.out, "cpu")
-    assert other.painted[0].folder != again.painted[-1].folder
+    assert other.generated[0].folder != again.generated[-1].folder
     gallery.write()
 
 
 def test_page_needs_nothing_else(gallery: Gallery) -> None:
     text = (gallery.out / "index.html").read_text()
     assert not re.search(r"(src|href)=\"(https?:)?//|@import|url\(", text)
-    files = re.findall(r'src="(pictures/[^"]+)"', text)
+    files = re.findall(r'src="(images/[^"]+)"', text)
     assert len(files) == 3 * (3 + 2) and all((gallery.out / file).is_file() for file in files)
     assert "two &lt;b&gt;blue&lt;/b&gt; squares &amp; a ring" in text and "<b>blue" not in text
     for data in re.findall(r'<script type="application/json">(.*?)</script>', text):
@@ -115,13 +115,13 @@ def test_export_of_given_prompts(
     out = tmp_path / "out"
     assert main([str(runs / "two"), "--out", str(out), "--prompts", str(prompts), *options]) == 0
     assert capsys.readouterr().out.strip().endswith(str(out / "index.html"))
-    assert len(list(out.glob("pictures/*/*.webp"))) == 2
+    assert len(list(out.glob("images/*/*.webp"))) == 2
     with pytest.raises(ValueError, match="--columns 0: expected 1 or more"):
         main([str(runs / "two"), "--columns", "0"])
 
 
 def test_networks_that_lie_elsewhere(runs: Path, tmp_path: Path) -> None:
-    """A checkpoint from another machine, its tokenizers named: the same pictures."""
+    """A checkpoint from another machine, its tokenizers named: the same images."""
     source = runs / "two" / "checkpoint-000003"
     config = read_model_config(source)
     text, vq = str(config.text_tokenizer), config.model.vq_model.vq_model_name
@@ -134,7 +134,7 @@ def test_networks_that_lie_elsewhere(runs: Path, tmp_path: Path) -> None:
         out = tmp_path / f"of-{folder.parent.name}"
         options = ["--prompt", "a ring", "--frames", "0", "--device", "cpu", "--out", str(out)]
         assert main([str(folder), *options, *networks]) == 0
-        made += [_pixels(path) for path in out.glob("pictures/*/000.webp")]
+        made += [_pixels(path) for path in out.glob("images/*/000.webp")]
     assert len(made) == 2 and made[0] == made[1]
     with pytest.raises((ValueError, OSError), match="/no/text"):
         main([str(moved), "--prompt", "a ring", "--out", str(tmp_path / "none")])
@@ -177,7 +177,7 @@ def test_served_on_loopback_only_and_read_only(runs: Path, gallery: Gallery) -> 
             with urllib.request.urlopen(address, timeout=_LIMIT_S) as answer:
                 assert "a ring" in answer.read().decode()
                 assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
-            for path in ("pictures/", "../checkpoint-000003/config.yaml", "evil"):
+            for path in ("images/", "../checkpoint-000003/config.yaml", "evil"):
                 with pytest.raises(urllib.error.HTTPError, match="404"):
                     urllib.request.urlopen(address + path, timeout=_LIMIT_S)
             server.send_signal(signal.SIGINT)

@@ -24,7 +24,7 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def encoders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders ``text``, ``vq`` (4 × 4 codes of a picture of 32 pixels) and ``clip`` (9 features)."""
+    """Folders ``text``, ``vq`` (4 × 4 codes of an image of 32 pixels) and ``clip`` (9 features)."""
     torch.manual_seed(0)
     root = tmp_path_factory.mktemp("encoders")
     save_tokenizers(root, resolution=32)
@@ -98,6 +98,6 @@ def clip_pipeline(clip_checkpoint: Path) -> Pipeline:
 
 
 @pytest.fixture(scope="session")
-def pictures() -> list[Image.Image]:
-    """Five different pictures of the mini world."""
+def images() -> list[Image.Image]:
+    """Five different images of the mini world."""
     return [draw(scene(0, index)) for index in range(5)]

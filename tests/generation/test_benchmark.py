@@ -23,8 +23,8 @@ def test_table_and_json(tmp_path: Path) -> None:
     result = json.loads(out.read_text())
     tasks = [row["task"] for row in result["rows"]]
     assert tasks[:4] == [
-        "paint 1, published",
-        "paint 1, ours",
+        "generate 1, published",
+        "generate 1, ours",
         "answer 1, published",
         "answer 1, ours",
     ]

@@ -9,7 +9,7 @@ from PIL import Image
 from showo_dist.generation import Pipeline, user
 from showo_dist.generation.answer import answer
 from showo_dist.generation.cache import PrefixCache
-from showo_dist.generation.sampling import Painter, PaintOptions
+from showo_dist.generation.sampling import ImageSampler, SamplingOptions
 from showo_dist.sequences import Sequence
 from showo_dist.sequences.builders import t2i_prompt
 from showo_kernels import CachedPlan
@@ -53,38 +53,38 @@ def test_cached_plan_is_the_rule(kept: list[int], rows: int, steps: int, key_hea
 
 
 @pytest.mark.parametrize("guidance", [0.0, 2.5])
-def test_painting_rounds(pipeline: Pipeline, guidance: float) -> None:
-    options = PaintOptions(steps=4, guidance=guidance)
+def test_generation_rounds(pipeline: Pipeline, guidance: float) -> None:
+    options = SamplingOptions(steps=4, guidance=guidance)
     prompts = [pipeline.text.encode(text) for text in TEXTS]
     vocabulary, model = pipeline.vocabulary, pipeline.model
-    painter = Painter(model, vocabulary, prompts, budget=24, options=options, tokens=16)
+    sampler = ImageSampler(model, vocabulary, prompts, budget=24, options=options, tokens=16)
     blank_N = torch.full((16,), vocabulary.codebook)
     halves = [(prompts, 24)] + ([([[]] * len(prompts), 2)] if guidance else [])
     sequences = [t2i_prompt(p, blank_N, room, vocabulary) for part, room in halves for p in part]
     generator = torch.Generator().manual_seed(0)
-    for _ in painter.rounds(generator):
-        codes_BN = painter.codes_BN.repeat(len(halves), 1)
+    for _ in sampler.rounds(generator):
+        codes_BN = sampler.codes_BN.repeat(len(halves), 1)
         _close(
-            painter.image_logits(),
+            sampler.image_logits(),
             oracles.image_logits(model, vocabulary, sequences, codes_BN),
         )
     codes = slice(vocabulary.image_offset, vocabulary.mask)
-    _close(painter.image_logits(codes), painter.image_logits()[..., codes])
+    _close(sampler.image_logits(codes), sampler.image_logits()[..., codes])
 
 
-def _conversations(pictures: list[Image.Image]) -> list[list[Any]]:
+def _conversations(images: list[Image.Image]) -> list[list[Any]]:
     return [
-        [user(pictures[0], "what is shown?")],
-        [user("which of", pictures[1], "and", pictures[2], "is red?")],
+        [user(images[0], "what is shown?")],
+        [user("which of", images[1], "and", images[2], "is red?")],
         [user("hello")],
-        [user(pictures[3], pictures[4], "are there any differences at all between these two?")],
+        [user(images[3], images[4], "are there any differences at all between these two?")],
     ]
 
 
-def test_continuations(any_pipeline: Pipeline, pictures: list[Image.Image]) -> None:
+def test_continuations(any_pipeline: Pipeline, images: list[Image.Image]) -> None:
     """Different lengths in one batch; each stops by itself."""
     model, vocabulary = any_pipeline.model, any_pipeline.vocabulary
-    prompts = any_pipeline.question_sequences(_conversations(pictures))
+    prompts = any_pipeline.question_sequences(_conversations(images))
     assert len({len(prompt) for prompt in prompts}) == len(prompts)
     wanted = oracles.greedy(model, vocabulary, prompts, 12)
     assert answer(model, vocabulary, prompts, max_new_tokens=12) == wanted
@@ -92,11 +92,11 @@ def test_continuations(any_pipeline: Pipeline, pictures: list[Image.Image]) -> N
 
 
 def test_one_that_ends_leaves_the_others_alone(
-    pipeline: Pipeline, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+    pipeline: Pipeline, images: list[Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second token of the first answer becomes the end mark: it stops, the others go on."""
     model, vocabulary = pipeline.model, pipeline.vocabulary
-    prompts = pipeline.question_sequences(_conversations(pictures))
+    prompts = pipeline.question_sequences(_conversations(images))
     free = answer(model, vocabulary, prompts, max_new_tokens=10)
     end = free[0][1]
 
@@ -109,9 +109,9 @@ def test_one_that_ends_leaves_the_others_alone(
     assert len(wanted[0]) <= 1 and max(map(len, wanted)) == 10
 
 
-def test_logits_of_every_step(any_pipeline: Pipeline, pictures: list[Image.Image]) -> None:
+def test_logits_of_every_step(any_pipeline: Pipeline, images: list[Image.Image]) -> None:
     model, vocabulary = any_pipeline.model, any_pipeline.vocabulary
-    sequences = any_pipeline.question_sequences(_conversations(pictures))
+    sequences = any_pipeline.question_sequences(_conversations(images))
     with torch.no_grad():
         cache = PrefixCache(model, vocabulary, sequences, room=3, rows=1)
         _close(cache.last_logits_BV, oracles.last_logits(model, vocabulary, sequences))
@@ -127,14 +127,14 @@ def test_logits_of_every_step(any_pipeline: Pipeline, pictures: list[Image.Image
             )
 
 
-def test_rebuilding_rounds(any_pipeline: Pipeline, pictures: list[Image.Image]) -> None:
-    """The canvas behind a picture: with soi and eoi for codes, without them for CLIP features."""
-    sequences: list[Sequence] = any_pipeline.paint_sequences(
-        [[pictures[0], "describe it"], [pictures[1], pictures[2], "and now?"]]
+def test_rebuilding_rounds(any_pipeline: Pipeline, images: list[Image.Image]) -> None:
+    """The canvas behind an image: with soi and eoi for codes, without them for CLIP features."""
+    sequences: list[Sequence] = any_pipeline.image_sequences(
+        [[images[0], "describe it"], [images[1], images[2], "and now?"]]
     )
     model, vocabulary = any_pipeline.model, any_pipeline.vocabulary
-    options = PaintOptions(steps=3, guidance=0.0)
-    painter = Painter(model, vocabulary, sequences, budget=24, options=options, tokens=16)
-    for _ in painter.rounds(torch.Generator().manual_seed(0)):
-        wanted = oracles.image_logits(model, vocabulary, sequences, painter.codes_BN)
-        _close(painter.image_logits(), wanted)
+    options = SamplingOptions(steps=3, guidance=0.0)
+    sampler = ImageSampler(model, vocabulary, sequences, budget=24, options=options, tokens=16)
+    for _ in sampler.rounds(torch.Generator().manual_seed(0)):
+        wanted = oracles.image_logits(model, vocabulary, sequences, sampler.codes_BN)
+        _close(sampler.image_logits(), wanted)

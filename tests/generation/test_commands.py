@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from showo_dist.cli import main
-from showo_dist.generation import Conversation, PaintOptions, Pipeline, read_picture
+from showo_dist.generation import Conversation, Pipeline, SamplingOptions, read_image
 from showo_dist.sequences.masking import mask_schedule
 
 
@@ -18,22 +18,22 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def files(tmp_path: Path, pictures: list[Image.Image]) -> Path:
-    """A folder with two pictures, a text that is called a picture, and a mask."""
+def files(tmp_path: Path, images: list[Image.Image]) -> Path:
+    """A folder with two images, a text that is called an image, and a mask."""
     folder = tmp_path / "files"
     folder.mkdir()
-    pictures[0].save(folder / "a.png")
-    pictures[1].resize((61, 37)).save(folder / "b.png")
-    (folder / "broken.png").write_bytes(b"not a picture")
+    images[0].save(folder / "a.png")
+    images[1].resize((61, 37)).save(folder / "b.png")
+    (folder / "broken.png").write_bytes(b"not an image")
     return folder
 
 
 @pytest.fixture
 def mask(tmp_path: Path) -> str:
     path = tmp_path / "mask.png"
-    picture = Image.new("L", (64, 64), 0)
-    picture.paste(255, (0, 0, 32, 64))
-    picture.save(path)
+    image = Image.new("L", (64, 64), 0)
+    image.paste(255, (0, 0, 32, 64))
+    image.save(path)
     return str(path)
 
 
@@ -53,19 +53,19 @@ def test_generate(checkpoint: Path, pipeline: Pipeline, tmp_path: Path, capsys: 
         "linear",
     ]
     assert main([*argv, "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
-    lines = _lines(tmp_path / "out" / "pictures.jsonl")
+    lines = _lines(tmp_path / "out" / "images.jsonl")
     assert [(line["prompt"], line["seed"]) for line in lines] == [
         (prompt, seed)
         for seed in (4, 5)
         for prompt in ("a red circle", "", "a ring", "a square")
         for _ in range(2)
     ]
-    with Image.open(tmp_path / "out" / lines[5]["file"]) as picture:
-        assert picture.text["prompt"] == "a ring" and picture.text["steps"] == "2"
-        assert picture.text["schedule"] == "linear" and picture.text["seed"] == "4"
-        how = PaintOptions(steps=2, guidance=0.5, schedule=mask_schedule("linear"))
-        (alone,) = pipeline.paint_texts(["a ring"], how, seed=4, first_index=5)
-        assert picture.tobytes() == alone.tobytes()
+    with Image.open(tmp_path / "out" / lines[5]["file"]) as image:
+        assert image.text["prompt"] == "a ring" and image.text["steps"] == "2"
+        assert image.text["schedule"] == "linear" and image.text["seed"] == "4"
+        how = SamplingOptions(steps=2, guidance=0.5, schedule=mask_schedule("linear"))
+        (alone,) = pipeline.generate(["a ring"], how, seed=4, first_index=5)
+        assert image.tobytes() == alone.tobytes()
     assert (tmp_path / "out" / "sheet.png").is_file()
     assert "prompt 2 is empty" in capsys.readouterr().err
 
@@ -82,7 +82,7 @@ def test_published_command_lines(
     out = ["--device", "cpu", "--out"]
     t2i = [*common, "mode=t2i", f"validation_prompts_file={prompts}"]
     assert main(["generate", *t2i, *out, str(tmp_path / "t2i")]) == 0
-    assert len(_lines(tmp_path / "t2i" / "pictures.jsonl")) == 1
+    assert len(_lines(tmp_path / "t2i" / "images.jsonl")) == 1
     inpainting = [
         *common,
         "mode=inpainting",
@@ -91,23 +91,23 @@ def test_published_command_lines(
     ]
     inpainting.append(f"inpainting_mask_path={mask}")
     assert main(["generate", *inpainting, *out, str(tmp_path / "in")]) == 0
-    (line,) = _lines(tmp_path / "in" / "pictures.jsonl")
+    (line,) = _lines(tmp_path / "in" / "images.jsonl")
     assert line["prompt"] == "a blue ring: #1" and line["guidance"] == 1.75
     wide = [*common, "mode=extrapolation", "extra_direction=left *** up", "offset=1"]
     wide += ["prompt=a hill *** a cloud", f"image_path={files / 'a.png'}"]
     assert main(["generate", *wide, *out, str(tmp_path / "wide")]) == 0
-    with Image.open(tmp_path / "wide" / "00000-seed0.png") as picture:
-        assert picture.size == (32 + 24, 32 + 24)
+    with Image.open(tmp_path / "wide" / "00000-seed0.png") as image:
+        assert image.size == (32 + 24, 32 + 24)
     mmu = [*common, "max_new_tokens=3", f"mmu_image_root={files}", "question=what? *** where?"]
     assert main(["understand", *mmu, *out, str(tmp_path / "mmu")]) == 1
     lines = _lines(tmp_path / "mmu" / "answers.jsonl")
     assert [(Path(line["image"]).name, line["question"]) for line in lines] == [
         (name, question) for name in ("a.png", "b.png") for question in ("what?", "where?")
     ]
-    assert "broken.png: not a picture" in capsys.readouterr().err
+    assert "broken.png: not an image" in capsys.readouterr().err
 
 
-def test_rounds_and_several_pictures(
+def test_rounds_and_several_images(
     checkpoint: Path, pipeline: Pipeline, files: Path, tmp_path: Path
 ) -> None:
     images = ["--image", str(files / "a.png"), "--image", str(files / "b.png")]
@@ -126,7 +126,7 @@ def test_rounds_and_several_pictures(
     lines = _lines(tmp_path / "talk" / "answers.jsonl")
     assert [(line["round"], line["question"]) for line in lines] == [(0, "what?"), (1, "why?")]
     talk = Conversation(pipeline)
-    both = [read_picture(files / name) for name in ("a.png", "b.png")]
+    both = [read_image(files / name) for name in ("a.png", "b.png")]
     assert talk.ask(*both, "what?", max_new_tokens=4) == lines[0]["answer"]
     assert talk.ask("why?", max_new_tokens=4) == lines[1]["answer"]
 
@@ -134,16 +134,16 @@ def test_rounds_and_several_pictures(
 def test_a_bad_input_leaves_the_rest(
     checkpoint: Path, files: Path, mask: str, tmp_path: Path, capsys: Any
 ) -> None:
-    """A broken picture, one that is missing, and a mask of other proportions: named; the rest is painted."""
+    """A broken image, one that is missing, and a mask of other proportions: named; the rest is generated."""
     names = ["a.png", "broken.png", "missing.png", "b.png"]
     images = [word for name in names for word in ("--image", str(files / name))]
     argv = ["inpaint", str(checkpoint), *images, "--mask", mask, "--device", "cpu", "--steps", "2"]
     assert main([*argv, "--out", str(tmp_path / "in")]) == 1
-    (line,) = _lines(tmp_path / "in" / "pictures.jsonl")
+    (line,) = _lines(tmp_path / "in" / "images.jsonl")
     assert line["image"].endswith("a.png")
     said = capsys.readouterr().err
-    assert "broken.png: not a picture" in said and "missing.png: cannot be read" in said
-    assert "mask of 64×64 pixels for a picture of 61×37" in said
+    assert "broken.png: not an image" in said and "missing.png: cannot be read" in said
+    assert "mask of 64×64 pixels for an image of 61×37" in said
     argv = [
         "reconstruct",
         str(checkpoint),
@@ -155,20 +155,20 @@ def test_a_bad_input_leaves_the_rest(
         "2",
     ]
     assert main([*argv, "--out", str(tmp_path / "re")]) == 1
-    lines = _lines(tmp_path / "re" / "pictures.jsonl")
+    lines = _lines(tmp_path / "re" / "images.jsonl")
     assert [line["guidance"] for line in lines] == [0.0, 0.0]
     assert (tmp_path / "re" / "comparison.png").is_file()
 
 
 def test_parts(clip_checkpoint: Path, files: Path, tmp_path: Path) -> None:
-    """Pictures among the text, with a model of CLIP features."""
+    """Images among the text, with a model of CLIP features."""
     good = [{"text": "like"}, {"image": str(files / "a.png")}, {"text": "but red"}]
     bad = [{"image": str(files / "broken.png")}]
     parts = tmp_path / "parts.jsonl"
     parts.write_text("\n".join(json.dumps(row) for row in (bad, good)) + "\n")
     common = [str(clip_checkpoint), "--parts", str(parts), "--device", "cpu", "--out"]
     assert main(["generate", *common, str(tmp_path / "g"), "--guidance", "0", "--steps", "2"]) == 1
-    assert len(_lines(tmp_path / "g" / "pictures.jsonl")) == 1
+    assert len(_lines(tmp_path / "g" / "images.jsonl")) == 1
     assert main(["understand", *common, str(tmp_path / "u"), "--max-new-tokens", "2"]) == 1
     (line,) = _lines(tmp_path / "u" / "answers.jsonl")
     assert line["question"] == "but red"
@@ -209,17 +209,17 @@ def test_long_prompts_are_cut_and_said(
     assert "cut to 24" in capsys.readouterr().err
     ids = pipeline.text.encode(text)
     kept = pipeline.text.decode(ids[:22])  # with the task token and bos: 24
-    one, other = (pipeline.paint_texts([t], seed=1)[0].tobytes() for t in (text, kept))
+    one, other = (pipeline.generate([t], seed=1)[0].tobytes() for t in (text, kept))
     assert one == other
 
 
 def test_sixteen_bit_grey_and_transparent_files(tmp_path: Path) -> None:
     grey = (np.arange(64 * 64, dtype=np.uint16) * 16).reshape(64, 64)
     Image.fromarray(grey).save(tmp_path / "grey.png")
-    assert read_picture(tmp_path / "grey.png").getextrema()[0] == (0, 255)
+    assert read_image(tmp_path / "grey.png").getextrema()[0] == (0, 255)
     Image.new("RGBA", (5, 3), (255, 0, 0, 128)).save(tmp_path / "clear.png")
-    picture = read_picture(tmp_path / "clear.png")
-    assert (picture.mode, picture.size) == ("RGB", (5, 3))
+    image = read_image(tmp_path / "clear.png")
+    assert (image.mode, image.size) == ("RGB", (5, 3))
 
 
 def test_a_released_folder(checkpoint: Path, encoders: Path, tmp_path: Path) -> None:
@@ -232,5 +232,5 @@ def test_a_released_folder(checkpoint: Path, encoders: Path, tmp_path: Path) -> 
     argv = ["generate", str(released), "--prompt", "a", "--steps", "2", *named, "--device", "cpu"]
     sizes = ["model.vq_model.downsample=8"]
     assert main([*argv, *sizes, "--out", str(tmp_path / "o")]) == 0
-    (line,) = _lines(tmp_path / "o" / "pictures.jsonl")
+    (line,) = _lines(tmp_path / "o" / "images.jsonl")
     assert (line["steps"], line["guidance"]) == (2, 1.75)

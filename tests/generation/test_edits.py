@@ -1,4 +1,4 @@
-"""Inpainting and extrapolation keep every code that they were given."""
+"""Ingeneration and extrapolation keep every code that they were given."""
 
 import itertools
 
@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from showo_dist.generation import Conversation, PaintOptions, Pipeline, user
+from showo_dist.generation import Conversation, Pipeline, SamplingOptions, user
 from showo_dist.generation.edits import extended, growth, masked_places
-from showo_dist.generation.sampling import Painter, paint
+from showo_dist.generation.sampling import ImageSampler, sample_codes
 
 
 def _mask(box: tuple[int, int, int, int], size: tuple[int, int] = (32, 32)) -> Image.Image:
@@ -27,18 +27,18 @@ def test_given_codes_stay(pipeline: Pipeline, unknown: int, temperature: float) 
     for row in start_BN:
         row[torch.randperm(16, generator=generator)[:unknown]] = 16
     given_BN = start_BN != 16
-    options = PaintOptions(steps=6, guidance=1.0, temperature=temperature)
+    options = SamplingOptions(steps=6, guidance=1.0, temperature=temperature)
     prompts = [pipeline.text.encode("a ring")] * 3
-    painter = Painter(
+    sampler = ImageSampler(
         pipeline.model, pipeline.vocabulary, prompts, budget=24, options=options, codes_BN=start_BN
     )
-    for guess_BN in painter.rounds(generator):
+    for guess_BN in sampler.rounds(generator):
         assert torch.equal(guess_BN[given_BN], start_BN[given_BN])
         assert guess_BN.max() < 16
 
 
-def test_inpainting(
-    pipeline: Pipeline, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+def test_ingeneration(
+    pipeline: Pipeline, images: list[Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     masks = [_mask((0, 0, 16, 32)), _mask((8, 8, 24, 16))]
     decoded: list[torch.Tensor] = []
@@ -46,28 +46,28 @@ def test_inpainting(
     monkeypatch.setattr(
         Pipeline, "decode", lambda self, codes: decoded.append(codes) or decode(self, codes)
     )
-    made = pipeline.inpaint(pictures[:2], masks, ["a ring", ""], seed=3)
-    assert [picture.size for picture in made] == [(32, 32)] * 2
-    source_BN, (painted_BN,) = pipeline.encode(pictures[:2]), decoded
+    made = pipeline.inpaint(images[:2], masks, ["a ring", ""], seed=3)
+    assert [image.size for image in made] == [(32, 32)] * 2
+    source_BN, (generated_BN,) = pipeline.encode(images[:2]), decoded
     covered_BN = torch.stack(
-        [masked_places(m, p, 32, 4).flatten() for m, p in zip(masks, pictures, strict=False)]
+        [masked_places(m, p, 32, 4).flatten() for m, p in zip(masks, images, strict=False)]
     )
     assert covered_BN.sum(1).tolist() == [8, 2]
-    assert torch.equal(painted_BN[~covered_BN], source_BN[~covered_BN])
-    assert not torch.equal(painted_BN[covered_BN], source_BN[covered_BN])
+    assert torch.equal(generated_BN[~covered_BN], source_BN[~covered_BN])
+    assert not torch.equal(generated_BN[covered_BN], source_BN[covered_BN])
 
 
 def test_masks() -> None:
-    picture = Image.new("RGB", (96, 64))
-    left = masked_places(_mask((0, 0, 32, 64), (96, 64)), picture, 32, 4)
+    image = Image.new("RGB", (96, 64))
+    left = masked_places(_mask((0, 0, 32, 64), (96, 64)), image, 32, 4)
     assert left[:, 0].all() and not left[:, 1:].any()  # the crop leaves out a sixth at each side
-    assert torch.equal(left, masked_places(_mask((0, 0, 16, 32), (48, 32)), picture, 32, 4))
+    assert torch.equal(left, masked_places(_mask((0, 0, 16, 32), (48, 32)), image, 32, 4))
     coloured = _mask((0, 0, 32, 64), (96, 64)).convert("RGBA")
-    assert torch.equal(left, masked_places(coloured, picture, 32, 4))
-    with pytest.raises(ValueError, match="32×32 pixels for a picture of 96×64"):
-        masked_places(_mask((0, 0, 32, 32)), picture, 32, 4)
+    assert torch.equal(left, masked_places(coloured, image, 32, 4))
+    with pytest.raises(ValueError, match="32×32 pixels for an image of 96×64"):
+        masked_places(_mask((0, 0, 32, 32)), image, 32, 4)
     with pytest.raises(ValueError, match="covers no code"):
-        masked_places(Image.new("L", (96, 64), 0), picture, 32, 4)
+        masked_places(Image.new("L", (96, 64), 0), image, 32, 4)
 
 
 DIRECTIONS = ("left", "right", "up", "down")
@@ -89,7 +89,7 @@ def test_growing_keeps_the_source(directions: tuple[str, str], offset: int) -> N
     for direction in directions:
         before = grid
 
-        def paint_window(window: torch.Tensor, before: torch.Tensor = before) -> torch.Tensor:
+        def fill_window(window: torch.Tensor, before: torch.Tensor = before) -> torch.Tensor:
             assert window.shape == (2, side, side)
             known = window[window < 50]
             assert set(known.tolist()) <= set(before.flatten().tolist())
@@ -98,7 +98,7 @@ def test_growing_keeps_the_source(directions: tuple[str, str], offset: int) -> N
                 assert codes == sorted(codes)
             return torch.where(window == blank, torch.full_like(window, 60), window)
 
-        grid = extended(before, direction, side, grown, blank, paint_window)
+        grid = extended(before, direction, side, grown, blank, fill_window)
         assert torch.equal(PLACES[direction](grid, grown), before)
         assert (grid != blank).all()
     assert grid.numel() > 32
@@ -111,38 +111,38 @@ def test_offsets_have_limits() -> None:
             growth(4, offset)
 
 
-def test_wide_pictures(pipeline: Pipeline, pictures: list[Image.Image]) -> None:
-    (wide,) = pipeline.extrapolate(pictures[:1], ["left", "right", "down"], ["a ring"], seed=1)
+def test_wide_images(pipeline: Pipeline, images: list[Image.Image]) -> None:
+    (wide,) = pipeline.extrapolate(images[:1], ["left", "right", "down"], ["a ring"], seed=1)
     assert wide.size == (64, 48)
-    again = pipeline.extrapolate(pictures[1:2] + pictures[:1], ["left"], ["a ring"], seed=1)
-    assert [picture.size for picture in again] == [(48, 32)] * 2
+    again = pipeline.extrapolate(images[1:2] + images[:1], ["left"], ["a ring"], seed=1)
+    assert [image.size for image in again] == [(48, 32)] * 2
     with pytest.raises(ValueError, match="'north'"):
-        pipeline.extrapolate(pictures[:1], ["north"], ["a ring"])
+        pipeline.extrapolate(images[:1], ["north"], ["a ring"])
     with pytest.raises(ValueError, match="2 directions and 3 texts"):
-        pipeline.extrapolate(pictures[:1], ["up", "up"], ["a", "b", "c"])
+        pipeline.extrapolate(images[:1], ["up", "up"], ["a", "b", "c"])
 
 
-def test_batches_and_seeds(pipeline: Pipeline, pictures: list[Image.Image]) -> None:
-    """A picture is the same whatever is painted beside it."""
-    together = pipeline.rebuild(pictures, seed=5)
-    apart = pipeline.rebuild(pictures[:2], seed=5) + pipeline.rebuild(
-        pictures[2:], seed=5, batch=2, first_index=2
+def test_batches_and_seeds(pipeline: Pipeline, images: list[Image.Image]) -> None:
+    """An image is the same whatever is generated beside it."""
+    together = pipeline.reconstruct(images, seed=5)
+    apart = pipeline.reconstruct(images[:2], seed=5) + pipeline.reconstruct(
+        images[2:], seed=5, batch=2, first_index=2
     )
     assert [p.tobytes() for p in together] == [p.tobytes() for p in apart]
-    other = pipeline.rebuild(pictures, seed=6)
+    other = pipeline.reconstruct(images, seed=6)
     assert [p.tobytes() for p in together] != [p.tobytes() for p in other]
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "L", "LA", "P", "1", "CMYK"])
 def test_modes_and_odd_sizes(pipeline: Pipeline, mode: str) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (37, 61, 3), dtype=np.uint8)
-    picture = Image.fromarray(noise).convert(mode)
-    plain = pipeline.encode([picture.convert("RGB")])
-    assert torch.equal(pipeline.encode([picture]), plain)
+    image = Image.fromarray(noise).convert(mode)
+    plain = pipeline.encode([image.convert("RGB")])
+    assert torch.equal(pipeline.encode([image]), plain)
     assert plain.shape == (1, 16)
 
 
-def test_exif_turns_the_picture(pipeline: Pipeline) -> None:
+def test_exif_turns_the_image(pipeline: Pipeline) -> None:
     upright = Image.fromarray(
         np.random.default_rng(1).integers(0, 255, (40, 64, 3), dtype=np.uint8)
     )
@@ -151,15 +151,13 @@ def test_exif_turns_the_picture(pipeline: Pipeline) -> None:
     assert torch.equal(pipeline.encode([lying]), pipeline.encode([upright]))
 
 
-def test_a_conversation_in_words_and_pictures(
-    pipeline: Pipeline, pictures: list[Image.Image]
-) -> None:
+def test_a_conversation_in_words_and_images(pipeline: Pipeline, images: list[Image.Image]) -> None:
     talk = Conversation(pipeline)
-    words = talk.ask(pictures[0], "what is shown?", max_new_tokens=5)
-    assert words == pipeline.ask(pictures[:1], ["what is shown?"], max_new_tokens=5)[0]
-    painted = talk.paint("paint it beside", pictures[1], seed=2)
-    assert painted.size == (32, 32)
-    assert talk.turns[-1].parts == (painted,)
+    words = talk.ask(images[0], "what is shown?", max_new_tokens=5)
+    assert words == pipeline.ask(images[:1], ["what is shown?"], max_new_tokens=5)[0]
+    generated = talk.sample_codes("generate it beside", images[1], seed=2)
+    assert generated.size == (32, 32)
+    assert talk.turns[-1].parts == (generated,)
     talk.ask("and now?", max_new_tokens=3)
     assert [turn.role for turn in talk.turns] == ["user", "assistant"] * 3
     (sequence,) = pipeline.question_sequences([talk.turns[:5]])
@@ -167,38 +165,38 @@ def test_a_conversation_in_words_and_pictures(
 
 
 def test_clip_models_rebuild_without_guidance(
-    clip_pipeline: Pipeline, pictures: list[Image.Image]
+    clip_pipeline: Pipeline, images: list[Image.Image]
 ) -> None:
-    (made,) = clip_pipeline.rebuild(pictures[:1])
+    (made,) = clip_pipeline.reconstruct(images[:1])
     assert made.size == (32, 32)
     with pytest.raises(ValueError, match=r"guidance 1\.5"):
-        clip_pipeline.rebuild(pictures[:1], clip_pipeline.options)
+        clip_pipeline.reconstruct(images[:1], clip_pipeline.options)
 
 
-def test_clip_models_paint_in_conversations(
-    clip_pipeline: Pipeline, pictures: list[Image.Image]
+def test_clip_models_generate_in_conversations(
+    clip_pipeline: Pipeline, images: list[Image.Image]
 ) -> None:
     talk = Conversation(clip_pipeline)
-    assert talk.paint("a ring").size == (32, 32)
-    assert talk.paint("like this", pictures[0]).size == (32, 32)
+    assert talk.sample_codes("a ring").size == (32, 32)
+    assert talk.sample_codes("like this", images[0]).size == (32, 32)
 
 
-def test_drawing_answers(pipeline: Pipeline, pictures: list[Image.Image]) -> None:
-    ask = [user(pictures[0], "what?")]
+def test_drawing_answers(pipeline: Pipeline, images: list[Image.Image]) -> None:
+    ask = [user(images[0], "what?")]
     drawn = [pipeline.reply([ask], 8, top_k=None, temperature=5.0, seed=seed) for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
 
 
-def test_nothing_to_cover_is_an_error_before_anything_is_painted(
-    pipeline: Pipeline, pictures: list[Image.Image]
+def test_nothing_to_cover_is_an_error_before_anything_is_generated(
+    pipeline: Pipeline, images: list[Image.Image]
 ) -> None:
     with pytest.raises(ValueError, match="covers no code"):
-        pipeline.inpaint(pictures[:1], [Image.new("L", (32, 32))], ["a ring"])
+        pipeline.inpaint(images[:1], [Image.new("L", (32, 32))], ["a ring"])
 
 
-def test_paint_is_the_last_round(pipeline: Pipeline) -> None:
-    def painter() -> Painter:
-        return Painter(
+def test_generate_is_the_last_round(pipeline: Pipeline) -> None:
+    def sampler() -> ImageSampler:
+        return ImageSampler(
             pipeline.model,
             pipeline.vocabulary,
             [pipeline.text.encode("a ring")],
@@ -207,5 +205,5 @@ def test_paint_is_the_last_round(pipeline: Pipeline) -> None:
             tokens=16,
         )
 
-    *_, last = painter().rounds(torch.Generator().manual_seed(1))
-    assert torch.equal(paint(painter(), torch.Generator().manual_seed(1)), last)
+    *_, last = sampler().rounds(torch.Generator().manual_seed(1))
+    assert torch.equal(sample_codes(sampler(), torch.Generator().manual_seed(1)), last)

@@ -1,4 +1,4 @@
-"""One picture and one text are the sequences of training; everything else carries them on."""
+"""One image and one text are the sequences of training; everything else carries them on."""
 
 from dataclasses import replace
 
@@ -39,36 +39,36 @@ def _same(one: Sequence, other: Sequence) -> None:
 ROUNDS = [("human", "<image>\nwhat is it?"), ("gpt", "a ring"), ("human", "which colour?")]
 
 
-def _turns(picture: Image.Image) -> list:
-    return [user(picture, "what is it?"), assistant("a ring"), user("which colour?")]
+def _turns(image: Image.Image) -> list:
+    return [user(image, "what is it?"), assistant("a ring"), user("which colour?")]
 
 
-def test_rounds_about_codes(pipeline: Pipeline, pictures: list[Image.Image]) -> None:
-    (codes_N,) = pipeline.encode(pictures[:1])
+def test_rounds_about_codes(pipeline: Pipeline, images: list[Image.Image]) -> None:
+    (codes_N,) = pipeline.encode(images[:1])
     ids, supervised = pipeline.text.conversation(ROUNDS)
     wanted = builders.mmu_llava(ids, supervised, codes_N, 10_000, pipeline.vocabulary)
-    (found,) = pipeline.question_sequences([_turns(pictures[0])])
+    (found,) = pipeline.question_sequences([_turns(images[0])])
     _same(found, wanted)
 
 
-def test_rounds_about_features(clip_pipeline: Pipeline, pictures: list[Image.Image]) -> None:
-    (features_SC,) = clip_pipeline.understood(pictures[:1])
+def test_rounds_about_features(clip_pipeline: Pipeline, images: list[Image.Image]) -> None:
+    (features_SC,) = clip_pipeline.understood(images[:1])
     ids, supervised = clip_pipeline.text.conversation(ROUNDS)
     system = clip_pipeline.text.encode(SYSTEM_PROMPT)
     wanted = builders.mmu_clip(
         ids, supervised, system, torch.as_tensor(features_SC), 10_000, clip_pipeline.vocabulary
     )
-    (found,) = clip_pipeline.question_sequences([_turns(pictures[0])])
+    (found,) = clip_pipeline.question_sequences([_turns(images[0])])
     _same(found, wanted)
 
 
-def test_the_published_question(pipeline: Pipeline, pictures: list[Image.Image]) -> None:
+def test_the_published_question(pipeline: Pipeline, images: list[Image.Image]) -> None:
     """``mmu soi IMAGE eoi sot "USER: \\n" + question + " ASSISTANT:"``."""
     demo = replace(pipeline, question_style="demo")
-    (codes_N,) = demo.encode(pictures[:1])
+    (codes_N,) = demo.encode(images[:1])
     text = demo.text.encode(question_prompt("what is it?"))
     wanted = builders.mmu_caption(text, codes_N, 10_000, demo.vocabulary)
-    (found,) = demo.question_sequences([[user(pictures[0], "what is it?")]])
+    (found,) = demo.question_sequences([[user(images[0], "what is it?")]])
     assert torch.equal(found.ids_L, wanted.ids_L[:-1])
     assert [span.length for span in found.spans] == [19, len(text) + 1]
 
@@ -79,15 +79,15 @@ def _blank(pipeline: Pipeline) -> MaskedCodes:
 
 
 @pytest.mark.parametrize("name", ["pipeline", "clip_pipeline"])
-def test_a_picture_and_a_text_are_reca(
-    name: str, request: pytest.FixtureRequest, pictures: list[Image.Image]
+def test_a_image_and_a_text_are_reca(
+    name: str, request: pytest.FixtureRequest, images: list[Image.Image]
 ) -> None:
     pipeline: Pipeline = request.getfixturevalue(name)
-    text = "describe the picture"
-    (condition,) = map(torch.as_tensor, pipeline.conditions(pictures[:1]))
+    text = "describe the image"
+    (condition,) = map(torch.as_tensor, pipeline.conditions(images[:1]))
     build = builders.recon_clip if pipeline.clip else builders.recon_vq
     wanted = build(pipeline.text.encode(text), condition, _blank(pipeline), pipeline.vocabulary)
-    (found,) = pipeline.paint_sequences([[pictures[0], text]])
+    (found,) = pipeline.image_sequences([[images[0], text]])
     _same(found, wanted)
 
 
@@ -96,30 +96,30 @@ def test_text_alone_is_text_to_image(pipeline: Pipeline) -> None:
         wanted = builders.t2i_prompt(
             pipeline.text.encode(text), _blank(pipeline).inputs_N, 24, pipeline.vocabulary
         )
-        (found,) = pipeline.paint_sequences([[text]])
+        (found,) = pipeline.image_sequences([[text]])
         _same(found, wanted)
 
 
-def test_pictures_in_the_middle(pipeline: Pipeline, pictures: list[Image.Image]) -> None:
+def test_images_in_the_middle(pipeline: Pipeline, images: list[Image.Image]) -> None:
     v = pipeline.vocabulary
-    (found,) = pipeline.question_sequences([[user("look:", pictures[0], "or", pictures[1])]])
+    (found,) = pipeline.question_sequences([[user("look:", images[0], "or", images[1])]])
     kinds = [(span.bidirectional, span.length) for span in found.spans]
     assert [kind for kind, _ in kinds] == [False, True, False, True, False]
     assert [length for kind, length in kinds if kind] == [18, 18]
     ids = found.ids_L.tolist()
     assert ids[0] == v.mmu and ids.count(v.soi) == ids.count(v.eoi) == 2
-    codes_BN = pipeline.encode(pictures[:2])
+    codes_BN = pipeline.encode(images[:2])
     first = ids.index(v.soi) + 1
     assert ids[first : first + 16] == (codes_BN[0] + v.image_offset).tolist()
     texts = [i for i in ids if i < v.text]
     assert pipeline.text.decode(texts) == "USER: look:or ASSISTANT:"
 
 
-def test_what_was_said_before_does_not_see_later_pictures(
-    clip_pipeline: Pipeline, pictures: list[Image.Image]
+def test_what_was_said_before_does_not_see_later_images(
+    clip_pipeline: Pipeline, images: list[Image.Image]
 ) -> None:
-    """The first picture's features are global, as trained; later ones are not."""
-    turns = [user(pictures[0], "what?"), assistant("a ring"), user(pictures[1], "and this?")]
+    """The first image's features are global, as trained; later ones are not."""
+    turns = [user(images[0], "what?"), assistant("a ring"), user(images[1], "and this?")]
     (short,) = clip_pipeline.question_sequences([turns[:1]])
     (long,) = clip_pipeline.question_sequences([turns])
     seen_LL = Visibility.from_documents([long.spans]).dense()

@@ -1,4 +1,4 @@
-"""First-round logits, painted codes for a seed, and greedy answers equal the published ones."""
+"""First-round logits, generated codes for a seed, and greedy answers equal the published ones."""
 
 import re
 from types import SimpleNamespace
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from showo_dist.generation.answer import answer
-from showo_dist.generation.sampling import Painter, PaintOptions, paint
+from showo_dist.generation.sampling import ImageSampler, SamplingOptions, sample_codes
 from showo_dist.sequences import TextEncoder, Vocabulary
 from showo_dist.sequences.builders import mmu_caption
 from showo_dist.sequences.masking import mask_schedule
@@ -36,23 +36,23 @@ def test_t2i(
     prompts = [encoder.encode(text) for text in texts["captions"]]
     assert len(guidances) >= 2
     for guidance in guidances:
-        options = PaintOptions(
+        options = SamplingOptions(
             steps=settings["timesteps"],
             guidance=float(guidance),
             temperature=settings["temperature"],
             schedule=mask_schedule(settings["schedule"]),
         )
-        painter = Painter(
+        sampler = ImageSampler(
             model, vocabulary, prompts, budget=meta.text_len, options=options, tokens=meta.img
         )
         torch.testing.assert_close(
-            painter.image_logits(),
+            sampler.image_logits(),
             golden[f"t2i.guidance_{guidance}.first_logits"],
             rtol=0,
             atol=1e-4,
         )
         torch.manual_seed(settings["manual_seed"])
-        assert torch.equal(paint(painter), golden[f"t2i.guidance_{guidance}.tokens"])
+        assert torch.equal(sample_codes(sampler), golden[f"t2i.guidance_{guidance}.tokens"])
 
 
 def test_greedy_answer(

@@ -70,8 +70,8 @@ def test_advice_names_what_limits() -> None:
     assert "by compute" in advice(prediction(), [prediction()], H200)[0]
     slow = prediction(exposed_s=5.0)
     assert "by the network" in advice(slow, [slow], H200)[0]
-    pictures = prediction(encoders_s=5.0)
-    assert "showo-dist encode" in advice(pictures, [pictures], H200)[0]
+    images = prediction(encoders_s=5.0)
+    assert "showo-dist encode" in advice(images, [images], H200)[0]
 
 
 def test_advice_names_a_setting_that_fits() -> None:

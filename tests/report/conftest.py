@@ -9,8 +9,8 @@ from PIL import Image
 
 from showo_data.mini import Object, Scene, draw, prompts, score
 from showo_dist.evaluation.mini import save_answers, save_verdicts
-from showo_dist.evaluation.mini_scores import MiniQuestion, Painted, picture_scores, question_scores
-from showo_dist.generation.output import save_picture
+from showo_dist.evaluation.mini_scores import Generated, MiniQuestion, image_scores, question_scores
+from showo_dist.generation.output import save_image
 from showo_dist.logging import RunLogger
 from showo_dist.logging.grids import labelled_grid
 from showo_dist.models.magvitv2 import MAGVITv2, MAGVITv2Config, StackConfig
@@ -18,7 +18,7 @@ from showo_dist.models.magvitv2 import MAGVITv2, MAGVITv2Config, StackConfig
 CENTRES = [(14, 14), (48, 14), (14, 48), (48, 48)]
 
 
-def picture_of(prompt: dict[str, Any], colour: str) -> Image.Image:
+def image_of(prompt: dict[str, Any], colour: str) -> Image.Image:
     """What a prompt asks for, in ``colour`` where it names none; places are not heeded."""
     wanted = [entry for entry in prompt["include"] for _ in range(entry["count"])]
     objects = [
@@ -42,16 +42,16 @@ def _settings(stage: str) -> dict[str, Any]:
 
 
 def write_evaluation(folder: Path, stage: str, wrong_every: int) -> None:
-    """An evaluation in which every n-th picture shows one red circle, and every n-th answer is "no"."""
+    """An evaluation in which every n-th image shows one red circle, and every n-th answer is "no"."""
     folder.mkdir(parents=True)
     circle = draw(Scene((Object("circle", "red", "large", (32, 32)),)))
-    painted = []
+    generated = []
     for index, prompt in enumerate(prompts(0, 4)):
-        picture = circle if index % wrong_every == 0 else picture_of(prompt, "green")
-        painted.append(Painted(index, prompt, picture, score(picture, prompt)))
-    for item in painted:
-        save_picture(item.picture, folder / item.file, _settings(stage))
-    save_verdicts(painted, folder)
+        image = circle if index % wrong_every == 0 else image_of(prompt, "green")
+        generated.append(Generated(index, prompt, image, score(image, prompt)))
+    for item in generated:
+        save_image(item.image, folder / item.file, _settings(stage))
+    save_verdicts(generated, folder)
     questions = [
         MiniQuestion(str(i), circle, text, wanted)
         for i, (text, wanted) in enumerate(
@@ -60,7 +60,7 @@ def write_evaluation(folder: Path, stage: str, wrong_every: int) -> None:
     ]
     answers = ["no" if i % wrong_every == 0 else q.wanted for i, q in enumerate(questions)]
     records = save_answers(questions, answers, folder)
-    scores = {"framework": "mini", "settings": _settings(stage), **picture_scores(painted)}
+    scores = {"framework": "mini", "settings": _settings(stage), **image_scores(generated)}
     scores["questions"] = question_scores(records)
     (folder / "scores.json").write_text(json.dumps(scores))
 
@@ -75,8 +75,8 @@ def write_metrics(folder: Path, steps: int, **constant: float) -> None:
             log.log(step, {"loss": 5 / step, **{k: v / step for k, v in constant.items()}})
         if folder.name == "tokenizer":
             log.log(steps, {"eval/psnr": 23.456, "eval/codes_in_use": 11})
-            circle = picture_of({"include": [{"class": "circle", "count": 2}]}, "blue")
-            log.pictures(steps, "reconstruction", labelled_grid([[circle] * 8] * 2), "pairs")
+            circle = image_of({"include": [{"class": "circle", "count": 2}]}, "blue")
+            log.images(steps, "reconstruction", labelled_grid([[circle] * 8] * 2), "pairs")
 
 
 @pytest.fixture

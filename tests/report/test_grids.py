@@ -1,4 +1,4 @@
-"""Pictures land in their cells, texts below or beside them."""
+"""Images land in their cells, texts below or beside them."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def test_grid_keeps_rows_and_columns() -> None:
     assert (np.asarray(grid) == RED).all(-1).sum() == 32 * 32
 
 
-def test_titles_do_not_cover_pictures() -> None:
+def test_titles_do_not_cover_images() -> None:
     titles = ["a title that needs several lines of the narrow column", "b"]
     grid = labelled_grid([[_plain(RED), _plain(BLUE)]], titles, ["row"], tile=32)
     bare = labelled_grid([[_plain(RED), _plain(BLUE)]], tile=32)
@@ -47,9 +47,9 @@ def test_wrong_titles_are_refused() -> None:
         labelled_grid([[_plain(RED), _plain(BLUE)]], ["a"])
     with pytest.raises(ValueError, match="2 row titles for 1 rows"):
         labelled_grid([[_plain(RED)]], [], ["a", "b"])
-    with pytest.raises(ValueError, match="at least one picture"):
+    with pytest.raises(ValueError, match="at least one image"):
         labelled_grid([[]])
-    with pytest.raises(ValueError, match="at least one picture"):
+    with pytest.raises(ValueError, match="at least one image"):
         captioned_sheet([])
 
 

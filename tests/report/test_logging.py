@@ -77,16 +77,16 @@ def test_other_ranks_write_and_print_nothing(
     with _logger(tmp_path / "run", rank=1, wandb_mode="offline") as logger:
         logger.log(1, {"loss": 1.0})
         logger.event("hello")
-        logger.pictures(1, "t2i", Image.new("RGB", (4, 4)), "a circle")
+        logger.images(1, "t2i", Image.new("RGB", (4, 4)), "a circle")
         assert logger.wandb_id is None
     assert not (tmp_path / "run").exists()
     assert capfd.readouterr() == ("", "")
 
 
-def test_picture_carries_its_caption(tmp_path: Path) -> None:
+def test_image_carries_its_caption(tmp_path: Path) -> None:
     with _logger(tmp_path) as logger:
-        logger.pictures(12, "t2i", Image.new("RGB", (4, 4), "red"), "ein Kreis – «a circle»")
-    with Image.open(tmp_path / "pictures" / "t2i-000012.png") as image:
+        logger.images(12, "t2i", Image.new("RGB", (4, 4), "red"), "ein Kreis – «a circle»")
+    with Image.open(tmp_path / "images" / "t2i-000012.png") as image:
         assert image.info["caption"] == "ein Kreis – «a circle»"
         assert image.getpixel((0, 0)) == (255, 0, 0)
 
@@ -156,7 +156,7 @@ def test_unknown_mode_is_named_on_every_rank(tmp_path: Path) -> None:
 def test_offline_run_goes_on_with_its_id(tmp_path: Path) -> None:
     with _logger(tmp_path, wandb_mode="offline") as logger:
         logger.log(1, {"loss": 1.0})
-        logger.pictures(1, "t2i", Image.new("RGB", (4, 4)), "a circle")
+        logger.images(1, "t2i", Image.new("RGB", (4, 4)), "a circle")
         first = logger.wandb_id
     assert first
     assert list((tmp_path / "wandb").glob(f"offline-run-*-{first}/run-{first}.wandb"))

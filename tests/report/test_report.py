@@ -1,4 +1,4 @@
-"""The report says what the files say, shows their pictures, and names what is missing."""
+"""The report says what the files say, shows their images, and names what is missing."""
 
 import base64
 import json
@@ -25,13 +25,13 @@ from showo_dist.report.writers import (
 )
 
 HEADINGS = [
-    "Summary", "Loss curves", "Image tokenizer", "Pictures", "Answered questions", "Scores",
+    "Summary", "Loss curves", "Image tokenizer", "Images", "Answered questions", "Scores",
     "Throughput", "How to reproduce",
 ]  # fmt: skip
 
 
 class Outline(HTMLParser):
-    """Checks that tags close in order, and collects headings and pictures."""
+    """Checks that tags close in order, and collects headings and images."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,8 +79,8 @@ def test_everything_is_there(runs: Path) -> None:
     outline = _outline(html)
     assert outline.headings == HEADINGS
     for link, source in zip(links, outline.sources, strict=True):
-        with Image.open(runs / link) as picture:
-            picture.verify()
+        with Image.open(runs / link) as image:
+            image.verify()
         kind, _, data = source.partition(",")
         assert kind == "data:image/png;base64"
         assert base64.b64decode(data) == (runs / link).read_bytes()
@@ -157,8 +157,8 @@ def test_curves_leave_out_what_is_not_finite(tmp_path: Path) -> None:
     lines = [{"step": i, "loss": None if i == 3 else 1.0, "loss/lm": None} for i in range(40)]
     path = tmp_path / "curves.png"
     assert draw_curves(lines, ["loss", "loss/lm"], "nats", path) == ["loss"]
-    with Image.open(path) as picture:
-        shown = {colour for _, colour in picture.convert("RGB").getcolors(1 << 16) or []}
+    with Image.open(path) as image:
+        shown = {colour for _, colour in image.convert("RGB").getcolors(1 << 16) or []}
     assert (0, 114, 178) in shown and (213, 94, 0) not in shown
     assert draw_curves([], ["loss"], "nats", tmp_path / "none.png") == []
     assert not (tmp_path / "none.png").exists()

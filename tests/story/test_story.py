@@ -1,4 +1,4 @@
-"""``showo-dist mini``, which is ``make train``, from the first picture to the report; only shorter."""
+"""``showo-dist mini``, which is ``make train``, from the first image to the report; only shorter."""
 
 import json
 import re
@@ -31,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def mini(folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "showo_dist.cli", "mini", "--pictures", "1000", "--limit", "3"],
+        [sys.executable, "-m", "showo_dist.cli", "mini", "--images", "1000", "--limit", "3"],
         cwd=folder,
         capture_output=True,
         text=True,
@@ -56,7 +56,7 @@ def test_every_stage_leaves_its_part(story: subprocess.CompletedProcess[str], fo
     last = json.loads((runs / "reca" / "metrics.jsonl").read_text().splitlines()[-1])
     assert "loss/recon" in last and "loss/t2i" not in last
     assert (runs / "reca" / "checkpoint-000004" / "manifest.json").is_file()
-    assert (runs / "pretrain" / "pictures" / "t2i-000006.png").is_file()
+    assert (runs / "pretrain" / "images" / "t2i-000006.png").is_file()
 
 
 @pytest.mark.slow

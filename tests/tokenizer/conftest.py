@@ -1,4 +1,4 @@
-"""A small set of picture shards and a very small tokenizer."""
+"""A small set of image shards and a very small tokenizer."""
 
 from pathlib import Path
 
@@ -21,9 +21,9 @@ TINY = {
 
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with train-00000{0,1,2}.tar of 20 pictures each."""
+    """A folder with train-00000{0,1,2}.tar of 20 images each."""
     folder = tmp_path_factory.mktemp("mini")
-    settings = MiniSettings(pictures=60, texts=1, validation=1, prompts_per_tag=1, shard_size=20)
+    settings = MiniSettings(images=60, texts=1, validation=1, prompts_per_tag=1, shard_size=20)
     write_mini(folder, settings)
     return folder
 

@@ -1,4 +1,4 @@
-"""Encoded shards stand for the picture shards they come from."""
+"""Encoded shards stand for the image shards they come from."""
 
 import json
 import os
@@ -49,7 +49,7 @@ def sample(source: Source, position: int) -> Sample:
 
 
 @pytest.mark.parametrize("resize_back", [False, True])
-def test_stream_over_codes_is_the_stream_over_pictures(
+def test_stream_over_codes_is_the_stream_over_images(
     shards: Path, tmp_path: Path, tiny: MAGVITv2, resize_back: bool
 ) -> None:
     settings = replace(SETTINGS, resize_back=resize_back)
@@ -57,9 +57,9 @@ def test_stream_over_codes_is_the_stream_over_pictures(
         urls(shards), tmp_path, FrozenEncoders(tiny), settings, ALONE, batch_size=7
     )
     assert (report.written, report.samples, report.unreadable) == (3, 60, 0)
-    pictures, codes = flow(shards), flow(tmp_path, None)
+    images, codes = flow(shards), flow(tmp_path, None)
     for position in range(60):
-        before, after = sample(pictures, position), sample(codes, position)
+        before, after = sample(images, position), sample(codes, position)
         assert (before.key, before.text) == (after.key, after.text)
         assert before.image_3HW is not None and after.image_3HW is None
         pixels = before.image_3HW[None]
@@ -101,10 +101,10 @@ def test_shards_of_one_name_are_refused(shards: Path, tmp_path: Path, tiny: MAGV
         encode_shards([urls(shards), urls(shards)], tmp_path, FrozenEncoders(tiny), SETTINGS, ALONE)
 
 
-def test_unreadable_picture_stays_unreadable_at_its_place(
+def test_unreadable_image_stays_unreadable_at_its_place(
     shards: Path, tmp_path: Path, tiny: MAGVITv2
 ) -> None:
-    files = [{"__key__": "a", "png": b"no picture", "txt": "x"}, {"__key__": "b", "txt": "y"}]
+    files = [{"__key__": "a", "png": b"no image", "txt": "x"}, {"__key__": "b", "txt": "y"}]
     write_shard(tmp_path / "in" / "bad.tar", files)
     source = str(tmp_path / "in" / "bad.tar")
     report = encode_shards(source, tmp_path / "out", FrozenEncoders(tiny), SETTINGS, ALONE)
@@ -156,23 +156,23 @@ def tower() -> ClipTower:
 
 
 @pytest.mark.parametrize("sees", ["processed", "tokenized"])
-def test_features_are_those_of_the_pictures(
+def test_features_are_those_of_the_images(
     shards: Path,
     tmp_path: Path,
     tiny: MAGVITv2,
     tower: ClipTower,
     sees: Literal["processed", "tokenized"],
 ) -> None:
-    """What understanding and what reconstruction would compute from the pictures, to rounding."""
+    """What understanding and what reconstruction would compute from the images, to rounding."""
     settings = replace(SETTINGS, condition_scale=None, clip="none", clip_sees=sees)
     encoders = FrozenEncoders(tiny, tower)
     report = encode_shards(urls(shards), tmp_path, encoders, settings, ALONE, batch_size=7)
     assert (report.written, report.samples, report.unreadable) == (3, 60, 0)
     transform = PIXELS if sees == "tokenized" else clip_transform(CLIP_SIDE)
     online = Encoders(tiny, tower)
-    pictures, encoded = flow(shards, transform), flow(tmp_path, None, (CODES, FEATURES))
+    images, encoded = flow(shards, transform), flow(tmp_path, None, (CODES, FEATURES))
     for position in range(60):
-        before, after = sample(pictures, position), sample(encoded, position)
+        before, after = sample(images, position), sample(encoded, position)
         assert (before.key, before.text) == (after.key, after.text) and after.image_3HW is None
         (wanted,), (found,) = online.features([before]), online.features([after])
         assert found.shape == ((CLIP_SIDE // PATCH) ** 2, WIDTH)
@@ -190,7 +190,7 @@ def test_half_as_large_features_are_rounded(shards: Path, tmp_path: Path, tower:
     assert not torch.equal(half.features_PC, whole.features_PC)
 
 
-def test_pictures_and_encoded_samples_share_a_batch(
+def test_images_and_encoded_samples_share_a_batch(
     shards: Path, tmp_path: Path, tiny: MAGVITv2, tower: ClipTower
 ) -> None:
     """As a mixture of an encoded and a plain source gives them."""
@@ -215,7 +215,7 @@ def test_what_was_encoded_for_another_use_is_said_to_lack(
     encode_shards(urls(shards), tmp_path, FrozenEncoders(tiny), settings, ALONE)
     found = flow(tmp_path)[0]
     assert isinstance(found, Skipped) and found.reason == "no-condition"
-    with pytest.raises(ValueError, match=r"holds pictures, not 'features.npy'"):
+    with pytest.raises(ValueError, match=r"holds images, not 'features.npy'"):
         flow(tmp_path, None, (FEATURES,))
 
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from showo_dist.models.magvitv2 import MAGVITv2, MAGVITv2Config, StackConfig
-from showo_dist.models.magvitv2.pictures import to_images
+from showo_dist.models.magvitv2.images import to_images
 
 
 @torch.no_grad()
@@ -30,7 +30,7 @@ def test_forward_encode_and_decode_agree(tiny: MAGVITv2) -> None:
     torch.testing.assert_close(output.reconstruction, tiny.decode(output.codes.view(2, 16, 12)))
 
 
-def test_picture_of_a_wrong_size_is_named(tiny: MAGVITv2) -> None:
+def test_image_of_a_wrong_size_is_named(tiny: MAGVITv2) -> None:
     with pytest.raises(ValueError, match="33×32 pixels: the tokenizer needs multiples of 2"):
         tiny.encode(torch.zeros(1, 3, 32, 33))
 
@@ -109,7 +109,7 @@ def test_sizes_that_do_not_fit_are_named(tiny_config: MAGVITv2Config) -> None:
             config.validate()
 
 
-def test_pictures_are_clipped_and_rounded() -> None:
+def test_images_are_clipped_and_rounded() -> None:
     pixels = torch.tensor([-2.0, -1.0, 0.0, 0.5, 1.0, 3.0]).view(1, 1, 1, 6).expand(1, 3, 1, 6)
-    (picture,) = to_images(pixels)
-    assert [picture.getpixel((x, 0))[0] for x in range(6)] == [0, 0, 128, 191, 255, 255]
+    (image,) = to_images(pixels)
+    assert [image.getpixel((x, 0))[0] for x in range(6)] == [0, 0, 128, 191, 255, 255]

@@ -29,7 +29,7 @@ def values(shards: Path, out: Path, **more: Any) -> dict[str, Any]:
     """The config of a short run; ``more`` are dotted keys with ``__`` for the dot."""
     config: dict[str, Any] = {
         "model": TINY,
-        "dataset": {"shards": str(shards / "train-{000000..000002}.tar"), "validation_pictures": 4},
+        "dataset": {"shards": str(shards / "train-{000000..000002}.tar"), "validation_images": 4},
         "experiment": {"output_dir": str(out), "log_every": 1},
         "optimizer": {"learning_rate": 2e-3, "warmup_steps": 2},
         "training": {"max_train_steps": 8, "batch_size": 8, "mixed_precision": "fp32"},
@@ -52,7 +52,7 @@ def curve(run_folder: Path, name: str = "loss") -> list[float]:
 
 
 def png_samples(shard: Path, count: int) -> list[dict[str, Any]]:
-    """The first pictures of a shard, as samples without their texts."""
+    """The first images of a shard, as samples without their texts."""
     files = OpenShards()
     table = files.table(str(shard))
     return [
@@ -64,11 +64,11 @@ def png_samples(shard: Path, count: int) -> list[dict[str, Any]]:
 
 
 def test_two_processes_learn_what_one_learns(shards: Path, tmp_path: Path) -> None:
-    """Also where a rank's share of a step is one picture, and that one cannot be read."""
-    pictures = png_samples(shards / "train-000000.tar", 20)
+    """Also where a rank's share of a step is one image, and that one cannot be read."""
+    images = png_samples(shards / "train-000000.tar", 20)
     for number in (3, 4, 11):
-        pictures[number]["png"] = b"no picture"
-    write_shard(tmp_path / "some-broken.tar", pictures)
+        images[number]["png"] = b"no image"
+    write_shard(tmp_path / "some-broken.tar", images)
     folders = {"one": tmp_path / "one", "two": tmp_path / "two"}
     for name, folder in folders.items():
         config = values(shards, folder, dataset__shards=str(tmp_path / "some-broken.tar"))
@@ -124,14 +124,14 @@ def test_run_reports_what_it_does(shards: Path, tmp_path: Path) -> None:
     config = config_of(tmp_path / "config.yaml", values(shards, tmp_path / "run", **more))
     final = Trainer(config, ALONE).train()
     run = tmp_path / "run"
-    assert [p.name for p in sorted((run / "pictures").iterdir())] == [
+    assert [p.name for p in sorted((run / "images").iterdir())] == [
         "reconstruction-000004.png",
         "reconstruction-000008.png",
     ]
     psnr = curve(run, "eval/psnr")
     assert len(psnr) == 2 and 0 < psnr[0] < psnr[1]
     line = read_metrics(run / "metrics.jsonl")[-2]
-    assert line["step"] == 8 and 0 < line["codes_in_use"] <= 16 and line["pictures_per_s"] > 0
+    assert line["step"] == 8 and 0 < line["codes_in_use"] <= 16 and line["images_per_s"] > 0
     assert load_config(run / "config.yaml", schema=TokenizerConfig) == config
     assert MAGVITv2.from_pretrained(final).config == config.model
 
@@ -144,10 +144,10 @@ def test_collapse_is_announced(shards: Path, tmp_path: Path) -> None:
     assert "CODEBOOK COLLAPSE" in (tmp_path / "run" / "events.jsonl").read_text()
 
 
-def test_unreadable_pictures_are_absent_and_bounded(shards: Path, tmp_path: Path) -> None:
+def test_unreadable_images_are_absent_and_bounded(shards: Path, tmp_path: Path) -> None:
     samples = png_samples(shards / "train-000000.tar", 8)
     write_shard(tmp_path / "good.tar", samples[:7])
-    broken = [*samples[:7], {**samples[7], "png": b"no picture"}]
+    broken = [*samples[:7], {**samples[7], "png": b"no image"}]
     write_shard(tmp_path / "broken.tar", broken)
     final = {}
     for name, size in (("good", 7), ("broken", 8)):

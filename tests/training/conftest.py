@@ -86,7 +86,7 @@ training:
 def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> TinyWorld:
     folder = tmp_path_factory.mktemp("tiny")
     settings = MiniSettings(
-        pictures=60, texts=40, validation=8, prompts_per_tag=1, shard_size=40, seed=3
+        images=60, texts=40, validation=8, prompts_per_tag=1, shard_size=40, seed=3
     )
     write_mini(folder / "data", settings)
     shards = f"{folder}/data/train-{{000000..000001}}.tar"

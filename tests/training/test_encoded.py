@@ -1,4 +1,4 @@
-"""Training reads the same from shards that were encoded once as from the pictures themselves."""
+"""Training reads the same from shards that were encoded once as from the images themselves."""
 
 from itertools import islice
 from pathlib import Path
@@ -42,7 +42,7 @@ def _sequences(config: TrainConfig) -> tuple[list[MicroBatch], list[Sequence]]:
 
 @pytest.mark.parametrize("phase", ["llava_tuning", "captioning"])
 @pytest.mark.parametrize("clip", [False, True], ids=["codes", "features"])
-def test_encoded_shards_stand_for_pictures(
+def test_encoded_shards_stand_for_images(
     tiny_world: TinyWorld, tmp_path: Path, clip: bool, phase: str
 ) -> None:
     shards = f"{tiny_world.data}/train-{{000000..000001}}.tar"
@@ -57,17 +57,17 @@ def test_encoded_shards_stand_for_pictures(
             f"model.showo.clip_tokens={(SIDE // PATCH) ** 2}",
         ]
     tokenizer = ["--tokenizer", str(tiny_world.folder / "vq"), "--condition-scale", "2"]
-    painting = [*tokenizer, *tower, "--clip-sees", "tokenized"] if clip else tokenizer
+    generating = [*tokenizer, *tower, "--clip-sees", "tokenized"] if clip else tokenizer
     understanding = tower if clip and phase != "captioning" else tokenizer
-    for name, options in (("painting", painting), ("understanding", understanding)):
+    for name, options in (("generation", generating), ("understanding", understanding)):
         assert main_encode([shards, "--out", str(tmp_path / name), *options]) == 0
     encoded = [
         f"dataset.params.train_{flow}_shards_path_or_url={tmp_path / name}/train-{{000000..000001}}.tar"
-        for flow, name in (("t2i", "painting"), ("recon", "painting"), ("mmu", "understanding"))
+        for flow, name in (("t2i", "generation"), ("recon", "generation"), ("mmu", "understanding"))
     ]
-    pictures, wanted = _sequences(load(changes, TrainConfig))
+    images, wanted = _sequences(load(changes, TrainConfig))
     batches, found = _sequences(load([*changes, *encoded], TrainConfig))
-    for batch, before in zip(batches, pictures, strict=True):
+    for batch, before in zip(batches, images, strict=True):
         for flow in ("t2i", "mmu", "recon"):
             assert [s.key for s in batch.samples[flow]] == [s.key for s in before.samples[flow]]
             assert all(s.image_3HW is None for s in batch.samples[flow]), flow

@@ -1,7 +1,7 @@
-"""Every source of Show-o and RecA to shards: streamed, resumable by shard, pictures byte for byte."""
+"""Every source of Show-o and RecA to shards: streamed, resumable by shard, images byte for byte."""
 
 from showo_data.convert.imagenet import imagenet_items
-from showo_data.convert.images import folder_items, picture_items
+from showo_data.convert.images import folder_items, image_items
 from showo_data.convert.items import Item
 from showo_data.convert.llava import llava_items
 from showo_data.convert.recaption import recaptioned_items
@@ -14,9 +14,9 @@ __all__ = [
     "Target",
     "convert",
     "folder_items",
+    "image_items",
     "imagenet_items",
     "llava_items",
-    "picture_items",
     "recaptioned_items",
     "text_items",
 ]

@@ -12,7 +12,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from showo_data.captions import ExternalCaptions
 from showo_data.convert.imagenet import imagenet_items
-from showo_data.convert.images import folder_items, picture_items
+from showo_data.convert.images import folder_items, image_items
 from showo_data.convert.items import Item
 from showo_data.convert.llava import llava_items
 from showo_data.convert.recaption import recaptioned_items
@@ -34,7 +34,7 @@ class Converter:
     help: str
     arguments: Callable[[Parser], None]
     items: Callable[[argparse.Namespace], Iterator[Item]]
-    pictures: bool = True
+    images: bool = True
 
 
 def add_converters(actions: Any) -> None:
@@ -42,12 +42,12 @@ def add_converters(actions: Any) -> None:
     for name, converter in CONVERTERS.items():
         parser = actions.add_parser(name, help=converter.help, description=converter.help)
         converter.arguments(parser)
-        if converter.pictures:
+        if converter.images:
             parser.add_argument(
                 "--max-side",
                 type=int,
                 metavar="PIXELS",
-                help="make larger pictures smaller (JPEG 95); default: bytes are copied as they are",
+                help="make larger images smaller (JPEG 95); default: bytes are copied as they are",
             )
         parser.add_argument("--out", type=Path, required=True, help="folder for the shards")
         parser.add_argument("--prefix", default="train", help="default %(default)s")
@@ -169,16 +169,16 @@ def _llava(a: argparse.Namespace) -> Iterator[Item]:
 
 def _parquet_arguments(parser: Parser) -> None:
     parser.add_argument("files", nargs="+", metavar="FILES", help=_FILES)
-    parser.add_argument("--image", default="image", help="picture column; default %(default)s")
-    parser.add_argument("--text", help="caption column; default: pictures alone")
+    parser.add_argument("--image", default="image", help="image column; default %(default)s")
+    parser.add_argument("--text", help="caption column; default: images alone")
 
 
 def _parquet(a: argparse.Namespace) -> Iterator[Item]:
-    return picture_items(a.files, image=a.image, text=a.text, max_side=a.max_side)
+    return image_items(a.files, image=a.image, text=a.text, max_side=a.max_side)
 
 
 def _folder_arguments(parser: Parser) -> None:
-    parser.add_argument("source", help="folder of pictures, captions in x.txt beside x.jpg")
+    parser.add_argument("source", help="folder of images, captions in x.txt beside x.jpg")
 
 
 def _folder(a: argparse.Namespace) -> Iterator[Item]:
@@ -195,9 +195,9 @@ CONVERTERS = {
         _captions,
     ),
     "from-text": Converter(
-        "plain text in Parquet or JSON lines", _text_arguments, _text, pictures=False
+        "plain text in Parquet or JSON lines", _text_arguments, _text, images=False
     ),
-    "from-llava": Converter("LLaVA JSON and its pictures", _llava_arguments, _llava),
-    "from-parquet": Converter("pictures embedded in Parquet", _parquet_arguments, _parquet),
-    "from-folder": Converter("a folder of pictures", _folder_arguments, _folder),
+    "from-llava": Converter("LLaVA JSON and its images", _llava_arguments, _llava),
+    "from-parquet": Converter("images embedded in Parquet", _parquet_arguments, _parquet),
+    "from-folder": Converter("a folder of images", _folder_arguments, _folder),
 }

@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from showo_data.convert.images import SUFFIXES, picture_member, read_bytes
+from showo_data.convert.images import SUFFIXES, image_member, read_bytes
 from showo_data.convert.items import Item, Members
 from showo_data.members import BadSampleError
 
@@ -64,7 +64,7 @@ Synonyms = Literal["first", "random"]
 
 
 class _Class(Protocol):
-    """The pictures of one class."""
+    """The images of one class."""
 
     @property
     def name(self) -> str: ...
@@ -108,7 +108,7 @@ class _Tar:
         return len(self.offset_N)
 
     def where(self, index: int) -> str:
-        return f"{self.path}, picture {index} of {self.name}"
+        return f"{self.path}, image {index} of {self.name}"
 
     def read(self, index: int) -> bytes:
         with self.path.open("rb") as stream:
@@ -127,9 +127,9 @@ def imagenet_items(
     seed: int = 0,
     max_side: int | None = None,
 ) -> Iterator[Item]:
-    """Pictures with the names of their classes, all classes mixed by a seeded shuffle.
+    """Images with the names of their classes, all classes mixed by a seeded shuffle.
 
-    Only names and offsets are held, about 100 bytes per picture.
+    Only names and offsets are held, about 100 bytes per image.
 
     Args:
         source: a folder of class folders, a folder of class tars (``n01440764.tar``), or the tar of these.
@@ -137,7 +137,7 @@ def imagenet_items(
         synonyms: ``first``: the caption is the class's first name, as published; ``random``: all names are
             kept, and one is drawn whenever the sample is read.
         seed: of the shuffle.
-        max_side: see :func:`showo_data.convert.images.picture_member`.
+        max_side: see :func:`showo_data.convert.images.image_member`.
 
     Raises:
         FileNotFoundError: ``source`` or ``names`` does not exist.
@@ -155,7 +155,7 @@ def imagenet_items(
 
 
 def _load(one: _Class, index: int, text: Members, max_side: int | None) -> list[Members]:
-    return [{**picture_member(one.read(index), max_side), **text}]
+    return [{**image_member(one.read(index), max_side), **text}]
 
 
 def _texts(classes: Sequence[_Class], names: str | Path, synonyms: Synonyms) -> list[Members]:
@@ -185,7 +185,7 @@ def _classes(source: Path) -> Sequence[_Class]:
         found = folders or [_tar(entry) for entry in entries if entry.suffix == ".tar"]
     filled = sorted((one for one in found if len(one)), key=lambda one: one.name)
     if not filled:
-        raise ValueError(f"{source}: holds neither class folders with pictures nor class tars")
+        raise ValueError(f"{source}: holds neither class folders with images nor class tars")
     return filled
 
 
@@ -212,7 +212,7 @@ def _nested(path: Path) -> list[_Tar]:
 
 
 def _index(name: str, path: Path, archive: tarfile.TarFile, start: int) -> _Tar:
-    """Offsets and sizes of the pictures of ``archive``, which begins at byte ``start`` of ``path``."""
+    """Offsets and sizes of the images of ``archive``, which begins at byte ``start`` of ``path``."""
     files = [entry for entry in archive if entry.isreg()]
     return _Tar(
         name,

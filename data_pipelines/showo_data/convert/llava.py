@@ -1,4 +1,4 @@
-"""LLaVA's JSON and its picture folder: the pretraining and the tuning set have one layout."""
+"""LLaVA's JSON and its image folder: the pretraining and the tuning set have one layout."""
 
 import json
 import re
@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from showo_data.convert.images import picture_member, read_bytes
+from showo_data.convert.images import image_member, read_bytes
 from showo_data.convert.items import Item, Members
 from showo_data.members import BadSampleError, read_conversation
 
@@ -21,15 +21,15 @@ _SEPARATORS = re.compile(r"[\s,]*")
 def llava_items(
     path: str | Path, images: str | Path, *, max_side: int | None = None
 ) -> Iterator[Item]:
-    """Conversations about pictures.
+    """Conversations about images.
 
-    Items without a picture are left out, as in the published loader, and counted as ``text-only``. An item
-    whose picture cannot be read is left out as well, where the published loader shows a black one.
+    Items without an image are left out, as in the published loader, and counted as ``text-only``. An item
+    whose image cannot be read is left out as well, where the published loader shows a black one.
 
     Args:
         path: a JSON list of ``{"id": …, "image": "coco/…/x.jpg", "conversations": […]}``.
         images: the folder that ``image`` is relative to.
-        max_side: see :func:`showo_data.convert.images.picture_member`.
+        max_side: see :func:`showo_data.convert.images.image_member`.
 
     Raises:
         FileNotFoundError: ``path`` or ``images`` does not exist.
@@ -48,8 +48,8 @@ def _load(entry: Any, folder: Path, max_side: int | None) -> list[Members]:
     if "image" not in entry:
         raise BadSampleError("text-only")
     data = _conversation(entry)
-    picture = _inside(folder, entry["image"])
-    return [{**picture_member(read_bytes(picture), max_side), "json": data}]
+    image = _inside(folder, entry["image"])
+    return [{**image_member(read_bytes(image), max_side), "json": data}]
 
 
 def _conversation(entry: dict[str, Any]) -> bytes:
@@ -64,7 +64,7 @@ def _conversation(entry: dict[str, Any]) -> bytes:
 
 
 def _inside(folder: Path, name: Any) -> Path:
-    """The path of a picture, which must lie in the folder whatever the JSON says."""
+    """The path of an image, which must lie in the folder whatever the JSON says."""
     if not isinstance(name, str):
         raise BadSampleError("malformed-item")
     path = folder / name

@@ -7,7 +7,7 @@ from typing import Any
 
 from showo_data.members import BadSampleError
 
-# Rows decoded at a time: pictures of a few MB each stay within a few hundred MB.
+# Rows decoded at a time: images of a few MB each stay within a few hundred MB.
 _ROWS = 64
 # Bytes read at a time, so that pyarrow holds a page of a column and not all of its row group.
 _BUFFER = 1 << 20

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from showo_data.captions import ExternalCaptions
-from showo_data.convert.images import picture_member
+from showo_data.convert.images import image_member
 from showo_data.convert.items import Item, Members
 from showo_data.members import IMAGES, BadSampleError, first_of, read_texts
 from showo_data.readers import sample_reader
@@ -30,7 +30,7 @@ def recaptioned_items(
         urls: shards, as paths or brace patterns.
         outside: captions of SA-1B, LAION-12M and CC12M.
         journeydb: a JSON file ``{key: [caption, …]}``; read into memory.
-        max_side: see :func:`showo_data.convert.images.picture_member`.
+        max_side: see :func:`showo_data.convert.images.image_member`.
         storage: how the shards are reached.
 
     Raises:
@@ -56,7 +56,7 @@ def _load(
     data = first_of(read, IMAGES)
     if data is None:
         raise BadSampleError("no-image")
-    members: Members = dict(picture_member(data, max_side))
+    members: Members = dict(image_member(data, max_side))
     captions = outside.find(shard, key)
     if captions is None:
         captions = book.get(key) or read_texts(read)

@@ -1,6 +1,6 @@
-"""The mini world: pictures of coloured shapes, words about them, and a checker that reads them."""
+"""The mini world: images of coloured shapes, words about them, and a checker that reads them."""
 
-from showo_data.mini.checker import Detected, Score, read_picture, score
+from showo_data.mini.checker import Detected, Score, read_image, score
 from showo_data.mini.drawing import draw, patchwork
 from showo_data.mini.language import caption, plain_text, questions
 from showo_data.mini.prompts import TAGS, prompts
@@ -21,7 +21,7 @@ __all__ = [
     "plain_text",
     "prompts",
     "questions",
-    "read_picture",
+    "read_image",
     "scene",
     "score",
 ]

@@ -1,14 +1,14 @@
-"""Reads a picture of the mini world back into its objects.
+"""Reads an image of the mini world back into its objects.
 
 Colours are directions away from the background, so a pixel at a smooth or blurred edge, which is a mixture
 with the background, keeps its colour. Shapes are found by rendering and comparing: every shape and size is
 laid over the object at every place nearby, and the largest overlap wins.
 
 
-Scores a picture against a prompt of ``prompts.py``.
+Scores an image against a prompt of ``prompts.py``.
 
 Stricter than GenEval (arXiv 2310.11513), which allows other objects beside those asked for: here the
-picture must show what ``include`` lists and nothing else, as the captions of the mini world do.
+image must show what ``include`` lists and nothing else, as the captions of the mini world do.
 """
 
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ _REACH = 3
 class Detected:
     """An object that was read.
 
-    ``centre`` is (x, y) in pixels of the 64×64 picture; ``fit`` is the overlap of 0 … 1 with the ideal
+    ``centre`` is (x, y) in pixels of the 64×64 image; ``fit`` is the overlap of 0 … 1 with the ideal
     shape; ``shape`` and ``size`` are "unknown" where no shape overlaps enough.
     """
 
@@ -53,12 +53,12 @@ class Detected:
     fit: float
 
 
-def read_picture(image: Image.Image) -> list[Detected]:
+def read_image(image: Image.Image) -> list[Detected]:
     """The objects of ``image`` from left to right; other resolutions are resized to 64×64 first."""
-    picture = image.convert("RGB")
-    if picture.size != (RESOLUTION, RESOLUTION):
-        picture = picture.resize((RESOLUTION, RESOLUTION), Image.Resampling.BICUBIC)
-    coverage_HW, colour_HW = _coverage(np.asarray(picture, dtype=np.float32))
+    rgb = image.convert("RGB")
+    if rgb.size != (RESOLUTION, RESOLUTION):
+        rgb = rgb.resize((RESOLUTION, RESOLUTION), Image.Resampling.BICUBIC)
+    coverage_HW, colour_HW = _coverage(np.asarray(rgb, dtype=np.float32))
     found = []
     for index, colour in enumerate(COLOURS):
         own_HW = np.where(colour_HW == index, coverage_HW, 0)
@@ -67,12 +67,12 @@ def read_picture(image: Image.Image) -> list[Detected]:
     return sorted(found, key=lambda thing: thing.centre)
 
 
-def _coverage(picture_HW3: Array) -> tuple[Array, npt.NDArray[np.int64]]:
+def _coverage(rgb_HW3: Array) -> tuple[Array, npt.NDArray[np.int64]]:
     """How much of each pixel an object covers (0 … 1), and which colour comes nearest."""
     background_3 = np.array(BACKGROUND, dtype=np.float32)
     colours_C3 = np.array(list(COLOURS.values()), dtype=np.float32) - background_3
     lengths_C = np.linalg.norm(colours_C3, axis=1)
-    along_HWC = (picture_HW3 - background_3) @ (colours_C3 / lengths_C[:, None]).T
+    along_HWC = (rgb_HW3 - background_3) @ (colours_C3 / lengths_C[:, None]).T
     nearest_HW = along_HWC.argmax(-1)
     return np.clip(along_HWC.max(-1) / lengths_C[nearest_HW], 0, 1), nearest_HW
 
@@ -144,9 +144,9 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """The verdict on one picture; an aspect the prompt does not speak of is None.
+    """The verdict on one image; an aspect the prompt does not speak of is None.
 
-    ``reason`` says what is wrong in words, and is empty when the picture is correct.
+    ``reason`` says what is wrong in words, and is empty when the image is correct.
     """
 
     correct: bool
@@ -160,7 +160,7 @@ class Score:
 
 def score(image: Image.Image, metadata: dict[str, Any]) -> Score:
     """Read ``image`` and compare it with ``metadata["include"]`` (other keys are not looked at)."""
-    found, wanted = read_picture(image), wanted_objects(metadata)
+    found, wanted = read_image(image), wanted_objects(metadata)
     count, shape = len(found) == len(wanted), shapes_correct(found, wanted)
     colour, position = colours_correct(found, wanted), positions_correct(found, wanted)
     correct = _matches(found, wanted, ("shape", "colour", "position"))
@@ -168,7 +168,7 @@ def score(image: Image.Image, metadata: dict[str, Any]) -> Score:
     # Every aspect may be right by itself: the asked colours and shapes, wrongly combined.
     wrong = [name for name, right in aspects.items() if right is False] or ["combination"]
     seen = ", ".join(f"{thing.colour} {thing.shape}" for thing in found) or "nothing"
-    reason = "" if correct else f"{' and '.join(wrong)} wrong: the picture shows {seen}"
+    reason = "" if correct else f"{' and '.join(wrong)} wrong: the image shows {seen}"
     return Score(correct, count, shape, colour, position, reason, tuple(found))
 
 
@@ -187,7 +187,7 @@ def wanted_objects(metadata: dict[str, Any]) -> list[Wanted]:
 
 
 def shapes_correct(found: list[Detected], wanted: list[Wanted]) -> bool:
-    """Whether the picture holds the wanted shapes and no others, whatever their colours and places."""
+    """Whether the image holds the wanted shapes and no others, whatever their colours and places."""
     return _matches(found, wanted, ("shape",))
 
 

@@ -1,13 +1,13 @@
-"""Where things are: the nine places of a picture, and the relation of two centres.
+"""Where things are: the nine places of an image, and the relation of two centres.
 
 Centres are (x, y) in pixels, y downwards, as floats or integers.
 
 
 Draws a scene with smooth edges.
 
-Pictures to train an image tokenizer on: crowded, and with cells of another crowd mixed in.
+Images to train an image tokenizer on: crowded, and with cells of another crowd mixed in.
 
-In the mini world's own pictures most cells are background, and an object's surroundings tell what it
+In the mini world's own images most cells are background, and an object's surroundings tell what it
 is: a tokenizer learns to spread over idle neighbours what a code should say by itself. Here every cell has to
 speak for itself, since its neighbours have their own to say, or do not belong to it.
 """
@@ -66,12 +66,12 @@ _BAR = 1 / 3
 
 
 def draw(scene: Scene) -> Image.Image:
-    """The RGB picture of ``scene``, ``RESOLUTION`` pixels wide and high."""
-    picture = Image.new("RGB", (RESOLUTION, RESOLUTION), BACKGROUND)
+    """The RGB image of ``scene``, ``RESOLUTION`` pixels wide and high."""
+    image = Image.new("RGB", (RESOLUTION, RESOLUTION), BACKGROUND)
     for thing in scene.objects:
         x, y, radius = *thing.centre, thing.radius
-        picture.paste(COLOURS[thing.colour], (x - radius, y - radius), stencil(thing.shape, radius))
-    return picture
+        image.paste(COLOURS[thing.colour], (x - radius, y - radius), stencil(thing.shape, radius))
+    return image
 
 
 @cache

@@ -103,7 +103,7 @@ def _about_one(thing: Object, others: list[Object]) -> list[tuple[str, str]]:
 
 
 def plain_text(rng: random.Random) -> str:
-    """One to three sentences about the little world, without a picture."""
+    """One to three sentences about the little world, without an image."""
     return " ".join(rng.choice(_WRITERS)(rng) for _ in range(rng.randint(1, 3)))
 
 

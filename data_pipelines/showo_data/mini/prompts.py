@@ -1,7 +1,7 @@
 """Text-to-image prompts in GenEval's six categories (arXiv 2310.11513), about the mini world's objects.
 
 A prompt is a mapping ``{"tag", "include", "prompt"}`` that a line of JSON holds. ``include`` lists what the
-picture must show, each ``{"class": shape, "count": n}`` with, where the prompt says so, ``"color"`` and
+image must show, each ``{"class": shape, "count": n}`` with, where the prompt says so, ``"color"`` and
 ``"position": [relation, index of the other entry]``.
 """
 

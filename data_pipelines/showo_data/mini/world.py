@@ -1,6 +1,6 @@
-"""What the mini world consists of: pictures of one to four coloured shapes, each drawn from (seed, index).
+"""What the mini world consists of: images of one to four coloured shapes, each drawn from (seed, index).
 
-All lengths are pixels of the 64×64 picture; ``x`` grows to the right, ``y`` downwards.
+All lengths are pixels of the 64×64 image; ``x`` grows to the right, ``y`` downwards.
 """
 
 import random
@@ -24,7 +24,7 @@ RADII = {"small": 10, "large": 14}
 # Centres of a scene's objects, along each axis: the nine places that captions name. Every object then
 # lies on 4 × 4 of the mini tokenizer's 8-pixel codes, of which a caption decides most.
 PLACES = (16, 32, 48)
-# Side of the picture that one of those codes stands for.
+# Side of the image that one of those codes stands for.
 CELL = 8
 
 # What a scene holds: (kind, number of objects, share of scenes).
@@ -57,7 +57,7 @@ class Object:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One picture: a single object, two different ones, or two to four that differ in place only."""
+    """One image: a single object, two different ones, or two to four that differ in place only."""
 
     objects: tuple[Object, ...]
 

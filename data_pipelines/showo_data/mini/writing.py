@@ -1,4 +1,4 @@
-"""Writes the mini world as a data set: picture shards, plain-text shards, prompts."""
+"""Writes the mini world as a data set: image shards, plain-text shards, prompts."""
 
 import io
 import json
@@ -27,15 +27,15 @@ class MiniSettings:
     """What to write; equal settings give equal bytes.
 
     Attributes:
-        pictures: training pictures, each with a caption and a conversation; and as many patchworks.
+        images: training images, each with a caption and a conversation; and as many patchworks.
         texts: plain texts.
-        validation: pictures with numbers of their own, for evaluation.
+        validation: images with numbers of their own, for evaluation.
         prompts_per_tag: evaluation prompts in each of the six categories.
         shard_size: samples per shard.
         seed: of everything.
     """
 
-    pictures: int = 10_000
+    images: int = 10_000
     texts: int = 4_000
     validation: int = 500
     prompts_per_tag: int = 20
@@ -43,7 +43,7 @@ class MiniSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("pictures", "texts", "validation", "prompts_per_tag", "shard_size"):
+        for name in ("images", "texts", "validation", "prompts_per_tag", "shard_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
 
@@ -99,10 +99,10 @@ def _claim(folder: Path, settings: MiniSettings) -> None:
 
 def _parts(folder: Path, settings: MiniSettings) -> list[_Part]:
     kinds = (
-        ("train", 0, settings.pictures, picture_sample),
+        ("train", 0, settings.images, image_sample),
         ("text", 0, settings.texts, text_sample),
-        ("patchwork", 0, settings.pictures, patchwork_sample),
-        ("val", _VALIDATION_FROM, settings.validation, picture_sample),
+        ("patchwork", 0, settings.images, patchwork_sample),
+        ("val", _VALIDATION_FROM, settings.validation, image_sample),
     )
     parts = []
     for name, first, count, sample in kinds:
@@ -122,7 +122,7 @@ def _samples(part: _Part, seed: int) -> Iterator[dict[str, Any]]:
     return (part.sample(seed, part.first + i) for i in range(part.count))
 
 
-def picture_sample(seed: int, index: int) -> dict[str, Any]:
+def image_sample(seed: int, index: int) -> dict[str, Any]:
     """Scene number ``index`` as a WebDataset sample: png, txt (caption) and json (conversation, objects)."""
     drawn = scene(seed, index)
     rng = random.Random(f"words/{seed}/{index}")
@@ -142,19 +142,19 @@ def patchwork_sample(seed: int, index: int) -> dict[str, Any]:
     return {"__key__": f"{index:010d}", "png": _png(patchwork(seed, index))}
 
 
-def _png(picture: Image.Image) -> bytes:
+def _png(image: Image.Image) -> bytes:
     png = io.BytesIO()
-    picture.save(png, "PNG", compress_level=1)
+    image.save(png, "PNG", compress_level=1)
     return png.getvalue()
 
 
 def _conversation(drawn: Scene, rng: random.Random) -> list[dict[str, str]]:
-    """One to three rounds in LLaVA's form; the first question carries the picture's place."""
+    """One to three rounds in LLaVA's form; the first question carries the image's place."""
     rounds = questions(drawn, rng)[: rng.randint(1, 3)]
     turns = []
     for number, (question, answer) in enumerate(rounds):
-        picture = "" if number else "<image>\n"
-        turns.append({"from": "human", "value": picture + question})
+        image = "" if number else "<image>\n"
+        turns.append({"from": "human", "value": image + question})
         turns.append({"from": "gpt", "value": answer})
     return turns
 

@@ -11,7 +11,7 @@ from showo_data.shards.remote import remote_read
 from showo_data.shards.storage import Storage, UnreadableShardError
 from showo_data.shards.tables import Member, ShardTable
 
-_READ_AHEAD = 16 << 10  # bytes after a member: where the text of a picture mostly is
+_READ_AHEAD = 16 << 10  # bytes after a member: where the text of an image mostly is
 
 
 class _Bytes(Protocol):

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from showo_launch.doctor.examination import Examination, Examiner, Wishes
+from showo_launch.doctor.examination import Examination, Examiner, Limits
 from showo_launch.doctor.hosts import find_hosts
 
 
@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
     hosts = find_hosts(options.pop("hostfile"))
     console = Console()
     with console.status("") as status:
-        result = Examiner(hosts, Wishes(**options), status.update).run()
+        result = Examiner(hosts, Limits(**options), status.update).run()
     console.print(_host_table(result))
     if result.speeds:
         console.print(_link_table(result))

@@ -17,7 +17,7 @@ from showo_launch.doctor.sessions import Host, HostError, Session
 
 
 @dataclass(frozen=True)
-class Wishes:
+class Limits:
     """What hosts are held to.
 
     Attributes:
@@ -80,19 +80,19 @@ class Examiner:
 
     Args:
         hosts: the master first.
-        wishes: what they are held to.
+        limits: what they are held to.
         say: called with what is being done.
     """
 
-    def __init__(self, hosts: Sequence[Host], wishes: Wishes, say: Callable[[str], None]) -> None:
+    def __init__(self, hosts: Sequence[Host], limits: Limits, say: Callable[[str], None]) -> None:
         self.result = Examination(hosts)
-        self.wishes, self._say = wishes, say
+        self.limits, self._say = limits, say
 
     def run(self) -> Examination:
         """All checks; a host that stops answering ends them."""
         with ExitStack() as stack, ThreadPoolExecutor(max(1, len(self.result.hosts))) as pool:
             sessions = [
-                stack.enter_context(Session(host, self.wishes.python, self.wishes.timeout_s))
+                stack.enter_context(Session(host, self.limits.python, self.limits.timeout_s))
                 for host in self.result.hosts
             ]
             self._say("asking every host")
@@ -108,13 +108,13 @@ class Examiner:
 
     def _between(self, sessions: Sequence[Session], pool: ThreadPoolExecutor) -> None:
         """What hosts are to each other: files, port, speed."""
-        for folder in self.wishes.shared:
+        for folder in self.limits.shared:
             self._say(f"is {folder} shared")
             self._is_shared(folder, sessions)
         if len(sessions) < 2:
             return
-        self._say(f"port {self.wishes.port} of {sessions[0].host.name}")
-        if self._port_is_open(sessions, pool) and not self.wishes.quick:
+        self._say(f"port {self.limits.port} of {sessions[0].host.name}")
+        if self._port_is_open(sessions, pool) and not self.limits.quick:
             self._links(sessions, pool)
 
     def _note(self, host: str, check: str, problem: str) -> None:
@@ -122,7 +122,7 @@ class Examiner:
 
     def _meet(self, session: Session) -> None:
         name = session.host.name
-        folders = [*self.wishes.shared, *self.wishes.scratch]
+        folders = [*self.limits.shared, *self.limits.scratch]
         try:
             facts = session.ask("facts", folders=folders)
             self.result.skews[name] = clock_skew(session)
@@ -137,13 +137,13 @@ class Examiner:
             for h in self.result.hosts
             if h.name in self.result.facts
         }
-        wishes = self.wishes
+        limits = self.limits
         self.result.found += [
             *findings.differing_facts(facts),
             *findings.missing_gpus(self.result.hosts, facts),
-            *findings.full_disks(facts, wishes.free_gb),
+            *findings.full_disks(facts, limits.free_gb),
             *findings.wrong_clocks(
-                {name: self.result.skews[name] for name in facts}, wishes.skew_s
+                {name: self.result.skews[name] for name in facts}, limits.skew_s
             ),
         ]
         if len(facts) > 1:
@@ -167,7 +167,7 @@ class Examiner:
 
     def _port_is_open(self, sessions: Sequence[Session], pool: ThreadPoolExecutor) -> bool:
         first, *others = sessions
-        port, name = self.wishes.port, first.host.name
+        port, name = self.limits.port, first.host.name
         refused = first.ask("listen", port=port)
         if refused is not None:
             self._note(name, "port", f"{port}: {refused}")
@@ -190,11 +190,11 @@ class Examiner:
             self._say(f"all-reduce between {names[0]} and {names[1]}")
             try:
                 self.result.speeds[names] = self._speed(
-                    left, right, self.wishes.port + number, pool
+                    left, right, self.limits.port + number, pool
                 )
             except HostError as error:
                 self._note("–".join(names), "all-reduce", str(error))
-        self.result.found += findings.slow_links(self.result.speeds, self.wishes.gbit)
+        self.result.found += findings.slow_links(self.result.speeds, self.limits.gbit)
 
     def _speed(
         self, left: Session, right: Session, port: int, pool: ThreadPoolExecutor
@@ -202,8 +202,8 @@ class Examiner:
         common = {
             "address": address_of(left.host),
             "port": port,
-            "megabytes": self.wishes.megabytes,
-            "timeout_s": self.wishes.timeout_s / 2,  # so that the probe says why before we give up
+            "megabytes": self.limits.megabytes,
+            "timeout_s": self.limits.timeout_s / 2,  # so that the probe says why before we give up
         }
         both = [
             pool.submit(session.ask, "all_reduce", rank=rank, **common)

@@ -24,12 +24,12 @@ class Asked:
     """One question of a benchmark.
 
     Attributes:
-        picture: file of the picture, or its bytes.
+        image: file of the image, or its bytes.
         text: the question.
         record: what the answer file says about it beside the answer.
     """
 
-    picture: Path | bytes
+    image: Path | bytes
     text: str
     record: Json
 
@@ -43,12 +43,12 @@ class Benchmark:
         questions_help: which file or folder holds the questions.
         suffix: what is appended to every question, unless the command line says otherwise.
         max_new_tokens: longest answer, likewise.
-        read: (questions, folder of pictures) to the questions in order. Raises ValueError naming what is
+        read: (questions, folder of images) to the questions in order. Raises ValueError naming what is
             wrong where.
         write: (questions, answers, path of the questions, output folder) to the files written.
         owned: glob patterns of the files that ``write`` writes.
         scorer: (files written, path of the questions) to the command that scores them.
-        images_help: what the folder of pictures holds; None when the questions hold their pictures.
+        images_help: what the folder of images holds; None when the questions hold their images.
     """
 
     help: str
@@ -83,7 +83,7 @@ def run(benchmark: Benchmark, job: Job) -> Outcome:
     """Ask what has no answer yet and write the scorer's files.
 
     Raises:
-        ValueError, OSError: a question file or picture cannot be read, the output folder holds something
+        ValueError, OSError: a question file or image cannot be read, the output folder holds something
             else, a rank failed.
     """
     arguments = job.arguments
@@ -91,8 +91,8 @@ def run(benchmark: Benchmark, job: Job) -> Outcome:
     asked = asked[: arguments.limit]
     if not asked:
         raise ValueError(f"--questions {arguments.questions}: holds no questions")
-    check_pictures(asked)
-    questions = [Question(item.picture, item.text + arguments.suffix) for item in asked]
+    check_images(asked)
+    questions = [Question(item.image, item.text + arguments.suffix) for item in asked]
     settings = {
         "batch": arguments.batch,
         "max_new_tokens": arguments.max_new_tokens,
@@ -110,16 +110,16 @@ def run(benchmark: Benchmark, job: Job) -> Outcome:
     return Outcome(job.checkpoint, job.out, command)
 
 
-def check_pictures(asked: list[Asked]) -> None:
-    """Find missing pictures before the first question is asked.
+def check_images(asked: list[Asked]) -> None:
+    """Find missing images before the first question is asked.
 
     Raises:
         ValueError: some are missing; the first is named.
     """
-    files = {item.picture for item in asked if isinstance(item.picture, Path)}
+    files = {item.image for item in asked if isinstance(item.image, Path)}
     missing = sorted(path for path in files if not path.is_file())
     if missing:
-        raise ValueError(f"{missing[0]}: no such picture ({len(missing)} of {len(files)} missing)")
+        raise ValueError(f"{missing[0]}: no such image ({len(missing)} of {len(files)} missing)")
 
 
 def read_json(path: Path) -> Any:

@@ -13,12 +13,12 @@ from showo_dist.evaluation.answered.benchmark import (
 )
 from showo_dist.evaluation.asking import write_json
 
-QUESTION = "Describe the picture in one short sentence."
+QUESTION = "Describe the image in one short sentence."
 _SPLIT = "test"
 
 
 def read(path: Path, images: Path | None) -> list[Asked]:
-    """``dataset_flickr30k.json`` (the pictures of its test split), or COCO's ``images`` and ``annotations``.
+    """``dataset_flickr30k.json`` (the images of its test split), or COCO's ``images`` and ``annotations``.
 
     Raises:
         ValueError: it is neither.
@@ -26,10 +26,10 @@ def read(path: Path, images: Path | None) -> list[Asked]:
     assert images is not None
     entries = read_json(path)
     try:
-        pictures = _coco_pictures(entries) if "annotations" in entries else _test_split(entries)
+        entries = _coco_images(entries) if "annotations" in entries else _test_split(entries)
         return [
             Asked(images / name, QUESTION, {"image_id": number, "references": captions})
-            for number, name, captions in pictures
+            for number, name, captions in entries
         ]
     except (KeyError, TypeError) as error:
         expected = "Karpathy's images with split, imgid, filename and sentences, or COCO's layout"
@@ -44,7 +44,7 @@ def _test_split(entries: Any) -> list[tuple[int, str, list[str]]]:
     ]
 
 
-def _coco_pictures(entries: Any) -> list[tuple[int, str, list[str]]]:
+def _coco_images(entries: Any) -> list[tuple[int, str, list[str]]]:
     captions: dict[int, list[str]] = {}
     for annotation in entries["annotations"]:
         captions.setdefault(annotation["image_id"], []).append(annotation["caption"])
@@ -88,7 +88,7 @@ def scorer(written: list[Path], questions: Path) -> str:
 
 
 FLICKR30K = Benchmark(
-    help="a caption for each Flickr30k test picture",
+    help="a caption for each Flickr30k test image",
     questions_help="Karpathy's dataset_flickr30k.json, or a COCO caption file",
     suffix="",
     max_new_tokens=48,
@@ -96,5 +96,5 @@ FLICKR30K = Benchmark(
     write=write,
     owned=("captions.json", "references.json"),
     scorer=scorer,
-    images_help="folder of the Flickr30k pictures",
+    images_help="folder of the Flickr30k images",
 )

@@ -58,5 +58,5 @@ GQA = Benchmark(
     write=write,
     owned=("*_predictions.json",),
     scorer=scorer,
-    images_help="folder of GQA's pictures, IMAGE_ID.jpg",
+    images_help="folder of GQA's images, IMAGE_ID.jpg",
 )

@@ -6,11 +6,11 @@ from pathlib import Path
 from showo_dist.evaluation.answered.benchmark import Asked, Benchmark, one_line, wrong_layout
 from showo_dist.evaluation.asking import write_text
 
-_COLUMNS = 3  # picture, question, true answer
+_COLUMNS = 3  # image, question, true answer
 
 
 def read(path: Path, images: Path | None) -> list[Asked]:
-    """All ``TASK.txt`` of a folder: picture, question and true answer, tabs between them.
+    """All ``TASK.txt`` of a folder: image, question and true answer, tabs between them.
 
     Raises:
         ValueError: no such file, or a line without three columns.
@@ -29,21 +29,21 @@ def _read_task(path: Path, images: Path) -> list[Asked]:
         if len(columns) != _COLUMNS:
             error = ValueError(f"{len(columns)} columns")
             raise wrong_layout(
-                path, f"picture, question and answer in line {number}", error
+                path, f"image, question and answer in line {number}", error
             ) from None
-        picture = _picture(images / path.stem, columns[0])
-        asked.append(Asked(picture, columns[1], {"task": path.stem, "line": line}))
+        image = _image(images / path.stem, columns[0])
+        asked.append(Asked(image, columns[1], {"task": path.stem, "line": line}))
     return asked
 
 
-def _picture(folder: Path, name: str) -> Path:
-    """The release keeps the pictures of some tasks in a folder ``images`` of their own."""
+def _image(folder: Path, name: str) -> Path:
+    """The release keeps the images of some tasks in a folder ``images`` of their own."""
     inside = folder / "images" / name
     return inside if inside.is_file() else folder / name
 
 
 def write(asked: list[Asked], answers: list[str], questions: Path, out: Path) -> list[Path]:
-    """The task files again, each line with the answer behind it; two lines belong to a picture, in order."""
+    """The task files again, each line with the answer behind it; two lines belong to an image, in order."""
     tasks: dict[str, list[str]] = {}
     for item, answer in zip(asked, answers, strict=True):
         lines = tasks.setdefault(item.record["task"], [])

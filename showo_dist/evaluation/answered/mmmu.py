@@ -1,4 +1,4 @@
-"""MMMU (arXiv 2311.16502): Parquet files with their pictures in, ``SUBJECT/output.json`` out."""
+"""MMMU (arXiv 2311.16502): Parquet files with their images in, ``SUBJECT/output.json`` out."""
 
 import ast
 import re
@@ -23,7 +23,7 @@ _MARKER = re.compile(r"<image \d+>")
 def read(path: Path, images: Path | None) -> list[Asked]:
     """One Parquet file, or all ``SUBJECT/validation-*.parquet`` below a folder, as the release has them.
 
-    A question with several pictures is asked about its first.
+    A question with several images is asked about its first.
 
     Raises:
         ValueError: no such file, a column is missing, or a row cannot be read.

@@ -51,5 +51,5 @@ POPE = Benchmark(
     write=write,
     owned=("*_answers.json",),
     scorer=scorer,
-    images_help="folder of COCO's val2014 pictures",
+    images_help="folder of COCO's val2014 images",
 )

@@ -1,4 +1,4 @@
-"""VQAv2 (arXiv 1612.00837): the open-ended questions about COCO's pictures."""
+"""VQAv2 (arXiv 1612.00837): the open-ended questions about COCO's images."""
 
 import re
 from pathlib import Path
@@ -23,7 +23,7 @@ def read(path: Path, images: Path | None) -> list[Asked]:
     assert images is not None
     entries = read_json(path)
     try:
-        prefix = f"COCO_{_picture_set(entries['data_subtype'])}_"
+        prefix = f"COCO_{_image_set(entries['data_subtype'])}_"
         return [
             Asked(
                 images / f"{prefix}{entry['image_id']:012d}.jpg",
@@ -37,8 +37,8 @@ def read(path: Path, images: Path | None) -> list[Asked]:
         raise wrong_layout(path, expected, error) from None
 
 
-def _picture_set(subtype: str) -> str:
-    """``test-dev2015`` asks about pictures of ``test2015``."""
+def _image_set(subtype: str) -> str:
+    """``test-dev2015`` asks about images of ``test2015``."""
     return re.sub(r"^test-[a-z]+", "test", subtype)
 
 
@@ -68,5 +68,5 @@ VQAV2 = Benchmark(
     write=write,
     owned=("vqa_*_results.json",),
     scorer=scorer,
-    images_help="folder of COCO's pictures, COCO_test2015_000000000001.jpg",
+    images_help="folder of COCO's images, COCO_test2015_000000000001.jpg",
 )

@@ -1,4 +1,4 @@
-"""Text-to-image benchmarks: prompts in, pictures where the benchmark's own scorer looks for them."""
+"""Text-to-image benchmarks: prompts in, images where the benchmark's own scorer looks for them."""
 
 from showo_dist.evaluation.generated.benchmark import BATCH, Benchmark, add_arguments, run
 from showo_dist.evaluation.generated.dpg import DPG

@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from showo_dist.evaluation.generating import PictureFile, one_picture, paint_files
+from showo_dist.evaluation.generating import ImageFile, generate_files, one_image
 from showo_dist.evaluation.job import Job
 from showo_dist.evaluation.record import inputs_digest
 from showo_dist.evaluation.results import Outcome, Scores
@@ -22,7 +22,7 @@ class Prompt:
 
     Attributes:
         name: what the scorer calls it.
-        text: what is painted.
+        text: what is generated.
         metadata: all that the prompt file says about it.
     """
 
@@ -38,7 +38,7 @@ class Benchmark:
     Attributes:
         help: one line for the command line.
         prompts_help: which file or folder it takes its prompts from.
-        samples: pictures per prompt, unless the command line says otherwise.
+        samples: images per prompt, unless the command line says otherwise.
         most_samples: more than so many have no place in its layout; None: any number.
         read: the prompts of a file or folder, in order. Raises ValueError naming what is wrong where.
         files: (index of the prompt, prompt, samples) to the files it gets.
@@ -46,8 +46,8 @@ class Benchmark:
         scorer: (job, its absolute output folder) to the command that scores it.
         scores: (output folder, prompts, samples per prompt) to what the scorer found. Raises ValueError where
             it did not judge them all.
-        compose: the samples of a file to its picture.
-        prepare: writes what must lie beside the pictures: (prompts, output folder).
+        compose: the samples of a file to its image.
+        prepare: writes what must lie beside the images: (prompts, output folder).
     """
 
     help: str
@@ -55,11 +55,11 @@ class Benchmark:
     samples: int
     most_samples: int | None
     read: Callable[[Path], list[Prompt]]
-    files: Callable[[int, Prompt, int], list[PictureFile]]
+    files: Callable[[int, Prompt, int], list[ImageFile]]
     owned: tuple[str, ...]
     scorer: Callable[[Job, Path], str]
     scores: Callable[[Path, int, int], Scores]
-    compose: Callable[[Sequence[Image.Image]], Image.Image] = one_picture
+    compose: Callable[[Sequence[Image.Image]], Image.Image] = one_image
     prepare: Callable[[list[Prompt], Path], None] | None = None
 
 
@@ -67,13 +67,13 @@ def add_arguments(benchmark: Benchmark, parser: argparse.ArgumentParser) -> None
     """The options of a text-to-image benchmark."""
     parser.add_argument("--prompts", type=Path, required=True, help=benchmark.prompts_help)
     parser.add_argument(
-        "--samples", type=int, default=benchmark.samples, help="pictures per prompt (%(default)s)"
+        "--samples", type=int, default=benchmark.samples, help="images per prompt (%(default)s)"
     )
     parser.add_argument("--limit", type=int, help="only the first so many prompts")
 
 
 def run(benchmark: Benchmark, job: Job) -> Outcome:
-    """Paint what is missing of a benchmark, and look whether its scorer ran.
+    """Generate what is missing of a benchmark, and look whether its scorer ran.
 
     Raises:
         ValueError, OSError: the prompts cannot be read, the output folder holds something else, or a rank
@@ -92,7 +92,7 @@ def run(benchmark: Benchmark, job: Job) -> Outcome:
         for index, prompt in enumerate(prompts)
         for file in benchmark.files(index, prompt, arguments.samples)
     ]
-    paint_files(job, files, settings, benchmark.compose)
+    generate_files(job, files, settings, benchmark.compose)
     scores = (
         benchmark.scores(job.out, len(prompts), arguments.samples) if job.ranks.is_first else {}
     )

@@ -1,4 +1,4 @@
-"""DPG-Bench's layout (arXiv 2403.05135): one picture per prompt, its four samples as a 2×2 grid."""
+"""DPG-Bench's layout (arXiv 2403.05135): one image per prompt, its four samples as a 2×2 grid."""
 
 import csv
 import shlex
@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from showo_dist.evaluation.generated.benchmark import Benchmark, Prompt, keys
-from showo_dist.evaluation.generating import PictureFile
+from showo_dist.evaluation.generating import ImageFile
 from showo_dist.evaluation.job import Job
 from showo_dist.evaluation.results import Scores, dpg_scores
 
@@ -34,7 +34,7 @@ def read_prompts(path: Path) -> list[Prompt]:
 
 
 def _from_table(path: Path) -> dict[str, str]:
-    """Prompts by ``item_id``; the table has a line for each question about a picture."""
+    """Prompts by ``item_id``; the table has a line for each question about an image."""
     with path.open(newline="", encoding="utf-8") as file:
         rows = csv.DictReader(file)
         missing = {"item_id", "text"} - set(rows.fieldnames or ())
@@ -43,10 +43,10 @@ def _from_table(path: Path) -> dict[str, str]:
         return {row["item_id"]: row["text"] for row in rows}
 
 
-def picture_files(index: int, prompt: Prompt, samples: int) -> list[PictureFile]:
+def image_files(index: int, prompt: Prompt, samples: int) -> list[ImageFile]:
     """One file with all samples."""
     path = f"images/{prompt.name}.png"
-    return [PictureFile(path, prompt.text, tuple(keys(index, samples)))]
+    return [ImageFile(path, prompt.text, tuple(keys(index, samples)))]
 
 
 def grid(samples: Sequence[Image.Image]) -> Image.Image:
@@ -83,7 +83,7 @@ DPG = Benchmark(
     samples=4,
     most_samples=4,
     read=read_prompts,
-    files=picture_files,
+    files=image_files,
     owned=("images",),
     scorer=scorer,
     scores=scores,

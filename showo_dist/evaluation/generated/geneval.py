@@ -6,7 +6,7 @@ from pathlib import Path
 
 from showo_dist.evaluation.asking import write_json
 from showo_dist.evaluation.generated.benchmark import Benchmark, Prompt, keys
-from showo_dist.evaluation.generating import PictureFile
+from showo_dist.evaluation.generating import ImageFile
 from showo_dist.evaluation.job import Job
 from showo_dist.evaluation.results import Scores, geneval_scores
 
@@ -30,10 +30,10 @@ def read_prompts(path: Path) -> list[Prompt]:
     return prompts
 
 
-def picture_files(index: int, prompt: Prompt, samples: int) -> list[PictureFile]:
+def image_files(index: int, prompt: Prompt, samples: int) -> list[ImageFile]:
     """A file per sample."""
     return [
-        PictureFile(f"{prompt.name}/samples/{number:05d}.png", prompt.text, (key,))
+        ImageFile(f"{prompt.name}/samples/{number:05d}.png", prompt.text, (key,))
         for number, key in enumerate(keys(index, samples))
     ]
 
@@ -63,7 +63,7 @@ GENEVAL = Benchmark(
     samples=4,
     most_samples=None,
     read=read_prompts,
-    files=picture_files,
+    files=image_files,
     owned=("[0-9]" * 5,),
     scorer=scorer,
     scores=scores,

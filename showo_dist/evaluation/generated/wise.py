@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from showo_dist.evaluation.generated.benchmark import Benchmark, Prompt, keys
-from showo_dist.evaluation.generating import PictureFile
+from showo_dist.evaluation.generating import ImageFile
 from showo_dist.evaluation.job import Job
 from showo_dist.evaluation.results import Scores, wise_scores
 
@@ -41,11 +41,11 @@ def _read_list(path: Path) -> list[Prompt]:
         ) from None
 
 
-def picture_files(index: int, prompt: Prompt, samples: int) -> list[PictureFile]:
+def image_files(index: int, prompt: Prompt, samples: int) -> list[ImageFile]:
     """A file per sample; those after the first lie in folders of their own, one scorer run each."""
     folders = ["images", *(f"images-{number}" for number in range(1, samples))]
     return [
-        PictureFile(f"{folder}/{prompt.name}.png", prompt.text, (key,))
+        ImageFile(f"{folder}/{prompt.name}.png", prompt.text, (key,))
         for folder, key in zip(folders, keys(index, samples), strict=True)
     ]
 
@@ -83,7 +83,7 @@ WISE = Benchmark(
     samples=1,
     most_samples=None,
     read=read_prompts,
-    files=picture_files,
+    files=image_files,
     owned=("images", "images-*"),
     scorer=scorer,
     scores=scores,

@@ -1,4 +1,4 @@
-"""Sizes of the image tokenizer; the defaults are the released model (specification, section 7)."""
+"""Sizes of the image tokenizer; the defaults are the released model (docs/specification.md, section 7)."""
 
 from dataclasses import dataclass, field
 
@@ -44,7 +44,7 @@ class MAGVITv2Config:
     """Everything that fixes the shapes of a :class:`MAGVITv2`."""
 
     resolution: int = 256
-    """Side in pixels of the pictures it is meant for; it runs at any multiple of ``downsample``."""
+    """Side in pixels of the images it is meant for; it runs at any multiple of ``downsample``."""
 
     bits: int = 13
     """Latent channels, one bit of the code each: the codebook has ``2**bits`` entries."""
@@ -68,7 +68,7 @@ class MAGVITv2Config:
 
     @property
     def codes_per_image(self) -> int:
-        """Codes of a square picture of ``resolution``."""
+        """Codes of a square image of ``resolution``."""
         return (self.resolution // self.downsample) ** 2
 
     def validate(self) -> None:

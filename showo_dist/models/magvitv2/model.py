@@ -88,7 +88,7 @@ class MAGVITv2(nn.Module):
         height, width = pixels_B3HW.shape[-2:]
         if height % self.config.downsample or width % self.config.downsample:
             raise ValueError(
-                f"picture of {width}×{height} pixels: the tokenizer needs multiples "
+                f"image of {width}×{height} pixels: the tokenizer needs multiples "
                 f"of {self.config.downsample}"
             )
         return self.encoder(pixels_B3HW)

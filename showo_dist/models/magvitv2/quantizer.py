@@ -30,7 +30,7 @@ class QuantizerLosses:
 
 
 class LookupFreeQuantizer(nn.Module):
-    """code = Σ 2^(bits-1-c) · [z_c > 0] (specification, section 7)."""
+    """code = Σ 2^(bits-1-c) · [z_c > 0] (docs/specification.md, section 7)."""
 
     embedding: Tensor
     power_vals: Tensor

@@ -1,8 +1,8 @@
 """What a run starts from: the weights of another model, with the rows that the new one lacks or adds.
 
 Rows of the embedding table and of the head belong to text tokens, special tokens, image codes or the mask
-token (specification, section 1). A row keeps its place within its kind: text token 7 stays text token 7,
-code 7 stays code 7, the mask token stays the mask token, wherever in the table they come to lie.
+token (docs/specification.md, section 1). A row keeps its place within its kind: text token 7 stays text
+token 7, code 7 stays code 7, and the mask token stays the mask token, wherever they are in the table.
 """
 
 import hashlib

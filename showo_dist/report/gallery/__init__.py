@@ -1,4 +1,4 @@
-"""A page to look at: pictures of checkpoints side by side, the rounds of a picture, training curves."""
+"""A page to look at: images of checkpoints side by side, the rounds of an image, training curves."""
 
 
 def main(argv: list[str]) -> int:

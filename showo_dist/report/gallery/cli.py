@@ -1,4 +1,4 @@
-"""``showo-dist gallery RUN…``: paint with every checkpoint, then show the page or leave it in a folder."""
+"""``showo-dist gallery RUN…``: generate with every checkpoint, then show the page or leave it in a folder."""
 
 import argparse
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from rich.progress import track
 
 from showo_dist.evaluation.asking import write_text
 from showo_dist.generation.loading import read_model_config
-from showo_dist.report.gallery.generating import Painted, Settings, painted_by
+from showo_dist.report.gallery.generating import Generated, Settings, generated_by
 from showo_dist.report.gallery.page import page
 from showo_dist.report.gallery.runs import Run, find_runs
 from showo_dist.report.gallery.serving import GalleryServer
@@ -21,36 +21,36 @@ class Gallery:
     """The page of some runs, in a folder of its own."""
 
     runs: list[Run]
-    painted: list[Painted]
+    generated: list[Generated]
     settings: Settings
     out: Path
 
     def write(self) -> None:
-        """Write the page anew: the pictures as they are, the curves as they are by now."""
+        """Write the page anew: the images as they are, the curves as they are by now."""
         title = "Gallery: " + ", ".join(run.name for run in self.runs)
-        write_text(self.out / INDEX, page(title, self.runs, self.painted, self.settings))
+        write_text(self.out / INDEX, page(title, self.runs, self.generated, self.settings))
 
 
 def build(
     runs: list[Run], settings: Settings, out: Path, device: str | None = None, batch: int = 8
 ) -> Gallery:
-    """Paint what is missing, progress shown, and write the page.
+    """Generate what is missing, progress shown, and write the page.
 
     Raises:
         ValueError, OSError: a checkpoint cannot be read.
     """
     checkpoints = [checkpoint for run in runs for checkpoint in run.checkpoints]
-    painted = [
-        painted_by(checkpoint, settings, out, device, batch)
-        for checkpoint in track(checkpoints, description="painting")
+    generated = [
+        generated_by(checkpoint, settings, out, device, batch)
+        for checkpoint in track(checkpoints, description="generation")
     ]
-    gallery = Gallery(runs, painted, settings, out)
+    gallery = Gallery(runs, generated, settings, out)
     gallery.write()
     return gallery
 
 
 def read_prompts(arguments: argparse.Namespace, runs: list[Run]) -> tuple[str, ...]:
-    """From the command line, else those that the last run painted while it trained.
+    """From the command line, else those that the last run generated while it trained.
 
     Raises:
         ValueError: the file cannot be read, or there are none.
@@ -100,9 +100,9 @@ def _parser() -> argparse.ArgumentParser:
         "--frames", type=int, default=2, help="prompts whose rounds are kept (%(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of all random numbers")
-    parser.add_argument("--steps", type=int, help="rounds per picture; default: the config's")
+    parser.add_argument("--steps", type=int, help="rounds per image; default: the config's")
     parser.add_argument("--guidance", type=float, help="w of guidance; default: the config's")
-    parser.add_argument("--batch", type=int, default=8, help="painted together (%(default)s)")
+    parser.add_argument("--batch", type=int, default=8, help="generated together (%(default)s)")
     parser.add_argument("--device", help="default: the GPU if there is one")
     parser.add_argument("--vq-model", help="image tokenizer instead of the config's")
     parser.add_argument("--tokenizer", help="text tokenizer instead of the config's")

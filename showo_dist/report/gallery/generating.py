@@ -1,4 +1,4 @@
-"""The pictures of a checkpoint, and every round of some of them."""
+"""The images of a checkpoint, and every round of some of them."""
 
 import json
 import shutil
@@ -9,22 +9,22 @@ from PIL import Image
 from torch import Tensor
 
 from showo_dist.evaluation.asking import write_json
-from showo_dist.evaluation.generating import generator, painter_of
+from showo_dist.evaluation.generating import generator, sampler_of
 from showo_dist.generation.pipeline import Pipeline
-from showo_dist.generation.sampling import PaintOptions
+from showo_dist.generation.sampling import SamplingOptions
 from showo_dist.report.gallery.runs import Checkpoint
 
 _ROUNDS = "rounds.json"
 _QUALITY = 88  # of WebP: a frame of 512 px is some 40 kB
-_LOSSLESS_PX = 128  # smaller pictures are kept pixel by pixel
+_LOSSLESS_PX = 128  # smaller images are kept pixel by pixel
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What every checkpoint is asked to paint.
+    """What every checkpoint is asked to generate.
 
     Attributes:
-        prompts: the texts, one picture each.
+        prompts: the texts, one image each.
         seed: with the number of the prompt, it decides all random numbers.
         steps, guidance: instead of the checkpoint's own, where given.
         frames: of so many prompts, every round is kept.
@@ -40,9 +40,9 @@ class Settings:
     tokenizer: str | None = None
     clip_model: str | None = None
 
-    def options(self, own: PaintOptions) -> PaintOptions:
+    def options(self, own: SamplingOptions) -> SamplingOptions:
         """The checkpoint's own options where nothing else was asked for."""
-        return PaintOptions(
+        return SamplingOptions(
             steps=own.steps if self.steps is None else self.steps,
             guidance=own.guidance if self.guidance is None else self.guidance,
             temperature=own.temperature,
@@ -51,13 +51,13 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Painted:
-    """What a checkpoint painted, as files.
+class Generated:
+    """What a checkpoint generated, as files.
 
     Attributes:
         checkpoint: which one.
         folder: of the files, relative to the page.
-        pictures: one per prompt.
+        images: one per prompt.
         frames: of the first prompts, one file per round.
         masks: likewise, which codes are still masked after the round: a string of 0 and 1, row by row.
         side: codes in a row.
@@ -65,24 +65,24 @@ class Painted:
 
     checkpoint: Checkpoint
     folder: str
-    pictures: list[str]
+    images: list[str]
     frames: list[list[str]]
     masks: list[list[str]]
     side: int
 
 
-def painted_by(
+def generated_by(
     checkpoint: Checkpoint, settings: Settings, out: Path, device: str | None, batch: int
-) -> Painted:
-    """Paint, unless it was painted before with the same settings.
+) -> Generated:
+    """Generate, unless it was generated before with the same settings.
 
-    The folder of a checkpoint's pictures appears when all of them are there.
+    The folder of a checkpoint's images appears when all of them are there.
 
     Raises:
         ValueError, OSError: the checkpoint cannot be read.
     """
     name = checkpoint.digest(asdict(settings))
-    folder = out / "pictures" / name
+    folder = out / "images" / name
     if not (folder / _ROUNDS).is_file():
         pipeline = Pipeline.load(
             checkpoint.folder,
@@ -94,38 +94,38 @@ def painted_by(
         aside = folder.with_name(f".{name}.partial")
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-        _paint(pipeline, settings, aside, batch)
+        _generate(pipeline, settings, aside, batch)
         aside.rename(folder)
     rounds = json.loads((folder / _ROUNDS).read_text())
-    relative = f"pictures/{name}"
+    relative = f"images/{name}"
     count = len(settings.prompts)
     frames = [
         [f"{relative}/{_frame_name(place, number)}" for number in range(len(masks))]
         for place, masks in enumerate(rounds["masks"])
     ]
-    pictures = [f"{relative}/{_picture_name(place)}" for place in range(count)]
-    return Painted(checkpoint, relative, pictures, frames, rounds["masks"], rounds["side"])
+    images = [f"{relative}/{_image_name(place)}" for place in range(count)]
+    return Generated(checkpoint, relative, images, frames, rounds["masks"], rounds["side"])
 
 
-def _paint(pipeline: Pipeline, settings: Settings, folder: Path, batch: int) -> None:
+def _generate(pipeline: Pipeline, settings: Settings, folder: Path, batch: int) -> None:
     masks: list[list[str]] = [[] for _ in settings.prompts[: settings.frames]]
     options = settings.options(pipeline.options)
     for start in range(0, len(settings.prompts), batch):
         prompts = settings.prompts[start : start + batch]
-        painter = painter_of(pipeline, prompts, options)
+        sampler = sampler_of(pipeline, prompts, options)
         noise = [
             generator(settings.seed, (start + n,), pipeline.device) for n in range(len(prompts))
         ]
         kept = max(0, min(len(prompts), settings.frames - start))
-        codes_BN = painter.codes_BN
-        for number, codes_BN in enumerate(painter.rounds(noise)):
+        codes_BN = sampler.codes_BN
+        for number, codes_BN in enumerate(sampler.rounds(noise)):
             last = number == options.steps - 1
-            hidden_BN = painter.codes_BN == pipeline.vocabulary.codebook
+            hidden_BN = sampler.codes_BN == pipeline.vocabulary.codebook
             for place in range(kept):
                 _save(pipeline, codes_BN[place], folder / _frame_name(start + place, number))
                 masks[start + place].append(_bits(hidden_BN[place] & (not last)))
         for place in range(len(prompts)):
-            _save(pipeline, codes_BN[place], folder / _picture_name(start + place))
+            _save(pipeline, codes_BN[place], folder / _image_name(start + place))
     write_json(folder / _ROUNDS, {"side": pipeline.side, "masks": masks})
 
 
@@ -134,16 +134,16 @@ def _bits(hidden_N: Tensor) -> str:
 
 
 def _save(pipeline: Pipeline, codes_N: Tensor, path: Path) -> None:
-    (picture,) = pipeline.decode(codes_N[None])
-    save_web(picture, path)
+    (image,) = pipeline.decode(codes_N[None])
+    save_web(image, path)
 
 
-def save_web(picture: Image.Image, path: Path) -> None:
+def save_web(image: Image.Image, path: Path) -> None:
     """A WebP file, small ones without loss."""
-    picture.save(path, quality=_QUALITY, lossless=max(picture.size) <= _LOSSLESS_PX)
+    image.save(path, quality=_QUALITY, lossless=max(image.size) <= _LOSSLESS_PX)
 
 
-def _picture_name(place: int) -> str:
+def _image_name(place: int) -> str:
     return f"{place:03d}.webp"
 
 

@@ -1,4 +1,4 @@
-"""The page as HTML: its pictures are files beside it, and it asks nothing of any other place."""
+"""The page as HTML: its images are files beside it, and it asks nothing of any other place."""
 
 import json
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from html import escape
 
 from showo_dist.logging.records import read_metrics
 from showo_dist.report.gallery.chart import Curve, line_chart
-from showo_dist.report.gallery.generating import Painted, Settings
+from showo_dist.report.gallery.generating import Generated, Settings
 from showo_dist.report.gallery.runs import Run
 from showo_dist.report.gallery.script import SCRIPT
 from showo_dist.report.gallery.style import STYLE
@@ -15,33 +15,35 @@ from showo_dist.sequences.sequence import FLOWS
 
 _LOSSES = ("loss", *(f"loss/{flow}" for flow in FLOWS))
 _DIALOG = (
-    '<dialog aria-label="One picture"><img class="picture" src="data:," alt=""><p></p>'
+    '<dialog aria-label="One image"><img class="image" src="data:," alt=""><p></p>'
     '<div class="controls"><button class="back">Back</button><button class="close">Close</button>'
     '<button class="forth">Next</button></div></dialog>'
 )
 
 
-def page(title: str, runs: Sequence[Run], painted: Sequence[Painted], settings: Settings) -> str:
+def page(
+    title: str, runs: Sequence[Run], generated: Sequence[Generated], settings: Settings
+) -> str:
     """The whole document.
 
     Args:
         title: of the page.
         runs: whose curves are drawn, from what their metrics say now.
-        painted: the columns of pictures, in order.
-        settings: what was painted.
+        generated: the columns of images, in order.
+        settings: what was generated.
     """
     body = "\n".join(
         [
             f"<header><h1>{escape(title)}</h1>",
-            '<nav aria-label="Sections"><a href="#pictures">Pictures</a>'
+            '<nav aria-label="Sections"><a href="#images">Images</a>'
             '<a href="#rounds">Rounds</a><a href="#curves">Training</a></nav></header><main>',
-            _pictures(painted, settings),
-            _rounds(painted, settings),
+            _images(generated, settings),
+            _rounds(generated, settings),
             _curves(runs),
             f"</main>{_DIALOG}<script>{SCRIPT}</script>",
         ]
     )
-    small = ' class="small"' if all(item.side <= 16 for item in painted) else ""
+    small = ' class="small"' if all(item.side <= 16 for item in generated) else ""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -50,20 +52,19 @@ def page(title: str, runs: Sequence[Run], painted: Sequence[Painted], settings: 
     )
 
 
-def _pictures(painted: Sequence[Painted], settings: Settings) -> str:
+def _images(generated: Sequence[Generated], settings: Settings) -> str:
     """A strip per prompt, a checkpoint per column."""
     rows = []
     for place, prompt in enumerate(settings.prompts):
         figures = "".join(
-            f'<li><figure><button aria-haspopup="dialog">{_image(item, item.pictures[place], prompt)}'
+            f'<li><figure><button aria-haspopup="dialog">{_image(item, item.images[place], prompt)}'
             f"</button><figcaption>{escape(item.checkpoint.label)}</figcaption></figure></li>"
-            for item in painted
+            for item in generated
         )
         rows.append(f"<h3>{escape(prompt)}</h3>{_strip(figures, prompt)}")
     words = f"The same prompts and random numbers (seed {settings.seed}) for every checkpoint."
     return (
-        f'<section id="pictures"><h2>Pictures</h2><p class="faint">{words}</p>'
-        f"{''.join(rows)}</section>"
+        f'<section id="images"><h2>Images</h2><p class="faint">{words}</p>{"".join(rows)}</section>'
     )
 
 
@@ -72,35 +73,35 @@ def _strip(figures: str, prompt: str) -> str:
     return f'<ul class="strip" tabindex="0" aria-label="{escape(prompt)}">{figures}</ul>'
 
 
-def _image(item: Painted, file: str, prompt: str) -> str:
+def _image(item: Generated, file: str, prompt: str) -> str:
     words = escape(f"{prompt} ({item.checkpoint.label})")
-    return f'<img class="picture" src="{escape(file)}" alt="{words}" loading="lazy">'
+    return f'<img class="image" src="{escape(file)}" alt="{words}" loading="lazy">'
 
 
-def _rounds(painted: Sequence[Painted], settings: Settings) -> str:
+def _rounds(generated: Sequence[Generated], settings: Settings) -> str:
     """A player per prompt whose rounds were kept; one slider moves all its checkpoints."""
     players = [
-        _player(place, prompt, painted)
+        _player(place, prompt, generated)
         for place, prompt in enumerate(settings.prompts[: settings.frames])
     ]
     words = (
         "Each round guesses every code that is still masked and masks the least sure ones again. "
-        "The picture is the whole guess; the veil covers what is masked again."
+        "The image is the whole guess; the veil covers what is masked again."
     )
     return (
-        f'<section id="rounds"><h2>Rounds of a picture</h2><p class="faint">{words}</p>'
+        f'<section id="rounds"><h2>Rounds of an image</h2><p class="faint">{words}</p>'
         f"{''.join(players)}</section>"
     )
 
 
-def _player(place: int, prompt: str, painted: Sequence[Painted]) -> str:
-    rounds = max(len(item.frames[place]) for item in painted)
+def _player(place: int, prompt: str, generated: Sequence[Generated]) -> str:
+    rounds = max(len(item.frames[place]) for item in generated)
     figures = "".join(
         f'<li><figure><div class="stack">{_image(item, item.frames[place][-1], prompt)}'
         f'<svg viewBox="0 0 {item.side} {item.side}" aria-hidden="true"><path d=""/></svg>'
         f"{_data(item, place)}</div>"
         f"<figcaption>{escape(item.checkpoint.label)}</figcaption></figure></li>"
-        for item in painted
+        for item in generated
     )
     name = escape(prompt)
     return (
@@ -113,7 +114,7 @@ def _player(place: int, prompt: str, painted: Sequence[Painted]) -> str:
     )
 
 
-def _data(item: Painted, place: int) -> str:
+def _data(item: Generated, place: int) -> str:
     values = {"frames": item.frames[place], "masks": item.masks[place], "side": item.side}
     return f'<script type="application/json">{json.dumps(values)}</script>'
 

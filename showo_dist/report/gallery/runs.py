@@ -12,7 +12,7 @@ _PREFIX = "checkpoint-"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One column of pictures.
+    """One column of images.
 
     Attributes:
         folder: where its files are.
@@ -30,7 +30,7 @@ class Checkpoint:
         return self.run if self.step is None else f"{self.run}, step {self.step:,}"
 
     def digest(self, settings: object) -> str:
-        """Names what is painted from it: changes with its files and with the settings."""
+        """Names what is generated from it: changes with its files and with the settings."""
         files = sorted(path for path in self.folder.iterdir() if path.is_file())
         stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
         whole = json.dumps([str(self.folder.resolve()), stats, settings])

@@ -1,4 +1,4 @@
-"""What the page does: frames go by, a picture opens large. Without it every picture is still there."""
+"""What the page does: frames go by, an image opens large. Without it every image is still there."""
 
 SCRIPT = """
 'use strict';
@@ -10,14 +10,14 @@ for (const player of document.querySelectorAll('.player')) {
   const said = player.querySelector('output');
   const play = player.querySelector('.play');
   const stacks = [...player.querySelectorAll('.stack')].map((stack) => ({
-    picture: stack.querySelector('img'), path: stack.querySelector('path'),
+    image: stack.querySelector('img'), path: stack.querySelector('path'),
     ...JSON.parse(stack.querySelector('script').textContent) }));
   let timer = null;
   const show = () => {
     const round = Number(range.value);
     for (const stack of stacks) {
       const place = Math.min(round, stack.frames.length) - 1;
-      stack.picture.src = stack.frames[place];
+      stack.image.src = stack.frames[place];
       stack.path.setAttribute('d', veil(stack.masks[place], stack.side));
     }
     said.textContent = `round ${round} of ${range.max}`;

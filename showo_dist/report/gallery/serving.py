@@ -15,7 +15,7 @@ class GalleryServer(ThreadingHTTPServer):
 
     Args:
         address: host and port; port 0 takes a free one.
-        folder: with the page and its pictures.
+        folder: with the page and its images.
         refresh: writes the page again.
 
     Raises:

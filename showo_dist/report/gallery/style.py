@@ -24,9 +24,9 @@ a { color: var(--accent); }
 .strip > li { flex: 1 0 8.5rem; max-width: 16rem; }
 .strip figure { margin: 0; }
 .strip button { display: block; width: 100%; padding: 0; border: 0; background: none; cursor: zoom-in; }
-.picture { display: block; width: 100%; height: auto; aspect-ratio: 1; border-radius: 4px;
+.image { display: block; width: 100%; height: auto; aspect-ratio: 1; border-radius: 4px;
   background: var(--soft); box-shadow: 0 0 0 1px var(--line); }
-.small .picture { image-rendering: pixelated; }
+.small .image { image-rendering: pixelated; }
 figcaption { margin-top: 0.3rem; overflow-wrap: anywhere; }
 .stack { position: relative; }
 .stack svg { position: absolute; inset: 0; width: 100%; height: 100%; }
@@ -57,7 +57,7 @@ dialog { width: min(94vw, 44rem); max-height: 94vh; padding: 1rem; color: var(--
   background: var(--paper); border: 1px solid var(--line); border-radius: 6px; }
 dialog::backdrop { background: rgb(0 0 0 / 0.6); }
 dialog .controls { justify-content: space-between; margin: 0.75rem 0 0; }
-dialog .picture { max-height: 70vh; object-fit: contain; }
+dialog .image { max-height: 70vh; object-fit: contain; }
 @media (max-width: 40rem) { .chart text { font-size: 18px; } }
 @media (prefers-reduced-motion: reduce) { * { scroll-behavior: auto; } }
 """
