@@ -1,10 +1,9 @@
-"""Checkpoint folders of a run: their names, how one becomes visible, and which are kept.
+"""Checkpoint folders of a run: names, visibility, retention, and the manifest with all checksums.
 
-A folder that is being written, replaced or deleted has a hidden name; whatever is called
-``checkpoint-STEP`` is complete. The file ``latest`` holds the name of the newest.
-
-
-``manifest.json``: size and SHA-256 of every file of a checkpoint, and of the manifest itself."""
+A folder that is being written, replaced or deleted has a hidden name; a folder called ``checkpoint-STEP`` is
+complete. The file ``latest`` holds the name of the newest one. ``manifest.json`` holds size and SHA-256 of
+every other file, and of itself.
+"""
 
 import hashlib
 import json
@@ -16,6 +15,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from showo_data.files import written_aside
+
 LATEST = "latest"
 TENSORS = "tensors.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -23,18 +24,19 @@ _HIDDEN = re.compile(r"\.(checkpoint-\d+)\.[0-9a-f]+\.(partial|replaced|deleted)
 
 
 def folder_of(run: Path, step: int) -> Path:
+    """Folder of the checkpoint of ``step`` in a run folder."""
     return run / f"checkpoint-{step:06d}"
 
 
 def step_of(folder: Path) -> int:
-    """Optimizer steps done at a checkpoint, from its name."""
+    """The optimizer step in a checkpoint's name."""
     match = _NAME.fullmatch(folder.name)
     assert match, folder
     return int(match[1])
 
 
 def complete_checkpoints(run: Path) -> list[Path]:
-    """Visible checkpoints of a run, oldest first. Unfinished ones have another name."""
+    """Complete checkpoints of a run, oldest first; incomplete ones have hidden names."""
     return sorted((p for p in run.glob("checkpoint-*") if _NAME.fullmatch(p.name)), key=step_of)
 
 
@@ -49,7 +51,7 @@ def hidden(target: Path, purpose: str) -> Path:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file or a folder's entries are on the disk."""
+    """Flush a file, or a folder's entries, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -58,18 +60,20 @@ def sync(path: Path) -> None:
 
 
 def publish(aside: Path, target: Path) -> None:
-    """Make a complete folder visible under its name, in place of one of the same step if there is one.
+    """Rename a complete folder to its final name, replacing a checkpoint of the same step.
 
     Raises:
         OSError: the run's folder cannot be changed.
     """
     run, replaced = target.parent, None
     if target.exists():
+        # While the old folder is renamed, `latest` must not name a folder that does not exist.
         if latest(run) == target:
             (run / LATEST).unlink()
         replaced = hidden(target, "replaced")
         target.rename(replaced)
     aside.rename(target)
+    # The rename is durable only once the parent folder is on the disk.
     sync(run)
     _name_latest(run, target)
     if replaced is not None:
@@ -83,21 +87,19 @@ def latest(run: Path) -> Path | None:
 
 
 def _name_latest(run: Path, target: Path) -> None:
-    """Let ``latest`` name a checkpoint, in one rename."""
-    aside = run / f".{LATEST}.{os.urandom(4).hex()}"
-    aside.write_text(f"{target.name}\n")
-    sync(aside)
-    aside.replace(run / LATEST)
+    """Point ``latest`` to a checkpoint, in one rename."""
+    with written_aside(run / LATEST) as file:
+        file.write(f"{target.name}\n".encode())
     sync(run)
 
 
 def prune(run: Path, keep_last: int, keep_every: int) -> None:
-    """Delete what is no longer kept; what cannot be deleted stays.
+    """Delete checkpoints that the policy no longer keeps; errors are ignored.
 
     Args:
         run: the run's folder.
-        keep_last: newest checkpoints that stay; 0: all.
-        keep_every: checkpoints at multiples of so many steps stay for ever; 0: none.
+        keep_last: newest checkpoints to keep; 0: all.
+        keep_every: checkpoints at multiples of this many steps are never deleted; 0: none.
     """
     if not keep_last:
         return
@@ -107,7 +109,7 @@ def prune(run: Path, keep_last: int, keep_every: int) -> None:
 
 
 def delete(folder: Path) -> None:
-    """Delete a checkpoint; killed half-way it is no longer visible."""
+    """Delete a checkpoint; it is hidden first, so that a kill half-way leaves no visible ruin."""
     doomed = hidden(folder, "deleted")
     with suppress(OSError):
         folder.rename(doomed)
@@ -115,7 +117,7 @@ def delete(folder: Path) -> None:
 
 
 def sweep(run: Path) -> None:
-    """Clear away what a killed run left half-written, half-deleted or half-replaced.
+    """Remove partial folders of a killed run, and restore a checkpoint that was being replaced.
 
     Only one process may call it, while nothing is being saved.
     """
@@ -125,6 +127,7 @@ def sweep(run: Path) -> None:
             continue
         target = run / match[1]
         with suppress(OSError):
+            # The kill came between the two renames: the old checkpoint is the only complete one.
             if match[2] == "replaced" and not target.exists():
                 path.rename(target)
             else:
@@ -139,28 +142,28 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class FileEntry:
-    """What is known of one file."""
+    """Size and checksum of one file."""
 
     bytes: int
     sha256: str
 
     @classmethod
     def of(cls, path: Path) -> "FileEntry":
-        """Read a file from its beginning to its end."""
+        """Read a whole file."""
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             return cls(file.tell(), digest)
 
 
 def manifest_text(files: dict[str, FileEntry]) -> str:
-    """The one text that describes these files: any other byte in it is damage."""
+    """The manifest of these files. It is canonical: a manifest with any other bytes is damaged."""
     body = {name: asdict(entry) for name, entry in sorted(files.items())}
     digest = hashlib.sha256(json.dumps(body).encode()).hexdigest()
     return json.dumps({"files": body, "sha256": digest}, indent=1) + "\n"
 
 
 def read_manifest(folder: Path) -> dict[str, FileEntry]:
-    """The files that a checkpoint consists of, the manifest left out.
+    """The files of a checkpoint, without the manifest itself.
 
     Raises:
         ValueError: there is no manifest, or it was changed.
@@ -181,7 +184,7 @@ def read_manifest(folder: Path) -> dict[str, FileEntry]:
 
 
 def problem_of(path: Path, entry: FileEntry) -> str | None:
-    """What is wrong with a file of a checkpoint, in one line; None when it is as it was written."""
+    """Compare a file with its manifest entry; one line when it differs, else None."""
     if not path.is_file():
         return f"{path}: missing, the checkpoint is damaged"
     size = path.stat().st_size
@@ -195,12 +198,12 @@ def problem_of(path: Path, entry: FileEntry) -> str | None:
 def verify(
     folder: Path, wanted: Callable[[str], bool] = lambda name: True, rank: int = 0, world: int = 1
 ) -> str | None:
-    """The first problem among the files that this rank is to check; None when all are in order.
+    """Check this rank's share of the files; the first problem in one line, else None.
 
     Args:
         folder: of the checkpoint.
         wanted: names of the files that will be read.
-        rank, world: the files are shared out, so that together the ranks read each once.
+        rank, world: files are divided among the ranks, so that each file is read once.
     """
     try:
         files = {name: entry for name, entry in read_manifest(folder).items() if wanted(name)}

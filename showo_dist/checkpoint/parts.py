@@ -1,4 +1,4 @@
-"""The files that one rank adds to a checkpoint, on the disk and read back."""
+"""Writing one rank's files of a checkpoint, and reading them back for verification."""
 
 import hashlib
 import json
@@ -23,18 +23,19 @@ _CHUNK_BYTES = 4 << 20
 
 @dataclass(frozen=True)
 class Part:
-    """What a rank wrote: its files and the pieces in them."""
+    """The files that a rank wrote, and the pieces in them."""
 
     files: dict[str, FileEntry]
     placed: list[Placed]
 
 
 def write_part(folder: Path, pieces: Iterable[Piece], rank: int, world: int) -> Part:
-    """Write a rank's pieces, weights apart from moments, and read them back from the disk.
+    """Write a rank's pieces, weights and moments in separate files, and read them back from the disk.
 
     Raises:
-        OSError: they cannot be written, or the disk gives back something else.
+        OSError: they cannot be written, or the disk returns other bytes.
     """
+    # Weights and moments in separate files: inference and export read a third of the bytes.
     grouped: dict[str, list[Piece]] = {MODEL: [], OPTIMIZER: []}
     for piece in pieces:
         grouped[MODEL if piece.kind == WEIGHT else OPTIMIZER].append(piece)
@@ -52,20 +53,21 @@ def _write(path: Path, pieces: list[Piece]) -> FileEntry:
         save_file({piece.key: piece.stored() for piece in pieces}, path, metadata=_METADATA)
     except SafetensorError as error:
         raise OSError(f"{path}: {error}") from None
-    path.chmod(path.parent.stat().st_mode & 0o666)  # safetensors gives them to nobody else
+    path.chmod(path.parent.stat().st_mode & 0o666)  # safetensors writes mode 600
     sync(path)
     _forget_cached(path)
     return read_back(path, pieces)
 
 
 def read_back(path: Path, pieces: Sequence[Piece]) -> FileEntry:
-    """Size and checksum of a file of pieces, compared with them on the way.
+    """Size and checksum of a file of pieces, which is compared with them while it is read.
 
-    The file is read once, a few megabytes at a time: on a CPU this takes time from the training.
+    The file is read once, a few megabytes at a time, because on a CPU this competes with training.
 
     Raises:
-        OSError: it cannot be read, or is not what these pieces give.
+        OSError: it cannot be read, or differs from the pieces.
     """
+    # One pass serves both: the comparison with memory and the checksum of the manifest.
     digest = hashlib.sha256()
     with path.open("rb") as file:
         try:
@@ -78,17 +80,17 @@ def read_back(path: Path, pieces: Sequence[Piece]) -> FileEntry:
 
 
 class _OtherBytesError(Exception):
-    """A file is not what was written."""
+    """A file holds other bytes than were written."""
 
 
 def _read_header(file: BinaryIO) -> bytes:
-    """The JSON in front of the tensors, and the eight bytes of its length."""
+    """The eight bytes of the header's length, and the JSON header that follows."""
     length = file.read(_LENGTH)
     return length + file.read(min(int.from_bytes(length, "little"), _LONGEST_HEADER))
 
 
 def _in_order(header: dict[str, Any], pieces: Sequence[Piece]) -> list[Piece]:
-    """The pieces as they lie in the file, which must say of each what it is."""
+    """The pieces in the order of the file, whose header must describe exactly these pieces."""
     described: dict[str, Any] = {"__metadata__": _METADATA}
     end = 0
     placed = sorted(pieces, key=lambda piece: header[piece.key]["data_offsets"])
@@ -96,16 +98,18 @@ def _in_order(header: dict[str, Any], pieces: Sequence[Piece]) -> list[Piece]:
         begin, end = end, end + piece.values_N.nbytes
         shape = list(piece.stored().shape)
         described[piece.key] = {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}
+    # The header decides which bytes belong to which tensor, so it must be exactly the expected one.
     if header != described:
         raise _OtherBytesError
     return placed
 
 
 def _compare(file: BinaryIO, pieces: Iterable[Piece], read: Callable[[memoryview], object]) -> None:
-    """Bytes, not numbers: a value that is not a number is no fault of the disk.
+    """Compare bytes, not numbers: NaN is not equal to itself.
 
-    NumPy does it in this thread alone; torch would take all cores from the training.
+    NumPy compares in this thread alone; torch would take cores from the training.
     """
+    # Reused for every chunk; a fresh buffer per chunk would double the memory traffic.
     words = np.empty(_CHUNK_BYTES // 4, dtype=np.int32)
     memory = memoryview(words).cast("B")  # type: ignore[arg-type]  # an array is a buffer
     for piece in pieces:
@@ -122,7 +126,7 @@ def _compare(file: BinaryIO, pieces: Iterable[Piece], read: Callable[[memoryview
 
 
 def _forget_cached(path: Path) -> None:
-    """Make the next read come from the disk, where the system allows it."""
+    """Drop the file from the page cache, so that the next read comes from the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)

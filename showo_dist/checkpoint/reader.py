@@ -1,31 +1,35 @@
-"""Reading a checkpoint: whole tensors, or just the runs that a rank needs."""
+"""Reading a checkpoint: whole tensors, or only the ranges that a rank needs."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from showo_dist.checkpoint.folders import verify
+from showo_dist.checkpoint.folders import complete_checkpoints, sweep, verify
 from showo_dist.checkpoint.slices import WEIGHT, Piece, Slice, StoredTensor, TensorIndex
-from showo_dist.checkpoint.state import RunState
+from showo_dist.checkpoint.state import BatchShape, RunState
+from showo_dist.config.experiment import ExperimentConfig
+from showo_dist.runtime.ranks import Ranks
 
-MODEL, OPTIMIZER = "model", "optimizer"  # what the files of weights and of moments begin with
+MODEL, OPTIMIZER = "model", "optimizer"  # prefixes of the files of weights and of moments
 
 
 def holds_weights(file: str) -> bool:
-    """Whether a file of a checkpoint is needed by those who read weights alone."""
+    """Whether a file of a checkpoint is needed to read weights without moments."""
     return not file.startswith(OPTIMIZER)
 
 
 class CheckpointReader:
-    """Reads a checkpoint, tensor by tensor; only the pages that are asked for are read.
+    """Reads a checkpoint tensor by tensor; files are mapped, so only the pages in use are read.
 
     Args:
         folder: ``checkpoint-STEP``.
         check: compare the files with the manifest first.
-        only_weights: leave the optimizer's files alone; its moments cannot be read then.
+        only_weights: do not check the optimizer's files; moments cannot be read then.
 
     Raises:
         ValueError: it is not a complete checkpoint, or a file of it has changed; the file is named.
@@ -42,7 +46,7 @@ class CheckpointReader:
 
     @property
     def state(self) -> RunState:
-        """Counters and positions.
+        """Step and stream positions.
 
         Raises:
             ValueError: another version wrote it.
@@ -50,11 +54,11 @@ class CheckpointReader:
         return RunState.read(self.folder)
 
     def names(self, kind: str = WEIGHT) -> list[str]:
-        """Parameters of which there is a tensor of this kind."""
+        """Names of the parameters that have a tensor of this kind."""
         return list(self.index.tensors[kind])
 
     def shape(self, kind: str, name: str) -> tuple[int, ...]:
-        """Of a whole tensor.
+        """Shape of a whole tensor.
 
         Raises:
             ValueError: the checkpoint has no such tensor.
@@ -76,7 +80,7 @@ class CheckpointReader:
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).view(stored.shape)
 
     def read_range(self, kind: str, name: str, start: int, stop: int) -> Tensor:
-        """Elements ``start`` to ``stop`` of a flattened tensor; no other is read.
+        """Elements ``start`` to ``stop`` of a flattened tensor, and no others.
 
         Raises:
             ValueError: as :meth:`read`.
@@ -86,10 +90,11 @@ class CheckpointReader:
             for part in self._stored(kind, name).slices
             if part.start < stop and start < part.stop
         ]
+        # A single slice stays a view of the mapped file.
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def read_piece(self, piece: Piece) -> Tensor:
-        """What belongs into a piece of an engine's memory.
+        """The values of a piece of an engine's memory.
 
         Raises:
             ValueError: as :meth:`read`, or the tensor has another shape.
@@ -109,7 +114,7 @@ class CheckpointReader:
         return stored
 
     def _flat(self, part: Slice) -> Tensor:
-        """A slice as a mapping of its file: pages are read when they are used."""
+        """A stored slice, mapped from its file."""
         path = self.folder / part.file
         try:
             if part.file not in self._open:
@@ -117,3 +122,101 @@ class CheckpointReader:
             return self._open[part.file].get_tensor(part.key).flatten()
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{path}: cannot be read ({error})") from None
+
+
+@dataclass(frozen=True)
+class Resume:
+    """The checkpoint that a run resumes from, if any.
+
+    Attributes:
+        reader: None: the run starts at step 0.
+        warnings: lines for the log.
+    """
+
+    reader: CheckpointReader | None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> Path | None:
+        """The checkpoint's folder."""
+        return self.reader.folder if self.reader else None
+
+
+def find_resume(run: Path, experiment: ExperimentConfig, batch: BatchShape, ranks: Ranks) -> Resume:
+    """Choose and verify the checkpoint to resume from; collective.
+
+    Partial folders of a killed run are removed first.
+
+    Args:
+        run: the run's folder.
+        experiment: ``resume_from_checkpoint``, ``resume_fallback`` and ``allow_batch_change``.
+        batch: of this run.
+        ranks: of this run; they divide the files to verify among them.
+
+    Raises:
+        ValueError: it does not exist, is damaged, or has another global batch.
+    """
+    ranks.first_alone(lambda: sweep(run))
+    warnings: list[str] = []
+    folders = _as_first(_candidates(run, experiment.resume_from_checkpoint), ranks)
+    for place, folder in enumerate(folders):
+        problem = _problem(folder, ranks)
+        # The files were verified by all ranks together, so no rank verifies them again.
+        if problem is None:
+            reader = CheckpointReader(folder, check=False)
+            warnings += _batch_warnings(reader, batch, experiment.allow_batch_change)
+            return Resume(reader, tuple(warnings))
+        # Without permission an older checkpoint is never used: it would repeat training unnoticed.
+        if not experiment.resume_fallback or place + 1 == len(folders):
+            raise ValueError(problem + _fallback_hint(folders[place + 1 :]))
+        warnings.append(f"{problem}; trying {folders[place + 1].name}")
+    return Resume(None)
+
+
+def _candidates(run: Path, choice: bool | str | None) -> list[Path]:
+    """Folders to try, in order."""
+    if not choice:
+        return []
+    if choice in (True, "latest"):
+        return complete_checkpoints(run)[::-1]
+    path = Path(str(choice))
+    if not path.is_dir():
+        raise ValueError(f"experiment.resume_from_checkpoint = {choice}: no such folder")
+    return [path]
+
+
+def _as_first(folders: list[Path], ranks: Ranks) -> list[Path]:
+    """Rank 0's list on every rank: on a shared disk, other hosts may see a new folder later."""
+    seen: list[list[Path] | None] = [folders]
+    if ranks.world > 1:
+        dist.broadcast_object_list(seen, src=0)
+    assert seen[0] is not None
+    return seen[0]
+
+
+def _problem(folder: Path, ranks: Ranks) -> str | None:
+    """The first problem that any rank finds in its share of the files."""
+    # Hashing is divided: each rank reads its share of the bytes once.
+    problems = [verify(folder, rank=ranks.rank, world=ranks.world)]
+    if ranks.world > 1:
+        mine, problems = problems[0], [None] * ranks.world
+        dist.all_gather_object(problems, mine)
+    return next((problem for problem in problems if problem), None)
+
+
+def _fallback_hint(older: list[Path]) -> str:
+    if not older:
+        return ""
+    return f"; {older[0].name} is used instead with experiment.resume_fallback=true"
+
+
+def _batch_warnings(reader: CheckpointReader, batch: BatchShape, allowed: bool) -> list[str]:
+    change = reader.state.batch.change_to(batch)
+    if change is None:
+        return []
+    if not allowed:
+        raise ValueError(
+            f"{reader.folder}: {change}. Keep it through training.gradient_accumulation_steps and "
+            "training.batch_size_*, or allow the change: experiment.allow_batch_change=true"
+        )
+    return [change]

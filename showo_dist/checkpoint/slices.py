@@ -1,4 +1,7 @@
-"""Which run of which tensor lies in which file: state cut anywhere can be put together anywhere else."""
+"""The index of a checkpoint: which range of which tensor is in which file.
+
+A rank saves the ranges that it holds; a rank under any other sharding reads the ranges that it needs.
+"""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -19,13 +22,13 @@ FORMAT = 1  # of tensors.json
 
 @dataclass(frozen=True)
 class Piece:
-    """A run of a flattened tensor, as one rank holds it.
+    """A contiguous range of a flattened tensor, as one rank holds it.
 
     Attributes:
         kind: one of ``KINDS``.
         name: of the parameter.
         shape: of the whole tensor.
-        start: place of the first element in the flattened tensor.
+        start: index of the first element in the flattened tensor.
         values_N: the elements; usually a view of the engine's own memory.
     """
 
@@ -41,7 +44,7 @@ class Piece:
 
     @property
     def key(self) -> str:
-        """Name in its file: a whole weight has the parameter's own."""
+        """Name in its file; a whole weight has the parameter's name."""
         name = self.name if self.kind == WEIGHT else f"{self.kind}/{self.name}"
         return name if self.is_whole else f"{name}[{self.start}:{self.stop}]"
 
@@ -55,14 +58,15 @@ class Piece:
         return Placed(self.kind, self.name, self.shape, place)
 
     def stored(self) -> Tensor:
-        """What its file holds: the whole tensor in its shape, else the flat run."""
+        """The tensor to store: a whole tensor in its shape, else the flat range."""
         return self.values_N.view(self.shape) if self.is_whole else self.values_N
 
 
 def even_share(pieces: Iterable[Piece], rank: int, world: int) -> list[Piece]:
-    """The part of replicated state that one rank saves: an equal run of all elements laid end to end."""
+    """One rank's part of replicated state: an equal share of all elements laid end to end."""
     pieces = list(pieces)
     total = sum(len(piece.values_N) for piece in pieces)
+    # Integer arithmetic: shares differ by at most one element and cover all elements once.
     first, last = rank * total // world, (rank + 1) * total // world
     share, offset = [], 0
     for piece in pieces:
@@ -77,7 +81,7 @@ def even_share(pieces: Iterable[Piece], rank: int, world: int) -> list[Piece]:
 
 @dataclass(frozen=True)
 class Slice:
-    """Where a run of a tensor lies: elements ``start`` to ``stop`` are ``key`` of ``file``."""
+    """Where a range is stored: elements ``start`` to ``stop`` are tensor ``key`` of ``file``."""
 
     start: int
     stop: int
@@ -94,7 +98,8 @@ class StoredTensor:
 
     @property
     def is_covered(self) -> bool:
-        """Whether the slices hold every element once."""
+        """Whether the slices hold every element exactly once."""
+        # Each slice must start where the previous one ends, from 0 to the size of the tensor.
         ends = [0, *(piece.stop for piece in self.slices)]
         starts = [*(piece.start for piece in self.slices), prod(self.shape)]
         return ends == starts
@@ -102,7 +107,7 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class Placed:
-    """Where a piece was put."""
+    """Where a piece was stored."""
 
     kind: str
     name: str
@@ -118,12 +123,13 @@ class TensorIndex:
 
     @classmethod
     def of(cls, placed: Iterable[Placed]) -> Self:
-        """From the pieces of all ranks."""
+        """Build the index from the pieces of all ranks."""
         index = cls({kind: {} for kind in KINDS})
         for piece in placed:
             new = StoredTensor(piece.shape)
             index.tensors[piece.kind].setdefault(piece.name, new).slices.append(piece.slice)
         for tensor in index._all():
+            # Ranks report in rank order, which is not the order within a tensor.
             tensor.slices.sort(key=lambda part: part.start)
         assert all(tensor.is_covered for tensor in index._all())
         return index
@@ -143,14 +149,14 @@ class TensorIndex:
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """That of a checkpoint whose files were checked.
+        """Read the index of a checkpoint whose files were verified.
 
         Raises:
             ValueError: it is missing, or of another format.
         """
         path = folder / TENSORS
         if not path.is_file():
-            raise ValueError(f"{folder}: not a checkpoint to go on from ({TENSORS} is missing)")
+            raise ValueError(f"{folder}: not a checkpoint to resume from ({TENSORS} is missing)")
         content = json.loads(path.read_text())
         if content["format"] != FORMAT:
             raise ValueError(f"{path}: format {content['format']}, expected {FORMAT}")

@@ -1,4 +1,4 @@
-"""A copy of a rank's state in host memory, made while training goes on."""
+"""A copy of a rank's state in host memory, made while training continues."""
 
 import threading
 import time
@@ -11,14 +11,14 @@ from showo_dist.checkpoint.slices import Piece
 
 
 class Snapshot:
-    """Host memory for one rank's pieces, used again by every save.
+    """Host memory for one rank's pieces, reused by every save.
 
-    Weights and moments change in the optimizer's step alone. So nothing has to stop when a save begins: the
-    copy runs beside the next forward and backward, on a GPU on a stream of its own into pinned memory, on a
-    CPU in the thread that calls :meth:`take`; :meth:`before_update` makes the step wait for its end.
+    Weights and moments change only in the optimizer's step, so training does not stop when a save begins: the
+    copy runs during the next forward and backward (on a GPU on its own stream into pinned memory, on a CPU in
+    the thread that calls :meth:`take`), and :meth:`before_update` makes the optimizer's step wait for it.
 
     Attributes:
-        waited_s: how long the training thread has waited in :meth:`before_update`, in all.
+        waited_s: total seconds that the training thread has waited in :meth:`before_update`.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class Snapshot:
         self.waited_s = 0.0
 
     def begin(self, pieces: Sequence[Piece]) -> None:
-        """Start copying; in the training thread, between two optimizer steps."""
+        """Start copying; called in the training thread between two optimizer steps."""
         self._sources, self._copies = list(pieces), self._laid_out(pieces)
         if any(piece.values_N.is_cuda for piece in pieces):
             self._copy_from_gpu()
@@ -40,9 +40,9 @@ class Snapshot:
             self._on_cpu.clear()
 
     def before_update(self) -> None:
-        """Wait until the copy no longer needs the engine's memory; in the training thread."""
+        """Wait until the copy no longer reads the engine's memory; called in the training thread."""
         if self._on_gpu is not None:
-            # The GPU waits, this thread does not.
+            # The stream waits, this thread does not.
             torch.cuda.current_stream().wait_event(self._on_gpu)
             self._on_gpu = None
         start = time.perf_counter()
@@ -50,7 +50,7 @@ class Snapshot:
         self.waited_s += time.perf_counter() - start
 
     def take(self) -> list[Piece]:
-        """Finish the copy; in the writing thread. Returns it, valid until the next :meth:`begin`."""
+        """Finish the copy in the writing thread and return it; valid until the next :meth:`begin`."""
         try:
             for source, copy in zip(self._sources, self._copies, strict=True):
                 if not source.values_N.is_cuda:
@@ -65,8 +65,9 @@ class Snapshot:
     def _laid_out(self, pieces: Sequence[Piece]) -> list[Piece]:
         """The same pieces in the buffer."""
         sizes = [len(piece.values_N) for piece in pieces]
+        # The buffer grows with the first save only; page-locking memory is slow.
         if sum(sizes) > len(self._buffer_N):
-            self._buffer_N = torch.empty(0)  # the old one goes before the new one comes
+            self._buffer_N = torch.empty(0)  # free the old buffer before allocating the new one
             pinned = any(piece.values_N.is_cuda for piece in pieces)
             self._buffer_N = torch.empty(sum(sizes), dtype=torch.float32, pin_memory=pinned)
         runs = self._buffer_N[: sum(sizes)].split(sizes)
@@ -74,6 +75,7 @@ class Snapshot:
 
     def _copy_from_gpu(self) -> None:
         self._stream = self._stream or torch.cuda.Stream()
+        # The copy must see the weights of the step that was just queued.
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             for source, copy in zip(self._sources, self._copies, strict=True):

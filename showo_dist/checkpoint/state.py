@@ -1,7 +1,7 @@
-"""What besides tensors a checkpoint holds."""
+"""The state of a run besides its tensors: step, stream positions, schedule, batch shape."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,7 +15,7 @@ CONFIG = "config.yaml"
 
 @dataclass(frozen=True)
 class BatchShape:
-    """How the global batch of an optimizer step comes about.
+    """The factors of the global batch of an optimizer step.
 
     Attributes:
         ranks: of the run.
@@ -29,21 +29,22 @@ class BatchShape:
 
     @classmethod
     def of(cls, config: TrainConfig, ranks: int) -> Self:
-        """That of a config on so many ranks."""
+        """The batch shape of a config on a number of ranks."""
         flows = {name: flow.batch_size for name, flow in active_flows(config).items()}
         return cls(ranks, config.training.gradient_accumulation_steps, flows)
 
     def total(self, flow: str) -> int:
-        """Samples of a flow in the global batch; 0 when it is off."""
+        """Samples of a flow in the global batch; 0 if it is off."""
         return self.ranks * self.accumulation * self.flows.get(flow, 0)
 
     def sum_of(self, flow: str) -> str:
-        """The same as arithmetic."""
+        """The total with its factors, for messages."""
         per_rank = self.flows.get(flow, 0)
         return f"{self.ranks} × {self.accumulation} × {per_rank} = {self.total(flow)}"
 
     def change_to(self, other: Self) -> str | None:
-        """What differs between two global batches, in one line; None when they are the same."""
+        """The difference to another batch shape in one line; None if the global batches are equal."""
+        # The flows of both, in the order of the first.
         flows = dict.fromkeys([*self.flows, *other.flows])
         changes = [
             f"{flow} {self.sum_of(flow)} in the checkpoint, {other.sum_of(flow)} now"
@@ -57,17 +58,16 @@ class BatchShape:
 
 @dataclass(frozen=True)
 class RunState:
-    """What besides tensors a run needs to go on exactly.
+    """Everything besides tensors that a run needs to resume exactly.
 
     Attributes:
         step: optimizer steps done.
         positions: next position of each flow's stream.
         schedule: state of the learning-rate schedule.
-        optimizer_steps: AdamW's own count.
-        wandb_id: run to go on with.
+        optimizer_steps: AdamW's own step count.
+        wandb_id: wandb run to continue.
         versions: of the libraries that wrote it.
-        batch: how the global batch came about.
-        counters: further counts of the run, by name.
+        batch: the factors of the global batch.
     """
 
     step: int
@@ -77,19 +77,19 @@ class RunState:
     wandb_id: str | None
     versions: dict[str, str]
     batch: BatchShape
-    counters: dict[str, int] = field(default_factory=dict)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2) + "\n"
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """That of a checkpoint whose files were checked.
+        """Read the state of a checkpoint whose files were verified.
 
         Raises:
             ValueError: it was written by another version.
         """
         values = json.loads((folder / STATE).read_text())
+        values.pop("counters", None)  # version 0.1.0 wrote them, nothing read them
         try:
             return cls(**{**values, "batch": BatchShape(**values["batch"])})
         except (KeyError, TypeError):
@@ -101,6 +101,7 @@ class RunState:
 
 def versions() -> dict[str, str]:
     """Versions that a checkpoint records."""
+    # Here, not at the top: reading a checkpoint does not need DeepSpeed.
     import deepspeed
     import transformers
 

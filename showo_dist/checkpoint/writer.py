@@ -1,25 +1,157 @@
-"""Writing checkpoints while training goes on."""
+"""Writing checkpoints in the background of training."""
 
 import shutil
+import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Protocol, TypeVar
 
-from showo_dist.checkpoint.commit import Peers, SaveError, complete, one_line, open_aside, see
-from showo_dist.checkpoint.folders import complete_checkpoints, folder_of, hidden, prune
-from showo_dist.checkpoint.parts import write_part
+import torch
+import torch.distributed as dist
+
+from showo_dist.checkpoint.folders import (
+    MANIFEST,
+    TENSORS,
+    FileEntry,
+    complete_checkpoints,
+    folder_of,
+    hidden,
+    manifest_text,
+    prune,
+    publish,
+    sync,
+)
+from showo_dist.checkpoint.parts import Part, write_part
+from showo_dist.checkpoint.slices import Piece, TensorIndex
 from showo_dist.checkpoint.snapshot import Snapshot
 from showo_dist.checkpoint.state import STATE, RunState
 from showo_dist.config.experiment import ExperimentConfig
-from showo_dist.training import engine_state
+
+Result = TypeVar("Result")
+
+
+class SaveError(OSError):
+    """A checkpoint could not be written; the message is one line with rank, host and reason."""
+
+
+class Peers:
+    """Process groups for saving, separate from the training's group, so that their messages never mix.
+
+    Args:
+        timeout_s: how long the slowest rank may take for its part of a checkpoint.
+    """
+
+    def __init__(self, timeout_s: float) -> None:
+        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        limit = timedelta(seconds=timeout_s)
+        alone = self.world == 1
+        # Two groups, because the two threads use them at the same time and gloo pairs messages by order.
+        self._writing = None if alone else dist.new_group(backend="gloo", timeout=limit)
+        self._training = None if alone else dist.new_group(backend="gloo", timeout=limit)
+
+    def together(self, action: Callable[[], Result]) -> list[Result]:
+        """Run ``action`` on every rank, in the writing thread, and return the results of all ranks.
+
+        Raises:
+            SaveError: on all ranks, when the action failed on any of them.
+        """
+        mine: tuple[Result | None, str | None]
+        try:
+            mine = action(), None
+        except Exception as error:  # of any kind: the other ranks must not wait for this one
+            mine = None, f"rank {self.rank} on {socket.gethostname()}: {one_line(error)}"
+        outcomes = [mine]
+        if self._writing is not None:
+            # Every rank sends its result or its error, so all ranks see the same outcome and none waits for a
+            # rank that has failed.
+            outcomes = [mine] * self.world
+            dist.all_gather_object(outcomes, mine, group=self._writing)
+        problem = next((problem for _, problem in outcomes if problem), None)
+        if problem is not None:
+            raise SaveError(problem)
+        return [result for result, _ in outcomes]  # type: ignore[misc]
+
+    def all_agree(self, flag: bool) -> bool:
+        """Whether ``flag`` is true on every rank; called in the training thread."""
+        if self._training is None:
+            return flag
+        flags = torch.tensor(int(flag))
+        dist.all_reduce(flags, dist.ReduceOp.MIN, group=self._training)
+        return bool(flags)
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def open_aside(aside: Path, texts: Mapping[str, str]) -> None:
+    """Make the hidden folder with the text files that are known before the tensors are written.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    aside.mkdir(parents=True)
+    for name, text in texts.items():
+        _write_text(aside / name, text)
+
+
+def see(aside: Path) -> None:
+    """Fail if rank 0's folder is not visible on this host.
+
+    Raises:
+        OSError: it is not.
+    """
+    if not aside.is_dir():
+        raise OSError(
+            f"{aside}: not visible here, experiment.output_dir must be a folder that all hosts share"
+        )
+
+
+def complete(aside: Path, target: Path, parts: Sequence[Part]) -> None:
+    """Write index and manifest, flush everything to the disk, and rename the folder to its final name.
+
+    Raises:
+        OSError: a file cannot be written, or differs in size from what its rank wrote.
+    """
+    index = TensorIndex.of(placed for part in parts for placed in part.placed)
+    _write_text(aside / TENSORS, index.to_json())
+    files = {name: entry for part in parts for name, entry in part.files.items()}
+    for name, entry in files.items():
+        # On a network disk rank 0 may see less than another host wrote; publishing would hide the loss.
+        size = (aside / name).stat().st_size
+        if size != entry.bytes:
+            raise OSError(f"{aside / name}: {size} bytes seen by rank 0, {entry.bytes} written")
+    # Text files are hashed here; tensors were hashed by their ranks while being read back.
+    small = (path for path in aside.iterdir() if path.name not in files)
+    files |= {path.name: FileEntry.of(path) for path in small}
+    _write_text(aside / MANIFEST, manifest_text(files))
+    sync(aside)
+    publish(aside, target)
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text)
+    sync(path)
+
+
+class TrainingState(Protocol):
+    """The weights and moments of a run, as an engine gives access to them."""
+
+    def owned(self, rank: int, world: int) -> list[Piece]:
+        """This rank's part: together the ranks have every element once."""
+
+    def before_update(self, action: Callable[[], None]) -> None:
+        """Call ``action`` before every optimizer step that changes weights and moments."""
 
 
 @dataclass
 class _Save:
-    """One save under way."""
+    """One running save."""
 
     target: Path
     texts: Mapping[str, str]
@@ -29,21 +161,21 @@ class _Save:
 
 
 class CheckpointWriter:
-    """Writes the checkpoints of one run. All methods are called by every rank alike, in the training thread.
+    """Writes the checkpoints of one run. Every rank calls all methods alike, in its training thread.
 
-    :meth:`save` returns at once; a thread of every rank copies that rank's part of the state to host memory,
-    writes it aside, has it on the disk, reads it back, and agrees with the others; then rank 0 makes
-    the whole visible by one rename. Training may do anything meanwhile: the optimizer's step waits for the
-    copy by itself. A kill at any moment leaves the checkpoints that were complete before.
+    :meth:`save` returns at once. A thread on every rank copies the rank's part of the state to host memory,
+    writes it to a hidden folder, flushes it to the disk, reads it back and waits for the other ranks; then
+    rank 0 makes the checkpoint visible with one rename. Training continues meanwhile; only the optimizer's
+    step waits for the copy. A kill at any moment leaves the earlier complete checkpoints intact.
 
     Args:
         run: the run's folder, the same one for all ranks.
         policy: ``save_asynchronously``, ``on_save_error``, ``keep_last`` and ``keep_every``.
-        texts: further files of each checkpoint, by name.
-        timeout_s: how long the slowest rank may take for its part.
+        texts: further text files of each checkpoint, by name.
+        timeout_s: limit for the slowest rank's part.
 
     Attributes:
-        took_s: how long the last save that was accounted for has taken, in the background or not.
+        took_s: duration of the last finished save, in the background or not.
     """
 
     def __init__(
@@ -56,43 +188,44 @@ class CheckpointWriter:
         self._current: _Save | None = None
         self._lines: list[str] = []
         self._failure: SaveError | None = None
-        self._watched: Any = None
+        self._watched: TrainingState | None = None
         self._in_save_s = self.took_s = 0.0
 
     @property
     def last_complete(self) -> Path | None:
-        """The newest checkpoint that can be gone on from; None without any."""
+        """The newest complete checkpoint; None without any."""
         found = complete_checkpoints(self.run)
         return found[-1] if found else None
 
     @property
     def blocked_s(self) -> float:
-        """Seconds that saves have kept the training thread waiting, in all; a GPU's own waits not counted."""
+        """Total seconds that saves have blocked the training thread, without waits of GPU streams."""
         return self._in_save_s + self._snapshot.waited_s
 
     @property
     def is_busy(self) -> bool:
-        """Whether a save was begun that neither :meth:`poll` nor a later call has accounted for."""
+        """Whether a save is running, or finished without :meth:`poll` having reported it."""
         return self._thread is not None
 
-    def save(self, engine: Any, state: RunState) -> Path:
-        """Begin to write a checkpoint, after waiting for the one before.
+    def save(self, engine: TrainingState, state: RunState) -> Path:
+        """Begin to write a checkpoint, after waiting for the previous one.
 
         Args:
             engine: between two optimizer steps.
-            state: counters and positions that go with its weights.
+            state: step and positions that belong to its weights.
 
         Returns:
-            The folder that will appear; :meth:`poll` and :meth:`finish` tell when, and what went wrong.
+            The folder that will appear; :meth:`poll` and :meth:`finish` report when, or what failed.
 
         Raises:
-            SaveError: the one before failed, and ``on_save_error`` is ``stop``.
+            SaveError: the previous save failed, and ``on_save_error`` is ``stop``.
         """
         start = time.perf_counter()
         self._settle()
+        # One save at a time: the snapshot buffer is reused.
         target = folder_of(self.run, state.step)
         self._watch(engine)
-        self._snapshot.begin(engine_state.owned(engine, self._peers.rank, self._peers.world))
+        self._snapshot.begin(engine.owned(self._peers.rank, self._peers.world))
         self._current = _Save(target, {**self.texts, STATE: state.to_json()})
         self._thread = threading.Thread(
             target=self._write, args=(self._current,), name="checkpoint-writer", daemon=True
@@ -104,11 +237,12 @@ class CheckpointWriter:
         return target
 
     def poll(self) -> list[str]:
-        """Lines for the log about saves that ended since the last call; cheap, once per optimizer step.
+        """Log lines about saves that ended since the last call; cheap, called once per optimizer step.
 
         Raises:
             SaveError: a save failed, and ``on_save_error`` is ``stop``; on all ranks at the same call.
         """
+        # All ranks must decide alike, or one would enter the collectives of the next save alone.
         thread = self._thread
         if thread is not None and self._peers.all_agree(not thread.is_alive()):
             self._settle()
@@ -116,27 +250,28 @@ class CheckpointWriter:
         return lines
 
     def finish(self) -> list[str]:
-        """Wait for the save under way: at the end of the run, and before an exit.
+        """Wait for the running save, at the end of the run and before an exit.
 
         Returns:
-            Lines as :meth:`poll`.
+            Log lines, as :meth:`poll`.
 
         Raises:
-            SaveError: the newest state is not on the disk, for its save failed.
+            SaveError: the newest state could not be saved.
         """
         self._settle()
         if self._failure is not None:
             raise self._failure
         return self.poll()
 
-    def _watch(self, engine: Any) -> None:
-        """Have the optimizer's step wait for the copy."""
+    def _watch(self, engine: TrainingState) -> None:
+        """Make the optimizer's step wait for the copy."""
+        # Once per engine: hooks cannot be removed by name and would add up.
         if self._watched is not engine:
-            engine_state.before_updates(engine, self._snapshot.before_update)
+            engine.before_update(self._snapshot.before_update)
             self._watched = engine
 
     def _settle(self) -> None:
-        """Wait for the save under way, if any, and account for it."""
+        """Wait for the running save, if any, and record its outcome."""
         if self._thread is None or self._current is None:
             return
         self._thread.join()
@@ -158,19 +293,20 @@ class CheckpointWriter:
         return f"could not save {failed.target.name}: {failed.problem}; {instead}"
 
     def _write(self, save: _Save) -> None:
-        """The writing thread."""
+        """Body of the writing thread."""
         start = time.perf_counter()
         try:
             self._write_together(save)
-        except Exception as error:  # the training thread must hear of everything
+        except Exception as error:  # of any kind: the training thread reports it
             save.problem = one_line(error)
         save.seconds = time.perf_counter() - start
 
     def _write_together(self, save: _Save) -> None:
-        """Copy, write, make visible: the ranks go from one to the next together, or all of them fail."""
+        """Copy, write, publish: all ranks finish a phase before the next begins, or all of them fail."""
         peers, pieces = self._peers, self._snapshot.take()
         mine = hidden(save.target, "partial")
         try:
+            # Four phases; after each, all ranks know whether all succeeded.
             first = peers.rank == 0
             aside = peers.together(lambda: _opened(mine, save.texts) if first else mine)[0]
             peers.together(lambda: see(aside))
@@ -178,7 +314,7 @@ class CheckpointWriter:
             save.bytes = sum(entry.bytes for part in parts for entry in part.files.values())
             peers.together(lambda: complete(aside, save.target, parts) if first else None)
         except Exception:
-            shutil.rmtree(mine, ignore_errors=True)  # only rank 0's was ever made
+            shutil.rmtree(mine, ignore_errors=True)  # only rank 0 has made this folder
             raise
         if first:
             prune(self.run, self.policy.keep_last, self.policy.keep_every)

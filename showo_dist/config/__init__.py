@@ -1,8 +1,12 @@
 """Configs: a dataclass schema over YAML files with the published keys, checked before use."""
 
+from typing import TYPE_CHECKING, Any
+
 from showo_dist.config.flows import FLOWS, FlowSettings, active_flows, flow_settings
-from showo_dist.config.loader import load, load_file, to_yaml
 from showo_dist.config.schema import TrainConfig
+
+if TYPE_CHECKING:
+    from showo_dist.config.loader import load, load_file, to_yaml
 
 __all__ = [
     "FLOWS",
@@ -14,3 +18,12 @@ __all__ = [
     "load_file",
     "to_yaml",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the loader at its first use: it needs omegaconf, which models and their benchmarks do not."""
+    if name not in ("load", "load_file", "to_yaml"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from showo_dist.config import loader
+
+    return getattr(loader, name)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from showo_dist.config.loader import load, to_yaml
+from showo_dist.config.rules import check, missing_data, warnings_about, without_effect
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -15,10 +16,12 @@ def main(arguments: Sequence[str]) -> int:
         ValueError: one line per problem.
     """
     config = load(arguments, check=False)
-    config.check(for_training=False)
+    check(config, for_training=False)
     print(to_yaml(config), end="")
-    for line in config.to_fill_in():
+    for line in missing_data(config):
         print(f"to fill in before training: {line}", file=sys.stderr)
-    for line in config.warnings():
+    for line in without_effect(config):
+        print(f"without effect: {line}", file=sys.stderr)
+    for line in warnings_about(config):
         print(f"warning: {line}", file=sys.stderr)
     return 0

@@ -1,16 +1,12 @@
-"""Where the data of a flow lies: one source, or several with weights.
-
-The four flows of a training step, as a config describes them."""
+"""The four flows of a training step: batch size, loss weight and data (one or several weighted sources)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from showo_dist.config.schema import TrainConfig
-
+from showo_dist.config.schema import TrainConfig
 
 _EXPECTED = "expected a path, a list of paths, a list of {urls, weight}, or null"
 
@@ -87,6 +83,8 @@ class FlowSettings:
     """Paths, URLs or brace patterns of its data, of all sources; empty: not filled in."""
     mixture: tuple[WeightedPaths, ...]
     """The same as weighted sources, where the config gives weights."""
+    validation_paths: tuple[str, ...]
+    """Its held-out data; empty: none."""
 
     @property
     def active(self) -> bool:
@@ -107,6 +105,9 @@ def flow_settings(config: TrainConfig, flow: str) -> FlowSettings:
         path_key=f"dataset.params.{name}",
         paths=as_paths(data),
         mixture=as_mixture(data),
+        validation_paths=as_paths(
+            getattr(config.dataset.params, f"validation_{flow}_shards_path_or_url")
+        ),
     )
 
 

@@ -1,12 +1,14 @@
-"""What a schema (nested dataclasses) knows about a dotted key: its type, its nearest neighbour."""
+"""Schemas as nested dataclasses: types and ranges of dotted keys, in words, and the nearest known key."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
+from collections.abc import Callable, Iterator
 from functools import cache
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 _WORDS: dict[Any, str] = {
     int: "an integer",
@@ -15,6 +17,32 @@ _WORDS: dict[Any, str] = {
     str: "text",
     type(None): "null",
 }
+
+
+class Range(NamedTuple):
+    """The numbers that a field accepts, as the metadata of its type: ``Annotated[int, AT_LEAST_ONE]``."""
+
+    words: str
+    allows: Callable[[float], bool]
+
+
+AT_LEAST_ONE = Range("1 or more", lambda value: value >= 1)
+AT_LEAST_ZERO = Range("0 or more", lambda value: value >= 0)
+ABOVE_ZERO = Range("a number above 0", lambda value: value > 0)
+FRACTION = Range("0 to 1", lambda value: 0 <= value <= 1)
+BELOW_ONE = Range("0 to below 1", lambda value: 0 <= value < 1)
+
+
+def out_of_range(config: Any, prefix: str = "") -> Iterator[str]:
+    """One line for every number of a config that its field's :class:`Range` does not allow."""
+    for name, hint in get_type_hints(type(config), include_extras=True).items():
+        value = getattr(config, name)
+        if dataclasses.is_dataclass(value):
+            yield from out_of_range(value, f"{prefix}{name}.")
+        elif get_origin(hint) is Annotated and value is not None:
+            (allowed,) = hint.__metadata__
+            if not (math.isfinite(value) and allowed.allows(value)):
+                yield f"{prefix}{name} = {value}: expected {allowed.words}"
 
 
 @cache
@@ -54,7 +82,7 @@ def members(hint: Any) -> tuple[Any, ...]:
 
 
 def describe(hint: Any) -> str:
-    """What a hint allows, in words: ``an integer or null``, ``one of mask, random_replace``."""
+    """The values that a hint allows, in words: ``an integer or null``, ``one of mask, random_replace``."""
     return " or ".join(_describe_one(member) for member in members(hint))
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from showo_dist.config.hints import AT_LEAST_ONE
 
 
 @dataclass(kw_only=True)
@@ -15,8 +17,8 @@ class VQModelConfig:
     vq_model_name: str = "showlab/magvitv2"
     """Folder or hub id of its weights."""
     pretrained_model_path: str | None = None
-    """A folder that goes before `vq_model_name`; null: none."""
-    downsample: int = 16
+    """A folder that takes precedence over `vq_model_name`; null: none."""
+    downsample: Annotated[int, AT_LEAST_ONE] = 16
     """Pixels per image token along one side (16 in the released tokenizer)."""
 
 
@@ -27,19 +29,19 @@ class ShowoConfig:
     vocab_size: int = 58498
     """Rows of the embedding table: `llm_vocab_size + num_new_special_tokens + codebook_size + 1`
     (the mask token)."""
-    llm_vocab_size: int = 50295
+    llm_vocab_size: Annotated[int, AT_LEAST_ONE] = 50295
     """Text tokens of the language model."""
-    num_new_special_tokens: int = 10
-    """Special tokens after the text tokens: [PAD] and the nine of the specification."""
-    codebook_size: int = 8192
+    num_new_special_tokens: Annotated[int, AT_LEAST_ONE] = 10
+    """Special tokens after the text tokens: [PAD] and nine more (docs/specification.md, section 1)."""
+    codebook_size: Annotated[int, AT_LEAST_ONE] = 8192
     """Image codes of the tokenizer."""
-    num_vq_tokens: int = 256
+    num_vq_tokens: Annotated[int, AT_LEAST_ONE] = 256
     """Image tokens per image: `(resolution / model.vq_model.downsample)` squared."""
     w_clip_vit: bool = False
-    """Understanding and reconstruction see the image as CLIP features instead of image codes."""
-    clip_dim: int = 1024
+    """Understanding and reconstruction get the image as CLIP features instead of image codes."""
+    clip_dim: Annotated[int, AT_LEAST_ONE] = 1024
     """Width of the CLIP features."""
-    clip_tokens: int = 576
+    clip_tokens: Annotated[int, AT_LEAST_ONE] = 576
     """CLIP features per image."""
     load_from_showo: bool = False
     """Start from the weights at `pretrained_model_path`; false: from the language model alone."""
@@ -54,8 +56,8 @@ class ShowoConfig:
     tokenizer_path: str | None = None
     """Text tokenizer, a folder or hub id; null: `llm_model_path`."""
     resize: bool = False
-    """Start from weights of another vocabulary or codebook: rows that both have are kept, new ones
-    are drawn from `training.seed`; also leave out a CLIP projector without use. false: an error."""
+    """Start from weights of another vocabulary or codebook: shared rows are kept, new ones are
+    initialised from `training.seed`, and an unused CLIP projector is dropped. false: an error."""
 
 
 @dataclass(kw_only=True)
@@ -67,10 +69,10 @@ class ModelConfig:
     clip_model_name: str = "openai/clip-vit-large-patch14-336"
     """CLIP vision tower (folder or hub id), loaded when `model.showo.w_clip_vit` is true."""
     attention: Literal["auto", "flex", "flash", "native", "sdpa", "dense"] = "auto"
-    """Attention backend; `auto` takes the fastest that this machine has, `dense` is the slow
-    oracle."""
+    """Attention backend; `auto` takes the fastest one of this machine, `dense` is the slow
+    reference."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more compute."""
-    gradient_checkpointing_every: int = 1
+    gradient_checkpointing_every: Annotated[int, AT_LEAST_ONE] = 1
     """With `gradient_checkpointing`: recompute the first of every so many blocks, keep the
     activations of the others. 1: all blocks."""

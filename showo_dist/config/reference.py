@@ -1,4 +1,4 @@
-"""The tables of ``docs/configuration.md``, made from a schema and the docstrings under its fields.
+"""The tables of ``docs/configuration.md``, generated from a schema and the docstrings under its fields.
 
 ``python -m showo_dist.config.reference`` prints them; a test compares them with the page.
 """
@@ -9,7 +9,7 @@ import ast
 import dataclasses
 import inspect
 import textwrap
-from typing import Any
+from typing import Any, get_type_hints
 
 from showo_dist.config.hints import describe, fields_of
 from showo_dist.config.schema import TrainConfig
@@ -35,6 +35,7 @@ def field_docs(section: type) -> dict[str, str]:
 def tables(schema: type, prefix: str = "") -> str:
     """Markdown: one heading and one table per section of the schema, nested sections after their parent."""
     defaults, docs = schema(), field_docs(schema)
+    ranged = get_type_hints(schema, include_extras=True)
     rows, nested = [], []
     for name, hint in fields_of(schema).items():
         if dataclasses.is_dataclass(hint):
@@ -42,7 +43,9 @@ def tables(schema: type, prefix: str = "") -> str:
             nested.append(tables(hint, f"{prefix}{name}."))
         else:
             default = _as_yaml(getattr(defaults, name))
-            rows.append(f"| `{prefix}{name}` | {_type(hint)} | `{default}` | {docs[name]} |")
+            rows.append(
+                f"| `{prefix}{name}` | {_type(hint, ranged[name])} | `{default}` | {docs[name]} |"
+            )
     title = f"### `{prefix[:-1]}`" if prefix else "### Top level"
     head = [title, "", _summary(schema), ""]
     body = (
@@ -58,8 +61,11 @@ def _summary(section: type) -> str:
     return " ".join((inspect.getdoc(section) or "").split("\n\n")[0].split())
 
 
-def _type(hint: Any) -> str:
-    return "path, list of paths or null" if hint is Any else describe(hint)
+def _type(hint: Any, ranged: Any) -> str:
+    if hint is Any:
+        return "path, list of paths or null"
+    words = [described.words for described in getattr(ranged, "__metadata__", ())]
+    return ", ".join([describe(hint), *words])
 
 
 def _as_yaml(value: Any) -> str:

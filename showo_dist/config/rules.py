@@ -1,86 +1,22 @@
-"""Rules about what a run starts from, what of it is trained, and where its state lives.
+"""The check of a :class:`TrainConfig`: ranges of single numbers, and combinations that cannot be meant.
 
-Combinations of values that cannot be meant: one small function per rule, collected in ``RULES``.
-
-A rule gets the config and yields one line per problem; a line names the keys to change.
+One small function per rule, collected in ``RULES``. A rule gets the config and yields one line per problem; a
+line names the keys to change.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from showo_dist.config.schema import TrainConfig
 import re
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from functools import reduce
+from typing import Any
 
-from showo_dist.config import flows as mixtures
+from showo_dist.config import flows as data
 from showo_dist.config.flows import FLOWS, active_flows, flow_settings
-from showo_dist.config.ranges import numbers_in_range
+from showo_dist.config.hints import out_of_range
+from showo_dist.config.schema import WITHOUT_EFFECT, TrainConfig
 
-# Linear layers of a block that peft can adapt.
-ADAPTABLE = ("q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2")
-
-
-def adapters_have_a_base(config: TrainConfig) -> Iterator[str]:
-    """LoRA leaves most weights as they are, so they must be worth something."""
-    if config.lora.rank and config.start_from is None:
-        yield (
-            f"lora.rank = {config.lora.rank}: adapters need trained weights below them; set "
-            "experiment.init_from"
-        )
-
-
-def adapted_layers_exist(config: TrainConfig) -> Iterator[str]:
-    """The head and the table are trained whole or not at all."""
-    if not config.lora.rank:
-        return
-    names = config.lora.target_modules
-    unknown = [name for name in names if name not in ADAPTABLE]
-    if unknown or not names:
-        shown = unknown[0] if unknown else names
-        yield f"lora.target_modules = {shown}: expected some of {', '.join(ADAPTABLE)}"
-
-
-def moments_have_a_source(config: TrainConfig) -> Iterator[str]:
-    """Moments are those of the same parameters."""
-    experiment = config.experiment
-    if not experiment.init_optimizer:
-        return
-    if not experiment.init_from:
-        yield "experiment.init_optimizer = True: set experiment.init_from to a checkpoint of ours"
-    if config.lora.rank:
-        yield (
-            "experiment.init_optimizer = True: adapters are new and have no moments; "
-            "set it to false, or lora.rank to 0"
-        )
-
-
-def offload_fits_the_stage(config: TrainConfig) -> Iterator[str]:
-    """What DeepSpeed can move off the GPU depends on what it shards."""
-    distributed, stage = config.distributed, config.distributed.zero_stage
-    optimizer, parameters = distributed.offload_optimizer, distributed.offload_param
-    if optimizer == "cpu" and stage < 1:
-        yield f"distributed.offload_optimizer = cpu: needs distributed.zero_stage 1 to 3, not {stage}"
-    if parameters != "none" and stage < 3:
-        yield (
-            f"distributed.offload_param = {parameters}: needs distributed.zero_stage 3, not {stage}"
-        )
-    if parameters == "nvme" and not distributed.offload_path:
-        yield "distributed.offload_path is null: nvme needs a folder on the disk to use"
-
-
-STARTING_RULES = (
-    adapters_have_a_base,
-    adapted_layers_exist,
-    moments_have_a_source,
-    offload_fits_the_stage,
-)
-
-
-Rule = Callable[["TrainConfig"], Iterator[str]]
+Rule = Callable[[TrainConfig], Iterator[str]]
 
 # DeepSpeed settings that follow from ours -> the key of ours to change instead.
 OWN_DEEPSPEED_KEYS = {
@@ -99,14 +35,25 @@ OWN_DEEPSPEED_KEYS = {
 PRECISIONS = ("no", "fp32", "bf16", "auto")
 BACKBONE_SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 MASK_SCHEDULE = re.compile(r"cosine|linear|sigmoid|pow\d+(\.\d+)?")
+# Linear layers of a block that peft can adapt.
+ADAPTABLE = ("q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2")
 
 
-def broken_rules(config: TrainConfig) -> list[str]:
-    """One line for every problem that holds for any use of the config."""
-    return [problem for rule in RULES for problem in rule(config)]
+def check(config: TrainConfig, for_training: bool = True) -> None:
+    """Raise ``ValueError``, one line per problem, when values are out of range or exclude each other.
+
+    Args:
+        config: to check.
+        for_training: also report what training needs and the config lacks: a flow, its data.
+    """
+    problems = [problem for rule in RULES for problem in rule(config)]
+    if for_training:
+        problems += _no_flow(config) + missing_data(config)
+    if problems:
+        raise ValueError("\n".join(problems))
 
 
-def no_flow(config: TrainConfig) -> list[str]:
+def _no_flow(config: TrainConfig) -> list[str]:
     """A line when nothing is trained at all (the demo configs)."""
     if active_flows(config):
         return []
@@ -140,6 +87,21 @@ def warnings_about(config: TrainConfig) -> list[str]:
             f"training.max_train_steps = {steps}"
         )
     return lines
+
+
+def without_effect(config: TrainConfig) -> list[str]:
+    """One line for every changed setting that is accepted for published files only."""
+    defaults, lines = TrainConfig(), []
+    for key, reason in WITHOUT_EFFECT.items():
+        value, default = (reduce(getattr, key.split("."), c) for c in (config, defaults))
+        if value != default:
+            lines.append(f"{key} = {value}: {reason}")
+    return lines
+
+
+def numbers_in_range(config: TrainConfig) -> Iterator[str]:
+    """Counts, rates and probabilities, each by the range of its field."""
+    yield from out_of_range(config)
 
 
 def eval_ratios_are_fractions(config: TrainConfig) -> Iterator[str]:
@@ -233,21 +195,25 @@ def batch_sizes_are_counts(config: TrainConfig) -> Iterator[str]:
 def data_paths_are_texts(config: TrainConfig) -> Iterator[str]:
     """A path, a list of paths, or weighted sources."""
     for name in FLOWS:
-        key = f"train_{name}_shards_path_or_url"
-        yield from mixtures.problems(f"dataset.params.{key}", getattr(config.dataset.params, key))
+        for key in (f"{use}_{name}_shards_path_or_url" for use in ("train", "validation")):
+            yield from data.problems(f"dataset.params.{key}", getattr(config.dataset.params, key))
 
 
 def pipes_are_allowed(config: TrainConfig) -> Iterator[str]:
     """``pipe:`` URLs run commands."""
     for flow in active_flows(config).values():
-        pipes = [path for path in flow.paths if path.startswith("pipe:")]
-        if pipes and not config.data.allow_pipe:
-            yield f"{flow.path_key} = {pipes[0]!r}: runs a command; allow with data.allow_pipe=true"
-        elif pipes and config.data.cache_gb == 0:
-            yield (
-                f"{flow.path_key} = {pipes[0]!r}: what a command prints must be kept to be read "
-                "again; set data.cache_gb above 0"
-            )
+        held_out = f"dataset.params.validation_{flow.name}_shards_path_or_url"
+        for key, paths in ((flow.path_key, flow.paths), (held_out, flow.validation_paths)):
+            pipe = next((path for path in paths if path.startswith("pipe:")), None)
+            if pipe is None:
+                continue
+            if not config.data.allow_pipe:
+                yield f"{key} = {pipe!r}: runs a command; allow with data.allow_pipe=true"
+            elif config.data.cache_gb == 0:
+                yield (
+                    f"{key} = {pipe!r}: the output of a command must be kept to be read again; "
+                    "set data.cache_gb above 0"
+                )
 
 
 def precision_is_known(config: TrainConfig) -> Iterator[str]:
@@ -288,7 +254,7 @@ def one_learning_rate(config: TrainConfig) -> Iterator[str]:
 
 
 def resume_names_a_checkpoint(config: TrainConfig) -> Iterator[str]:
-    """``true`` does not say from where."""
+    """``true`` names no checkpoint."""
     if config.experiment.resume_from_checkpoint is True:
         yield "experiment.resume_from_checkpoint = True: expected latest, false or a path"
 
@@ -331,6 +297,67 @@ def deepspeed_keys_are_free(config: TrainConfig) -> Iterator[str]:
             yield f"distributed.deepspeed.{key} = {value!r}: set {ours} instead"
 
 
+def adapters_have_a_base(config: TrainConfig) -> Iterator[str]:
+    """LoRA leaves most weights as they are, so they must be worth something."""
+    if config.lora.rank and config.start_from is None:
+        yield (
+            f"lora.rank = {config.lora.rank}: adapters need trained weights below them; set "
+            "experiment.init_from"
+        )
+
+
+def adapted_layers_exist(config: TrainConfig) -> Iterator[str]:
+    """The head and the table are trained whole or not at all."""
+    if not config.lora.rank:
+        return
+    names = config.lora.target_modules
+    unknown = [name for name in names if name not in ADAPTABLE]
+    if unknown or not names:
+        shown = unknown[0] if unknown else names
+        yield f"lora.target_modules = {shown}: expected some of {', '.join(ADAPTABLE)}"
+
+
+def moments_have_a_source(config: TrainConfig) -> Iterator[str]:
+    """Moments are those of the same parameters."""
+    experiment = config.experiment
+    if not experiment.init_optimizer:
+        return
+    if not experiment.init_from:
+        yield "experiment.init_optimizer = True: set experiment.init_from to a checkpoint of ours"
+    if config.lora.rank:
+        yield (
+            "experiment.init_optimizer = True: adapters are new and have no moments; "
+            "set it to false, or lora.rank to 0"
+        )
+
+
+def offload_fits_the_stage(config: TrainConfig) -> Iterator[str]:
+    """What DeepSpeed can move off the GPU depends on what it shards."""
+    distributed, stage = config.distributed, config.distributed.zero_stage
+    optimizer, parameters = distributed.offload_optimizer, distributed.offload_param
+    if optimizer == "cpu" and stage < 1:
+        yield f"distributed.offload_optimizer = cpu: needs distributed.zero_stage 1 to 3, not {stage}"
+    if parameters != "none" and stage < 3:
+        yield (
+            f"distributed.offload_param = {parameters}: needs distributed.zero_stage 3, not {stage}"
+        )
+    if parameters == "nvme" and not distributed.offload_path:
+        yield "distributed.offload_path is null: nvme needs a folder on the disk to use"
+
+
+def torch_engine_has_no_deepspeed_settings(config: TrainConfig) -> Iterator[str]:
+    """The torch engine shards and offloads nothing."""
+    distributed = config.distributed
+    if distributed.engine != "torch":
+        return
+    for key in ("offload_optimizer", "offload_param"):
+        if getattr(distributed, key) != "none":
+            value = getattr(distributed, key)
+            yield f"distributed.{key} = {value}: needs distributed.engine=deepspeed"
+    if distributed.deepspeed:
+        yield "distributed.deepspeed is set: needs distributed.engine=deepspeed"
+
+
 RULES: tuple[Rule, ...] = (
     numbers_in_range,
     eval_ratios_are_fractions,
@@ -349,5 +376,9 @@ RULES: tuple[Rule, ...] = (
     backbone_has_a_source,
     backbone_sizes_are_whole,
     deepspeed_keys_are_free,
-    *STARTING_RULES,
+    adapters_have_a_base,
+    adapted_layers_exist,
+    moments_have_a_source,
+    offload_fits_the_stage,
+    torch_engine_has_no_deepspeed_settings,
 )

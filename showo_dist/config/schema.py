@@ -1,4 +1,4 @@
-"""The whole config of a training run: ``TrainConfig``, one attribute per section."""
+"""The whole config of a training run: ``TrainConfig``, one attribute per section; checked by ``rules``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from showo_dist.config.experiment import (
     WandbConfig,
 )
 from showo_dist.config.model import ModelConfig
-from showo_dist.config.rules import broken_rules, missing_data, no_flow, warnings_about
 from showo_dist.config.training import (
     DistributedConfig,
     LRSchedulerConfig,
@@ -42,11 +41,21 @@ PUBLISHED_TOP_LEVEL_KEYS: dict[str, str] = {
     "max_new_tokens": "inference.max_new_tokens",
 }
 
+# Published keys that are accepted and change nothing -> why.
+WITHOUT_EFFECT: dict[str, str] = {
+    "dataset.combined_loader_mode": "streams are endless",
+    "dataset.params.batch_size": "training.batch_size_* decide",
+    "dataset.params.persistent_workers": "streams are endless, so loader processes always persist",
+    "dataset.preprocessing.center_crop": "images are always resized on the short side and cropped",
+    "dataset.preprocessing.random_flip": "captions say left and right, so images are never mirrored",
+    "experiment.max_train_examples_mmu": "streams are endless, training.max_train_steps decides",
+    "experiment.max_train_examples_t2i": "streams are endless, training.max_train_steps decides",
+}
+
 
 @dataclass(kw_only=True)
 class TrainConfig:
-    """Everything that a run can be told, under the published sections and keys where those
-    exist."""
+    """All settings of a run, under the published sections and keys where those exist."""
 
     ALIASES: ClassVar[Mapping[str, str]] = PUBLISHED_TOP_LEVEL_KEYS
 
@@ -64,8 +73,8 @@ class TrainConfig:
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     compat: Literal["none", "reference"] = "none"
-    """`reference`: do as the published code where a trained result depends on it (docs/specification.md,
-    section 11)."""
+    """`reference`: behave like the published code where a trained result depends on it
+    (docs/specification.md, section 11)."""
 
     @property
     def start_from(self) -> str | None:
@@ -91,21 +100,7 @@ class TrainConfig:
         """Samples shuffled among each other in one stream."""
         return self.data.window or self.dataset.params.shuffle_buffer_size
 
-    def check(self, for_training: bool = True) -> None:
-        """Raise ValueError, one line per problem, when values exclude each other.
-
-        With ``for_training`` also when something is absent that training needs: a flow, its data.
-        """
-        problems = broken_rules(self)
-        if for_training:
-            problems += no_flow(self) + missing_data(self)
-        if problems:
-            raise ValueError("\n".join(problems))
-
-    def to_fill_in(self) -> list[str]:
-        """Data of active flows that the config does not name yet, one line each."""
-        return missing_data(self)
-
-    def warnings(self) -> list[str]:
-        """Settings that are allowed and probably not what one wants, one line each."""
-        return warnings_about(self)
+    @property
+    def shards_state(self) -> bool:
+        """Whether the engine keeps fp32 weights apart from the module (DeepSpeed, ZeRO 1 to 3)."""
+        return self.distributed.engine == "deepspeed" and self.distributed.zero_stage > 0

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from showo_dist.config.hints import ABOVE_ZERO, AT_LEAST_ONE, AT_LEAST_ZERO, BELOW_ONE, FRACTION
 
 
 @dataclass(kw_only=True)
 class OptimizerParams:
     """AdamW (docs/specification.md, section 8)."""
 
-    learning_rate: float = 1e-4
+    learning_rate: Annotated[float, ABOVE_ZERO] = 1e-4
     """Peak learning rate, above 0."""
     scale_lr: bool = False
     """Must be false: the published system names it but never applied it."""
-    beta1: float = 0.9
+    beta1: Annotated[float, BELOW_ONE] = 0.9
     """Decay of the first moment, 0 to below 1."""
-    beta2: float = 0.999
+    beta2: Annotated[float, BELOW_ONE] = 0.999
     """Decay of the second moment, 0 to below 1."""
-    weight_decay: float = 0.01
+    weight_decay: Annotated[float, AT_LEAST_ZERO] = 0.01
     """Decoupled weight decay, 0 or more."""
-    epsilon: float = 1e-8
+    epsilon: Annotated[float, ABOVE_ZERO] = 1e-8
     """Added to the denominator, above 0."""
     no_decay: Literal["published", "standard"] = "published"
     """Parameters without weight decay: `published` biases alone, `standard` also norms and
@@ -41,9 +43,9 @@ class LRSchedulerParams:
     """Warm-up."""
 
     learning_rate: float | None = None
-    """Null or equal to `optimizer.params.learning_rate`; anything else is an error, for the
-    optimizer's is used."""
-    warmup_steps: int = 0
+    """Null or equal to `optimizer.params.learning_rate`; anything else is an error, because the
+    optimizer's rate is used."""
+    warmup_steps: Annotated[int, AT_LEAST_ZERO] = 0
     """Optimizer steps of linear warm-up from 0."""
 
 
@@ -68,81 +70,85 @@ class TrainingConfig:
     """Understanding samples per rank and micro-step; -1: off."""
     batch_size_recon: int = -1
     """Reconstruction samples (RecA) per rank and micro-step; -1: off."""
-    t2i_coeff: float = 1.0
+    t2i_coeff: Annotated[float, AT_LEAST_ZERO] = 1.0
     """Weight of the text-to-image loss; 0: the flow is off and costs nothing."""
-    lm_coeff: float = 0.1
+    lm_coeff: Annotated[float, AT_LEAST_ZERO] = 0.1
     """Weight of the plain-text loss; 0: off."""
-    mmu_coeff: float = 1.0
+    mmu_coeff: Annotated[float, AT_LEAST_ZERO] = 1.0
     """Weight of the understanding loss; 0: off."""
-    recon_coeff: float = 1.0
+    recon_coeff: Annotated[float, AT_LEAST_ZERO] = 1.0
     """Weight of the reconstruction loss; 0: off."""
-    batch_size: int | None = None
+    batch_size: Annotated[int | None, AT_LEAST_ONE] = None
     """Prompts per forward pass of the inference tools; training does not read it."""
-    gradient_accumulation_steps: int = 1
+    gradient_accumulation_steps: Annotated[int, AT_LEAST_ONE] = 1
     """Micro-steps per optimizer step."""
-    max_train_steps: int = 1_000_000
+    max_train_steps: Annotated[int, AT_LEAST_ONE] = 1_000_000
     """Optimizer steps of the run."""
-    seed: int = 10086
+    seed: Annotated[int, AT_LEAST_ZERO] = 10086
     """Seed of data order, masks, prompts and initial weights. The same on every rank."""
     mixed_precision: str = "auto"
-    """`bf16`; `fp32` (or `"no"`, quoted); `auto`: bf16 where the machine computes it fast, else
+    """`bf16`; `fp32` (or `"no"`, quoted); `auto`: bf16 on hardware with fast bf16, else
     fp32."""
     enable_tf32: bool = True
-    """TensorFloat-32 matrix products on NVIDIA GPUs, for what is not bf16."""
-    max_grad_norm: float | None = None
+    """TensorFloat-32 matrix products on NVIDIA GPUs, for everything that is not bf16."""
+    max_grad_norm: Annotated[float | None, ABOVE_ZERO] = None
     """Clip the gradient to this norm; null: no clipping."""
     loss_normalization: Literal["global", "rank"] = "global"
     """`global`: one mean per flow over the whole global batch; `rank`: a mean per rank and
     micro-step (published)."""
     noise_type: Literal["mask", "random_replace"] = "mask"
-    """Hidden image tokens become the mask token, or random codes."""
+    """Masked image tokens become the mask token, or random codes."""
     mask_schedule: str = "cosine"
     """Masked fraction over time: `cosine`, `linear`, `sigmoid` or `pow` with an exponent, as `pow2`
     or `pow0.5`."""
-    min_masking_rate: float = 0.0
+    min_masking_rate: Annotated[float, FRACTION] = 0.0
     """Smallest masked fraction, 0 to 1."""
-    mask_contiguous_region_prob: float | None = None
+    mask_contiguous_region_prob: Annotated[float | None, FRACTION] = None
     """Probability of masking one rectangle instead of scattered tokens; null: never."""
     predict_all_tokens: bool = False
     """Loss on all image tokens instead of the masked ones."""
     eval_mask_ratios: list[float] | None = None
-    """Masked fractions to draw from in evaluation (each 0 to 1); null: the schedule."""
-    cond_dropout_prob: float = 0.1
+    """Masked fractions of validation (each 0 to 1): a held-out image always gets the same one of them;
+    null: a fraction from the schedule, also always the same."""
+    cond_dropout_prob: Annotated[float, FRACTION] = 0.1
     """Probability of dropping the text of a text-to-image sample, for classifier-free guidance."""
-    label_smoothing: float = 0.0
+    label_smoothing: Annotated[float, BELOW_ONE] = 0.0
     """Label smoothing of all losses, 0 to below 1."""
-    down_scale: int = 2
+    down_scale: Annotated[int, AT_LEAST_ONE] = 2
     """RecA with image codes: the condition is the target shrunk by this factor. 1 teaches
     copying."""
     resize_back: bool = False
     """RecA: enlarge the shrunk condition to the target's size again (a blur)."""
-    guidance_scale: float = 0.0
+    guidance_scale: Annotated[float, AT_LEAST_ZERO] = 0.0
     """Classifier-free guidance w of generated images; 0: none."""
-    generation_timesteps: int = 12
+    generation_timesteps: Annotated[int, AT_LEAST_ONE] = 12
     """Rounds of parallel decoding per image."""
-    generation_temperature: float = 1.0
+    generation_temperature: Annotated[float, AT_LEAST_ZERO] = 1.0
     """Temperature T of the confidence noise (docs/specification.md, section 9)."""
     overfit_one_batch: bool = False
-    """Train on the first batch for ever: a test of the machinery."""
+    """Train on the first batch only, to check that a setup can overfit."""
 
 
 @dataclass(kw_only=True)
 class DistributedConfig:
     """DeepSpeed and the process group."""
 
+    engine: Literal["deepspeed", "torch"] = "deepspeed"
+    """`deepspeed`: ZeRO 0 to 3; `torch`: plain torch with DistributedDataParallel, which shards nothing and
+    leaves the other keys of this section but `timeout_s` without effect. Checkpoints fit both."""
     zero_stage: Literal[0, 1, 2, 3] = 2
     """ZeRO stage: 0 shards nothing, 1 the optimizer, 2 also gradients, 3 also parameters."""
     deepspeed: dict[str, Any] = field(default_factory=dict)
     """Further DeepSpeed settings, merged over ours; keys that this config sets elsewhere are
     refused."""
     offload_optimizer: Literal["none", "cpu"] = "none"
-    """`cpu`, from ZeRO-1 on: AdamW's state and the fp32 weights live in host memory and are updated
-    there."""
+    """`cpu`, from ZeRO-1 on: AdamW's state and the fp32 weights are kept and updated in host
+    memory."""
     offload_param: Literal["none", "cpu", "nvme"] = "none"
-    """ZeRO-3: where this rank's share of the parameters lives until it is gathered."""
+    """ZeRO-3: where this rank's share of the parameters is kept until it is gathered."""
     offload_path: str | None = None
     """Folder on the fast disk that `distributed.offload_param: nvme` uses."""
     offload_pin_memory: bool = True
-    """Page-locked host memory for what is offloaded: faster copies, but it cannot be paged out."""
-    timeout_s: int = 1800
+    """Page-locked host memory for offloaded state: faster copies, but it cannot be paged out."""
+    timeout_s: Annotated[int, AT_LEAST_ONE] = 1800
     """Seconds that a collective may take before the run is declared hung."""

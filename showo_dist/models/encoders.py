@@ -1,21 +1,72 @@
-"""RecA's condition image: the target with its detail taken away (docs/specification.md, section 7).
-
-The frozen encoders between samples and sequences: image codes and understanding features."""
+"""The frozen encoders: CLIP tower, image codes, and codes of RecA's condition image."""
 
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import CLIPVisionModel
 
 from showo_data import Sample
-from showo_dist.models.clip import ClipTower
 from showo_dist.models.magvitv2 import MAGVITv2
+
+FEATURE_LAYER = -2  # the published choice (docs/specification.md, section 7)
+
+
+class ClipTower(nn.Module):
+    """Images to patch features; frozen and in eval mode.
+
+    Args:
+        tower: a transformers model, for example CLIP ViT-L/14-336.
+    """
+
+    def __init__(self, tower: CLIPVisionModel) -> None:
+        super().__init__()
+        self.tower = tower.requires_grad_(False).eval()
+
+    @classmethod
+    def from_pretrained(cls, source: str) -> "ClipTower":
+        """Load a folder or hub id.
+
+        Raises:
+            ValueError: the model cannot be read.
+        """
+        try:
+            return cls(CLIPVisionModel.from_pretrained(source))
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise ValueError(f"model.clip_model_name = {source}: {reason}") from None
+
+    @property
+    def resolution(self) -> int:
+        """Side of the images that the tower takes, in pixels."""
+        return self.tower.config.image_size
+
+    @torch.no_grad()
+    def forward(self, pixels_B3HW: Tensor) -> Tensor:
+        """Features (B, S, C) of the patches: the second-to-last hidden state without the class token.
+
+        Args:
+            pixels_B3HW: images normalised by the CLIP image processor, or (RecA) the tokenizer's images in
+                [-1, 1]. Images of another size are resized bilinearly.
+        """
+        size = (self.resolution, self.resolution)
+        if pixels_B3HW.shape[-2:] != size:
+            pixels_B3HW = F.interpolate(pixels_B3HW, size, mode="bilinear", align_corners=False)
+        output = self.tower(pixels_B3HW, output_hidden_states=True)
+        # Row 0 is the class token, which the published code drops.
+        return output.hidden_states[FEATURE_LAYER][:, 1:]
 
 
 def condition_pixels(pixels_B3HW: Tensor, down_scale: int, resize_back: bool = False) -> Tensor:
-    """Shrink images bilinearly by ``down_scale``; with ``resize_back`` enlarge them again (a blur)."""
+    """Make RecA's condition image: the target without its detail (docs/specification.md, section 7).
+
+    Args:
+        pixels_B3HW: target images.
+        down_scale: factor by which both sides are shrunk, bilinearly.
+        resize_back: enlarge the image to its former size, which gives a blurred image.
+    """
     height, width = pixels_B3HW.shape[-2:]
     small = F.interpolate(
         pixels_B3HW,
@@ -29,12 +80,14 @@ def condition_pixels(pixels_B3HW: Tensor, down_scale: int, resize_back: bool = F
 
 
 class Encoders:
-    """Turns images into codes and features, a whole flow at a time; encoded samples pass through.
+    """Compute codes and features of the samples of a flow, in one batch.
+
+    Samples whose codes or features were encoded ahead of training keep them.
 
     Args:
-        vq: the image tokenizer, or None when every sample is encoded.
-        clip: the CLIP tower of CLIP models, else None.
-        down_scale, resize_back: RecA's condition image (docs/specification.md, section 7).
+        vq: the image tokenizer; None when all samples have codes.
+        clip: the CLIP tower; None for models without CLIP features.
+        down_scale, resize_back: as in :func:`condition_pixels`.
     """
 
     def __init__(
@@ -53,7 +106,7 @@ class Encoders:
         return _filled([s.codes_N for s in samples], samples, self._encode)
 
     def condition_codes(self, samples: Seq[Sample]) -> list[Tensor]:
-        """Codes (G,) of each sample's condition image."""
+        """Codes (G,) of each sample's condition image, int64 on the CPU."""
 
         def encode(pixels_B3HW: Tensor) -> Tensor:
             return self._encode(condition_pixels(pixels_B3HW, self.down_scale, self.resize_back))
@@ -61,15 +114,15 @@ class Encoders:
         return _filled([s.condition_codes_G for s in samples], samples, encode)
 
     def features(self, samples: Seq[Sample]) -> list[Tensor]:
-        """CLIP features (patches, width) of each sample's image, fp32 on the CPU."""
-        return _filled([s.features_PC for s in samples], samples, self._see)
+        """CLIP features (S, C) of each sample's image, fp32 on the CPU."""
+        return _filled([s.features_SC for s in samples], samples, self._extract)
 
     def _encode(self, pixels_B3HW: Tensor) -> Tensor:
         assert self.vq is not None, "images need the image tokenizer"
         device = next(self.vq.parameters()).device
         return self.vq.encode(pixels_B3HW.to(device)).cpu()
 
-    def _see(self, pixels_B3HW: Tensor) -> Tensor:
+    def _extract(self, pixels_B3HW: Tensor) -> Tensor:
         assert self.clip is not None
         device = next(self.clip.parameters()).device
         return self.clip(pixels_B3HW.to(device)).float().cpu()
@@ -78,8 +131,9 @@ class Encoders:
 def _filled(
     known: list[Tensor | None], samples: Seq[Sample], encode: Callable[[Tensor], Tensor]
 ) -> list[Tensor]:
-    """What is known of each sample; of the others, computed from their images in one batch."""
+    """Fill the gaps of ``known`` by encoding the samples' images, all in one batch, which costs least."""
     images = [s.image_3HW for s, k in zip(samples, known, strict=True) if k is None]
-    assert all(p is not None for p in images), "a source gives an image or what stands for it"
+    assert all(p is not None for p in images), "a sample has an image or its encoding"
     fresh = iter(encode(torch.stack([p for p in images if p is not None])) if images else ())
+    # Encoded samples and images may alternate in one batch.
     return [next(fresh) if k is None else k for k in known]

@@ -1,18 +1,50 @@
-"""Show-o: one decoder for text and image codes; everything trainable is used inside one forward."""
+"""Show-o: one decoder for text and image codes; everything trainable is used inside one forward.
+
+Every trainable part (embedding table, CLIP projector, blocks, head) must run once per micro-step inside the
+one ``forward`` that an engine wraps, on every rank and for every mix of flows. Otherwise DDP waits for
+gradients that never come, and ZeRO-3's gather hooks run in a different order on each rank and hang.
+"""
 
 import inspect
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, PhiConfig, PhiForCausalLM, PhiModel
+from transformers import AttentionInterface, Cache, PhiConfig, PhiForCausalLM, PhiModel
 from transformers.activations import NewGELUActivation
 
-from showo_dist.models.attention import register
+from showo_dist.config.flows import FLOWS
+from showo_dist.config.model import ShowoConfig
 from showo_dist.sequences.pack import PackedBatch
-from showo_dist.sequences.sequence import FLOWS
-from showo_kernels import AttentionPlan, TanhGELU, build_plan, flow_losses, join_flows
+from showo_kernels import AttentionPlan, TanhGELU, attend, build_plan, flow_losses, join_flows
+
+ATTENTION = "showo_omni"
+
+
+def _omni_attention(
+    module: nn.Module,
+    query_BHTD: Tensor,
+    key_BHTD: Tensor,
+    value_BHTD: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float,
+    plan: Any,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """transformers' signature: output is (B, T, H, D), and no attention weights exist."""
+    # Under autocast the q/k norms come out in fp32; the kernels want one type.
+    query_BHTD, key_BHTD = (x.to(value_BHTD.dtype) for x in (query_BHTD, key_BHTD))
+    out_BHTD = attend(query_BHTD, key_BHTD, value_BHTD, plan, scale=scaling)
+    return out_BHTD.transpose(1, 2), None
+
+
+def register() -> str:
+    """Make the attention known to transformers; returns the name to put in a model's config."""
+    AttentionInterface.register(ATTENTION, _omni_attention)
+    return ATTENTION
+
 
 # What this version of transformers calls the argument; the old name will be dropped.
 _CACHE = "cache" if "cache" in inspect.signature(PhiModel.forward).parameters else "past_key_values"
@@ -76,7 +108,9 @@ class ShowO(nn.Module):
         self, backbone: PhiConfig, feature_width: int = 0, attention: str = "sdpa"
     ) -> None:
         super().__init__()
+        # Not in phi-1.5's own config: Show-o adds it (docs/specification.md, section 2).
         backbone.qk_layernorm = True
+        # Training keeps no keys and values; generation passes its own cache.
         backbone.use_cache = False
         backbone._attn_implementation = register()
         self.attention = attention
@@ -84,17 +118,12 @@ class ShowO(nn.Module):
         self.label_smoothing = 0.0
         self.adapters: dict[str, Any] | None = None
         self.showo = PhiForCausalLM(backbone)
+        # The losses are computed inside the head: ZeRO-3 gathers a weight for its own module only, and so the
+        # fused head and cross-entropy never see an empty weight.
         self.showo.lm_head = _loss_head(self.showo.lm_head)
         _fuse_activations(self.showo)
         if feature_width:
             self.mm_projector = clip_projector(feature_width, backbone.hidden_size)
-
-    @classmethod
-    def from_pretrained(cls, source: str | Path, **options: Any) -> "ShowO":
-        """See :func:`showo_dist.models.weights.pretrained.load_showo`."""
-        from showo_dist.models.weights.pretrained import load_showo
-
-        return load_showo(source, **options)
 
     @property
     def config(self) -> PhiConfig:
@@ -104,6 +133,13 @@ class ShowO(nn.Module):
     def token_multiple(self) -> int:
         """What the length of a packed row must be a multiple of."""
         return 128 if self.attention == "flex" else 1
+
+    def recompute_activations(self, every: int) -> None:
+        """Drop the activations of the first of every ``every`` blocks and compute them again in backward."""
+        self.showo.gradient_checkpointing_enable({"use_reentrant": False})
+        for number, block in enumerate(self.showo.model.layers):
+            # Recomputing every k-th block trades memory for time in steps of 1/k.
+            block.gradient_checkpointing = number % every == 0
 
     def forward(
         self,
@@ -130,6 +166,7 @@ class ShowO(nn.Module):
             the detached fp32 weighted cross-entropy sums of the flows (len(FLOWS),), in nats. A plain tuple:
             ZeRO-3's hooks look for tensors in tuples only.
         """
+        # Planned once per forward pass and shared by all layers.
         if plan is None:
             plan = build_plan(self.attention, batch.visibility, batch.ids_N.device)
         hidden_TD = self._hidden(batch, plan, cache)
@@ -141,6 +178,7 @@ class ShowO(nn.Module):
         )
 
     def _hidden(self, batch: PackedBatch, plan: AttentionPlan, cache: Cache | None) -> Tensor:
+        # The packed row is a batch of one: the attention plan separates documents, not a batch axis.
         embeds_TD = self._embed(batch)
         output = self.showo.model(
             inputs_embeds=embeds_TD[None],
@@ -154,6 +192,8 @@ class ShowO(nn.Module):
         """Token embeddings and projected features in their rows; the projector runs even on no feature."""
         text_ND = self.showo.model.embed_tokens(batch.ids_N)
         if self.feature_width:
+            # The projector runs on zero rows too: if a rank skipped it, DDP would wait for its gradients,
+            # and ZeRO-3 would gather in another order than the other ranks and hang.
             features_FD = self.mm_projector(batch.features_FC.to(text_ND.dtype))
         else:
             features_FD = text_ND.new_zeros(0, text_ND.shape[-1])
@@ -163,7 +203,7 @@ class ShowO(nn.Module):
             features_FD,
             batch.feature_rows_F,
             batch.tokens,
-            keep_grad_L=batch.keep_grad_T,
+            keep_grad_T=batch.keep_grad_T,
         )
 
 
@@ -171,6 +211,7 @@ def _loss_head(linear: nn.Linear) -> LossHead:
     """The same parameters in a head that knows its losses."""
     with torch.device("meta"):
         head = LossHead(linear.in_features, linear.out_features, bias=linear.bias is not None)
+    # The same tensors, so names and initialisation stay those of the backbone.
     head.weight, head.bias = linear.weight, linear.bias
     return head
 
@@ -179,4 +220,48 @@ def _fuse_activations(backbone: nn.Module) -> None:
     """One kernel instead of eight for ``gelu_new``: the same formula, several times faster on a CPU."""
     for module in backbone.modules():
         if isinstance(getattr(module, "activation_fn", None), NewGELUActivation):
+            # Same formula in one pass over the activations.
             module.activation_fn = TanhGELU()
+
+
+# Its sizes are PhiConfig's defaults, so no file has to be read for them.
+PHI_1_5 = "microsoft/phi-1_5"
+
+
+def backbone_config(showo: ShowoConfig) -> PhiConfig:
+    """The decoder's config: from ``llm_config``, else from ``llm_model_path``.
+
+    Raises:
+        ValueError: the language model's config cannot be read, or neither key is set.
+    """
+    if showo.llm_config is not None:
+        settings = {**showo.llm_config, "vocab_size": showo.vocab_size}
+        return _named("model.showo.llm_config", PhiConfig, **settings)
+    path = showo.llm_model_path
+    if path is None:
+        raise ValueError(
+            "model.showo.llm_model_path and model.showo.llm_config are both null: set one"
+        )
+    if path == PHI_1_5:
+        return PhiConfig(vocab_size=showo.vocab_size)
+    key = f"model.showo.llm_model_path = {path}"
+    return _named(key, PhiConfig.from_pretrained, path, vocab_size=showo.vocab_size)
+
+
+def _named(key: str, make: Callable[..., PhiConfig], *args: Any, **settings: Any) -> PhiConfig:
+    """Call ``make``; an error becomes one line that names the config key."""
+    try:
+        return make(*args, **settings)
+    except (OSError, TypeError, ValueError) as error:
+        raise ValueError(f"{key}: {str(error).strip().partition(chr(10))[0]}") from None
+
+
+def build_showo(showo: ShowoConfig, attention: str = "sdpa") -> ShowO:
+    """A model of the config's sizes with random weights from torch's global generator."""
+    return ShowO(backbone_config(showo), showo.clip_dim if showo.w_clip_vit else 0, attention)
+
+
+def empty_model(showo: ShowoConfig, attention: str = "sdpa") -> ShowO:
+    """A model of the config's sizes on the meta device: names and shapes without memory."""
+    with torch.device("meta"):
+        return build_showo(showo, attention)

@@ -1,8 +1,16 @@
-"""From text ids, image codes and features to one packed micro-batch."""
+"""Build sequences from text ids, image codes and features, and pack them into one micro-batch."""
 
-from showo_dist.sequences.pack import PackedBatch, pack
-from showo_dist.sequences.sequence import FLOWS, Sequence
+from showo_dist.config.flows import FLOWS
+from showo_dist.sequences.pack import TOKEN_MULTIPLE, PackedBatch, Sequence, pack
 from showo_dist.sequences.text import TextEncoder
 from showo_dist.sequences.vocabulary import Vocabulary
 
-__all__ = ["FLOWS", "PackedBatch", "Sequence", "TextEncoder", "Vocabulary", "pack"]
+__all__ = [
+    "FLOWS",
+    "TOKEN_MULTIPLE",
+    "PackedBatch",
+    "Sequence",
+    "TextEncoder",
+    "Vocabulary",
+    "pack",
+]

@@ -1,6 +1,4 @@
-"""Text to ids: plain captions, prompts, and conversations with their supervised answers.
-
-Ways to ask for a description of an image, for captioning and for RecA's reconstruction flow."""
+"""Encode captions, prompts and conversations as token ids, and mark the answers to supervise."""
 
 from collections.abc import Iterable
 from importlib.resources import files
@@ -22,20 +20,23 @@ _HUMAN = ("human", "user")
 
 
 def question_prompt(question: str) -> str:
-    """How a question is put to the model (docs/specification.md, section 9)."""
+    """Wrap a question as the model expects it (docs/specification.md, section 9)."""
     return f"USER: \n{question} ASSISTANT:"
 
 
 class TextEncoder:
-    """The language model's tokenizer without Show-o's special tokens: text cannot spell them.
+    """The language model's text tokenizer.
+
+    It does not know Show-o's special tokens, so a text that contains "<|soi|>" is encoded as plain characters
+    and cannot break the layout of a sequence.
 
     Args:
         path: folder or hub id of a fast tokenizer with ``<|endoftext|>``.
-        text_vocabulary: room for text tokens in the model's table (``llm_vocab_size``).
+        text_vocabulary: number of text rows in the model's embedding table (``llm_vocab_size``).
 
     Raises:
-        ValueError: the tokenizer cannot be read, has more tokens than there is room for, or lacks
-            ``<|endoftext|>``.
+        ValueError: the tokenizer cannot be read, has more tokens than the table has rows, or has no
+            ``<|endoftext|>`` token.
     """
 
     def __init__(self, path: str | Path, text_vocabulary: int) -> None:
@@ -51,28 +52,32 @@ class TextEncoder:
         self.bos = int(end)
 
     def vocabulary(self, text_vocabulary: int, codebook: int) -> Vocabulary:
+        """The id table of a model with this tokenizer; sizes as in :class:`Vocabulary`."""
         return Vocabulary(text=text_vocabulary, codebook=codebook, bos=self.bos)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the text alone, nothing added."""
+        """Ids of the text, without bos or eos."""
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def decode(self, ids: Iterable[int]) -> str:
+        """Text of the ids; ``<|endoftext|>`` is left out."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def conversation(self, turns: Iterable[tuple[str, str]]) -> tuple[list[int], list[bool]]:
-        """A LLaVA conversation and which of its ids are answers.
+        """Encode a LLaVA conversation and mark its answers.
 
         Args:
-            turns: (role, value) pairs that alternate, a human first; ``<image>`` markers are removed.
+            turns: alternating (role, value) pairs, starting with a human; ``<image>`` markers are removed.
 
         Returns:
-            Ids of ``USER: q ASSISTANT: a<|endoftext|>…`` and, for each, whether it belongs to an answer
-            or the end mark after it.
+            Ids of ``USER: q ASSISTANT: a<|endoftext|>…`` and, for each id, whether it belongs to an answer
+            or to the ``<|endoftext|>`` after it.
         """
         text, answers = _conversation_text(turns)
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         offsets = encoded["offset_mapping"]
+        # Encoded as one string, so that the ids where two turns meet are those of the whole text. A token is
+        # supervised only if it lies inside an answer: one across the boundary is also part of the question.
         supervised = [any(a <= start and end <= b for a, b in answers) for start, end in offsets]
         return encoded["input_ids"], supervised
 
@@ -93,7 +98,7 @@ def _load_tokenizer(path: str) -> PreTrainedTokenizerBase:
 
 
 def _conversation_text(turns: Iterable[tuple[str, str]]) -> tuple[str, list[tuple[int, int]]]:
-    """The conversation as one string and the character ranges of its answers, end marks included."""
+    """Join the turns to one string; also return the character ranges of the answers with their end marks."""
     text = ""
     answers = []
     for role, value in turns:
@@ -108,6 +113,6 @@ def _conversation_text(turns: Iterable[tuple[str, str]]) -> tuple[str, list[tupl
 
 
 def description_prompts() -> list[str]:
-    """One prompt per line of the package's data file."""
+    """Prompts that ask for a description of an image, for captioning and RecA."""
     text = (files("showo_dist") / "data" / "description_prompts.txt").read_text(encoding="utf-8")
     return [line for line in text.splitlines() if line]

@@ -1,4 +1,4 @@
-"""``showo-dist text-tokenizer``: train a byte-level BPE on the texts of any shards."""
+"""``showo-dist text-tokenizer``: train a byte-level BPE tokenizer on the texts of shards."""
 
 import argparse
 from collections.abc import Iterator
@@ -13,14 +13,14 @@ from showo_dist.sequences.text import END_OF_TEXT, description_prompts, question
 
 
 def texts_of(urls: tuple[str, ...], kind: Kind, limit: int) -> Iterator[str]:
-    """Texts of the first samples of some shards, as training will see them.
+    """Yield the texts of the first samples of some shards, formatted as in training.
 
     Args:
-        urls: shards.
+        urls: paths, URLs or brace patterns of the shards.
         kind: ``text`` for captions and plain texts, or ``conversation``.
-        limit: samples to read at most.
+        limit: largest number of samples to read.
     """
-    # A conversation's image is decoded by the source, so it is made as small as can be.
+    # The source decodes the image of a conversation; resizing it to one pixel keeps that cheap.
     source = Source(FlowSpec(flow="text", kind=kind, urls=urls, batch=1, transform=vq_transform(1)))
     for position in range(min(limit, len(source))):
         sample = source[position]
@@ -31,7 +31,7 @@ def texts_of(urls: tuple[str, ...], kind: Kind, limit: int) -> Iterator[str]:
 
 
 def train(texts: Iterator[str], size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE with ``<|endoftext|>`` as its only special token and at most ``size`` tokens."""
+    """Train a byte-level BPE of at most ``size`` tokens; ``<|endoftext|>`` is its only special token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -48,9 +48,9 @@ def train(texts: Iterator[str], size: int) -> PreTrainedTokenizerFast:
 
 
 def main(argv: list[str]) -> int:
-    """``text-tokenizer --out DIR --size N [--texts URL…] [--conversations URL…]``.
+    """``showo-dist text-tokenizer --out DIR --size N [--texts URL…] [--conversations URL…]``.
 
-    The prompts that ask for descriptions are always among the texts.
+    The description prompts are always part of the texts.
     """
     parser = argparse.ArgumentParser(prog="showo-dist text-tokenizer", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")

@@ -1,8 +1,9 @@
-"""The one table of token ids: text, ten special tokens, image codes, the mask token."""
+"""The table of token ids: text tokens, ten special tokens, image codes and the mask token, in this order."""
 
 from dataclasses import dataclass
 
-# Ids that follow the text tokens, in this order (docs/specification.md, section 1).
+# Their ids follow those of the text tokens, in this order (docs/specification.md, section 1). Show-o uses
+# the first three, t2i and mmu; the video tokens only keep the published numbering.
 SPECIAL_TOKENS = (
     "[PAD]",
     "<|soi|>",
@@ -24,7 +25,7 @@ class Vocabulary:
     Args:
         text: number of text tokens of the language model (50,295 for phi-1.5).
         codebook: number of image codes (8,192 for the released tokenizer).
-        bos: id of ``<|endoftext|>``, which is also eos, sot and eot.
+        bos: id of ``<|endoftext|>``, which serves as bos and eos (and sot and eot).
     """
 
     text: int
@@ -33,6 +34,7 @@ class Vocabulary:
 
     def special(self, token: str) -> int:
         """Id of one of :data:`SPECIAL_TOKENS`."""
+        # Special tokens follow the text tokens in the table's order.
         return self.text + SPECIAL_TOKENS.index(token)
 
     @property
@@ -66,7 +68,8 @@ class Vocabulary:
 
     @property
     def mask(self) -> int:
-        """Id of the mask token, the last of the table."""
+        """Id of the mask token, the last one of the table."""
+        # One past the last code, so "masked" is just another code for the samplers.
         return self.image_offset + self.codebook
 
     @property

@@ -15,11 +15,11 @@ from showo_dist.config.experiment import ExperimentConfig
 from showo_dist.models.weights.sources import CheckpointWeights
 from showo_dist.runtime.ranks import Ranks
 from showo_dist.sequences import pack
-from showo_dist.training import engine_state
-from showo_dist.training.deepspeed_engine import build_engine
+from showo_dist.training.deepspeed_engine import build_deepspeed_engine
 from showo_dist.training.step import Stepper
 from tests.single_pass.batches import VOCABULARY, build_tiny, global_batch, split
 from tests.single_pass.case import Case, config_of
+from tests.single_pass.rank import whole_weight
 
 BEFORE, AFTER = 4, 20  # steps until the save, and compared steps behind it
 CPU = torch.device("cpu")
@@ -46,7 +46,7 @@ class TinyRun:
 
     def build(self) -> "TinyRun":
         """Wrap the model as it is now."""
-        self.engine = build_engine(self.model, config_of(self.case), CPU)
+        self.engine = build_deepspeed_engine(self.model, config_of(self.case), CPU)
         self.stepper = Stepper(self.engine, self.case.coefficients, "global", CPU)
         return self
 
@@ -55,7 +55,7 @@ class TinyRun:
         weights, reader = CheckpointWeights(folder), CheckpointReader(folder)
         self.model.load_state_dict({name: weights.read(name) for name in weights.meta})
         self.build()
-        engine_state.restore(self.engine, reader.read_piece, reader.state.optimizer_steps)
+        self.engine.restore(reader.read_piece, reader.state.optimizer_steps)
         self.step = reader.state.step
         return self
 
@@ -78,7 +78,7 @@ class TinyRun:
             step=self.step,
             positions={"t2i": 4 * self.step},
             schedule={},
-            optimizer_steps=engine_state.optimizer_steps(self.engine),
+            optimizer_steps=self.engine.optimizer_steps(),
             wandb_id=None,
             versions={},
             batch=BatchShape(self.ranks.world, self.case.micro_steps, {"t2i": 4}),
@@ -88,11 +88,11 @@ class TinyRun:
         """Whole weights and moments by kind and name."""
         kinds: dict[str, Named] = {"weight": {}, **{kind: {} for kind in MOMENTS}}
         for name, parameter in self.engine.module.named_parameters():
-            kinds["weight"][name] = engine_state.weight(self.engine, parameter).clone()
+            kinds["weight"][name] = whole_weight(parameter).clone()
             for kind in MOMENTS:
                 full = safe_get_full_optimizer_state(parameter, kind)
                 if full is None:
-                    full = self.engine.optimizer.state[parameter][kind]
+                    full = self.engine.raw.optimizer.state[parameter][kind]
                 kinds[kind][name] = full.clone()
         return kinds
 
@@ -112,7 +112,7 @@ def undisturbed(ranks: Ranks, folder: Path, stage: int, settings: Settings = ())
     saved = writer.save(run.engine, run.state())
     losses = run.train(AFTER)
     lines = writer.finish()
-    held = sum(len(p.values_N) for p in engine_state.owned(run.engine, ranks.rank, ranks.world))
+    held = sum(len(p.values_N) for p in run.engine.owned(ranks.rank, ranks.world))
     return {"state": state, "losses": losses, "folder": saved, "lines": lines, "held": held}
 
 

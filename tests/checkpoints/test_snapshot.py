@@ -8,7 +8,6 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from showo_dist.checkpoint.slices import KINDS, Piece, TensorIndex, even_share
 from showo_dist.checkpoint.snapshot import Snapshot
-from showo_dist.training import engine_state
 from showo_dist.training.torch_engine import TorchEngine
 
 
@@ -45,7 +44,7 @@ def test_the_optimizer_step_asks_first() -> None:
     schedule = LambdaLR(optimizer, lambda step: 1.0)
     engine = TorchEngine(model, optimizer, schedule, micro_steps=2, max_norm=None, bf16=False)
     asked: list[torch.Tensor] = []
-    engine_state.before_updates(engine, lambda: asked.append(model.weight.detach().clone()))
+    engine.before_update(lambda: asked.append(model.weight.detach().clone()))
     before = model.weight.detach().clone()
     for _ in range(2):
         engine.backward(engine(torch.ones(1, 2)).sum())

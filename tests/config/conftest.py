@@ -1,4 +1,4 @@
-"""Where the configs and the list of published values lie, and a published file in short."""
+"""Paths of the configs and of the list of published values."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,7 @@ CONFIGS = ROOT / "configs"
 
 @pytest.fixture(scope="session")
 def published_values() -> str:
-    """The list of published values: SHOWO_PUBLISHED_CONFIGS names it, else it lies beside the project."""
+    """The list of published values: the file SHOWO_PUBLISHED_CONFIGS, or one beside the project."""
     default = ROOT.parent / "shared" / "published-configs.md"
     file = Path(os.environ.get("SHOWO_PUBLISHED_CONFIGS", default))
     if not file.is_file():

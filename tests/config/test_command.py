@@ -13,19 +13,24 @@ from tests.config.conftest import CONFIGS, ROOT
 RECA = str(CONFIGS / "reca" / "showo_reca.yaml")
 
 
-def test_prints_what_it_resolved(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_prints_the_resolved_config(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["config", RECA, "training.batch_size_mmu=3"]) == 0
     printed = capsys.readouterr()
     (tmp_path / "out.yaml").write_text(printed.out)
     config = load_file(tmp_path / "out.yaml", TrainConfig, check=False)
     assert config == load_file(RECA, TrainConfig, ["training.batch_size_mmu=3"], check=False)
-    lines = printed.err.splitlines()
-    assert [line.startswith("to fill in before training: dataset.params.") for line in lines] == [
-        True
-    ] * 2
+    kinds = [line.partition(": ")[0] for line in printed.err.splitlines()]
+    assert kinds.count("to fill in before training") == 2
+    assert set(kinds) <= {"to fill in before training", "without effect"}
 
 
-def test_tells_warnings(capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_keys_without_effect(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", RECA, "dataset.preprocessing.random_flip=true"]) == 0
+    line = "without effect: dataset.preprocessing.random_flip = True: captions say left and right"
+    assert line in capsys.readouterr().err
+
+
+def test_prints_warnings(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", RECA, "training.down_scale=1"]) == 0
     assert "warning: training.down_scale = 1" in capsys.readouterr().err
 

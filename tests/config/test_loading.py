@@ -1,4 +1,4 @@
-"""Files, inheritance, arguments, round trips, and schemas of one's own."""
+"""Config files, inheritance, arguments, round trips and other schemas."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,7 +37,7 @@ def write(folder: Path, **files: str) -> None:
         (folder / f"{name}.yaml").write_text(text)
 
 
-def test_a_schema_of_ones_own() -> None:
+def test_another_schema() -> None:
     config = load(["codebook.entropy_weight='1e-3'", "names=[a, b]"], Small)
     assert config == Small(names=["a", "b"], codebook=Codebook(entropy_weight=1e-3))
     with pytest.raises(
@@ -49,7 +49,7 @@ def test_a_schema_of_ones_own() -> None:
     assert load(["steps=1000"], Small, check=False).steps == 1000
 
 
-def test_later_wins(tmp_path: Path) -> None:
+def test_later_values_win(tmp_path: Path) -> None:
     write(
         tmp_path,
         first="steps: 1\nnames: [x]\ncodebook: {size: 16, entropy_weight: 0.5}",
@@ -68,7 +68,7 @@ def test_bases_are_found_beside_their_file(tmp_path: Path) -> None:
     assert load_file(tmp_path / "a" / "b" / "leaf.yaml", Small) == Small(steps=7, names=["y"])
 
 
-def test_the_same_base_twice_is_no_circle(tmp_path: Path) -> None:
+def test_the_same_base_twice(tmp_path: Path) -> None:
     write(
         tmp_path,
         root="steps: 7",
@@ -107,7 +107,7 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "argument", ["steps", "--steps=3", "=3", "a..b=1", ".=1", "names=[a", "[0]=1"]
 )
-def test_arguments_that_are_none(argument: str) -> None:
+def test_malformed_arguments(argument: str) -> None:
     with pytest.raises(ValueError) as caught:
         load(["steps=1", argument], Small)
     assert argument.partition("=")[0] in str(caught.value)
@@ -127,7 +127,7 @@ def test_launcher_argument_and_positional_file(tmp_path: Path) -> None:
         lambda text: text not in ("null", "~", "???") and text[0] not in "'\"$\\"
     )
 )
-def test_text_arguments_are_taken_as_they_stand(text: str) -> None:
+def test_text_arguments_are_taken_literally(text: str) -> None:
     assume("${" not in text)
     assert load([f"title={text}"], Small).title == text
 
@@ -143,7 +143,7 @@ def test_quotes_and_null_of_text_arguments() -> None:
     )
 
 
-def test_top_level_key_beats_the_section_of_an_earlier_layer(tmp_path: Path) -> None:
+def test_top_level_key_overrides_the_section_of_an_earlier_layer(tmp_path: Path) -> None:
     write(tmp_path, base="guidance_scale: 2", own="base: base.yaml\ntraining: {guidance_scale: 3}")
     file = tmp_path / "own.yaml"
     assert load_file(file, TrainConfig, check=False).training.guidance_scale == 3
@@ -153,7 +153,7 @@ def test_top_level_key_beats_the_section_of_an_earlier_layer(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("name", ["showo/showo_demo", "reca/showo_reca_blur8", "mini/pretrain"])
-def test_resolved_yaml_reads_back_to_the_same(name: str, tmp_path: Path) -> None:
+def test_resolved_yaml_round_trip(name: str, tmp_path: Path) -> None:
     config = load_file(CONFIGS / f"{name}.yaml", TrainConfig, check=False)
     text = to_yaml(config)
     write(tmp_path, resolved=text)
@@ -161,7 +161,7 @@ def test_resolved_yaml_reads_back_to_the_same(name: str, tmp_path: Path) -> None
     assert "${" not in text
 
 
-def test_defaults_are_the_dataclass() -> None:
+def test_defaults_are_those_of_the_dataclass() -> None:
     assert load([], TrainConfig, check=False) == TrainConfig()
 
 

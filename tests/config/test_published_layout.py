@@ -1,10 +1,11 @@
-"""Files with the keys and spellings of the published ones load unchanged."""
+"""Files with the keys and spellings of the published configs load unchanged."""
 
 from pathlib import Path
 
 import pytest
 
 from showo_dist.config import TrainConfig, active_flows, load, load_file
+from showo_dist.config.rules import check
 
 TRAINING = """
 wandb:
@@ -234,7 +235,7 @@ def test_demo_file_and_its_command_line(tmp_path: Path) -> None:
         "pretrained_model_path=./checkpoints/show-o",
     ]
     config = load(arguments, TrainConfig, check=False)
-    config.check(for_training=False)
+    check(config, for_training=False)
     assert config.training.batch_size == config.dataset.params.batch_size == 8
     assert (config.training.guidance_scale, config.training.generation_timesteps) == (1.75, 18)
     assert config.dataset.params.validation_prompts_file == "prompts.txt"

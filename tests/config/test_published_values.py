@@ -1,4 +1,4 @@
-"""The configs that carry published names carry the published values."""
+"""The configs with published names have the published values."""
 
 import ast
 import re
@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from showo_dist.config import TrainConfig, active_flows, load_file
+from showo_dist.config.rules import check, missing_data, warnings_about
 from tests.config.conftest import CONFIGS
 
 FACT = re.compile(r"`([\w.]+)` (?:= )?('[^']*'|[^;\n]+)")
@@ -29,7 +30,7 @@ FOLDERS = dict.fromkeys(TUNING + DEMOS + STAGES, "showo") | dict.fromkeys(RECA, 
 @cache
 def open_config(name: str) -> TrainConfig:
     config = load_file(CONFIGS / FOLDERS[name] / f"{name}.yaml", TrainConfig, check=False)
-    config.check(for_training=False)
+    check(config, for_training=False)
     return config
 
 
@@ -120,21 +121,21 @@ def test_compact_facts(row: tuple[Any, ...]) -> None:
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-def test_data_paths_are_the_only_thing_to_fill_in(name: str) -> None:
+def test_only_data_paths_are_to_fill_in(name: str) -> None:
     config = deepcopy(open_config(name))
     flows = active_flows(config).values()
-    assert [line.split()[0] for line in config.to_fill_in()] == [flow.path_key for flow in flows]
+    assert [line.split()[0] for line in missing_data(config)] == [flow.path_key for flow in flows]
     if name in DEMOS:
         with pytest.raises(ValueError, match="no flow is on"):
-            config.check()
+            check(config)
     else:
         with pytest.raises(ValueError, match="is empty"):
-            config.check()
+            check(config)
         for flow in flows:
             setattr(
                 config.dataset.params, flow.path_key.rpartition(".")[2], "shards/{000..099}.tar"
             )
-        config.check()
+        check(config)
 
 
 def test_blur_and_half_size_conditions() -> None:
@@ -146,7 +147,7 @@ def test_blur_and_half_size_conditions() -> None:
 @pytest.mark.parametrize("name", ["pretrain", "reca"])
 def test_mini_configs_are_ready_to_train(name: str) -> None:
     config = load_file(CONFIGS / "mini" / f"{name}.yaml", TrainConfig)
-    assert config.warnings() == []
+    assert warnings_about(config) == []
     assert (
         set(active_flows(config))
         == {
@@ -156,12 +157,12 @@ def test_mini_configs_are_ready_to_train(name: str) -> None:
     )
 
 
-def test_nothing_of_a_machine_is_in_the_configs() -> None:
+def test_no_absolute_path_in_the_configs() -> None:
     for file in CONFIGS.rglob("*.yaml"):
         assert not re.search(r"[\s\"'\[](/|~)\w", file.read_text()), file
 
 
-def test_each_file_holds_only_what_differs() -> None:
+def test_each_file_has_only_its_differences() -> None:
     for name, folder in FOLDERS.items():
         text = (CONFIGS / folder / f"{name}.yaml").read_text()
         assert "base: " in text and len(text.splitlines()) <= 8, name

@@ -1,4 +1,4 @@
-"""The page about configuration says what the schema says."""
+"""docs/configuration.md agrees with the schema."""
 
 import dataclasses
 
@@ -19,7 +19,7 @@ def sections(schema: type) -> list[type]:
 
 def test_tables_are_current() -> None:
     assert PAGE.endswith("## Keys\n\n" + tables(TrainConfig)), (
-        "docs/configuration.md is out of date: replace what follows '## Keys' by the output of "
+        "docs/configuration.md is out of date: replace the part after '## Keys' with the output of "
         "python -m showo_dist.config.reference"
     )
 
@@ -32,7 +32,7 @@ def test_every_key_has_a_meaning() -> None:
         assert leaves <= set(field_docs(section)), section
 
 
-def test_top_level_keys_are_told_and_lead_somewhere() -> None:
+def test_top_level_keys_are_documented_and_point_to_known_keys() -> None:
     for old, new in PUBLISHED_TOP_LEVEL_KEYS.items():
         assert f"| `{old}` | `{new}` |" in PAGE
         assert new in known_keys(TrainConfig)

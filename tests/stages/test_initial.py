@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from showo_dist.config.model import ShowoConfig
+from showo_dist.models.showo import build_showo
 from showo_dist.models.weights.initial import TABLES, InitialWeights, kept_rows
-from showo_dist.models.weights.pretrained import build_showo, initial_weights, save_showo
+from showo_dist.models.weights.start import initial_weights
 from showo_dist.sequences import Vocabulary
+from tests.tiny import save_showo
 
 LLM = {
     "hidden_size": 16,

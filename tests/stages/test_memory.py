@@ -14,7 +14,6 @@ from showo_dist.models.weights.lora import add_adapters
 from showo_dist.training.deepspeed_engine import (
     check_offload,
     deepspeed_config,
-    recompute_activations,
 )
 from tests.single_pass import oracle
 from tests.single_pass.batches import build_tiny, global_batch
@@ -54,7 +53,7 @@ def test_every_second_block(group: RankGroup, engine: str, plain: oracle.Outcome
 @pytest.mark.parametrize(("every", "runs"), [(1, [2, 2]), (2, [2, 1]), (3, [2, 1])])
 def test_which_blocks_run_twice(every: int, runs: list[int]) -> None:
     model = build_tiny().train()
-    recompute_activations(model, every)
+    model.recompute_activations(every)
     counts = [0, 0]
     for number, block in enumerate(model.showo.model.layers):
 

@@ -1,4 +1,4 @@
-"""A recipe runs its stages in order, skips the finished ones, and goes on inside the one that was killed."""
+"""A recipe runs its stages in order, skips the finished ones, and resumes the one that was killed."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def start(world: TinyWorld, runs: Path) -> subprocess.Popen[str]:
 def wait_for(path: Path, process: subprocess.Popen[str], limit_s: float = 300) -> None:
     deadline = time.monotonic() + limit_s
     while not path.exists():
-        assert process.poll() is None and time.monotonic() < deadline, f"{path} never came"
+        assert process.poll() is None and time.monotonic() < deadline, f"{path} did not appear"
         time.sleep(0.02)
 
 
@@ -76,7 +76,7 @@ def test_killed_in_the_second_stage_and_started_again(
     output, _ = again.communicate(timeout=600)
     assert again.returncode == 0, output[-4000:]
     assert "== stage1: done before" in output and "== stage2: done before" not in output
-    assert "stage2/checkpoint-00000" in output.partition("going on from")[2].splitlines()[0]
+    assert "stage2/checkpoint-00000" in output.partition("resuming from")[2].splitlines()[0]
     assert (runs / "stage1" / "metrics.jsonl").stat().st_mtime_ns == first
     for name in NAMES:
         assert (runs / name / f"checkpoint-{STEPS:06d}").is_dir()

@@ -1,4 +1,4 @@
-"""MAGVITv2, the image tokenizer of Show-o: pixels to integer codes and back."""
+"""MAGVITv2, Show-o's image tokenizer: pixels to integer codes and back."""
 
 from showo_dist.models.magvitv2.config import MAGVITv2Config, StackConfig
 from showo_dist.models.magvitv2.model import MAGVITv2, TokenizerOutput

@@ -5,16 +5,16 @@ from dataclasses import dataclass, field
 
 @dataclass(kw_only=True)
 class StackConfig:
-    """Sizes of an encoder or a decoder. Level 0 is the full resolution; each further halves it."""
+    """Sizes of an encoder or a decoder. Level 0 has the full resolution; each further level halves it."""
 
     channels: int = 128
     """Channels at multiplier 1."""
 
     multipliers: list[int] = field(default_factory=lambda: [1, 2, 2, 4, 4])
-    """Channel multiplier of each level; the number of levels fixes the down-sampling."""
+    """Channel multiplier of each level. n levels downsample by 2**(n-1)."""
 
     res_blocks: list[int] = field(default_factory=lambda: [4, 3, 4, 3, 4])
-    """Residual blocks of each level. 0 is allowed where the level does not change the width."""
+    """Residual blocks of each level; 0 is allowed where a level does not change the width."""
 
     @property
     def widths(self) -> list[int]:
@@ -22,7 +22,7 @@ class StackConfig:
         return [self.channels * multiplier for multiplier in self.multipliers]
 
     def validate(self, name: str, norm_groups: int) -> None:
-        """Raise ``ValueError`` naming the key under ``name`` that does not fit."""
+        """Raise ``ValueError`` if sizes do not fit together; the message names the key under ``name``."""
         if not self.multipliers or len(self.multipliers) != len(self.res_blocks):
             raise ValueError(
                 f"{name}.res_blocks={list(self.res_blocks)}: one number per level is needed, "
@@ -44,15 +44,15 @@ class MAGVITv2Config:
     """Everything that fixes the shapes of a :class:`MAGVITv2`."""
 
     resolution: int = 256
-    """Side in pixels of the images it is meant for; it runs at any multiple of ``downsample``."""
+    """Side in pixels of the images it is trained on; it accepts any multiple of ``downsample``."""
 
     bits: int = 13
-    """Latent channels, one bit of the code each: the codebook has ``2**bits`` entries."""
+    """Latent channels. Each gives one bit of the code, so the codebook has ``2**bits`` entries."""
 
     image_channels: int = 3
 
     norm_groups: int = 32
-    """Groups of every GroupNorm; must divide every width."""
+    """Groups of every GroupNorm; must divide every level's channels."""
 
     encoder: StackConfig = field(default_factory=StackConfig)
     decoder: StackConfig = field(default_factory=_decoder_sizes)
@@ -68,11 +68,11 @@ class MAGVITv2Config:
 
     @property
     def codes_per_image(self) -> int:
-        """Codes of a square image of ``resolution``."""
+        """Number of codes of a square image of ``resolution`` pixels."""
         return (self.resolution // self.downsample) ** 2
 
     def validate(self) -> None:
-        """Raise ``ValueError`` naming the key that does not fit the others."""
+        """Raise ``ValueError`` if sizes do not fit together; the message names the key."""
         if not 1 <= self.bits <= 20:
             raise ValueError(f"bits={self.bits}: 1 to 20 are possible")
         self.encoder.validate("encoder", self.norm_groups)
@@ -94,7 +94,7 @@ class MAGVITv2Config:
 
 
 def _check_empty_levels(name: str, widths: list[int], res_blocks: list[int]) -> None:
-    """A level without blocks has nothing that could change the width on the way through it."""
+    """Raise ``ValueError`` if a level without blocks would have to change the number of channels."""
     for level, blocks in enumerate(res_blocks):
         before, after = widths[level], widths[level + 1]
         if blocks < 0 or (blocks == 0 and before != after):

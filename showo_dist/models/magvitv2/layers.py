@@ -1,18 +1,19 @@
-"""Blocks shared by encoder and decoder; attribute names are those of the released checkpoints.
+"""The convolutional encoder and decoder, and their blocks.
 
-Pixels to latents.
-
-Quantised latents to pixels."""
+Attributes are named as in the released checkpoints, because they name the weights.
+"""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from showo_dist.models.magvitv2.config import MAGVITv2Config
 
-NORM_EPS = 1e-6  # of the released model
+NORM_EPS = 1e-6  # the released model's; torch's default is 1e-5
 
 
 def group_norm(channels: int, groups: int) -> nn.GroupNorm:
+    """GroupNorm with the released model's epsilon."""
+    """A GroupNorm as the released model has it."""
     return nn.GroupNorm(groups, channels, eps=NORM_EPS)
 
 
@@ -36,7 +37,7 @@ class ResBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """One head of self-attention over all places of the grid, as wide as the channels."""
+    """Self-attention over all positions of the grid, with one head as wide as the channels."""
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
@@ -58,7 +59,7 @@ class AttentionBlock(nn.Module):
 
 
 class MiddleBlock(nn.Module):
-    """Residual, attention, residual at the resolution of the codes."""
+    """Residual block, attention, residual block, at the resolution of the codes."""
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
@@ -71,18 +72,19 @@ class MiddleBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Strided convolution that halves both sides; zeros are added right and below only."""
+    """Strided convolution that halves both sides; zeros are padded on the right and at the bottom only."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
+        # The published encoder pads on two sides only; symmetric padding would shift all latents.
         return self.conv(F.pad(x_BCHW, (0, 1, 0, 1)))
 
 
 class Upsample(nn.Module):
-    """Nearest-neighbour doubling of both sides, then a convolution."""
+    """Nearest-neighbour upsampling of both sides by 2, then a convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -93,7 +95,7 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """The residual blocks of one resolution, optionally with a change of resolution after them."""
+    """The residual blocks of one resolution, optionally followed by a ``downsample`` or ``upsample``."""
 
     block: nn.ModuleList
 
@@ -114,7 +116,7 @@ class Level(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Convolutional encoder, (B, 3, H, W) in [-1, 1] to latents (B, bits, H/d, W/d)."""
+    """Pixels (B, 3, H, W) in [-1, 1] to latents (B, bits, H/d, W/d); d is ``config.downsample``."""
 
     def __init__(self, config: MAGVITv2Config) -> None:
         super().__init__()
@@ -143,7 +145,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Convolutional decoder, (B, bits, h, w) of ±1 to pixels (B, 3, h·d, w·d), about [-1, 1]."""
+    """Latents (B, bits, h, w) of ±1 to pixels (B, 3, h·d, w·d), about in [-1, 1]."""
 
     def __init__(self, config: MAGVITv2Config) -> None:
         super().__init__()
@@ -152,7 +154,7 @@ class Decoder(nn.Module):
         self.post_quant_conv = nn.Conv2d(config.bits, config.bits, 1)
         self.conv_in = nn.Conv2d(config.bits, widths[-1], 3, padding=1)
         self.mid = MiddleBlock(widths[-1], groups)
-        self.up = nn.ModuleList()  # up.0 is the full resolution, and runs last
+        self.up = nn.ModuleList()  # as released, up.0 has the full resolution and runs last
         for index, (width, before) in enumerate(
             zip(widths, [*widths[1:], widths[-1]], strict=True)
         ):

@@ -1,6 +1,4 @@
-"""The tokenizer's ``config.json``, and writing its folder.
-
-The image tokenizer: encoder, look-up-free quantizer, decoder."""
+"""The image tokenizer (encoder, look-up-free quantizer, decoder), and reading and writing its folder."""
 
 import json
 from collections.abc import Callable
@@ -26,20 +24,115 @@ from showo_dist.models.weights.folder import (
 )
 
 
-def save(folder: str | Path, config: MAGVITv2Config, state: dict[str, Tensor]) -> None:
-    """Write config and weights; the weights last, so that a broken write is seen as missing."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG_NAME).write_text(json.dumps(asdict(config), indent=2) + "\n")
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    save_file(contiguous, folder / SAFETENSORS_NAME, metadata={"format": "pt"})
+@dataclass
+class TokenizerOutput:
+    """Result of one training forward."""
+
+    reconstruction: Tensor
+    """(B, 3, H, W), about in [-1, 1]."""
+
+    codes: Tensor
+    """(B, N), int64."""
+
+    losses: QuantizerLosses
+
+
+class MAGVITv2(nn.Module):
+    """Pixels in [-1, 1] to codes and back; weights have the names and shapes of the released checkpoint."""
+
+    def __init__(self, config: MAGVITv2Config | None = None) -> None:
+        """Build with random weights; None means the released sizes.
+
+        Raises:
+            ValueError: the sizes do not fit together.
+        """
+        super().__init__()
+        self.config = config or MAGVITv2Config()
+        self.config.validate()
+        self.encoder = Encoder(self.config)
+        self.decoder = Decoder(self.config)
+        self.quantize = LookupFreeQuantizer(self.config.bits)
+
+    def encode_latents(self, pixels_B3HW: Tensor) -> Tensor:
+        """Pixels to continuous latents (B, bits, H/d, W/d); d is ``config.downsample``.
+
+        Raises:
+            ValueError: H or W is not a multiple of d.
+        """
+        height, width = pixels_B3HW.shape[-2:]
+        if height % self.config.downsample or width % self.config.downsample:
+            raise ValueError(
+                f"image of {width}×{height} pixels: the tokenizer needs multiples "
+                f"of {self.config.downsample}"
+            )
+        return self.encoder(pixels_B3HW)
+
+    @torch.no_grad()
+    def encode(self, pixels_B3HW: Tensor) -> Tensor:
+        """Pixels to codes (B, N), int64, row by row of the grid; N = H·W / d²."""
+        return self.quantize.codes(self.encode_latents(pixels_B3HW))
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Codes to pixels (B, 3, H, W), about in [-1, 1].
+
+        Args:
+            codes: (B, h, w), or (B, N) of a square grid.
+
+        Raises:
+            ValueError: N is not a square number.
+        """
+        return self.decoder(self.quantize.lookup(_as_grid(codes)))
+
+    def forward(
+        self, pixels_B3HW: Tensor, pool: Callable[[Tensor], Tensor] | None = None
+    ) -> TokenizerOutput:
+        """Encode, quantise and decode, with the loss terms of the quantizer; ``pool`` as there."""
+        quantized_BChw, codes_BN, losses = self.quantize(self.encode_latents(pixels_B3HW), pool)
+        return TokenizerOutput(self.decoder(quantized_BChw), codes_BN, losses)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``config.json`` and ``model.safetensors`` into ``folder``, which is created if missing."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / CONFIG_NAME).write_text(json.dumps(asdict(self.config), indent=2) + "\n")
+        # The weights come last: an interrupted write leaves a folder without weights, which is refused.
+        weights = {n: t.detach().cpu().contiguous() for n, t in self.state_dict().items()}
+        save_file(weights, folder / SAFETENSORS_NAME, metadata={"format": "pt"})
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, device: torch.device | str = "cpu") -> Self:
+        """Load a folder or a hub id, frozen and in eval mode.
+
+        Raises:
+            FileNotFoundError: a file is missing; it is named.
+            ValueError: weights do not fit the config; they are named.
+        """
+        folder = local_folder(source)
+        with torch.device("meta"):
+            model = cls(read_config(folder))
+        weights = read_weights(folder)
+        # The quantizer's buffers follow from the number of bits; some releases leave them out.
+        constants = LookupFreeQuantizer(model.config.bits).state_dict(prefix="quantize.")
+        check_fit(folder, model.state_dict(), constants | weights)
+        # Assigned, not copied: the meta model never takes memory of its own.
+        model.load_state_dict(constants | weights, assign=True)
+        return model.to(device).requires_grad_(False).eval()
+
+
+def _as_grid(codes: Tensor) -> Tensor:
+    if codes.dim() == 3:
+        return codes
+    side = isqrt(codes.shape[1])
+    if side * side != codes.shape[1]:
+        raise ValueError(f"{codes.shape[1]} codes are not a square: pass them as (B, h, w)")
+    return codes.view(-1, side, side)
 
 
 def read_config(folder: Path) -> MAGVITv2Config:
-    """Sizes from ``config.json``; a key that is absent has the released model's value.
+    """Read the sizes from ``config.json``; absent keys have the released model's value.
 
     Raises:
-        FileNotFoundError, ValueError: the file is missing, not JSON, or has a key that is not known.
+        FileNotFoundError, ValueError: the file is missing, is not JSON, or has an unknown key.
     """
     path = folder / CONFIG_NAME
     values = {key: value for key, value in read_json(path).items() if not key.startswith("_")}
@@ -56,90 +149,3 @@ def _check_keys(path: Path, values: dict[str, Any], schema: type) -> None:
     for key in values:
         if key not in known:
             raise ValueError(f"{path}: unknown key {key!r}; known are {', '.join(known)}")
-
-
-@dataclass
-class TokenizerOutput:
-    """What one training forward gives."""
-
-    reconstruction: Tensor
-    """(B, 3, H, W), about [-1, 1]."""
-
-    codes: Tensor
-    """(B, N), int64."""
-
-    losses: QuantizerLosses
-
-
-class MAGVITv2(nn.Module):
-    """Pixels in [-1, 1] to codes and back; names and shapes as in the released checkpoint."""
-
-    def __init__(self, config: MAGVITv2Config | None = None) -> None:
-        """Build with random weights; raises ``ValueError`` when the sizes do not fit together."""
-        super().__init__()
-        self.config = config or MAGVITv2Config()
-        self.config.validate()
-        self.encoder = Encoder(self.config)
-        self.decoder = Decoder(self.config)
-        self.quantize = LookupFreeQuantizer(self.config.bits)
-
-    def encode_latents(self, pixels_B3HW: Tensor) -> Tensor:
-        """Pixels to continuous latents (B, bits, H/d, W/d); both sides must be multiples of d."""
-        height, width = pixels_B3HW.shape[-2:]
-        if height % self.config.downsample or width % self.config.downsample:
-            raise ValueError(
-                f"image of {width}×{height} pixels: the tokenizer needs multiples "
-                f"of {self.config.downsample}"
-            )
-        return self.encoder(pixels_B3HW)
-
-    @torch.no_grad()
-    def encode(self, pixels_B3HW: Tensor) -> Tensor:
-        """Pixels to codes (B, N), int64, row by row; N = H·W / downsample²."""
-        return self.quantize.codes(self.encode_latents(pixels_B3HW))
-
-    def decode(self, codes: Tensor) -> Tensor:
-        """Codes to pixels (B, 3, H, W), about [-1, 1].
-
-        Args:
-            codes: (B, h, w), or (B, N) of a square grid.
-        """
-        return self.decoder(self.quantize.lookup(_as_grid(codes)))
-
-    def forward(
-        self, pixels_B3HW: Tensor, pool: Callable[[Tensor], Tensor] | None = None
-    ) -> TokenizerOutput:
-        """Reconstruct, with the loss terms of the codes; ``pool`` as in the quantizer."""
-        quantized_BChw, codes_BN, losses = self.quantize(self.encode_latents(pixels_B3HW), pool)
-        return TokenizerOutput(self.decoder(quantized_BChw), codes_BN, losses)
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``config.json`` and ``model.safetensors`` into ``folder``."""
-        save(folder, self.config, self.state_dict())
-
-    @classmethod
-    def from_pretrained(cls, source: str | Path, device: torch.device | str = "cpu") -> Self:
-        """Load a folder or a hub id, frozen and in eval mode.
-
-        Raises:
-            FileNotFoundError: naming the file that is not there.
-            ValueError: naming the weights that do not fit the config.
-        """
-        folder = local_folder(source)
-        with torch.device("meta"):
-            model = cls(read_config(folder))
-        weights = read_weights(folder)
-        # constants of the codebook size; some releases leave them out
-        constants = LookupFreeQuantizer(model.config.bits).state_dict(prefix="quantize.")
-        check_fit(folder, model.state_dict(), constants | weights)
-        model.load_state_dict(constants | weights, assign=True)
-        return model.to(device).requires_grad_(False).eval()
-
-
-def _as_grid(codes: Tensor) -> Tensor:
-    if codes.dim() == 3:
-        return codes
-    side = isqrt(codes.shape[1])
-    if side * side != codes.shape[1]:
-        raise ValueError(f"{codes.shape[1]} codes are not a square: pass them as (B, h, w)")
-    return codes.view(-1, side, side)

@@ -1,4 +1,6 @@
-"""Look-up-free quantisation (MAGVIT-v2, arXiv 2310.05737): the sign of each channel is one bit."""
+"""Look-up-free quantisation (MAGVIT-v2, arXiv 2310.05737): the sign of each channel is one bit of the code.
+
+Shapes here: C bits, T positions of the batch (B·h·w)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,22 +13,22 @@ COMMITMENT_BETA = 0.25  # weight of the published second commitment term
 
 @dataclass
 class QuantizerLosses:
-    """The terms a tokenizer is trained with besides reconstruction, unweighted scalars.
+    """The loss terms besides reconstruction, as unweighted scalars.
 
-    Entropies are in nats per bit of the code, so they lie in [0, ln 2] for every codebook size.
+    Entropies are in nats per bit of the code, hence in [0, ln 2] for every codebook size.
     """
 
     commitment: Tensor
     """Squared distance of the latents from ±1, plus the published β term."""
 
     sample_entropy: Tensor
-    """How undecided each place is; to be made small."""
+    """Mean entropy of the bits of one position. Minimised: each position should choose its code surely."""
 
     codebook_entropy: Tensor
-    """How evenly the bits are used over the batch, each bit for itself; to be made large."""
+    """Entropy of each bit over the batch, bit by bit. Maximised: both values of a bit should occur."""
 
     joint_entropy: Tensor
-    """How evenly whole codes are used over the batch; at most ``codebook_entropy``; large, too."""
+    """Entropy of whole codes over the batch; at most ``codebook_entropy``, which it can replace."""
 
 
 class LookupFreeQuantizer(nn.Module):
@@ -48,7 +50,7 @@ class LookupFreeQuantizer(nn.Module):
         return (bits_BNC * self.power_vals).sum(-1)
 
     def lookup(self, codes_Bhw: Tensor) -> Tensor:
-        """Codes (B, h, w) to the ±1 latents (B, bits, h, w) they stand for."""
+        """Codes (B, h, w) to their latents (B, bits, h, w) of ±1."""
         return self.embedding[codes_Bhw].permute(0, 3, 1, 2)
 
     def forward(
@@ -57,14 +59,15 @@ class LookupFreeQuantizer(nn.Module):
         """Quantise with a straight-through gradient.
 
         Args:
-            latents_BChw: the encoder's output; computed on in float32.
-            pool: averages a batch mean over all ranks, so that the entropies of code use are those
-                of the global batch; ``None`` when this process holds the whole batch.
+            latents_BChw: the encoder's output; converted to float32.
+            pool: averages a mean of this rank over all ranks, so that codebook and joint entropy are those of
+                the global batch; None when this process holds the whole batch.
 
         Returns:
-            ±1 latents (B, bits, h, w), codes (B, h·w) int64, and the loss terms.
+            latents (B, bits, h, w) of ±1, codes (B, h·w) int64, and the loss terms.
         """
         z_BChw = latents_BChw.float()
+        # Straight-through: forward uses the signs, backward the gradient of z.
         signs_BChw = torch.where(z_BChw > 0, 1.0, -1.0)
         quantized_BChw = z_BChw + (signs_BChw - z_BChw).detach()
         losses = _losses(z_BChw, quantized_BChw, pool or (lambda mean: mean))
@@ -79,7 +82,7 @@ def _losses(
     commitment = (quantized_BChw.detach() - z_BChw).square().mean() + COMMITMENT_BETA * (
         quantized_BChw - z_BChw.detach()
     ).square().mean()
-    # softmax over the negative squared distances to +1 and -1
+    # Probability that a bit is set: softmax over the negative squared distances to +1 and -1.
     prob_TC = torch.sigmoid(4 * z_BChw).movedim(1, -1).flatten(0, -2)
     return QuantizerLosses(
         commitment=commitment,
@@ -90,12 +93,12 @@ def _losses(
 
 
 def entropy(probability: Tensor) -> Tensor:
-    """-Σ p ln p, with 0 ln 0 = 0 and a finite gradient there."""
+    """-Σ p ln p in nats; 0 ln 0 is 0, with a finite gradient."""
     return -torch.xlogy(probability, probability.clamp_min(1e-12)).sum()
 
 
 def binary_entropy(probability: Tensor) -> Tensor:
-    """Entropy in nats of a coin, elementwise."""
+    """Entropy in nats of a binary variable, elementwise."""
     rest = 1 - probability
     return -torch.xlogy(probability, probability.clamp_min(1e-12)) - torch.xlogy(
         rest, rest.clamp_min(1e-12)
@@ -103,19 +106,20 @@ def binary_entropy(probability: Tensor) -> Tensor:
 
 
 def mean_code_probability(prob_TC: Tensor) -> Tensor:
-    """Mean over T places of the distribution over all 2**C codes, from the bits' probabilities.
+    """Average the distributions of T positions over all 2**C codes: (2**C,), from the bits' probabilities.
 
-    The bits of one place are independent, so each half of them has a distribution that is an outer
-    product, and the mean over places of the whole is one (2**a × T)·(T × 2**b) matrix product,
-    a + b = C: exact, without ever holding T × 2**C numbers.
+    The bits of one position are independent, so the distribution over its codes is the outer product of the
+    distributions over the first a and the last b bits, a + b = C. The mean over positions is therefore one
+    matrix product (2**a × T)·(T × 2**b): exact, without a (T × 2**C) tensor.
     """
+    # Two halves of the bits keep both factors at 2**(bits/2) columns.
     half = prob_TC.shape[1] // 2
     high_TI, low_TJ = _product(prob_TC[:, :half]), _product(prob_TC[:, half:])
     return (high_TI.T @ low_TJ).flatten() / len(prob_TC)
 
 
 def _product(prob_TC: Tensor) -> Tensor:
-    """Distribution (T, 2**C) over the codes of independent bits, the first bit the highest."""
+    """Distribution (T, 2**C) over the codes of C independent bits; the first bit is the most significant."""
     out_TI = prob_TC.new_ones(len(prob_TC), 1)
     for p_T in prob_TC.unbind(1):
         p_T1 = p_T[:, None]

@@ -16,7 +16,7 @@ CONFIG_NAME = "config.json"
 SAFETENSORS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 TORCH_NAME = "pytorch_model.bin"  # the older releases
-UNWRAPPED = "unwrapped_model"  # where the published training code puts config and weights
+UNWRAPPED = "unwrapped_model"  # subfolder that the published training code writes
 
 _WEIGHT_NAMES = (SAFETENSORS_NAME, INDEX_NAME, TORCH_NAME)
 _UNREADABLE = (SafetensorError, UnpicklingError, RuntimeError, EOFError, ValueError)
@@ -52,8 +52,9 @@ def local_folder(source: str | Path) -> Path:
 
 
 def inner_folder(folder: Path) -> Path:
-    """Where config and weights lie: the folder itself, or the published training code's part of it."""
+    """The folder of config and weights: the folder itself, or the published training code's subfolder."""
     inner = folder / UNWRAPPED
+    # A folder that has weights itself is used as it is, even if a subfolder of that name exists.
     here = any((folder / name).is_file() for name in _WEIGHT_NAMES)
     return inner if inner.is_dir() and not here else folder
 
@@ -62,7 +63,7 @@ def read_json(path: Path) -> dict:
     """A JSON object.
 
     Raises:
-        FileNotFoundError, ValueError: it is missing or not JSON; the file is named.
+        FileNotFoundError, ValueError: naming the file that is missing or not JSON.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: missing; a model folder needs it")
@@ -82,6 +83,7 @@ def weight_files(folder: Path) -> list[Path]:
     if (folder / SAFETENSORS_NAME).is_file():
         return [folder / SAFETENSORS_NAME]
     if (folder / INDEX_NAME).is_file():
+        # Each shard once, in a fixed order.
         names = set(read_json(folder / INDEX_NAME)["weight_map"].values())
         return [folder / name for name in sorted(names)]
     if (folder / TORCH_NAME).is_file():
@@ -90,14 +92,14 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 class FolderWeights:
-    """Weights of a model folder by name, read one at a time; nothing is ever unpickled as code.
+    """Weights of a model folder by name, read one at a time; unpickling cannot run code (``weights_only``).
 
-    Safetensors are mapped, and so is a ``pytorch_model.bin`` of today's format: a tensor takes memory when it
-    is read.
+    Safetensors and ``pytorch_model.bin`` of torch 1.6 or newer are mapped: a tensor takes memory when it is
+    read.
 
     Attributes:
-        folder: the folder, for messages.
-        meta: a tensor on the meta device for every name: shape and dtype.
+        folder: for messages.
+        meta: shape and dtype of every weight, as tensors on the meta device.
 
     Raises:
         FileNotFoundError, ValueError: a file is missing or cannot be read; it is named.
@@ -176,6 +178,7 @@ def check_fit(folder: Path, expected: Mapping[str, Tensor], found: Mapping[str, 
     Raises:
         ValueError: the weights do not fit; the first few are named.
     """
+    # All three kinds of misfit in one message, but only the first few names.
     problems = [f"{name} is missing" for name in expected if name not in found]
     problems += [f"{name} is not known" for name in found if name not in expected]
     problems += [

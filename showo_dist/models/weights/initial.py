@@ -1,11 +1,10 @@
-"""What a run starts from: the weights of another model, with the rows that the new one lacks or adds.
+"""Weights of one model fitted to another: rows of tables kept, dropped or newly initialised.
 
 Rows of the embedding table and of the head belong to text tokens, special tokens, image codes or the mask
 token (docs/specification.md, section 1). A row keeps its place within its kind: text token 7 stays text
 token 7, code 7 stays code 7, and the mask token stays the mask token, wherever they are in the table.
 """
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping
 
@@ -15,6 +14,7 @@ from torch import Tensor
 from showo_dist.config.model import ShowoConfig
 from showo_dist.models.weights.folder import check_fit
 from showo_dist.models.weights.sources import Weights
+from showo_dist.runtime.rng import named_generator
 
 TABLES = ("showo.model.embed_tokens.weight", "showo.lm_head.weight", "showo.lm_head.bias")
 PROJECTOR = "mm_projector."
@@ -22,7 +22,7 @@ RESIZE_KEY = "model.showo.resize"
 
 
 def kinds(showo: ShowoConfig) -> dict[str, int]:
-    """Rows of each kind of token, in the table's order."""
+    """Number of rows of each kind of token, in the table's order."""
     return {
         "text tokens": showo.llm_vocab_size,
         "special tokens": showo.num_new_special_tokens,
@@ -32,14 +32,15 @@ def kinds(showo: ShowoConfig) -> dict[str, int]:
 
 
 def kept_rows(old: ShowoConfig, new: ShowoConfig) -> tuple[Tensor, Tensor]:
-    """Which rows of the old table become which of the new one.
+    """Match the rows of an old table with those of a new one.
 
     Returns:
-        int64 (rows,) places in the old table, and in the new one.
+        int64 (rows,) indices into the old table, and into the new one.
     """
     old_rows, new_rows = [], []
     old_start = new_start = 0
     for old_count, new_count in zip(kinds(old).values(), kinds(new).values(), strict=True):
+        # Kinds are matched one by one: code 7 must stay code 7 even when the text vocabulary grows before it.
         kept = torch.arange(min(old_count, new_count))
         old_rows.append(old_start + kept)
         new_rows.append(new_start + kept)
@@ -48,9 +49,9 @@ def kept_rows(old: ShowoConfig, new: ShowoConfig) -> tuple[Tensor, Tensor]:
 
 
 class InitialWeights:
-    """fp32 weights of a new model: the source's, and freshly drawn ones where it has none.
+    """fp32 weights of a new model: those of the source, and random ones where the source has none.
 
-    What is drawn depends on the seed and the name alone: not on ranks, nor on what was drawn before.
+    Random weights depend on the seed and the parameter's name alone, not on ranks or on the order of reading.
 
     Args:
         showo: sizes of the new model.
@@ -61,10 +62,10 @@ class InitialWeights:
         std: standard deviation of new rows of table and head.
 
     Attributes:
-        changes: what is not taken over as it is, one phrase each.
+        changes: one phrase per difference from the source, for the log.
 
     Raises:
-        ValueError: the source does not fit, and ``model.showo.resize`` is false or would not help.
+        ValueError: the source does not fit, and ``model.showo.resize`` is false or cannot help.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class InitialWeights:
         self.expected, self.source, self._seed, self._std = expected, source, seed, std
         self.changes: list[str] = []
         self._rows: tuple[Tensor, Tensor] | None = None
+        # Checked before shapes, because the message can then name the key to change.
         if kinds(source_showo) != kinds(showo):
             self._resize(source_showo, showo)
         self._check_rest(showo.resize)
@@ -99,9 +101,10 @@ class InitialWeights:
         self.changes.append(f"vocabulary resized ({', '.join(described)})")
 
     def _check_rest(self, resize: bool) -> None:
-        """Everything but resized tables and a projector that comes or goes must fit as it is."""
+        """All weights must fit, except resized tables and an added or dropped projector."""
         found = dict(self.source.meta)
         expected = dict(self.expected)
+        # A projector may be added (stage without CLIP to stage with it) or, with resize, dropped.
         has, wants = (any(n.startswith(PROJECTOR) for n in names) for names in (found, expected))
         if has and not wants and not resize:
             raise ValueError(
@@ -117,22 +120,23 @@ class InitialWeights:
 
     @property
     def drawn(self) -> list[str]:
-        """Names of weights that are new in whole or in part."""
+        """Names of weights that are new, wholly or partly."""
         return [n for n in self.expected if n not in self.source.meta or self._is_resized(n)]
 
     def read(self, name: str) -> Tensor:
-        """One whole fp32 weight, in memory of its own."""
+        """One whole fp32 weight, as a copy."""
         if name not in self.source.meta:
             return self._drawn(name)
+        # A copy: the source may be a mapped file, and rows are written into the result.
         weight = self.source.read(name).to(torch.float32, copy=True)
         return self._placed(name, weight, self._drawn) if self._is_resized(name) else weight
 
     def carried(self, name: str, moment: Tensor | None) -> Tensor:
-        """An AdamW moment of the source in the new model's shape; what is new has moment 0.
+        """An AdamW moment of the source in the new model's shape; new rows have moment 0.
 
         Args:
             name: of the parameter.
-            moment: the source's, None when it has no such parameter.
+            moment: of the source; None if it has no such parameter.
         """
         if moment is None:
             return torch.zeros(self.expected[name].shape)
@@ -144,18 +148,19 @@ class InitialWeights:
     def _placed(self, name: str, old: Tensor, fill: Callable[[str], Tensor]) -> Tensor:
         assert self._rows is not None
         old_rows, new_rows = self._rows
+        # New rows come from `fill`, kept rows are copied over them.
         return fill(name).index_copy_(0, new_rows, old.float()[old_rows])
 
     def _zeros(self, name: str) -> Tensor:
         return torch.zeros(self.expected[name].shape)
 
     def _drawn(self, name: str) -> Tensor:
-        """As the modules themselves start: normal tables, zero head bias, uniform projector."""
-        digest = hashlib.sha256(f"{self._seed}/{name}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        """The initialisation of the modules themselves: normal tables, zero head bias, uniform projector."""
+        generator = named_generator(self._seed, name)
         shape = self.expected[name].shape
         if name.startswith(PROJECTOR):
             weight = self.expected[name.rpartition(".")[0] + ".weight"]
+            # The default of nn.Linear, for weight and bias alike.
             bound = 1 / math.sqrt(weight.shape[1])
             return torch.empty(shape).uniform_(-bound, bound, generator=generator)
         if name.endswith("bias"):

@@ -1,7 +1,7 @@
-"""LoRA: small trained matrices beside the frozen weights of the blocks, put there by peft."""
+"""LoRA: peft adapters in the blocks of a model, and the record of their base weights in ``config.json``."""
 
-import hashlib
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +11,16 @@ from torch import nn
 
 from showo_dist.config.experiment import LoraConfig
 from showo_dist.models.showo import ShowO
-from showo_dist.models.weights.sources import Weights, fingerprint
+from showo_dist.models.weights.initial import InitialWeights
+from showo_dist.models.weights.sources import (
+    BASE_HEADING,
+    Weights,
+    adapter_record,
+    check_base,
+    own_weights,
+    weights_digest,
+)
+from showo_dist.runtime.rng import hashed_seed
 from showo_dist.sequences.pack import PackedBatch
 
 _WHOLE = {
@@ -22,15 +31,15 @@ _WHOLE = {
 
 
 def add_adapters(model: ShowO, lora: LoraConfig, seed: int) -> None:
-    """Freeze a model and give its blocks adapters, which change nothing yet.
+    """Freeze a model and add adapters to its blocks; the output does not change (the B matrices are zero).
 
-    Afterwards ``requires_grad`` says what is trained, and so what an optimizer gets and a checkpoint holds:
-    adapters, and the parts that the config trains whole.
+    Afterwards ``requires_grad`` marks the trained parameters, which an optimizer gets and a checkpoint holds:
+    the adapters, and the parts that the config trains whole.
 
     Args:
         model: with its weights, on the CPU.
-        lora: what to adapt; ``rank`` above 0.
-        seed: of the adapters' first matrices and of dropout.
+        lora: with ``rank`` above 0.
+        seed: of the adapters' A matrices and of dropout.
     """
     settings = PeftConfig(
         r=lora.rank,
@@ -40,9 +49,11 @@ def add_adapters(model: ShowO, lora: LoraConfig, seed: int) -> None:
     )
     torch.manual_seed(seed)  # peft draws from the global generator
     inject_adapter_in_model(settings, model.showo)
+    # Adapters, and the tables that the config trains as a whole.
     prefixes = tuple(prefix for key, prefix in _WHOLE.items() if getattr(lora, key))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name or name.startswith(prefixes))
+    # Seeded from the batch itself: a resumed run meets the same masks without storing a generator's state.
     if lora.dropout:
         model.register_forward_pre_hook(_SeedDropout(seed))
 
@@ -51,23 +62,87 @@ def _alpha(lora: LoraConfig) -> float:
     return float(lora.rank) if lora.alpha is None else lora.alpha
 
 
-def record_of(model: ShowO, lora: LoraConfig, base: str, weights: Weights) -> dict[str, Any]:
-    """What ``config.json`` says of adapters: enough to merge them into the right weights later.
+def attach_adapters(
+    model: ShowO,
+    weights: InitialWeights,
+    lora: LoraConfig,
+    base: str,
+    seed: int,
+    resume: Path | None = None,
+) -> str:
+    """Freeze a model, add adapters and, when resuming, read them from a checkpoint.
 
     Args:
-        model: with adapters.
-        lora: their settings.
-        base: folder or hub id of the weights below them.
-        weights: these weights.
+        model: on the CPU, filled with ``weights``.
+        weights: the base weights.
+        lora: with ``rank`` above 0.
+        base: folder or hub id of the base weights.
+        seed: of new adapters and of dropout.
+        resume: the checkpoint that holds the adapters, if they are not new.
+
+    Returns:
+        A note for the log: how much is trained.
+
+    Raises:
+        ValueError: new rows of a table would never be trained, or the checkpoint has other adapters.
     """
+    add_adapters(model, lora, seed)
+    _check_new_rows(model, weights)
+    model.adapters = _record_of(model, lora, base, weights.source)
+    if resume is not None:
+        _check_same_adapters(model, resume)
+        _read_trained(model, resume)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return f"LoRA of rank {lora.rank}: {trained:,} parameters are trained"
+
+
+def _record_of(model: ShowO, lora: LoraConfig, base: str, weights: Weights) -> dict[str, Any]:
+    """The ``lora`` entry of ``config.json``: enough to merge the adapters into the right weights later."""
     named = ((n.replace(".base_layer.", "."), p) for n, p in model.named_parameters())
     frozen = sorted(name for name, parameter in named if not parameter.requires_grad)
-    digest = fingerprint((name, weights.read(name)) for name in frozen)
+    values = ((name, weights.read(name).float()) for name in frozen)
+    digest = weights_digest(values, BASE_HEADING)
     return {**asdict(lora), "alpha": _alpha(lora), "base": base, "base_sha256": digest}
 
 
+def _check_new_rows(model: ShowO, weights: InitialWeights) -> None:
+    """New rows must be trained: only then are they in the checkpoint."""
+    parameters = dict(model.named_parameters())
+    for name in weights.drawn:
+        if not parameters[name].requires_grad:
+            raise ValueError(
+                f"lora: {name} has rows that {weights.source.folder} lacks, and they would never be "
+                "trained; set lora.train_embeddings, lora.train_head and lora.train_projector to true"
+            )
+
+
+def _check_same_adapters(model: ShowO, resume: Path) -> None:
+    """Raise ``ValueError`` when the checkpoint's adapters have other settings or another base."""
+    record = adapter_record(resume)
+    assert record is not None and model.adapters is not None
+    # Adapters are meaningless over other weights than they were trained over.
+    check_base(record, model.adapters["base_sha256"], resume)
+    # The base may have moved; its checksum decides.
+    own = {**model.adapters, "base": record["base"]}
+    changed = [key for key in own if own[key] != record.get(key)]
+    if changed:
+        raise ValueError(
+            f"lora.{changed[0]} = {own[changed[0]]}: {resume} was trained with "
+            f"{record.get(changed[0])}"
+        )
+
+
+def _read_trained(model: ShowO, resume: Path) -> None:
+    """Copy the adapters of a verified checkpoint into the model, before an engine is built around it."""
+    source = own_weights(resume, check=False)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(source.read(name))
+
+
 class _SeedDropout:
-    """Before a training forward: dropout follows from the seed and the batch, so that a resumed run is exact.
+    """Before every training forward, seed dropout from the run's seed and the batch: resuming is exact.
 
     Args:
         seed: of the run.
@@ -79,5 +154,4 @@ class _SeedDropout:
     def __call__(self, model: nn.Module, inputs: tuple[PackedBatch, ...]) -> None:
         if model.training:
             ids = inputs[0].ids_N.cpu().numpy().tobytes()
-            digest = hashlib.sha256(str(self.seed).encode() + ids).digest()
-            torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+            torch.manual_seed(hashed_seed(str(self.seed).encode() + ids))

@@ -1,4 +1,4 @@
-"""Show-o in the released folder format: ``config.json`` beside safetensors or ``pytorch_model.bin``."""
+"""Show-o from a folder in the released format, and the ``config.json`` of such a folder."""
 
 import json
 from collections.abc import Callable
@@ -6,72 +6,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PhiConfig, PhiForCausalLM
 
 from showo_dist.config.model import ShowoConfig
-from showo_dist.models.showo import ShowO
+from showo_dist.models.showo import ShowO, build_showo, empty_model
 from showo_dist.models.weights.folder import (
     CONFIG_NAME,
-    SAFETENSORS_NAME,
     check_fit,
     inner_folder,
     local_folder,
     read_json,
 )
-from showo_dist.models.weights.initial import InitialWeights
 from showo_dist.models.weights.sources import LORA_KEY, open_weights
 from showo_kernels import select_backend
 
-PHI_1_5 = (
-    "microsoft/phi-1_5"  # its sizes are PhiConfig's defaults, so nothing has to be fetched for them
-)
-
-
-def backbone_config(showo: ShowoConfig) -> PhiConfig:
-    """The decoder's config: from ``llm_config``, else from ``llm_model_path``.
-
-    Raises:
-        ValueError: the language model's config cannot be read, or neither key is set.
-    """
-    if showo.llm_config is not None:
-        return _phi_config({**showo.llm_config, "vocab_size": showo.vocab_size})
-    if showo.llm_model_path is None:
-        raise ValueError(
-            "model.showo.llm_model_path and model.showo.llm_config are both null: set one"
-        )
-    if showo.llm_model_path == PHI_1_5:
-        return PhiConfig(vocab_size=showo.vocab_size)
-    try:
-        return PhiConfig.from_pretrained(showo.llm_model_path, vocab_size=showo.vocab_size)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"model.showo.llm_model_path = {showo.llm_model_path}: {_first_line(error)}"
-        ) from None
-
-
-def _phi_config(values: dict[str, Any]) -> PhiConfig:
-    try:
-        return PhiConfig(**values)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"model.showo.llm_config: {_first_line(error)}") from None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
-
-
-def build_showo(showo: ShowoConfig, attention: str = "sdpa") -> ShowO:
-    """A model of the config's sizes with random weights (from torch's global generator)."""
-    return ShowO(backbone_config(showo), showo.clip_dim if showo.w_clip_vit else 0, attention)
-
 
 def from_language_model(showo: ShowoConfig, attention: str = "sdpa") -> ShowO:
-    """What training starts from without Show-o weights: the language model with a longer table.
+    """A model with the weights of a language model, the start of Show-o's first training stage.
 
-    The rows of the new tokens, the q/k norms and the projector are freshly drawn. With ``llm_config`` all of
-    the model is.
+    Rows of new tokens, q/k norms and the projector are initialised at random from torch's global generator;
+    with ``llm_config`` all weights are.
 
     Raises:
         ValueError: the language model cannot be read.
@@ -82,12 +37,12 @@ def from_language_model(showo: ShowoConfig, attention: str = "sdpa") -> ShowO:
     try:
         language = PhiForCausalLM.from_pretrained(showo.llm_model_path, dtype=torch.float32)
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"model.showo.llm_model_path = {showo.llm_model_path}: {_first_line(error)}"
-        ) from None
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"model.showo.llm_model_path = {showo.llm_model_path}: {reason}") from None
     with torch.no_grad():
         target = model.showo.state_dict()
         for name, tensor in language.state_dict().items():
+            # Only tables differ in length: Show-o has rows for special tokens and codes after the text.
             rows = min(len(tensor), len(target[name]))
             target[name][:rows].copy_(tensor[:rows])
     return model
@@ -96,9 +51,9 @@ def from_language_model(showo: ShowoConfig, attention: str = "sdpa") -> ShowO:
 def load_showo(
     source: str | Path, *, attention: str = "auto", device: torch.device | str = "cpu"
 ) -> ShowO:
-    """A model from a released folder, an export or checkpoint of ours, or a hub id.
+    """Load a model from a released folder, an export, a training checkpoint or a hub id.
 
-    Adapters of a LoRA run are merged into the weights that they were trained over.
+    Adapters of a LoRA run are merged into their base weights.
 
     Args:
         source: the folder or id.
@@ -118,49 +73,13 @@ def load_showo(
     return model.to(device)
 
 
-def empty_model(showo: ShowoConfig, attention: str = "sdpa") -> ShowO:
-    """A model of the config's sizes on the meta device: names and shapes."""
-    with torch.device("meta"):
-        return build_showo(showo, attention)
-
-
 def materialise(model: ShowO, read: Callable[[str], Tensor]) -> None:
-    """Give a meta model its weights by name, and its rotary table, which checkpoints do not hold."""
+    """Fill a meta model with weights by name, and rebuild its rotary table, which no checkpoint holds."""
     weights = {name: read(name) for name in model.state_dict()}
     model.load_state_dict(weights, strict=True, assign=True)
+    # The meta model's table of frequencies has no data, and state dicts leave it out.
     rotary = model.showo.model.rotary_emb
     model.showo.model.rotary_emb = type(rotary)(config=model.config)
-
-
-def initial_weights(
-    showo: ShowoConfig,
-    source: str | Path,
-    seed: int,
-    model: ShowO | None = None,
-    check: bool = True,
-) -> InitialWeights:
-    """What a run that starts from ``source`` begins with.
-
-    Args:
-        showo: sizes of the new model.
-        source: folder or hub id; adapters in it are merged.
-        seed: of rows that the source does not have.
-        model: a model of these sizes, if there is one already.
-        check: compare a checkpoint's files with their checksums first.
-
-    Raises:
-        FileNotFoundError, ValueError: as :func:`load_showo`, or sizes differ that may not.
-    """
-    folder = local_folder(source)
-    model = model or empty_model(showo)
-    return InitialWeights(
-        showo,
-        {name: tensor.to("meta") for name, tensor in model.state_dict().items()},
-        open_weights(folder, check),
-        read_config(folder),
-        seed=seed,
-        std=model.config.initializer_range,
-    )
 
 
 def read_config(folder: Path) -> ShowoConfig:
@@ -205,20 +124,3 @@ def _plain_config(config: PhiConfig) -> dict[str, Any]:
         "rope_parameters",
     )
     return {name: getattr(config, name) for name in names}
-
-
-def save_showo(model: ShowO, showo: ShowoConfig, folder: str | Path) -> None:
-    """Write ``config.json`` and ``model.safetensors``, the weights last.
-
-    Args:
-        model: with all of its weights here (not a ZeRO-3 shard).
-        showo: the section ``model.showo`` of its config.
-        folder: made if missing.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG_NAME).write_text(config_json(showo, model))
-    state = {
-        name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
-    }
-    save_file(state, folder / SAFETENSORS_NAME, metadata={"format": "pt"})

@@ -37,12 +37,22 @@ class Weights(Protocol):
         """One whole tensor on the CPU."""
 
 
-def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """SHA-256 of named tensors in fp32, by name."""
+BASE_HEADING = "{name} {shape} "  # of the digest of the weights that LoRA adapters belong to
+
+
+def weights_digest(tensors: Iterable[tuple[str, Tensor]], heading: str) -> str:
+    """SHA-256 of named tensors in the given order, each as a heading and its bytes.
+
+    Args:
+        tensors: names and values, on any device.
+        heading: format of ``{name}``, ``{shape}`` and ``{dtype}``. Digests are stored and compared later, so
+            each use must keep its heading.
+    """
     digest = hashlib.sha256()
     for name, tensor in tensors:
-        digest.update(f"{name} {list(tensor.shape)} ".encode())
-        digest.update(tensor.detach().float().contiguous().numpy().data)
+        text = heading.format(name=name, shape=list(tensor.shape), dtype=tensor.dtype)
+        digest.update(text.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -86,9 +96,11 @@ class MergedWeights:
         self.folder = adapters.folder
         self._base, self._adapters = base, adapters
         self._scale = record["alpha"] / record["rank"]
+        # Weights that were trained whole are stored beside the adapters and replace the base's.
         whole = {n: t for n, t in adapters.meta.items() if not n.endswith((A_SUFFIX, B_SUFFIX))}
         frozen = {name: tensor for name, tensor in base.meta.items() if name not in whole}
-        check_base(record, fingerprint((n, base.read(n)) for n in sorted(frozen)), adapters.folder)
+        values = ((name, base.read(name).float()) for name in sorted(frozen))
+        check_base(record, weights_digest(values, BASE_HEADING), adapters.folder)
         merged = {n: torch.empty_like(t, dtype=torch.float32) for n, t in frozen.items()}
         self.meta = merged | whole
 
@@ -101,6 +113,7 @@ class MergedWeights:
         if stem + A_SUFFIX not in self._adapters.meta:
             return weight
         a_RI, b_OR = (self._adapters.read(stem + s).float() for s in (A_SUFFIX, B_SUFFIX))
+        # fp32, whatever the base's dtype: rounding the product to bf16 would lose small updates.
         return weight + (b_OR @ a_RI) * self._scale
 
 

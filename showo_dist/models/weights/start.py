@@ -1,0 +1,120 @@
+"""What a run starts from: the one entry is :func:`load_initial`."""
+
+from pathlib import Path
+
+import torch
+
+from showo_dist.config import TrainConfig
+from showo_dist.config.model import ShowoConfig
+from showo_dist.models.showo import ShowO, empty_model
+from showo_dist.models.weights.folder import local_folder
+from showo_dist.models.weights.initial import InitialWeights
+from showo_dist.models.weights.pretrained import from_language_model, materialise, read_config
+from showo_dist.models.weights.sources import adapter_record, open_weights
+from showo_dist.runtime.precision import uses_bf16
+from showo_kernels import select_backend
+
+
+def load_initial(
+    config: TrainConfig, device: torch.device, resume: Path | None = None
+) -> tuple[ShowO, str]:
+    """Build a run's model on the CPU with the weights that the run starts from.
+
+    The weights are, in this order: those of the checkpoint ``resume`` (of a LoRA run: its adapters over their
+    base), of ``experiment.init_from``, of ``model.showo.pretrained_model_path`` (with
+    ``model.showo.load_from_showo``), or of the language model alone.
+
+    Args:
+        config: of the run.
+        device: where it will train; decides attention backend and number format.
+        resume: checkpoint to resume from.
+
+    Returns:
+        The model, and notes for the log: the attention backend with its reason, resized or new weights,
+        adapters.
+
+    Raises:
+        FileNotFoundError, ValueError: weights cannot be read or do not fit.
+    """
+    dtype = torch.bfloat16 if uses_bf16(config.training.mixed_precision, device) else torch.float32
+    backend, reason = select_backend(config.model.attention, device, dtype)
+    notes = [f"attention {backend}: {reason}"]
+    # Before any weights are read: a wrong LoRA setting is a config error, not a shape error.
+    if resume is not None:
+        _check_kind(config, resume)
+    source = resume if resume and not config.lora.rank else config.start_from
+    if source is None:
+        # On the CPU and before sharding, so that every rank initialises the same weights.
+        torch.manual_seed(config.training.seed)
+        model = from_language_model(config.model.showo, backend)
+    else:
+        # ZeRO 1 to 3 get their fp32 master weights from a checkpoint and round the module to bf16; loading it
+        # in bf16 keeps the whole model from ever being in memory at 4 bytes per weight.
+        kept = dtype if config.shards_state else torch.float32
+        model = empty_model(config.model.showo, backend)
+        weights = initial_weights(
+            config.model.showo, source, config.training.seed, model, check=source is not resume
+        )
+        # Read, cast and assigned one tensor at a time.
+        materialise(model, lambda name: weights.read(name).to(kept))
+        notes += weights.changes
+        if config.lora.rank:
+            notes.append(_attach_adapters(model, weights, config, resume))
+    model.label_smoothing = config.training.label_smoothing
+    return model, "; ".join(notes)
+
+
+def initial_weights(
+    showo: ShowoConfig,
+    source: str | Path,
+    seed: int,
+    model: ShowO | None = None,
+    check: bool = True,
+) -> InitialWeights:
+    """The weights of ``source`` fitted to a model's sizes.
+
+    Args:
+        showo: sizes of the new model.
+        source: folder or hub id; adapters in it are merged.
+        seed: of rows that the source does not have.
+        model: a model of these sizes, if there is one already.
+        check: compare a checkpoint's files with their checksums first.
+
+    Raises:
+        FileNotFoundError, ValueError: the weights cannot be read, or sizes differ that may not.
+    """
+    folder = local_folder(source)
+    model = model or empty_model(showo)
+    return InitialWeights(
+        showo,
+        {name: tensor.to("meta") for name, tensor in model.state_dict().items()},
+        open_weights(folder, check),
+        read_config(folder),
+        seed=seed,
+        std=model.config.initializer_range,
+    )
+
+
+def _check_kind(config: TrainConfig, resume: Path) -> None:
+    """Raise ``ValueError`` unless checkpoint and config agree on LoRA and its rank."""
+    record = adapter_record(resume)
+    rank = record["rank"] if record else 0
+    if rank != config.lora.rank:
+        held = f"holds LoRA adapters of rank {rank}" if record else "holds no LoRA adapters"
+        raise ValueError(
+            f"lora.rank = {config.lora.rank}: {resume} {held}; set lora.rank={rank} to resume, or "
+            "start in another experiment.output_dir with experiment.init_from"
+        )
+
+
+def _attach_adapters(
+    model: ShowO, weights: InitialWeights, config: TrainConfig, resume: Path | None
+) -> str:
+    try:  # peft is optional and takes a second to import
+        from showo_dist.models.weights.lora import attach_adapters
+    except ModuleNotFoundError as error:
+        raise ValueError(f"lora.rank: pip install 'showo-dist[lora]' ({error})") from error
+    assert config.start_from is not None, "a rule of the config"
+    return attach_adapters(
+        model, weights, config.lora, config.start_from, config.training.seed, resume
+    )
