@@ -1,7 +1,7 @@
-"""One optimizer step of the real DeepSpeed engine on shapes: what a rank of any job would hold and send.
+"""Run one optimizer step of the real DeepSpeed engine on shapes, to find the memory and traffic of a rank.
 
-The process group is torch's fake one, the accelerator DeepSpeed's CPU one, the tensors are on the meta
-device. What runs otherwise is the code that trains.
+The tensors are on the meta device, the process group is torch's fake one and the accelerator is DeepSpeed's
+CPU one. Everything else is the code that trains. Letter: F flows.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from showo_dist.config import TrainConfig
-from showo_dist.models.showo import ShowO
-from showo_dist.models.weights.pretrained import build_showo
+from showo_dist.models.showo import ShowO, build_showo
 from showo_dist.plan.attention import attention_of_shapes
 from showo_dist.plan.batch import on_meta
 from showo_dist.plan.shapes import META, Collective, Shapes, storages_of
@@ -33,13 +32,13 @@ from showo_kernels import losses, select_backend
 
 @dataclass(frozen=True)
 class StepProfile:
-    """One rank's step.
+    """Memory and traffic of one rank's optimizer step.
 
     Attributes:
-        static: bytes by part that the rank holds between two steps.
+        static: bytes of each part that are live between two steps.
         peak: largest number of live bytes in a step.
-        at_peak: what they were, by part.
-        collectives: calls of one optimizer step, in order.
+        at_peak: bytes of each part that are live at the peak.
+        collectives: calls of the step, in order.
     """
 
     static: dict[str, int]
@@ -49,7 +48,7 @@ class StepProfile:
 
 
 def engine_module() -> Any:
-    """The training engine, with DeepSpeed on its CPU accelerator, whatever this machine has."""
+    """Import the DeepSpeed engine with DeepSpeed's CPU accelerator, on any machine."""
     os.environ["DS_ACCELERATOR"] = "cpu"
     os.environ.setdefault("LOCAL_RANK", "0")
     from showo_dist.training import deepspeed_engine as engine
@@ -59,12 +58,12 @@ def engine_module() -> Any:
 
 @contextmanager
 def fake_ranks(rank: int, world: int) -> Iterator[None]:
-    """A process group in which this process is ``rank`` of ``world`` and nothing is ever sent."""
+    """Join a fake process group as ``rank`` of ``world``; its collectives send nothing."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     assert not dist.is_initialized()
     names = {"RANK": str(rank), "WORLD_SIZE": str(world)}
-    _leave_alone_what_exists()
+    _exclude_from_collection()
     with patch.dict(os.environ, names):
         dist.init_process_group("fake", rank=rank, world_size=world, store=FakeStore())
         try:
@@ -74,14 +73,14 @@ def fake_ranks(rank: int, world: int) -> Iterator[None]:
             dist.destroy_process_group()
 
 
-def _leave_alone_what_exists() -> None:
-    """From now on garbage is looked for among newer objects; the libraries alone have a million."""
+def _exclude_from_collection() -> None:
+    """Exclude existing objects from later garbage collections: the libraries alone have a million of them."""
     gc.collect()
     gc.freeze()
 
 
 def _forget_deepspeed_groups() -> None:
-    """DeepSpeed keeps the groups of the last engine for the next one, which has other ranks."""
+    """Reset the process groups that DeepSpeed would reuse for the next engine, which has other ranks."""
     from deepspeed import comm
     from deepspeed.utils import groups
 
@@ -91,7 +90,7 @@ def _forget_deepspeed_groups() -> None:
 
 
 class _Autocast(torch.autocast):
-    """torch's, which knows no autocast for the meta device."""
+    """torch's autocast, with the meta device, which torch has no autocast for, treated as the CPU."""
 
     def __init__(self, device_type: str, *args: Any, **kwargs: Any) -> None:
         super().__init__("cpu" if device_type == "meta" else device_type, *args, **kwargs)
@@ -103,13 +102,13 @@ def _autocast_is_on(device_type: str | None = None) -> bool:
 
 @contextmanager
 def _as_if(device: torch.device, shapes: Shapes) -> Iterator[None]:
-    """What depends on the device or on other ranks' answers."""
+    """Patch what depends on the device or on other ranks, and record on ``shapes``."""
     from deepspeed.runtime.zero import partitioned_param_coordinator as coordinator
 
     chunk = losses.CHUNK_BYTES[device.type]
     with (
         patch.dict(losses.CHUNK_BYTES, {"meta": chunk}),
-        # Every rank runs the same modules in the same order: there is nobody here to ask.
+        # DeepSpeed asks the other ranks whether they run the same modules; no other rank answers here.
         patch.object(coordinator, "assert_ints_same_as_other_ranks", lambda _: None),
         patch.object(torch, "autocast", _Autocast),
         patch.object(torch, "is_autocast_enabled", _autocast_is_on),
@@ -120,11 +119,11 @@ def _as_if(device: torch.device, shapes: Shapes) -> Iterator[None]:
 
 
 class EngineOfShapes:
-    """An engine of a config, as one rank of many has it. Use inside :func:`fake_ranks`.
+    """One rank's engine on shapes. Use it inside :func:`fake_ranks`.
 
     Args:
         config: of the run.
-        device: kind of device that the run would be on; it need not be here.
+        device: kind of device of the run; this machine need not have it.
     """
 
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
@@ -136,14 +135,17 @@ class EngineOfShapes:
             self.shapes.phase("build", "weights")
             model = _model(self.config, device)
             self.shapes.phase("engine", "buffers")
-            self.engine = engine_module().build_engine(model, self.config, device)
+            self.engine = engine_module().initialize(model, self.config, device)
             self._assign_state()
         gc.collect()
-        # ZeRO-3 learns the order of the modules in its first step and fetches ahead in all others.
+        # ZeRO-3 records the order of the modules in its first step and prefetches weights in all later ones.
         self._learns = config.distributed.zero_stage == 3
 
     def _assign_state(self) -> None:
-        """What of the engine is optimizer and what weights: ZeRO-0 updates the weights themselves."""
+        """Assign the engine's storages to weights and optimizer.
+
+        Weights go last: ZeRO-0 updates the weights themselves, which are also the optimizer's parameters.
+        """
         optimizer = self.engine.optimizer
         inner = optimizer if isinstance(optimizer, Optimizer) else optimizer.optimizer
         for updated, state in inner.state.items():
@@ -152,11 +154,11 @@ class EngineOfShapes:
         self.shapes.assign("weights", storages_of(self.engine.module))
 
     def held(self) -> dict[str, int]:
-        """Bytes by part that live now."""
+        """Bytes of each part that are live now."""
         return self.shapes.ledger.live()
 
     def step(self, batch: PackedBatch) -> StepProfile:
-        """An optimizer step in which every micro-step is ``batch``; of ZeRO-3 one that fetches ahead."""
+        """Run an optimizer step with ``batch`` in every micro-step; for ZeRO-3, one that prefetches."""
         shapes = self.shapes
         collectives = shapes.ledger.collectives
         with _as_if(self.device, shapes):
@@ -182,6 +184,7 @@ class EngineOfShapes:
         shapes.phase("backward", "activations")
         engine.backward(loss)
         del loss
+        # Allocations of the backward pass that are still live after it are gradients.
         for storage in shapes.survivors("backward"):
             shapes.ledger.part[storage] = "gradients"
         shapes.phase("step", "buffers")
@@ -190,7 +193,7 @@ class EngineOfShapes:
 
 @contextmanager
 def _logits_apart(head: nn.Module, shapes: Shapes) -> Iterator[None]:
-    """What the head allocates is logits, and its own gradient that it makes on the way."""
+    """Assign the head's allocations to ``logits``; they include its own gradient, which forward computes."""
     opened: list[Any] = []
 
     def begin(*_: Any) -> None:
@@ -212,7 +215,7 @@ def _logits_apart(head: nn.Module, shapes: Shapes) -> Iterator[None]:
 
 
 def uses_bf16_there(config: TrainConfig, device: torch.device) -> bool:
-    """Whether the run would compute in bf16 on ``device``, which need not be here."""
+    """Whether the run would compute in bf16 on ``device``, which this machine need not have."""
     setting = config.training.mixed_precision
     if setting == "auto" and device.type == "cuda":
         return True

@@ -1,22 +1,192 @@
-"""Micro-batches of samples to packed batches on the device, with the accounts of what was read."""
+"""Packed batches on the device, one window per optimizer step, with counts of the samples read."""
 
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from showo_data import BadSamples, Loader, MicroBatch
-from showo_dist.sequences import PackedBatch, pack
-from showo_dist.training.tasks import SequenceMaker
+from showo_data import BadSamples, Loader, MicroBatch, Sample
+from showo_dist.config import TrainConfig
+from showo_dist.models.encoders import Encoders
+from showo_dist.sequences import (
+    FLOWS,
+    PackedBatch,
+    Sequence,
+    TextEncoder,
+    Vocabulary,
+    builders,
+    pack,
+)
+from showo_dist.sequences.masking import (
+    MaskedCodes,
+    MaskingOptions,
+    mask_codes,
+    mask_schedule,
+    sample_rng,
+)
+from showo_dist.sequences.text import SYSTEM_PROMPT, description_prompts, question_prompt
+
+
+def masking_options(config: TrainConfig) -> MaskingOptions:
+    """The masking of a training run."""
+    training = config.training
+    return MaskingOptions(
+        schedule=mask_schedule(training.mask_schedule),
+        min_rate=training.min_masking_rate,
+        noise_type=training.noise_type,
+        predict_all=training.predict_all_tokens,
+        contiguous_prob=training.mask_contiguous_region_prob or 0.0,
+    )
+
+
+@dataclass
+class SequenceMaker:
+    """Builds the sequences of a micro-batch, flow by flow in the order of :data:`FLOWS`.
+
+    Attributes:
+        config: of the run.
+        text: the text encoder.
+        vocabulary: the model's ids.
+        encoders: frozen image encoders.
+        masking: None: the config's.
+    """
+
+    config: TrainConfig
+    text: TextEncoder
+    vocabulary: Vocabulary
+    encoders: Encoders
+    masking: MaskingOptions | None = None
+
+    def __call__(self, batch: MicroBatch) -> list[Sequence]:
+        sequences = []
+        # The order of flows is fixed, so that a batch is the same whatever order the loader delivers.
+        for flow in FLOWS:
+            samples = batch.samples.get(flow, [])
+            if samples:
+                sequences += getattr(self, f"_{flow}")(samples)
+        return sequences
+
+    @cached_property
+    def _masking(self) -> MaskingOptions:
+        return self.masking or masking_options(self.config)
+
+    @cached_property
+    def _prompts(self) -> list[list[int]]:
+        return [self.text.encode(question_prompt(prompt)) for prompt in description_prompts()]
+
+    @cached_property
+    def _system(self) -> list[int]:
+        """CLIP models have a system prompt in the tuning phase; others only if the config adds it."""
+        dataset, clip = self.config.dataset, self.encoders.clip is not None
+        wanted = dataset.und_type == "llava_tuning" if clip else dataset.add_system_prompt
+        return self.text.encode(SYSTEM_PROMPT) if wanted else []
+
+    @property
+    def _budget(self) -> int:
+        return self.config.dataset.preprocessing.max_seq_length
+
+    @property
+    def _length(self) -> int:
+        # Longest sequence of the published layouts: text budget, image, task token, soi and eoi.
+        return self._budget + self.config.model.showo.num_vq_tokens + 3
+
+    def _rng(self, sample: Sample) -> np.random.Generator:
+        return sample_rng(self.config.training.seed, sample.flow, sample.position)
+
+    def _masked(self, codes_N: Tensor, rng: np.random.Generator) -> MaskedCodes:
+        return mask_codes(codes_N, self.vocabulary.codebook, self._masking, rng)
+
+    def _prompt(self, rng: np.random.Generator) -> list[int]:
+        return self._prompts[rng.integers(len(self._prompts))]
+
+    def _t2i(self, samples: list[Sample]) -> list[Sequence]:
+        sequences = []
+        for sample, codes in zip(samples, self.encoders.codes(samples), strict=True):
+            rng = self._rng(sample)
+            masked = self._masked(codes, rng)
+            # Drawn after the mask, so that changing the dropout probability leaves all masks unchanged.
+            if rng.random() < self.config.training.cond_dropout_prob:
+                sequences.append(builders.t2i_dropped(masked, self.vocabulary))
+                continue
+            ids = self.text.encode(sample.text or "")
+            sequences.append(builders.t2i(ids, masked, self._budget, self.vocabulary))
+        return sequences
+
+    def _lm(self, samples: list[Sample]) -> list[Sequence]:
+        return [
+            builders.lm(self.text.encode(s.text or ""), self._length, self.vocabulary)
+            for s in samples
+        ]
+
+    def _mmu(self, samples: list[Sample]) -> list[Sequence]:
+        if self.config.dataset.und_type == "captioning":
+            return self._captioning(samples)
+        return self._mmu_clip(samples) if self.encoders.clip else self._mmu_vq(samples)
+
+    def _captioning(self, samples: list[Sample]) -> list[Sequence]:
+        sequences = []
+        for sample, codes in zip(samples, self.encoders.codes(samples), strict=True):
+            caption = self.text.encode(sample.text or "")
+            if self.config.dataset.params.add_caption_prompt:
+                prompt = self._prompt(self._rng(sample))
+                # Encoded apart from the prompt, as the published code does: joining the texts would merge
+                # tokens across the boundary.
+                caption = prompt + self.text.encode(f" {sample.text or ''}".rstrip())
+            sequences.append(builders.mmu_caption(caption, codes, self._budget, self.vocabulary))
+        return sequences
+
+    def _mmu_vq(self, samples: list[Sample]) -> list[Sequence]:
+        sequences = []
+        for sample, codes in zip(samples, self.encoders.codes(samples), strict=True):
+            ids, supervised = self.text.conversation(sample.conversation or [])
+            sequences.append(
+                builders.mmu_llava(
+                    ids, supervised, codes, self._budget, self.vocabulary, self._system
+                )
+            )
+        return sequences
+
+    def _mmu_clip(self, samples: list[Sample]) -> list[Sequence]:
+        sequences = []
+        for sample, features in zip(samples, self.encoders.features(samples), strict=True):
+            ids, supervised = self.text.conversation(sample.conversation or [])
+            sequences.append(
+                builders.mmu_clip(
+                    ids, supervised, self._system, features, self._length, self.vocabulary
+                )
+            )
+        return sequences
+
+    def _recon(self, samples: list[Sample]) -> list[Sequence]:
+        codes = self.encoders.codes(samples)
+        clip = self.encoders.clip is not None
+        conditions = (
+            self.encoders.features(samples) if clip else self.encoders.condition_codes(samples)
+        )
+        sequences = []
+        for sample, target, condition in zip(samples, codes, conditions, strict=True):
+            rng = self._rng(sample)
+            masked, prompt = self._masked(target, rng), self._prompt(rng)
+            if clip:
+                # The published code computes these inputs outside the differentiated graph.
+                frozen = self.config.compat == "reference"
+                sequence = builders.recon_clip(prompt, condition, masked, self.vocabulary, frozen)
+            else:
+                sequence = builders.recon_vq(prompt, condition, masked, self.vocabulary)
+            sequences.append(sequence)
+        return sequences
 
 
 @dataclass
 class Account:
-    """What one optimizer step read on this rank.
+    """Counts of one optimizer step on this rank.
 
     Attributes:
-        samples: samples packed.
+        samples: number of samples.
         wait_s: seconds spent reading, encoding and packing.
         masking: masking rates of the samples by flow.
     """
@@ -36,7 +206,7 @@ class PackedBatches:
         window: micro-steps per optimizer step.
         feature_width: of the model's understanding features.
         multiple_of: token count of a batch is rounded up to it.
-        repeat_first: train on the first window for ever (``training.overfit_one_batch``).
+        repeat_first: train on the first window only (``training.overfit_one_batch``).
     """
 
     def __init__(
@@ -53,7 +223,7 @@ class PackedBatches:
         self.window, self.feature_width, self.multiple_of = window, feature_width, multiple_of
         self.bad = BadSamples()
         self.latest: MicroBatch | None = None
-        self.window_read: list[MicroBatch] = []  # what the last window was made of
+        self.window_read: list[MicroBatch] = []  # the samples of the last window, to name suspects
         self._micro_steps = 0
         self._iterator = self._windows(repeat_first)
 
@@ -61,7 +231,7 @@ class PackedBatches:
         return next(self._iterator)
 
     def positions(self) -> dict[str, int]:
-        """Next position of each flow's stream after the windows handed out so far."""
+        """Next position of each flow's stream after the windows returned so far."""
         return self.loader.positions_after(self._micro_steps)
 
     def _windows(self, repeat_first: bool) -> Iterator[tuple[list[PackedBatch], Account]]:
@@ -69,10 +239,12 @@ class PackedBatches:
         first: list[MicroBatch] | None = None
         while True:
             start, account = time.perf_counter(), Account()
+            # Without repetition every window is new; with it, the first one is kept and reused.
             if first is None or not repeat_first:
                 first = [next(batches) for _ in range(self.window)]
             self.window_read = first
             packed = [self._pack(batch, account) for batch in first]
+            # Counted when a window is returned, so that a checkpoint after its step resumes behind it.
             self._micro_steps += self.window
             account.wait_s = time.perf_counter() - start
             yield packed, account
@@ -91,4 +263,5 @@ class PackedBatches:
             feature_width=self.feature_width,
             multiple_of=self.multiple_of,
         )
+        # Asynchronous only from pinned memory; else the copy blocks, which is correct as well.
         return packed.to(self.device, non_blocking=True)

@@ -1,114 +1,167 @@
-"""What DeepSpeed compiles, where, and the lock that a killed compilation leaves behind.
+"""DeepSpeed as an :class:`~showo_dist.training.engine.Engine`: ZeRO 0 to 3, offload, bf16."""
 
-Less memory on the GPU: activations that are computed again, state that lives elsewhere.
-
-The DeepSpeed engine of a run: ZeRO stage, precision, accumulation and clipping from the config."""
-
-import os
-import sys
-import time
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import deepspeed
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
+from showo_dist.checkpoint.slices import Piece
 from showo_dist.config import TrainConfig, active_flows
 from showo_dist.config.training import DistributedConfig
 from showo_dist.models.showo import ShowO
 from showo_dist.runtime.precision import uses_bf16
-from showo_dist.training import engine_state
-from showo_dist.training.optimizer import build_optimizer, build_schedule
-
-# A lock this old belongs to a process that died: compiling takes one to two minutes.
-STALE_S = 600.0
-
-
-def use_own_folder() -> Path:
-    """Compile into the environment's own folder, unless told otherwise: other environments build others."""
-    default = str(Path(sys.prefix) / "torch_extensions")
-    return Path(os.environ.setdefault("TORCH_EXTENSIONS_DIR", default))
+from showo_dist.sequences import PackedBatch
+from showo_dist.training import deepspeed_state as state
+from showo_dist.training.optimizer import (
+    build_optimizer,
+    build_schedule,
+    load_schedule,
+    skip_flagged_steps,
+    total_norm,
+)
 
 
-def clear_stale_locks(folder: Path, stale_s: float = STALE_S) -> list[Path]:
-    """Remove locks that nobody holds any more; torch would wait for them for ever. Returns them."""
-    stale = []
-    for lock in folder.glob("*/lock"):
-        try:
-            if time.time() - lock.stat().st_mtime > stale_s:
-                lock.unlink()
-                stale.append(lock)
-        except FileNotFoundError:
-            continue  # its owner was quicker
-    return stale
+class DeepSpeedEngine:
+    """Fulfils :class:`~showo_dist.training.engine.Engine`.
+
+    DeepSpeed skips a step whose gradient norm is not finite where it wraps the optimizer (ZeRO 1 to 3, and
+    bf16). At ZeRO-0 in fp32 it uses the client's optimizer as it is and measures no norm: there this class
+    measures it, and flags the optimizer (``overflow``, the attribute that DeepSpeed asks for).
+
+    Args:
+        raw: of :func:`initialize`.
+        stage: of ZeRO, for the log.
+    """
+
+    def __init__(self, raw: Any, stage: int) -> None:
+        self.raw, self.module = raw, raw.module
+        self.description = f"ZeRO-{stage}"
+        self._unwrapped = isinstance(raw.optimizer, torch.optim.Optimizer)
+        self._norm: Tensor | None = None
+        if self._unwrapped:
+            skip_flagged_steps(raw.optimizer)
+
+    def __call__(self, batch: PackedBatch, *, flow_scale_F: Tensor) -> tuple[Tensor, Tensor]:
+        return self.raw(batch, flow_scale_F=flow_scale_F)
+
+    @property
+    def at_boundary(self) -> bool:
+        return self.raw.is_gradient_accumulation_boundary()
+
+    def backward(self, loss: Tensor) -> None:
+        self.raw.backward(loss)
+
+    def parameter_norms(self) -> dict[str, float]:
+        return state.gradient_norms(self.raw)
+
+    def step(self) -> None:
+        # Before the raw step, which clips: the norm to report and to judge is the unclipped one.
+        if self._unwrapped and self.at_boundary:
+            self._norm = total_norm(self.module)
+            self.raw.optimizer.overflow = not bool(self._norm.isfinite())
+        self.raw.step()
+
+    def grad_norm(self) -> float:
+        norm = self._norm if self._unwrapped else self.raw.get_global_grad_norm()
+        return float("nan") if norm is None else float(norm)
+
+    @property
+    def applied(self) -> bool:
+        return self.raw.was_step_applied()
+
+    @property
+    def learning_rate(self) -> float:
+        return self.raw.get_lr()[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.raw.get_data_types()[0]
+
+    def train(self, mode: bool = True) -> None:
+        self.raw.train(mode)
+
+    def owned(self, rank: int, world: int) -> list[Piece]:
+        return state.owned(self.raw, rank, world)
+
+    def optimizer_steps(self) -> int:
+        return state.optimizer_steps(self.raw)
+
+    def restore(self, read: Callable[[Piece], Tensor], steps: int) -> None:
+        state.restore(self.raw, read, steps)
+
+    def before_update(self, action: Callable[[], None]) -> None:
+        state.inner_optimizer(self.raw).register_step_pre_hook(lambda *_: action())
+
+    def schedule_state(self) -> dict[str, Any]:
+        return self.raw.lr_scheduler.state_dict()
+
+    def load_schedule(self, values: dict[str, Any]) -> None:
+        load_schedule(self.raw.lr_scheduler, self.raw.optimizer, values)
 
 
-def without_inference_helper() -> None:
-    """Keep DeepSpeed from compiling its shared-memory collectives at every start; before its engine is made.
+def build_deepspeed_engine(
+    model: ShowO, config: TrainConfig, device: torch.device
+) -> DeepSpeedEngine:
+    """Wrap the model, its optimizer and schedule. The process group must exist.
 
-    Only inference uses them. A run that is killed while it holds the lock of the build would
-    make the next start wait for the lock.
+    Raises:
+        ValueError: the machine cannot do what the config asks for.
+    """
+    return DeepSpeedEngine(initialize(model, config, device), config.distributed.zero_stage)
+
+
+def initialize(model: ShowO, config: TrainConfig, device: torch.device) -> Any:
+    """DeepSpeed's own engine, its optimizer state made.
+
+    Raises:
+        ValueError: the machine cannot do what the config asks for.
+    """
+    assert dist.is_initialized()
+    check_offload(config.distributed)
+    if config.model.gradient_checkpointing:
+        model.recompute_activations(config.model.gradient_checkpointing_every)
+    # Optimizer state in host memory rules out apex, whose kernels run on the GPU.
+    offloaded = config.distributed.offload_optimizer != "none"
+    optimizer = build_optimizer(model, config.optimizer.params, on_host=offloaded)
+    schedule = build_schedule(optimizer, config.lr_scheduler, config.training.max_train_steps)
+    _without_inference_helper()
+    raw, *_ = deepspeed.initialize(
+        model=model,
+        optimizer=optimizer,
+        lr_scheduler=schedule,
+        config=deepspeed_config(config, device),
+        dist_init_required=False,
+    )
+    # The state must exist before a checkpoint is restored into it.
+    state.prepare(raw)
+    return raw
+
+
+def _without_inference_helper() -> None:
+    """Keep DeepSpeed from compiling its shared-memory collectives at every start.
+
+    Only inference uses them, and a run that is killed while it holds the build's lock would make the next
+    start wait for it.
     """
     import deepspeed.ops
 
     deepspeed.ops.__compatible_ops__ = {}
 
 
-def recompute_activations(model: ShowO, every: int) -> None:
-    """Keep no activations of the first of every ``every`` blocks; backward computes them again."""
-    model.showo.gradient_checkpointing_enable({"use_reentrant": False})
-    for number, block in enumerate(model.showo.model.layers):
-        block.gradient_checkpointing = number % every == 0
-
-
-def check_offload(distributed: DistributedConfig) -> None:
-    """Find out before the model is built whether this machine can offload to a disk.
-
-    Raises:
-        ValueError: it lacks what DeepSpeed reads with.
-    """
-    if distributed.offload_param != "nvme":
-        return
-    from deepspeed.ops.op_builder import AsyncIOBuilder
-
-    if not AsyncIOBuilder().is_compatible(verbose=False):
-        raise ValueError(
-            "distributed.offload_param = nvme: DeepSpeed's async_io cannot be built here; it needs "
-            "libaio with its headers (libaio-dev) and a C++ compiler on every host"
-        )
-
-
-def offload_settings(distributed: DistributedConfig) -> dict[str, Any]:
-    """DeepSpeed's ``zero_optimization`` keys for what does not stay on the GPU; empty when all does."""
-    wanted = {
-        "offload_optimizer": distributed.offload_optimizer,
-        "offload_param": distributed.offload_param,
-    }
-    settings: dict[str, Any] = {}
-    for key, device in wanted.items():
-        if device != "none":
-            settings[key] = {"device": device, "pin_memory": distributed.offload_pin_memory}
-        if device == "nvme":
-            settings[key]["nvme_path"] = distributed.offload_path
-    return settings
-
-
-def samples_per_micro_step(config: TrainConfig) -> int:
-    """Samples of all flows that one rank takes in one micro-step."""
-    return sum(flow.batch_size for flow in active_flows(config).values())
-
-
 def deepspeed_config(config: TrainConfig, device: torch.device) -> dict[str, Any]:
-    """DeepSpeed's settings for a config; ``distributed.deepspeed`` goes over them.
+    """DeepSpeed's settings for a config; ``distributed.deepspeed`` is merged over them.
 
-    bf16 is autocast over fp32 weights at ZeRO-0: the optimizer that DeepSpeed would wrap there decays the
-    weights once while it is built, and keeps its fp32 copies out of reach of the accessors.
+    ZeRO-0 computes bf16 by autocast over fp32 weights: the bf16 optimizer that DeepSpeed would wrap there
+    decays the weights once while it is built, and its fp32 copies cannot be read by parameter name.
     """
+    # DeepSpeed gets a decision, not "auto": all ranks must compute in the same format.
     bf16 = uses_bf16(config.training.mixed_precision, device)
     sharded = config.distributed.zero_stage > 0
     settings: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": samples_per_micro_step(config),
+        "train_micro_batch_size_per_gpu": sum(f.batch_size for f in active_flows(config).values()),
         "gradient_accumulation_steps": config.training.gradient_accumulation_steps,
         "gradient_clipping": config.training.max_grad_norm or 0.0,
         "bf16": {"enabled": bf16 and sharded},
@@ -118,7 +171,7 @@ def deepspeed_config(config: TrainConfig, device: torch.device) -> dict[str, Any
             # gloo has no asynchronous reduction on a side stream
             "overlap_comm": device.type == "cuda",
             "contiguous_gradients": True,
-            **offload_settings(config.distributed),
+            **_offload_settings(config.distributed),
         },
         # torch's fused AdamW runs on the host as well, compiled ahead
         "zero_force_ds_cpu_optimizer": False,
@@ -137,26 +190,29 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def build_engine(model: ShowO, config: TrainConfig, device: torch.device) -> Any:
-    """Wrap the model, its optimizer and schedule. The process group must exist.
+def check_offload(distributed: DistributedConfig) -> None:
+    """Raise ``ValueError`` when this machine lacks the library that DeepSpeed offloads to a disk with."""
+    if distributed.offload_param != "nvme":
+        return
+    from deepspeed.ops.op_builder import AsyncIOBuilder
 
-    Raises:
-        ValueError: the machine cannot do what the config asks for.
-    """
-    assert dist.is_initialized()
-    check_offload(config.distributed)
-    if config.model.gradient_checkpointing:
-        recompute_activations(model, config.model.gradient_checkpointing_every)
-    offloaded = config.distributed.offload_optimizer != "none"
-    optimizer = build_optimizer(model, config.optimizer.params, on_host=offloaded)
-    schedule = build_schedule(optimizer, config.lr_scheduler, config.training.max_train_steps)
-    without_inference_helper()
-    engine, *_ = deepspeed.initialize(
-        model=model,
-        optimizer=optimizer,
-        lr_scheduler=schedule,
-        config=deepspeed_config(config, device),
-        dist_init_required=False,
-    )
-    engine_state.prepare(engine)
-    return engine
+    if not AsyncIOBuilder().is_compatible(verbose=False):
+        raise ValueError(
+            "distributed.offload_param = nvme: DeepSpeed's async_io cannot be built here; it needs "
+            "libaio with its headers (libaio-dev) and a C++ compiler on every host"
+        )
+
+
+def _offload_settings(distributed: DistributedConfig) -> dict[str, Any]:
+    """DeepSpeed's ``zero_optimization`` keys for state that is kept off the GPU; empty for none."""
+    wanted = {
+        "offload_optimizer": distributed.offload_optimizer,
+        "offload_param": distributed.offload_param,
+    }
+    settings: dict[str, Any] = {}
+    for key, device in wanted.items():
+        if device != "none":
+            settings[key] = {"device": device, "pin_memory": distributed.offload_pin_memory}
+        if device == "nvme":
+            settings[key]["nvme_path"] = distributed.offload_path
+    return settings

@@ -1,7 +1,7 @@
-"""Weights and AdamW moments of a DeepSpeed engine by parameter name, whatever the ZeRO stage and world size.
+"""Weights and AdamW moments of DeepSpeed's engine by parameter name, for every ZeRO stage and world size.
 
-A rank looks at its own memory alone: runs of flattened fp32 tensors, with nothing gathered and nothing
-copied. Where they begin is read from the mappings that DeepSpeed's public accessors use.
+A rank reads its own memory only: contiguous pieces of flattened fp32 tensors, with nothing gathered and
+nothing copied. Their offsets come from the mappings that DeepSpeed's public accessors use.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,17 +10,18 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
+from deepspeed.utils import safe_get_full_grad
 from torch import Tensor, nn
 
-from showo_dist.checkpoint.slices import KINDS, MOMENTS, WEIGHT, Piece, even_share
+from showo_dist.checkpoint.slices import KINDS, WEIGHT, Piece, even_share
+from showo_dist.training.optimizer import make_moments, replicated, set_step_count, step_count
 
 
 def _trained(engine: Any) -> Iterator[tuple[str, nn.Parameter]]:
     return ((name, p) for name, p in engine.module.named_parameters() if p.requires_grad)
 
 
-def _inner_optimizer(engine: Any) -> torch.optim.Optimizer:
+def inner_optimizer(engine: Any) -> torch.optim.Optimizer:
     """The optimizer that DeepSpeed wraps, or the client's own where it wraps none (ZeRO-0 in fp32)."""
     optimizer = engine.optimizer
     return optimizer if isinstance(optimizer, torch.optim.Optimizer) else optimizer.optimizer
@@ -28,34 +29,32 @@ def _inner_optimizer(engine: Any) -> torch.optim.Optimizer:
 
 def _updated_tensors(engine: Any) -> list[Tensor]:
     """The tensors that the inner optimizer updates: flat fp32 partitions, or the parameters themselves."""
+    # ZeRO-3 swaps the groups of its inner optimizer around each step, so read its own list.
     flat = getattr(
         engine.optimizer, "fp32_partitioned_groups_flat", None
     )  # ZeRO-3 swaps its groups
     if flat is not None:
         return list(flat)
-    return [p for group in _inner_optimizer(engine).param_groups for p in group["params"]]
-
-
-def weight(engine: Any, parameter: nn.Parameter) -> Tensor:
-    """The fp32 master weight, whole, on every rank; collective."""
-    full = safe_get_full_fp32_param(parameter)
-    return (parameter if full is None else full).detach()
+    return [p for group in inner_optimizer(engine).param_groups for p in group["params"]]
 
 
 def held(engine: Any) -> Iterator[Piece]:
     """All weights and moments in this rank's memory, as views of it: a partition, or everything at ZeRO-0."""
     for name, parameter in _trained(engine):
         for kind in KINDS:
+            # The attribute tells the stage: ZeRO-3 tags parameters with `ds_id`, ZeRO 1 and 2 with
+            # `_hp_mapping`.
             if hasattr(parameter, "ds_id"):
                 yield from _of_partition(engine, name, parameter, kind)
             elif hasattr(parameter, "_hp_mapping"):
                 yield from _of_group(name, parameter, kind)
             else:
-                yield _replicated(engine, name, parameter, kind)
+                yield replicated(inner_optimizer(engine), name, parameter, kind)
 
 
 def owned(engine: Any, rank: int, world: int) -> list[Piece]:
     """This rank's part of the state: together the ranks have every element once."""
+    # At ZeRO-0 every rank holds everything; then each rank takes an equal share, so that all ranks write.
     pieces = list(held(engine))
     return pieces if _is_partitioned(engine) else even_share(pieces, rank, world)
 
@@ -64,17 +63,12 @@ def _is_partitioned(engine: Any) -> bool:
     return any(hasattr(p, "ds_id") or hasattr(p, "_hp_mapping") for _, p in _trained(engine))
 
 
-def _replicated(engine: Any, name: str, parameter: nn.Parameter, kind: str) -> Piece:
-    """ZeRO-0: the parameter itself."""
-    whole = parameter if kind == WEIGHT else _inner_optimizer(engine).state[parameter][kind]
-    return Piece(kind, name, tuple(parameter.shape), 0, whole.detach().view(-1))
-
-
 def _of_group(name: str, parameter: Any, kind: str) -> Iterator[Piece]:
     """ZeRO-1 and 2: all parameters end to end, cut into equal partitions; many lie outside this one."""
     mapping = parameter._hp_mapping
     if mapping is not None:
         run_N = mapping.get_hp_fragment(None if kind == WEIGHT else kind).detach()
+        # The fragment's address counts from the start of its own parameter, not of the flat group.
         start = mapping.lp_fragment_address.start
         yield Piece(kind, name, tuple(parameter.shape), start, run_N)
 
@@ -83,20 +77,18 @@ def _of_partition(engine: Any, name: str, parameter: Any, kind: str) -> Iterator
     """ZeRO-3: every parameter by itself is cut into equal partitions, the last ones filled up."""
     optimizer, shape = engine.optimizer, tuple(parameter.ds_shape)
     group, offset, numel = optimizer.grad_position[optimizer.get_param_id(parameter)]
+    # Partitions have equal size, so the last ranks may hold padding only.
     start = dist.get_rank() * numel
     kept = min(numel, prod(shape) - start)
     if kept > 0:
         flat_N = optimizer.fp32_partitioned_groups_flat[group]
-        whole_N = flat_N if kind == WEIGHT else _inner_optimizer(engine).state[flat_N][kind]
+        whole_N = flat_N if kind == WEIGHT else inner_optimizer(engine).state[flat_N][kind]
         yield Piece(kind, name, shape, start, whole_N.detach()[offset : offset + kept])
 
 
 def optimizer_steps(engine: Any) -> int:
     """AdamW's own step count, which its bias correction depends on."""
-    inner = _inner_optimizer(engine)
-    if _counts_per_group(inner):
-        return int(inner.param_groups[0].get("step", 0))
-    return int(inner.state[_updated_tensors(engine)[0]]["step"])
+    return step_count(inner_optimizer(engine), _updated_tensors(engine))
 
 
 def gradient_norms(engine: Any) -> dict[str, float]:
@@ -108,46 +100,21 @@ def gradient_norms(engine: Any) -> dict[str, float]:
     return norms
 
 
-def _counts_per_group(optimizer: torch.optim.Optimizer) -> bool:
-    """apex keeps one step count per group, torch one per tensor."""
-    return not isinstance(optimizer, torch.optim.AdamW)
-
-
 def prepare(engine: Any) -> None:
-    """Make the state that AdamW would make at its first step; once, before any step or restore.
+    """Make the optimizer state before the first step; once, before any step or restore.
 
-    DeepSpeed connects parameters with their moments once, after the first of its groups has stepped, when
-    those of the others would not exist yet.
+    DeepSpeed connects parameters with their moments once, after the first of its groups has stepped, when the
+    moments of the other groups would not exist yet.
     """
     if getattr(engine.optimizer, "swap_optimizer", False):
         raise ValueError(
             "distributed.offload_optimizer = nvme: checkpoints cannot reach the optimizer's state "
             "there; use cpu or none"
         )
-    inner = _inner_optimizer(engine)
-    for tensor in _updated_tensors(engine):
-        state = {key: torch.zeros_like(tensor) for key in MOMENTS}
-        if not _counts_per_group(inner):
-            state["step"] = torch.tensor(0.0, device=tensor.device)
-        inner.state[tensor] = state
+    make_moments(inner_optimizer(engine), _updated_tensors(engine))
     link = getattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state", None)
     if link is not None:
         link()
-
-
-def _set_steps(engine: Any, steps: int) -> None:
-    inner = _inner_optimizer(engine)
-    if _counts_per_group(inner):
-        for group in inner.param_groups:
-            group["step"] = steps
-        return
-    for tensor in _updated_tensors(engine):
-        inner.state[tensor]["step"].fill_(steps)
-
-
-def before_updates(engine: Any, action: Callable[[], None]) -> None:
-    """Have something done before every step that changes weights and moments."""
-    _inner_optimizer(engine).register_step_pre_hook(lambda *_: action())
 
 
 def restore(engine: Any, read: Callable[[Piece], Tensor], steps: int) -> None:
@@ -159,6 +126,7 @@ def restore(engine: Any, read: Callable[[Piece], Tensor], steps: int) -> None:
             :meth:`~showo_dist.checkpoint.reader.CheckpointReader.read_piece`.
         steps: AdamW's step count.
     """
+    # The pieces are views of the engine's memory: copying into them is the restore.
     for piece in held(engine):
         piece.values_N.copy_(read(piece))
-    _set_steps(engine, steps)
+    set_step_count(inner_optimizer(engine), _updated_tensors(engine), steps)

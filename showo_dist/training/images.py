@@ -1,4 +1,4 @@
-"""Images of a model in training: what it rebuilds, and what it generates from text."""
+"""Image grids during training: masked images completed by the model, and images generated from text."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,15 +8,14 @@ from PIL import Image
 from torch import Tensor
 
 from showo_data import MicroBatch
+from showo_data.images import to_images
 from showo_dist.config import TrainConfig
-from showo_dist.generation.pipeline import sampling_options
-from showo_dist.generation.sampling import ImageSampler, sample_codes
+from showo_dist.generation.sampling import ImageSampler, sample_codes, sampling_options
 from showo_dist.logging.grids import labelled_grid
 from showo_dist.models.encoders import Encoders
-from showo_dist.models.magvitv2.images import to_images
 from showo_dist.models.showo import ShowO
 from showo_dist.sequences import Sequence, TextEncoder, Vocabulary, pack
-from showo_dist.training.tasks import SequenceMaker
+from showo_dist.training.batches import SequenceMaker
 
 SHOWN = 6  # images per grid
 DEFAULT_PROMPTS = (
@@ -84,13 +83,14 @@ class ImageGrids:
             tokens=self.config.model.showo.num_vq_tokens,
         )
         device = sampler.codes_BN.device
+        # The same noise at every step: differences between grids come from the weights alone.
         generator = torch.Generator(device).manual_seed(self.config.training.seed)
         return labelled_grid(
             [self._decode(sample_codes(sampler, generator))], self.prompts, ["generated"]
         )
 
     def _rebuilt(self, model: ShowO, flow: str, batch: MicroBatch) -> Image.Image:
-        """Original, what the tokenizer keeps of it, and the model's guess of the masked codes."""
+        """Rows of originals, tokenizer round trips, and the model's guesses of the masked codes."""
         samples = batch.samples[flow][:SHOWN]
         sequences = self.maker(MicroBatch({flow: samples}))
         codes_BN = torch.stack(self.encoders.codes(samples))
@@ -104,7 +104,7 @@ class ImageGrids:
         return labelled_grid(rows, rates, titles)
 
     def _guess(self, model: ShowO, sequences: list[Sequence], codes_BN: Tensor) -> Tensor:
-        """Codes with the most likely ones in the masked places."""
+        """The codes with the most likely code in every masked place, (B, N)."""
         device = next(model.parameters()).device
         packed = pack(
             sequences,
@@ -118,7 +118,8 @@ class ImageGrids:
         guess_BN, start = codes_BN.clone(), 0
         for row, sequence in enumerate(sequences):
             count = len(sequence.label_rows_P)
-            image = sequence.targets_P >= first  # leaves out soi and eoi, which t2i predicts too
+            image = sequence.targets_P >= first  # without soi and eoi, which t2i predicts too
+            # Row of a label minus row of the first image token; eoi is the last row of the sequence.
             places = sequence.label_rows_P[image] - (len(sequence) - 1 - codes_BN.shape[1])
             guess_BN[row, places] = best_P[start : start + count][image]
             start += count

@@ -1,6 +1,4 @@
-"""How much useful work a step did, and how fast this device could have done it.
-
-What a step reports, over all ranks."""
+"""Metrics of a run over all ranks: losses, tokens per second, FLOPs and their share of the peak (MFU)."""
 
 import resource
 import time
@@ -15,7 +13,7 @@ from showo_dist.sequences import PackedBatch
 from showo_dist.training.batches import Account
 from showo_dist.training.step import StepLosses
 
-# Dense bf16 peaks in FLOP/s from the makers' data sheets, without sparsity; the first name found counts.
+# Dense bf16 peaks in FLOP/s without sparsity, from the data sheets; the first name that matches counts.
 GPU_PEAKS = {
     "H200": 989e12,
     "H100": 989e12,
@@ -30,7 +28,7 @@ GPU_PEAKS = {
 
 @dataclass(frozen=True)
 class Work:
-    """Matrix work of one training step of a batch: forward and twice that for backward.
+    """FLOPs of the matrix products of a training step: forward, and twice that for backward.
 
     Attributes:
         block_parameters: matrix parameters of all blocks and the projector.
@@ -45,13 +43,17 @@ class Work:
     @classmethod
     def of(cls, model: ShowO) -> "Work":
         matrices = {n: p.numel() for n, p in model.named_parameters() if p.ndim == 2}
+        # The embedding table is looked up, not multiplied; the head runs on labelled rows only.
         head = matrices["showo.lm_head.weight"]
         table = matrices["showo.model.embed_tokens.weight"]
         width = model.config.num_hidden_layers * model.config.hidden_size
         return cls(sum(matrices.values()) - head - table, head, width)
 
     def flops(self, batch: PackedBatch) -> float:
-        """FLOP needed: tokens through the blocks, labelled rows through the head, visible pairs only."""
+        """FLOPs of a batch: tokens through the blocks, labelled rows through the head, visible pairs only.
+
+        Padding, masked pairs and recomputation do not count as useful work.
+        """
         labels = int((batch.label_weights_P > 0).sum())
         matrices = 6 * (self.block_parameters * batch.real_tokens + self.head_parameters * labels)
         return matrices + 12 * self.attention_width * batch.visibility.pairs()
@@ -68,10 +70,10 @@ def _timed_product(a: Tensor, b: Tensor) -> float:
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype, size: int = 2048) -> float:
-    """FLOP/s that MFU is measured against: a known GPU's data sheet, else a large product's, timed here.
+    """FLOP/s that MFU is measured against: a known GPU's data sheet, else a large matrix product timed here.
 
-    On a CPU this is the best of a few products with the threads this rank may use, taken while the other
-    ranks of the machine do the same.
+    On a CPU it is the best of a few products with this rank's threads, measured while the other ranks of the
+    machine do the same.
     """
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
@@ -90,10 +92,10 @@ def memory_gb(device: torch.device) -> float:
 
 
 class Meter:
-    """Adds up the steps between two lines of the log, and reduces them over ranks.
+    """Sums over the steps between two log lines, reduced over ranks.
 
     Args:
-        work: matrix work of the model.
+        work: FLOP counts of the model.
         peak: FLOP/s of one rank's device, which MFU is measured against.
         device: of this rank.
     """
@@ -119,8 +121,10 @@ class Meter:
 
     def read(self, losses: StepLosses, learning_rate: float, skipped: int) -> dict[str, float]:
         """The metrics since the last call; collective."""
+        # Read before the reduction, which waits for the slowest rank.
         seconds = time.perf_counter() - self._start
         steps, world = self._sums["steps"], dist.get_world_size()
+        # One all-reduce for all sums of the interval.
         names = ("tokens", "samples", "flops", "wait_s")
         values = [*(self._sums[name] for name in names), float(skipped)]
         reduced = torch.tensor(values, dtype=torch.float64, device=self.device)

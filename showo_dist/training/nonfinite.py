@@ -1,4 +1,4 @@
-"""Steps that were skipped because loss or gradient was not finite: which samples, and when it is enough."""
+"""Steps skipped for a non-finite loss or gradient: the suspected samples, and the end of a hopeless run."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -18,30 +18,31 @@ _Line = dict[str, int | str]
 
 
 class NonFiniteSteps:
-    """Told of every step; all ranks alike.
+    """Counts non-finite steps; called after every step on all ranks.
 
-    A skipped step changes no weight, so a checkpoint is good once a later step was finite. While steps are
-    being skipped none should be written: :attr:`in_a_row` says so.
+    A skipped step changes no weight, so a checkpoint is good once a later step was finite. No checkpoint
+    should be written while steps are being skipped (:attr:`in_a_row` above 0).
 
     Args:
         run: the run's folder, where the first rank writes ``nonfinite.jsonl``.
         limit: steps in a row that end the run.
-        say: takes one line for the log.
+        log: takes one line for the log.
         rank: of this process.
-        start_step: steps done before; lines of later ones are removed.
+        start_step: steps done before; lines of later steps are removed.
 
     Attributes:
         in_a_row: skipped steps since the last finite one, or since the process began.
-        total: skipped steps of the run; counted on the first rank alone.
+        total: skipped steps of the run; counted on rank 0 only.
     """
 
     def __init__(
-        self, run: Path, limit: int, say: Callable[[str], None], rank: int, start_step: int
+        self, run: Path, limit: int, log: Callable[[str], None], rank: int, start_step: int
     ) -> None:
-        self.run, self.limit, self.say, self.rank = run, limit, say, rank
+        self.run, self.limit, self.log, self.rank = run, limit, log, rank
         self.in_a_row = self.total = 0
         self._last_finite = -1
         if rank == 0:
+            # Steps after the checkpoint run again and may write their lines again.
             drop_after(run / FILE, start_step)
             self.total = len({line["step"] for line in read_metrics(run / FILE)})
 
@@ -51,11 +52,11 @@ class NonFiniteSteps:
         return self.in_a_row >= self.limit
 
     def __call__(self, step: int, losses: StepLosses, window: Sequence[MicroBatch]) -> None:
-        """Note how a step went; collective when it was skipped.
+        """Record the outcome of a step; collective when it was skipped.
 
         Args:
             step: its number.
-            losses: what came out.
+            losses: its outcome.
             window: the samples of its micro-steps on this rank.
         """
         if losses.applied:
@@ -67,10 +68,12 @@ class NonFiniteSteps:
         if self.rank == 0:
             with open_lines(self.run / FILE) as file:
                 file.writelines(json.dumps(line) + "\n" for line in lines)
-        self.say(_skip_message(step, lines))
+        self.log(_skip_message(step, lines))
 
     def end(self, step: int) -> StoppedError:
-        """What ends the run after ``step``; names the last good checkpoint, so no save may be under way."""
+        """The error that ends the run after ``step``; no save may be running, since it names the last good
+        checkpoint."""
+        # A checkpoint is known to be good only once a later step from its weights was finite.
         good = [p for p in complete_checkpoints(self.run) if step_of(p) < self._last_finite]
         where = f"the last good checkpoint is {good[-1]}" if good else "there is no good checkpoint"
         return StoppedError(
@@ -83,8 +86,9 @@ class NonFiniteSteps:
 def _over_all_ranks(
     step: int, rank: int, bad_flows: Sequence[set[str]], window: Sequence[MicroBatch]
 ) -> list[_Line]:
-    """The suspects of all ranks: samples of the flows and micro-steps whose loss was not finite, or all
-    samples of the step where every loss was and only the gradient was not."""
+    """The suspected samples of all ranks: those of the flows and micro-steps with a non-finite loss, or all
+    samples of the step when every loss was finite and only the gradient was not."""
+    # A loss points at the flow and micro-step at fault; a gradient alone does not, so all are suspects.
     pairs = list(zip(window, bad_flows, strict=True))
     own = (
         [_line(step, rank, "loss", s) for batch, bad in pairs for s in _samples(batch, bad)],

@@ -1,13 +1,15 @@
-"""AdamW groups and the learning rate over time (docs/specification.md, section 8)."""
+"""AdamW and the learning rate over time (docs/specification.md, section 8)."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 
+from showo_dist.checkpoint.slices import MOMENTS, WEIGHT, Piece
 from showo_dist.config.training import LRSchedulerConfig, OptimizerParams
 
 
@@ -27,6 +29,7 @@ def decays(name: str, parameter: nn.Parameter, rule: str) -> bool:
 
 def parameter_groups(model: nn.Module, params: OptimizerParams) -> list[dict]:
     """Two groups, with and without decay, in the model's own order."""
+    # Frozen weights of a LoRA run get no optimizer state.
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     decayed = [p for name, p in named if decays(name, p, params.no_decay)]
     spared = [p for name, p in named if not decays(name, p, params.no_decay)]
@@ -51,6 +54,7 @@ def build_optimizer(model: nn.Module, params: OptimizerParams, on_host: bool = F
         "eps": params.epsilon,
     }
     groups = parameter_groups(model, params)
+    # apex updates all tensors of a group in few kernels.
     if torch.cuda.is_available() and not on_host:
         try:
             from apex.optimizers import FusedAdam
@@ -67,3 +71,65 @@ def build_schedule(optimizer: Optimizer, schedule: LRSchedulerConfig, steps: int
     return get_scheduler(
         name, optimizer, num_warmup_steps=schedule.params.warmup_steps, num_training_steps=steps
     )
+
+
+def load_schedule(schedule: LRScheduler, optimizer: Any, values: dict[str, Any]) -> None:
+    """Restore a schedule's state, and the learning rates that it had set."""
+    schedule.load_state_dict(values)
+    for group, rate in zip(optimizer.param_groups, values["_last_lr"], strict=True):
+        group["lr"] = rate
+
+
+def total_norm(model: nn.Module) -> Tensor:
+    """Norm of the whole gradient, before clipping."""
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    return nn.utils.get_total_norm(gradients)
+
+
+def skip_flagged_steps(optimizer: Optimizer) -> None:
+    """Make an optimizer's step change nothing while its attribute ``overflow`` is true."""
+
+    def drop_gradients(optimizer: Any, args: tuple, kwargs: dict) -> None:
+        # Without gradients AdamW skips a tensor entirely: no decay, no moment update, no step count.
+        if getattr(optimizer, "overflow", False):
+            optimizer.zero_grad()
+
+    optimizer.register_step_pre_hook(drop_gradients)
+
+
+def make_moments(optimizer: Optimizer, tensors: Iterable[Tensor]) -> None:
+    """Make the state that AdamW would make at its first step."""
+    for tensor in tensors:
+        state = {key: torch.zeros_like(tensor) for key in MOMENTS}
+        if not _counts_per_group(optimizer):
+            # A tensor, on the device: the fused kernel increments it there.
+            state["step"] = torch.tensor(0.0, device=tensor.device)
+        optimizer.state[tensor] = state
+
+
+def step_count(optimizer: Optimizer, tensors: list[Tensor]) -> int:
+    """AdamW's own step count, which its bias correction depends on."""
+    if _counts_per_group(optimizer):
+        return int(optimizer.param_groups[0].get("step", 0))
+    return int(optimizer.state[tensors[0]]["step"])
+
+
+def set_step_count(optimizer: Optimizer, tensors: Iterable[Tensor], steps: int) -> None:
+    """Set the step count of every group or tensor."""
+    if _counts_per_group(optimizer):
+        for group in optimizer.param_groups:
+            group["step"] = steps
+        return
+    for tensor in tensors:
+        optimizer.state[tensor]["step"].fill_(steps)
+
+
+def _counts_per_group(optimizer: Optimizer) -> bool:
+    """apex keeps one step count per group, torch one per tensor."""
+    return not isinstance(optimizer, torch.optim.AdamW)
+
+
+def replicated(optimizer: Optimizer, name: str, parameter: nn.Parameter, kind: str) -> Piece:
+    """A whole weight or moment, as every rank holds it where nothing is sharded."""
+    whole = parameter if kind == WEIGHT else optimizer.state[parameter][kind]
+    return Piece(kind, name, tuple(parameter.shape), 0, whole.detach().view(-1))

@@ -1,24 +1,128 @@
-"""From a config to the parts of a run: flows, encoders, model. Everything a user can get wrong fails here."""
+"""From a config to the parts of a run: data streams, text tokenizer, encoders. User errors surface here."""
 
+import shlex
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from showo_data import FlowSpec, clip_transform, vq_transform
+from showo_data.captions import ExternalCaptions
 from showo_data.members import CODES, CONDITION, FEATURES, Encoded
 from showo_data.samples import Kind, Weighted
 from showo_data.shards import Storage
+from showo_dist.checkpoint import CheckpointReader
+from showo_dist.checkpoint.slices import WEIGHT, Piece
 from showo_dist.config import TrainConfig, active_flows
-from showo_dist.models.clip import ClipTower
-from showo_dist.models.encoders import Encoders
+from showo_dist.models.encoders import ClipTower, Encoders
 from showo_dist.models.magvitv2 import MAGVITv2
-from showo_dist.models.showo import ShowO
-from showo_dist.models.weights.pretrained import from_language_model
-from showo_dist.models.weights.starting import attach_adapters, check_kind, start_from
-from showo_dist.runtime.precision import uses_bf16
+from showo_dist.models.weights.sources import adapter_record
+from showo_dist.models.weights.start import initial_weights
 from showo_dist.sequences import TextEncoder
-from showo_dist.training.data_checks import check_data_paths, external_captions
-from showo_kernels import select_backend
+from showo_dist.training.engine import Engine
+
+_IMAGENET_TAR = "ILSVRC2012_img_train.tar"
+_TEXT_FILES = (".parquet", ".jsonl", ".jsonl.gz")
+# Keys of captions outside the shards, and the word in a shard's path that identifies the data set.
+_WORDS = {
+    "external_caption_path": "",  # identified by the keys of the samples
+    "external_laion12m_caption_path": "laion",
+    "external_cc12m_caption_path": "cc12m",
+}
+
+
+def check_data_paths(config: TrainConfig) -> None:
+    """Check that every active flow names tar shards, and that captions outside them can be read.
+
+    Raises:
+        ValueError: one line with the key and, where there is one, the command that converts the data.
+    """
+    for name, flow in active_flows(config).items():
+        for path in flow.paths:
+            if path.lower().endswith((".tgz", ".tar.gz")):
+                raise ValueError(
+                    f"{flow.path_key} = {path}: compressed shards cannot be read by offset; unpack "
+                    "them with gunzip and name the .tar files"
+                )
+            arguments = _converter(config, name, path)
+            if arguments is not None:
+                raise ValueError(
+                    f"{flow.path_key} = {path}: training reads tar shards; make them once with "
+                    f"`showo-dist shards {arguments} --out data/{name}`, and set {flow.path_key} "
+                    "to the pattern that it prints"
+                )
+    _check_captions(config)
+
+
+def external_captions(config: TrainConfig, flow: str) -> ExternalCaptions | None:
+    """The captions of a flow outside its shards; None if they are inside."""
+    params = config.dataset.params
+    if flow not in _captioned(config):
+        return None
+    outside = ExternalCaptions(
+        sa1b=params.external_caption_path or None,
+        laion12m=params.external_laion12m_caption_path or None,
+        cc12m=params.external_cc12m_caption_path or None,
+        variants=flow == "t2i",
+    )
+    return outside if outside.sa1b or outside.laion12m or outside.cc12m else None
+
+
+def _converter(config: TrainConfig, flow: str, path: str) -> str | None:
+    """Arguments of ``showo-dist shards`` that convert a path; None if it is a shard."""
+    # What a URL holds is unknown until it is read; the reader checks it.
+    if "://" in path or path.startswith("pipe:"):
+        return None
+    quoted, lower = shlex.quote(path), path.lower()
+    if flow == "lm":
+        return f"from-text {quoted}" if lower.endswith(_TEXT_FILES) else None
+    if flow == "mmu" and config.dataset.und_type != "captioning":
+        return f"from-llava {quoted} --images FOLDER" if lower.endswith(".json") else None
+    # Class tars hold images without captions; the converter adds the class names.
+    if flow == "t2i" and config.dataset.gen_type == "imagenet1k":
+        unread = not lower.endswith(".tar") or Path(path).name == _IMAGENET_TAR
+        return f"from-imagenet {quoted} --names LOC_synset_mapping.txt" if unread else None
+    if lower.endswith(".parquet"):
+        return f"from-parquet {quoted}" + ("" if flow == "recon" else " --text COLUMN")
+    return f"from-folder {quoted}" if Path(path).is_dir() else None
+
+
+def _captioned(config: TrainConfig) -> dict[str, tuple[str, ...]]:
+    """The active flows whose samples have captions, and their shards."""
+    captioning = config.dataset.und_type == "captioning"
+    return {
+        name: flow.paths
+        for name, flow in active_flows(config).items()
+        if name == "t2i" or (name == "mmu" and captioning)
+    }
+
+
+def _check_captions(config: TrainConfig) -> None:
+    params = config.dataset.params
+    shards = [path for paths in _captioned(config).values() for path in paths]
+    if not shards:
+        return
+    journeydb = params.external_journeydb_caption_path
+    if journeydb:
+        flow, paths = next(iter(_captioned(config).items()))
+        raise ValueError(
+            f"dataset.params.external_journeydb_caption_path = {journeydb}: this file is too large for "
+            "every loader process; put its captions into shards once with `showo-dist shards "
+            f"from-captions {shlex.join(paths)} --journeydb {shlex.quote(journeydb)} --for {flow} "
+            f"--out data/{flow}`, then set it to null"
+        )
+    for key, word in _WORDS.items():
+        folder = getattr(params, key)
+        if not folder:
+            continue
+        if not Path(folder).is_dir():
+            raise ValueError(f"dataset.params.{key} = {folder}: no such folder")
+        if not any(word in path for path in shards):
+            raise ValueError(
+                f"dataset.params.{key} = {folder}: its shards are known by {word!r} in their path, "
+                "which no shard has"
+            )
+
 
 _UNDERSTANDING: dict[str, Kind] = {
     "captioning": "caption",
@@ -28,7 +132,8 @@ _UNDERSTANDING: dict[str, Kind] = {
 
 
 def flow_kind(config: TrainConfig, flow: str) -> Kind:
-    """What a flow reads of its samples."""
+    """The kind of data that a flow reads."""
+    # Understanding is the one flow whose data comes in two forms.
     if flow == "mmu":
         return _UNDERSTANDING[config.dataset.und_type]
     kinds: dict[str, Kind] = {"t2i": "caption", "lm": "text", "recon": "image"}
@@ -36,7 +141,7 @@ def flow_kind(config: TrainConfig, flow: str) -> Kind:
 
 
 def storage(config: TrainConfig) -> Storage:
-    """How the shards of a run are reached."""
+    """Access to the shards: cache, retries, pipes."""
     data = config.data
     return Storage(
         cache_dir=data.cache_dir,
@@ -54,7 +159,7 @@ def flow_specs(config: TrainConfig, clip_size: int | None = None) -> list[FlowSp
         clip_size: side of the images of the CLIP tower, for models that understand through it.
 
     Raises:
-        ValueError: data that has to be turned into shards first.
+        ValueError: the data has to be converted to shards first.
     """
     check_data_paths(config)
     resolution = config.dataset.preprocessing.resolution
@@ -67,6 +172,7 @@ def flow_specs(config: TrainConfig, clip_size: int | None = None) -> list[FlowSp
     encoded: dict[str, tuple[Encoded, ...]] = {
         "recon": (CODES, FEATURES if clip_size else CONDITION)
     }
+    # CLIP features replace codes in conversations only; captioning is trained on codes in every model.
     if clip_size and config.dataset.und_type != "captioning":  # captioning reads codes in any model
         transforms["mmu"], encoded["mmu"] = clip_transform(clip_size), (FEATURES,)
     return [
@@ -90,7 +196,7 @@ def flow_specs(config: TrainConfig, clip_size: int | None = None) -> list[FlowSp
 
 
 def load_text(config: TrainConfig) -> TextEncoder:
-    """The text encoder, checked against the vocabulary."""
+    """The text tokenizer, checked against the vocabulary."""
     source = config.text_tokenizer
     if source is None:
         raise ValueError(
@@ -103,11 +209,12 @@ def load_encoders(config: TrainConfig, device: torch.device) -> Encoders:
     """The frozen image encoders on the device.
 
     Raises:
-        FileNotFoundError, ValueError: they cannot be read, or do not have the config's codebook.
+        FileNotFoundError, ValueError: they cannot be read, or their codebook is not the config's.
     """
     source = config.model.vq_model.pretrained_model_path or config.model.vq_model.vq_model_name
     vq = MAGVITv2.from_pretrained(source, device)
     vq.requires_grad_(False).eval()
+    # A tokenizer of another codebook would give ids of text or special tokens, silently.
     codebook = 2**vq.config.bits
     if codebook != config.model.showo.codebook_size:
         raise ValueError(
@@ -122,34 +229,26 @@ def load_encoders(config: TrainConfig, device: torch.device) -> Encoders:
     )
 
 
-def build_model(
-    config: TrainConfig, device: torch.device, resume: Path | None
-) -> tuple[ShowO, str]:
-    """The model on the CPU, and why its attention backend was chosen and what it starts from.
-
-    Args:
-        config: of the run.
-        device: where it will train.
-        resume: a checkpoint whose weights it gets, else the config says where it starts.
+def carry_optimizer(engine: Engine, config: TrainConfig) -> None:
+    """Load AdamW's moments and step count from ``experiment.init_from``; new rows start with moment 0.
 
     Raises:
-        FileNotFoundError, ValueError: weights cannot be read or do not fit.
+        ValueError: the source is not a training checkpoint, or holds adapters.
     """
-    dtype = torch.bfloat16 if uses_bf16(config.training.mixed_precision, device) else torch.float32
-    backend, reason = select_backend(config.model.attention, device, dtype)
-    notes = [f"attention {backend}: {reason}"]
-    if resume is not None:
-        check_kind(config, resume)
-    source = resume if resume and not config.lora.rank else config.start_from
-    if source is None:
-        torch.manual_seed(config.training.seed)
-        model = from_language_model(config.model.showo, backend)
-    else:
-        # DeepSpeed rounds what it is given to bf16, and has fp32 weights only from a checkpoint.
-        kept = dtype if config.distributed.zero_stage else torch.float32
-        model, weights = start_from(config, source, backend, kept, check=source is not resume)
-        notes += weights.changes
-        if config.lora.rank:
-            notes.append(attach_adapters(model, weights, config, resume))
-    model.label_smoothing = config.training.label_smoothing
-    return model, "; ".join(notes)
+    source = Path(str(config.experiment.init_from))
+    reader = CheckpointReader(source)
+    if adapter_record(source):
+        raise ValueError(f"experiment.init_optimizer = True: {source} holds LoRA adapters")
+    weights = initial_weights(config.model.showo, source, config.training.seed)
+
+    def whole(kind: str, name: str) -> Tensor:
+        if kind == WEIGHT:
+            return weights.read(name)
+        # New parameters have no moments; old ones keep theirs row by row.
+        known = name in weights.source.meta
+        return weights.carried(name, reader.read(kind, name) if known else None)
+
+    def read(piece: Piece) -> Tensor:
+        return whole(piece.kind, piece.name).flatten()[piece.start : piece.stop]
+
+    engine.restore(read, reader.state.optimizer_steps)

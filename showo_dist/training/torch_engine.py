@@ -1,5 +1,6 @@
-"""Plain torch in the place of DeepSpeed's engine: one process, or DistributedDataParallel."""
+"""Plain torch as an :class:`~showo_dist.training.engine.Engine`: one process, or DistributedDataParallel."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -10,22 +11,31 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from showo_dist.checkpoint.slices import KINDS, Piece, even_share
 from showo_dist.config import TrainConfig
 from showo_dist.models.showo import ShowO
 from showo_dist.runtime.precision import uses_bf16
-from showo_dist.training.deepspeed_engine import recompute_activations
-from showo_dist.training.optimizer import build_optimizer, build_schedule
+from showo_dist.training.optimizer import (
+    build_optimizer,
+    build_schedule,
+    load_schedule,
+    make_moments,
+    replicated,
+    set_step_count,
+    step_count,
+    total_norm,
+)
 
 
 class TorchEngine:
-    """What :class:`~showo_dist.training.step.Stepper` asks of an engine, with nothing sharded.
+    """Fulfils :class:`~showo_dist.training.engine.Engine` with nothing sharded.
 
     Gradients are averaged over ranks and micro-steps, as DeepSpeed does. Weights stay fp32; bf16 is
     autocast.
 
     Args:
         model: on its device.
-        optimizer: over the model's parameters.
+        optimizer: over the model's trained parameters.
         schedule: of the optimizer's learning rate, advanced once per optimizer step.
         micro_steps: micro-steps per optimizer step.
         max_norm: clip the gradient to this norm; None: no clipping.
@@ -42,58 +52,108 @@ class TorchEngine:
         max_norm: float | None,
         bf16: bool,
     ) -> None:
-        self.module, self.optimizer, self.lr_scheduler = model, optimizer, schedule
+        self.module: Any = model
+        self.optimizer, self.lr_scheduler = optimizer, schedule
         self._micro_steps, self._max_norm, self._bf16 = micro_steps, max_norm, bf16
         self._device_type = next(model.parameters()).device.type
-        self._done, self._applied = 0, False
-        self._ranks = None
+        self._done, self.applied = 0, False
+        self._norm = torch.tensor(torch.nan)
+        self._ddp: DistributedDataParallel | None = None
         if dist.is_initialized():
-            self._ranks = DistributedDataParallel(model, gradient_as_bucket_view=True)
+            self._ddp = DistributedDataParallel(model, gradient_as_bucket_view=True)
+        self._named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+        # As for DeepSpeed: a checkpoint can be restored before the first step.
+        make_moments(optimizer, self._trained())
+
+    @property
+    def description(self) -> str:
+        return "torch DDP" if self._ddp is not None else "torch, one process"
+
+    def _trained(self) -> list[Tensor]:
+        return [parameter for _, parameter in self._named]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Forward; gradients are exchanged in the backward of the window's last micro-step alone."""
-        local = self._ranks is not None and not self.is_gradient_accumulation_boundary()
+        # Gradients are exchanged in the backward of the window's last micro-step only.
+        local = self._ddp is not None and not self.at_boundary
         with (
-            self._ranks.no_sync() if self._ranks is not None and local else nullcontext(),
+            self._ddp.no_sync() if self._ddp is not None and local else nullcontext(),
             torch.autocast(self._device_type, dtype=torch.bfloat16, enabled=self._bf16),
         ):
-            return (self._ranks or self.module)(*args, **kwargs)
+            return (self._ddp or self.module)(*args, **kwargs)
 
-    def is_gradient_accumulation_boundary(self) -> bool:
-        """Whether the micro-step under way is the last of its window."""
+    @property
+    def at_boundary(self) -> bool:
         return self._done + 1 == self._micro_steps
 
     def backward(self, loss: Tensor) -> None:
-        """Add this micro-step's share of the gradient."""
         (loss / self._micro_steps).backward()
 
-    def step(self) -> None:
-        """End a micro-step; the last of a window clips and updates the weights.
+    def parameter_norms(self) -> dict[str, float]:
+        nan = float("nan")
+        return {n: nan if p.grad is None else float(p.grad.norm()) for n, p in self._named}
 
-        An optimizer whose attribute ``overflow`` is true has its step left out, as DeepSpeed does.
-        """
-        if not self.is_gradient_accumulation_boundary():
+    def step(self) -> None:
+        if not self.at_boundary:
             self._done += 1
             return
         self._done = 0
-        self._applied = not getattr(self.optimizer, "overflow", False)
-        if self._applied:
+        # DDP has averaged the gradients: the norm is the same on all ranks, and all of them skip alike.
+        self._norm = total_norm(self.module)
+        self.applied = bool(self._norm.isfinite())
+        if self.applied:
             if self._max_norm:
-                nn.utils.clip_grad_norm_(self.module.parameters(), self._max_norm)
+                nn.utils.clip_grads_with_norm_(self._trained(), self._max_norm, self._norm)
             self.optimizer.step()
             self.lr_scheduler.step()
         self.optimizer.zero_grad()
 
-    def was_step_applied(self) -> bool:
-        """Whether the last window changed the weights."""
-        return self._applied
+    def grad_norm(self) -> float:
+        return float(self._norm)
+
+    @property
+    def learning_rate(self) -> float:
+        return float(self.lr_scheduler.get_last_lr()[0])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self._bf16 else torch.float32
+
+    def train(self, mode: bool = True) -> None:
+        self.module.train(mode)
+
+    def _pieces(self) -> list[Piece]:
+        return [
+            replicated(self.optimizer, name, parameter, kind)
+            for name, parameter in self._named
+            for kind in KINDS
+        ]
+
+    def owned(self, rank: int, world: int) -> list[Piece]:
+        return even_share(self._pieces(), rank, world)
+
+    def optimizer_steps(self) -> int:
+        return step_count(self.optimizer, self._trained())
+
+    def restore(self, read: Callable[[Piece], Tensor], steps: int) -> None:
+        for piece in self._pieces():
+            piece.values_N.copy_(read(piece))
+        set_step_count(self.optimizer, self._trained(), steps)
+
+    def before_update(self, action: Callable[[], None]) -> None:
+        self.optimizer.register_step_pre_hook(lambda *_: action())
+
+    def schedule_state(self) -> dict[str, Any]:
+        return self.lr_scheduler.state_dict()
+
+    def load_schedule(self, values: dict[str, Any]) -> None:
+        load_schedule(self.lr_scheduler, self.optimizer, values)
 
 
 def build_torch_engine(model: ShowO, config: TrainConfig, device: torch.device) -> TorchEngine:
-    """The engine of a config without DeepSpeed; of all ranks where a process group exists."""
+    """The engine of a config without DeepSpeed; DDP where a process group exists."""
     model.to(device)
     if config.model.gradient_checkpointing:
-        recompute_activations(model, config.model.gradient_checkpointing_every)
+        model.recompute_activations(config.model.gradient_checkpointing_every)
     optimizer = build_optimizer(model, config.optimizer.params)
     return TorchEngine(
         model,

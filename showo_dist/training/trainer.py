@@ -1,4 +1,4 @@
-"""The training loop: read, step, report, draw, save."""
+"""The training loop: read, step, log, validate, generate image grids, save."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -18,30 +18,27 @@ from showo_dist.checkpoint import (
 )
 from showo_dist.checkpoint.writer import CheckpointWriter
 from showo_dist.config import TrainConfig, active_flows, to_yaml
+from showo_dist.config.rules import warnings_about
 from showo_dist.faults.bad_samples import BadSampleWatch, over_all_ranks
 from showo_dist.faults.pace import Pace
 from showo_dist.faults.progress import Progress
-from showo_dist.faults.signals import StopRequest, who_asked
+from showo_dist.faults.signals import StopRequest, stop_message
 from showo_dist.logging import RunLogger
 from showo_dist.models.weights.folder import CONFIG_NAME
 from showo_dist.models.weights.pretrained import config_json
-from showo_dist.models.weights.starting import carry_optimizer
+from showo_dist.models.weights.start import load_initial
 from showo_dist.runtime.exits import StoppedError
 from showo_dist.runtime.ranks import Ranks
-from showo_dist.training import engine_state
-from showo_dist.training.batches import PackedBatches
-from showo_dist.training.deepspeed_engine import build_engine
+from showo_dist.sequences import TOKEN_MULTIPLE
+from showo_dist.training.batches import PackedBatches, SequenceMaker
+from showo_dist.training.engine import build_engine
 from showo_dist.training.images import ImageGrids
 from showo_dist.training.metrics import Meter, Work, peak_flops
 from showo_dist.training.nonfinite import NonFiniteSteps
-from showo_dist.training.setup import build_model, flow_specs, load_encoders, load_text
+from showo_dist.training.setup import carry_optimizer, flow_specs, load_encoders, load_text
 from showo_dist.training.step import StepLosses, Stepper
-from showo_dist.training.tasks import SequenceMaker
+from showo_dist.training.validation import Validation
 from showo_launch.exit_codes import PREEMPTED
-
-# Tokens and labels of a packed row are rounded up to it, so that shapes repeat: kernels compiled per shape
-# are found again, and oneDNN's, which it never forgets, stay few.
-TOKEN_MULTIPLE = 128
 
 
 class Trainer:
@@ -50,11 +47,12 @@ class Trainer:
     Args:
         config: checked.
         ranks: this process among the others; the process group exists.
-        progress: told what the run is doing.
+        progress: records the current step and phase for the watching threads.
         stop: asked before every step whether to stop after it.
 
     Raises:
-        ValueError, FileNotFoundError: what the config names cannot be read or does not fit together.
+        ValueError, FileNotFoundError: a file that the config names cannot be read, or parts do not
+            fit together.
     """
 
     def __init__(
@@ -63,6 +61,7 @@ class Trainer:
         self.config, self.ranks, self.progress, self.stop = config, ranks, progress, stop
         torch.backends.cuda.matmul.allow_tf32 = config.training.enable_tf32
         self.run = Path(config.experiment.output_dir)
+        # Compared with the checkpoint's before anything is loaded: another global batch is another curve.
         self.batch_shape = BatchShape.of(config, ranks.world)
         resume = find_resume(self.run, config.experiment, self.batch_shape, ranks)
         reader = resume.reader
@@ -70,8 +69,12 @@ class Trainer:
         showo = config.model.showo
         self.vocabulary = self.text.vocabulary(showo.llm_vocab_size, showo.codebook_size)
         self.encoders = load_encoders(config, ranks.device)
-        model, self.attention = build_model(config, ranks.device, resume.folder)
+        model, self.initial = load_initial(config, ranks.device, resume.folder)
         self.work = Work.of(model)
+        clip = self.encoders.clip
+        self.specs = flow_specs(config, clip.resolution if clip else None)
+        self.maker = SequenceMaker(config, self.text, self.vocabulary, self.encoders)
+        # Before the engine: a missing shard should fail in seconds, not after the model was sharded.
         self.batches = self._batches(reader, model.feature_width)
         self.engine = build_engine(model, config, ranks.device)
         self.step = 0
@@ -90,17 +93,16 @@ class Trainer:
             *(ranks.rank, self.step),
         )
         self.stepper = self._stepper()
+        self.validation = Validation(config, self.specs, self.maker, ranks, self.logger.event)
         self.images = ImageGrids(config, self.text, self.vocabulary, self.encoders)
         self._announce(resume)
 
     def _batches(self, reader: CheckpointReader | None, feature_width: int) -> PackedBatches:
-        config, clip = self.config, self.encoders.clip
-        params = config.dataset.params
-        specs = flow_specs(config, clip.resolution if clip else None)
-        # Builds the indexes that are missing, so that the others only read.
-        self.ranks.first_alone(lambda: [Source(spec) for spec in specs])
+        config, params = self.config, self.config.dataset.params
+        # Rank 0 builds missing indexes alone, so that the other ranks only read them.
+        self.ranks.first_alone(lambda: [Source(spec) for spec in self.specs])
         loader = build_loader(
-            specs,
+            self.specs,
             rank=self.ranks.rank,
             world=self.ranks.world,
             start_positions=reader.state.positions if reader else None,
@@ -109,7 +111,7 @@ class Trainer:
         )
         return PackedBatches(
             loader,
-            SequenceMaker(config, self.text, self.vocabulary, self.encoders),
+            self.maker,
             self.ranks.device,
             config.training.gradient_accumulation_steps,
             feature_width,
@@ -133,12 +135,8 @@ class Trainer:
 
     def _restore(self, reader: CheckpointReader) -> None:
         state = reader.state
-        engine_state.restore(self.engine, reader.read_piece, state.optimizer_steps)
-        self.engine.lr_scheduler.load_state_dict(state.schedule)
-        for group, rate in zip(
-            self.engine.optimizer.param_groups, state.schedule["_last_lr"], strict=True
-        ):
-            group["lr"] = rate
+        self.engine.restore(reader.read_piece, state.optimizer_steps)
+        self.engine.load_schedule(state.schedule)
         self.step = state.step
 
     def _logger(self, reader: CheckpointReader | None) -> RunLogger:
@@ -164,20 +162,20 @@ class Trainer:
             f"{name} {flow.batch_size}×{flow.coefficient:g}"
             for name, flow in active_flows(self.config).items()
         )
-        start = f"going on from {resume.folder} at" if resume.folder else "starting at"
+        start = f"resuming from {resume.folder} at" if resume.folder else "starting at"
         for line in (
             f"{parameters:,} parameters, {self.ranks.world} ranks on {self.ranks.device.type}, "
-            f"ZeRO-{self.config.distributed.zero_stage}, {self.engine.get_data_types()[0]}",
-            self.attention,
+            f"{self.engine.description}, {self.engine.dtype}",
+            self.initial,
             f"flows (samples per rank and micro-step × coefficient): {flows}",
             f"{start} step {self.step}",
             *resume.warnings,
-            *self.config.warnings(),
+            *warnings_about(self.config),
         ):
             self.logger.event(line)
 
     def _texts(self) -> dict[str, str]:
-        """What a checkpoint says about the run besides its state: files by name."""
+        """Text files of every checkpoint that describe the run, by name."""
         return {
             CONFIG_NAME: config_json(self.config.model.showo, self.engine.module),
             CONFIG: to_yaml(self.config),
@@ -187,8 +185,8 @@ class Trainer:
         """Run to ``training.max_train_steps`` and save at the end.
 
         Raises:
-            StoppedError: a signal asked for it and a checkpoint was written; or too many steps were not
-                finite.
+            StoppedError: after a stop signal, once a checkpoint is written; or after too many non-finite
+                steps.
         """
         total = self.config.training.max_train_steps
         dtype = next(self.engine.module.parameters()).dtype
@@ -198,21 +196,24 @@ class Trainer:
             losses = self._one_step(meter)
             stop = losses.stop
             self._report(meter, losses)
-            self._tell(self.writer.poll())
+            self._log_lines(self.writer.poll())
             if self._due(self.config.experiment.generate_every):
-                self._draw()
+                self._generate_grids()
+            # A checkpoint during a series of skipped steps would hold weights that may be the cause.
             if self._due(self.config.experiment.save_every) and not self.nonfinite.in_a_row:
                 saved = self._save()
+        # Also after a stop signal: the last state is always saved.
         if saved < self.step:
             saved = self._save()
         self._end()
         if saved < total:
-            raise StoppedError(PREEMPTED, who_asked(self.stop, self.step))
+            raise StoppedError(PREEMPTED, stop_message(self.stop, self.step))
 
     def _one_step(self, meter: Meter) -> StepLosses:
         self.progress.begin_step(self.step + 1)
         window, account = next(self.batches)
         self.pace.add_data(account.wait_s)
+        # Counted before the step runs, so that logs and errors of the step carry its number.
         self.step += 1
         losses = self.stepper(window, self._due(self.config.experiment.log_grad_norm_every))
         meter.add(window, account)
@@ -225,7 +226,7 @@ class Trainer:
 
     def _end(self) -> None:
         self.progress.enter("save")
-        self._tell(self.writer.finish())
+        self._log_lines(self.writer.finish())
         self.progress.enter("end")
         self.logger.event(over_all_ranks(self.batches.bad).summary())
         self.logger.close()
@@ -234,22 +235,31 @@ class Trainer:
         return bool(every) and self.step % every == 0
 
     def _report(self, meter: Meter, losses: StepLosses) -> None:
-        every = max(1, self.config.experiment.log_every)
-        if self.step % every and self.step < self.config.training.max_train_steps:
-            return
-        rate = self.engine.get_lr()[0]
-        metrics = meter.read(losses, rate, self.batches.bad.total)
-        faults = {**self.pace.read(), "nonfinite": float(self.nonfinite.total)}
-        self.logger.log(self.step, {**metrics, **faults})
-        self.watch(self.batches.bad)
+        """Log metrics and held-out losses, as far as they are due at this step."""
+        experiment, metrics = self.config.experiment, {}
+        last = self.step == self.config.training.max_train_steps
+        logs = last or self._due(max(1, experiment.log_every))
+        if logs:
+            metrics = meter.read(losses, self.engine.learning_rate, self.batches.bad.total)
+            metrics |= {**self.pace.read(), "nonfinite": float(self.nonfinite.total)}
+        if self.validation and (
+            self._due(experiment.eval_every) or (last and experiment.eval_every)
+        ):
+            self.progress.enter("validation")
+            metrics |= self.validation(self.engine)
+        if metrics:
+            self.logger.log(self.step, metrics)
+        if logs:
+            self.watch(self.batches.bad)
 
-    def _draw(self) -> None:
-        """Images of the current model; every rank takes part, for ZeRO-3 shards the weights."""
+    def _generate_grids(self) -> None:
+        """Images of the current model; every rank takes part, because ZeRO-3 shards the weights."""
         self.progress.enter("images")
-        self.engine.eval()
+        self.engine.train(False)
         for name, image, caption in self.images(self.engine.module, self.batches.latest):
             self.logger.images(self.step, name, image, caption)
         self.engine.train()
+        # Rank 0 decodes and writes the grids; the others must not enter the next collective meanwhile.
         dist.barrier()
 
     def _save(self) -> int:
@@ -257,16 +267,15 @@ class Trainer:
         state = RunState(
             step=self.step,
             positions=self.batches.positions(),
-            schedule=self.engine.lr_scheduler.state_dict(),
-            optimizer_steps=engine_state.optimizer_steps(self.engine),
+            schedule=self.engine.schedule_state(),
+            optimizer_steps=self.engine.optimizer_steps(),
             wandb_id=self.logger.wandb_id,
             versions=versions(),
             batch=self.batch_shape,
-            counters={"nonfinite": self.nonfinite.total},
         )
         self.writer.save(self.engine, state)
         return self.step
 
-    def _tell(self, lines: list[str]) -> None:
+    def _log_lines(self, lines: list[str]) -> None:
         for line in lines:
             self.logger.event(line)

@@ -4,8 +4,7 @@ import numpy as np
 import torch
 
 from showo_dist.config.model import ShowoConfig
-from showo_dist.models.showo import ShowO
-from showo_dist.models.weights.pretrained import build_showo
+from showo_dist.models.showo import ShowO, build_showo
 from showo_dist.sequences import Sequence, Vocabulary, builders
 from showo_dist.sequences.masking import MaskingOptions, mask_codes, mask_schedule, sample_rng
 from showo_kernels import select_backend
@@ -18,7 +17,7 @@ FLOW_ORDER = ("mmu", "recon", "lm", "t2i")
 
 
 def build_tiny(seed: int = 0) -> ShowO:
-    """Two layers, with every parameter away from the zeros and ones that it is initialised to."""
+    """A two-layer model; noise moves every parameter away from an initial 0 or 1."""
     torch.manual_seed(seed)
     model = build_showo(
         ShowoConfig(
@@ -71,7 +70,7 @@ def global_batch(seed: int = 0, flows: tuple[str, ...] = FLOW_ORDER) -> list[Seq
 
 
 def _deal(batch: list[Sequence], ranks: int, micro_steps: int) -> list[list[list[Sequence]]]:
-    """One by one: every rank and micro-step gets as much of every flow as there is to share."""
+    """Deal sequences one by one, so that every rank and micro-step gets a share of every flow."""
     return [
         [batch[rank + ranks * micro :: ranks * micro_steps] for micro in range(micro_steps)]
         for rank in range(ranks)
@@ -79,7 +78,7 @@ def _deal(batch: list[Sequence], ranks: int, micro_steps: int) -> list[list[list
 
 
 def _cut(batch: list[Sequence], ranks: int, micro_steps: int) -> list[list[list[Sequence]]]:
-    """In stretches: with two ranks one holds features alone and one text, with four each one flow."""
+    """Cut into contiguous stretches: of two ranks one holds features only, of four each one flow."""
     size = len(batch) // (ranks * micro_steps)
     slots = [batch[i * size : (i + 1) * size] for i in range(ranks * micro_steps)]
     return [slots[rank * micro_steps : (rank + 1) * micro_steps] for rank in range(ranks)]

@@ -1,4 +1,4 @@
-"""One case of the matrix: which engine, split how; what every rank reports of it."""
+"""One case of the matrix (engine, split, settings) and the report of a rank."""
 
 from dataclasses import dataclass, field
 from functools import reduce
@@ -14,7 +14,7 @@ LEARNING_RATE, EPSILON, MAX_NORM = 1e-3, 1e-4, 0.5
 
 @dataclass(frozen=True)
 class Case:
-    """What the ranks are asked to do.
+    """Settings of one training run on all ranks.
 
     Attributes:
         engine: ``torch`` or ``zero-STAGE``.
@@ -24,7 +24,7 @@ class Case:
         bf16, checkpointing, normalization: as in the config.
         coefficients: of the flows; a flow that is missing has 0.
         settings: other keys of the config, dotted, with their values.
-        hangs: the last rank never arrives (to try the watchdog).
+        hangs: the last rank sleeps (to test the watchdog).
     """
 
     engine: str
@@ -45,7 +45,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Report:
-    """What one rank says after a case.
+    """Result of a case on one rank.
 
     Attributes:
         start, weights: whole fp32 parameters by name, before and after.
@@ -63,14 +63,14 @@ class Report:
 def config_of(case: Case) -> TrainConfig:
     """The training config of a case.
 
-    AdamW's first step is the gradient's sign where ``epsilon`` is small: blind to its scale, and noise where
-    the gradient is. A large one makes the step a function of the gradient.
+    With a small ``epsilon`` AdamW's first step is the sign of the gradient: it ignores the scale and turns
+    rounding noise into full steps. A large ``epsilon`` makes the step depend on the gradient's value.
     """
     config = TrainConfig()
     config.optimizer.params.learning_rate = LEARNING_RATE
     config.optimizer.params.epsilon = EPSILON
     config.lr_scheduler.scheduler = "constant"
-    config.training.batch_size_mmu = 1  # DeepSpeed wants to know of at least one sample
+    config.training.batch_size_mmu = 1  # DeepSpeed needs a batch size of at least 1
     config.training.gradient_accumulation_steps = case.micro_steps
     config.training.max_grad_norm = MAX_NORM
     config.training.mixed_precision = "bf16" if case.bf16 else "fp32"
@@ -84,7 +84,7 @@ def config_of(case: Case) -> TrainConfig:
     return config
 
 
-# A tiny model would fit in one bucket, and ZeRO-3 would keep all of it gathered.
+# By default a tiny model fits in one bucket, and ZeRO-3 keeps all of it gathered.
 _SMALL_BUCKETS = {
     "reduce_bucket_size": 4000,
     "allgather_bucket_size": 4000,

@@ -1,4 +1,4 @@
-"""How near two trained models are, as fractions of each tensor's largest entry."""
+"""Compare two trained models; errors are fractions of each tensor's largest entry."""
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ def _largest_error(found: Tensor, wanted: Tensor) -> float:
 
 
 def assert_weights(report: Report, wanted: Outcome, tolerance: float) -> None:
-    """Every parameter within ``tolerance``."""
+    """Fail if a parameter is off by more than ``tolerance``."""
     assert report.weights.keys() == wanted.weights.keys()
     for name, tensor in wanted.weights.items():
         error = _largest_error(torch.from_numpy(report.weights[name]), tensor)
@@ -21,7 +21,7 @@ def assert_weights(report: Report, wanted: Outcome, tolerance: float) -> None:
 
 
 def assert_updates(report: Report, wanted: Outcome, tolerance: float) -> None:
-    """What training changed, within ``tolerance``: much finer than the weights themselves."""
+    """Compare the changes made by training, a much finer test than comparing the weights."""
     for name, tensor in wanted.weights.items():
         found = torch.from_numpy(report.weights[name] - report.start[name])
         error = _largest_error(found, tensor - wanted.start[name])
@@ -31,7 +31,7 @@ def assert_updates(report: Report, wanted: Outcome, tolerance: float) -> None:
 def assert_same(
     report: Report, wanted: Outcome, weights: float = 1e-5, updates: float = 1e-3
 ) -> None:
-    """Weights, updates, losses and gradient norms of every step."""
+    """Compare weights, updates, flow means, and the loss and gradient norm of every step."""
     np.testing.assert_allclose(report.totals, wanted.totals, rtol=1e-5)
     np.testing.assert_allclose(report.grad_norms, wanted.grad_norms, rtol=1e-5)
     assert report.means.keys() == wanted.means.keys()

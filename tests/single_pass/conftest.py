@@ -9,6 +9,6 @@ from tests.single_pass.group import RankGroup
 
 @pytest.fixture(scope="session")
 def group(request: pytest.FixtureRequest) -> Iterator[RankGroup]:
-    """Parametrise it with the number of ranks; pytest then runs the cases of one group together."""
+    """The group of ``request.param`` ranks; pytest runs the cases of one group together."""
     with RankGroup(request.param) as ranks:
         yield ranks

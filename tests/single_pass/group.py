@@ -1,4 +1,4 @@
-"""A process group that is kept for many cases, and killed when one of them hangs."""
+"""A process group that runs many cases and is killed when one of them hangs."""
 
 import multiprocessing
 import socket
@@ -14,7 +14,7 @@ LIMIT_S = 120.0
 
 
 class HangError(AssertionError):
-    """A case went over its time."""
+    """A case exceeded its time limit."""
 
 
 def _free_port() -> int:
@@ -24,7 +24,7 @@ def _free_port() -> int:
 
 
 class RankGroup:
-    """``size`` real processes joined by gloo. After a failure the next case gets new ones.
+    """``size`` processes joined by gloo. After a failure the next case starts new ones.
 
     Args:
         size: number of ranks.
@@ -47,11 +47,11 @@ class RankGroup:
         self.kill()
 
     def run(self, case: Case, limit_s: float = LIMIT_S) -> list[Report]:
-        """The reports of all ranks.
+        """Run a case and return the reports of all ranks.
 
         Raises:
-            HangError: not all ranks were done in time; the group is killed.
-            AssertionError: a rank failed; the group is killed, for the others may wait for it.
+            HangError: a rank did not finish in time; the group is killed.
+            AssertionError: a rank failed; the group is killed, because other ranks may wait for it.
         """
         if not self._processes:
             self._start()
@@ -64,7 +64,7 @@ class RankGroup:
             raise
 
     def kill(self) -> None:
-        """End the processes, whatever they wait for."""
+        """Kill the processes."""
         for process in self._processes:
             process.kill()
         for process in self._processes:
@@ -72,7 +72,7 @@ class RankGroup:
         self._pipes, self._processes = [], []
 
     def _start(self) -> None:
-        # The server imports once what the ranks, its forks, need.
+        # The server imports the engine once; the ranks are forked from it.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["showo_dist.training.deepspeed_engine"])
         port = str(_free_port())
@@ -91,7 +91,7 @@ class RankGroup:
             theirs.close()
             self._pipes.append(ours)
             self._processes.append(process)
-        # What a case may take is counted from here on.
+        # The time limit of a case starts after this.
         assert all(pipe.poll(LIMIT_S) and pipe.recv() for pipe in self._pipes), "no process group"
 
     def _collect(self, case: Case, deadline: float) -> list[Report]:

@@ -1,4 +1,4 @@
-"""The same step in plain torch: one process, logits of every label, library losses and optimizer."""
+"""The reference step in plain torch: one process, all logits, library losses and optimizer."""
 
 from collections.abc import Callable
 from collections.abc import Sequence as Seq

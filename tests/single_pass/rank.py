@@ -1,4 +1,4 @@
-"""One rank of a process group: runs the cases that come through a pipe."""
+"""One rank of a process group: runs the cases that it receives through a pipe."""
 
 import gc
 import os
@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from deepspeed.utils import safe_get_full_fp32_param
 
 from showo_dist.models.weights.lora import add_adapters
 from showo_dist.runtime.ranks import joined
 from showo_dist.sequences import PackedBatch, Sequence, pack
-from showo_dist.training import engine_state
-from showo_dist.training.deepspeed_engine import build_engine
+from showo_dist.training.deepspeed_engine import build_deepspeed_engine
 from showo_dist.training.step import Stepper
 from showo_dist.training.torch_engine import build_torch_engine
 from tests.single_pass.batches import VOCABULARY, build_tiny, global_batch, split
@@ -40,20 +40,26 @@ def _engine(case: Case) -> Any:
     model, config = build_tiny(), config_of(case)
     if config.lora.rank:
         add_adapters(model, config.lora, config.training.seed)
-    build = build_torch_engine if case.engine == "torch" else build_engine
+    build = build_torch_engine if case.engine == "torch" else build_deepspeed_engine
     return build(model, config, CPU)
+
+
+def whole_weight(parameter: torch.nn.Parameter) -> torch.Tensor:
+    """The fp32 master weight on every rank; collective."""
+    full = safe_get_full_fp32_param(parameter)
+    return (parameter if full is None else full).detach()
 
 
 def _weights(engine: Any) -> dict[str, np.ndarray]:
     """Whole fp32 parameters by name; collective."""
     return {
-        name: engine_state.weight(engine, parameter).float().numpy().copy()
+        name: whole_weight(parameter).float().numpy().copy()
         for name, parameter in engine.module.named_parameters()
     }
 
 
 def run_case(case: Case) -> Report:
-    """Train a new model as the case says; in a process group all ranks call it alike."""
+    """Train a new model with the settings of the case; collective in a process group."""
     engine = _engine(case)
     stepper = Stepper(engine, case.coefficients, case.normalization, CPU)
     width = engine.module.feature_width
@@ -61,13 +67,13 @@ def run_case(case: Case) -> Report:
     losses = [stepper(_window(case, step, width)) for step in range(case.steps)]
     weights = _weights(engine)
     if case.engine != "torch":
-        engine.destroy()
+        engine.raw.destroy()
     totals, norms = ([getattr(x, key) for x in losses] for key in ("total", "grad_norm"))
     return Report(start, weights, totals, norms, losses[-1].means)
 
 
 def serve(pipe: Connection, environment: dict[str, str]) -> None:
-    """Entry of a process: "ready", then a (report, None) or (None, traceback) for every case, for ever."""
+    """Entry of a process: send "ready", then (report, None) or (None, traceback) for every case."""
     os.environ.update(environment)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", FutureWarning)  # DeepSpeed's use of torch's old names

@@ -1,4 +1,4 @@
-"""The benchmarks run, compare equal things, and leave the rows that they print."""
+"""The benchmarks run and write the rows that they print."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-# A bare GPU image has torch and little else: what is named first is not there.
+# A bare GPU image has torch and little else: the packages of the first argument cannot be imported.
 WITHOUT = """
 import runpy, sys
 sys.modules |= dict.fromkeys(sys.argv[1].split(","))
@@ -54,7 +54,7 @@ def test_table_and_json(tmp_path: Path, name: str, first_column: str, wanted: se
     assert wanted <= rows.keys()
     assert all(row["forward ms"] > 0 and row["cpu ms"] > 0 for row in rows.values())
     assert result["findings"] and result["machine"]["torch"]
-    # The table stands last, and it is that of the file.
+    # The table is printed last, with the rows of the file.
     last = printed.rstrip().splitlines()[-1]
     assert last.startswith(list(result["findings"])[-1])
     for label in rows:

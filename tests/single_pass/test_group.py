@@ -1,4 +1,4 @@
-"""The watchdog itself, and training without any process group."""
+"""The watchdog of the rank group, and training without a process group."""
 
 import time
 

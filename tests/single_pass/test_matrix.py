@@ -1,4 +1,4 @@
-"""One step of any engine, on any number of ranks, however the batch is split, is the plain step."""
+"""One step of every engine, number of ranks and split of the batch equals the reference step."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What else must hold on ranks: long curves, bf16, recomputed activations, both loss rules."""
+"""Several ranks: 20-step curves, bf16, recomputed activations, both loss rules."""
 
 from dataclasses import replace
 
@@ -43,7 +43,7 @@ def test_bf16_is_near_fp32(group: RankGroup, engine: str, plain: oracle.Outcome)
         np.testing.assert_allclose(report.totals, plain.totals, rtol=1e-2)
         np.testing.assert_allclose(report.grad_norms, plain.grad_norms, rtol=3e-2)
         assert all(np.isfinite(weight).all() for weight in report.weights.values())
-        # Each from its own start: DeepSpeed rounds the weights that it is given to bf16.
+        # Compare updates: DeepSpeed rounds the initial weights to bf16.
         found = np.concatenate(
             [(report.weights[n] - report.start[n]).ravel() for n in report.start]
         )
@@ -70,9 +70,9 @@ def test_published_rule_is_a_mean_per_rank_and_micro_step(
     parts = [part for rank in split(global_batch(), how, 2, 4) for part in rank]
     published = oracle.train(parts=parts)
     for report in group.run(Case(engine, how, 4, normalization="rank")):
-        # Reported are the global means, under either rule.
+        # The report has the global means under both rules.
         assert_same(replace(report, totals=published.totals), published._replace(means=plain.means))
-    with pytest.raises(AssertionError):  # and the two rules do differ
+    with pytest.raises(AssertionError):  # the two rules differ
         assert_updates(report, plain, 1e-2)
 
 

@@ -11,8 +11,8 @@ from showo_data import MicroBatch, build_loader
 from showo_dist.config import TrainConfig, load
 from showo_dist.encode.cli import main_encode
 from showo_dist.sequences import Sequence
+from showo_dist.training.batches import SequenceMaker
 from showo_dist.training.setup import flow_specs, load_encoders, load_text
-from showo_dist.training.tasks import SequenceMaker
 from tests.training.conftest import TinyWorld
 
 CPU = torch.device("cpu")

@@ -73,7 +73,7 @@ def test_resume_is_exact_on_the_same_ranks(
     resumed = train(tiny_world, run, launcher="torchrun", ranks=2)
     assert resumed.code == 0, resumed.stderr[-3000:]
     assert resumed.curve() == two_ranks.curve()
-    assert "going on from" in resumed.stdout
+    assert "resuming from" in resumed.stdout
 
 
 def test_resume_on_other_ranks_goes_on(

@@ -1,0 +1,28 @@
+"""Where torch compiles DeepSpeed's extensions, and the locks that a killed compilation leaves behind."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+# A lock older than this belongs to a dead process: compiling takes one to two minutes.
+STALE_S = 600.0
+
+
+def use_own_folder() -> Path:
+    """Compile into this environment's own folder, unless ``TORCH_EXTENSIONS_DIR`` is set."""
+    default = str(Path(sys.prefix) / "torch_extensions")
+    return Path(os.environ.setdefault("TORCH_EXTENSIONS_DIR", default))
+
+
+def clear_stale_locks(folder: Path, stale_s: float = STALE_S) -> list[Path]:
+    """Remove locks of dead processes, which torch would wait for without end; returns them."""
+    stale = []
+    for lock in folder.glob("*/lock"):
+        try:
+            if time.time() - lock.stat().st_mtime > stale_s:
+                lock.unlink()
+                stale.append(lock)
+        except FileNotFoundError:
+            continue  # another process removed it first
+    return stale
