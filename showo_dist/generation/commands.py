@@ -1,21 +1,25 @@
-"""``showo-dist generate``, ``inpaint``, ``extrapolate`` and ``reconstruct``: images from a command line."""
+"""The commands ``showo-dist generate``, ``inpaint``, ``extrapolate`` and ``reconstruct``."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from PIL import Image
 
 from showo_dist.generation.edits import check_direction, growth, masked_places
-from showo_dist.generation.inputs import Failures, image_paths, opened, read_parts, read_prompts
-from showo_dist.generation.output import Album
-from showo_dist.generation.pipeline import Pipeline
+from showo_dist.generation.pipeline import Pipeline, batches
 from showo_dist.generation.request import (
+    Failures,
     Request,
     add_sampling,
-    complain,
+    image_paths,
     one_each,
+    open_parts,
     parser,
+    print_error,
+    read_parts,
+    read_prompts,
+    required,
     split_texts,
 )
 from showo_dist.generation.understand import main_understand
@@ -23,13 +27,13 @@ from showo_dist.logging.grids import labelled_grid
 from showo_dist.logging.progress import progress_display
 
 Item = TypeVar("Item")
-# (items of one batch, seed, index of the first) -> an image for each
+# (items of one batch, seed, index of the first) -> one image per item
 GenerateBatch = Callable[[list[Item], int, int], list[Image.Image]]
 Describe = Callable[[Item], dict[str, Any]]
 
 
 def main_generate(argv: Sequence[str]) -> int:
-    """Text to image; ``mode=…`` of the published demo leads to the other tools."""
+    """Generate images from texts; ``mode=…`` of the published demo calls the other commands."""
     made = parser("generate", "Generate images from texts.")
     add_sampling(made)
     made.add_argument("--prompt", action="append", help="may be repeated")
@@ -65,7 +69,7 @@ def _generate_parts(request: Request) -> int:
     failures, rows = Failures(), []
     for row in read_parts(request.arguments.parts):
         try:
-            rows.append((row, opened(row)))
+            rows.append((row, open_parts(row)))
         except ValueError as error:
             failures.add(error)
     pipeline = request.load()
@@ -81,16 +85,16 @@ def _generate_parts(request: Request) -> int:
 
 
 def main_inpaint(argv: Sequence[str]) -> int:
-    """Regenerate what a mask covers."""
-    made = parser("inpaint", "Regenerate what a mask covers in white.")
+    """Regenerate the part of each image that a mask covers."""
+    made = parser("inpaint", "Regenerate the part of an image that a mask covers in white.")
     add_sampling(made)
     made.add_argument("--image", action="append", help="may be repeated")
     made.add_argument("--mask", action="append", help="one for all images, or one each")
     made.add_argument("--prompt", action="append", help="one for all images, or one each")
     request = Request.read("inpaint", made, argv)
     arguments, inference = request.arguments, request.config.inference
-    paths = image_paths(arguments.image or _named(inference.image_path, "--image"))
-    masks = arguments.mask or _named(inference.inpainting_mask_path, "--mask")
+    paths = image_paths(arguments.image or required(inference.image_path, "--image"))
+    masks = arguments.mask or required(inference.inpainting_mask_path, "--mask")
     masks = one_each(masks, len(paths), "--mask")
     texts = one_each(arguments.prompt or [inference.prompt or ""], len(paths), "--prompt")
     pipeline, failures = request.load(), Failures()
@@ -116,8 +120,8 @@ def main_inpaint(argv: Sequence[str]) -> int:
 
 
 def main_extrapolate(argv: Sequence[str]) -> int:
-    """Carry images on beyond their edges."""
-    made = parser("extrapolate", "Carry images on beyond their edges.")
+    """Extend images beyond their edges."""
+    made = parser("extrapolate", "Extend images beyond their edges.")
     add_sampling(made)
     made.add_argument("--image", action="append", help="may be repeated")
     made.add_argument(
@@ -129,9 +133,9 @@ def main_extrapolate(argv: Sequence[str]) -> int:
     made.add_argument("--offset", type=int, help="codes that a step adds beyond half an image")
     request = Request.read("extrapolate", made, argv)
     arguments, inference = request.arguments, request.config.inference
-    paths = image_paths(arguments.image or _named(inference.image_path, "--image"))
+    paths = image_paths(arguments.image or required(inference.image_path, "--image"))
     directions = split_texts(
-        arguments.direction or _named(inference.extra_direction, "--direction")
+        arguments.direction or required(inference.extra_direction, "--direction")
     )
     texts = split_texts(arguments.prompt or [inference.prompt or ""])
     texts = one_each(texts, len(directions), "--prompt")
@@ -154,13 +158,13 @@ def main_extrapolate(argv: Sequence[str]) -> int:
 
 
 def main_reconstruct(argv: Sequence[str]) -> int:
-    """RecA's own view: image, understanding of it, image."""
-    made = parser("reconstruct", "Generate images anew from the model's understanding of them.")
+    """Regenerate images from the model's understanding of them, and compare."""
+    made = parser("reconstruct", "Regenerate images from the model's understanding of them.")
     add_sampling(made)
     made.add_argument("--image", action="append", help="file or folder; may be repeated")
     request = Request.read("reconstruct", made, argv)
-    named = request.arguments.image or _named(request.config.inference.image_path, "--image")
-    if request.arguments.guidance is None:  # the flow is trained without
+    named = request.arguments.image or required(request.config.inference.image_path, "--image")
+    if request.arguments.guidance is None:  # the flow is trained without an unconditional half
         request.config.training.guidance_scale = 0.0
     pipeline, failures = request.load(), Failures()
     read = [(path, failures.image(path)) for path in image_paths(named)]
@@ -169,15 +173,14 @@ def main_reconstruct(argv: Sequence[str]) -> int:
 
     def generate_batch(part: list[Any], seed: int, first: int) -> list[Image.Image]:
         images = [image for _, image in part]
-        rebuilt = pipeline.reconstruct(images, pipeline.options, seed, len(part), first)
-        rows.extend(
-            map(list, zip(images, pipeline.tokenizer_roundtrip(images), rebuilt, strict=True))
-        )
-        return rebuilt
+        results = pipeline.reconstruct(images, pipeline.options, seed, len(part), first)
+        decoded = pipeline.tokenizer_roundtrip(images)
+        rows.extend(map(list, zip(images, decoded, results, strict=True)))
+        return results
 
     folder = _generate_all(request, items, generate_batch, lambda item: {"image": str(item[0])})
     if rows:
-        titles = ["image", "tokenizer alone", "rebuilt"]
+        titles = ["image", "tokenizer alone", "reconstructed"]
         labelled_grid(rows, titles).save(folder / "comparison.png")
     return failures.exit_code
 
@@ -188,16 +191,22 @@ def _generate_all(
     generate_batch: GenerateBatch[Item],
     describe: Describe[Item],
 ) -> Path:
-    """Every item once per seed, batch by batch; each batch is written when it is generated."""
+    """Generate every item once per seed, and write each batch as soon as it is generated.
+
+    Returns:
+        The folder of the results.
+    """
     album = request.album("images.jsonl", request.sampling())
     total = len(items) * len(request.seeds)
     progress = progress_display(request.name, total, unit="image")
     done = 0
     try:
         for seed in request.seeds:
-            for first, part in _batches(items, request.batch):
+            for first, part in batches(items, request.batch):
                 for number, image in enumerate(generate_batch(part, seed, first)):
-                    _keep(album, image, first + number, seed, describe(part[number]))
+                    about = {**describe(part[number]), "seed": seed, "index": first + number}
+                    caption = str(about.get("prompt") or about.get("image"))
+                    album.add(image, f"{first + number:05d}-seed{seed}", caption, about)
                     done += 1
                 progress.log(done, {})
     finally:
@@ -207,17 +216,8 @@ def _generate_all(
     return album.folder
 
 
-def _keep(album: Album, image: Image.Image, index: int, seed: int, about: dict[str, Any]) -> None:
-    caption = str(about.get("prompt") or about.get("image"))
-    album.add(image, f"{index:05d}-seed{seed}", caption, {**about, "seed": seed, "index": index})
-
-
-def _batches(items: list[Item], size: int) -> Iterator[tuple[int, list[Item]]]:
-    for start in range(0, len(items), size):
-        yield start, items[start : start + size]
-
-
 def _prompts(request: Request) -> list[str]:
+    """Return the prompts of the options, else of ``prompt=``, else of ``validation_prompts_file=``."""
     arguments, config = request.arguments, request.config
     if arguments.prompt or arguments.prompts_file:
         named = read_prompts(arguments.prompts_file) if arguments.prompts_file else []
@@ -231,16 +231,10 @@ def _prompts(request: Request) -> list[str]:
 
 
 def _warn_about(texts: Sequence[str], pipeline: Pipeline) -> None:
-    """Say which prompts are empty and which are cut."""
+    """Report prompts that are empty or too long on stderr."""
     for number, text in enumerate(texts, start=1):
-        tokens = len(pipeline.text.encode(text)) + 2  # the task token and bos count as well
+        tokens = len(pipeline.text.encode(text)) + 2  # the task token and bos count too
         if not text.strip():
-            complain(f"prompt {number} is empty: generated without a condition")
+            print_error(f"prompt {number} is empty: generated without a condition")
         elif tokens > pipeline.budget:
-            complain(f"prompt {number} has {tokens} tokens: cut to {pipeline.budget}")
-
-
-def _named(value: str | None, option: str) -> list[str]:
-    if value is None:
-        raise ValueError(f"{option} is missing")
-    return [value]
+            print_error(f"prompt {number} has {tokens} tokens: cut to {pipeline.budget}")

@@ -1,9 +1,9 @@
-"""Conversations with images as texts and images in the order in which the model reads them.
+"""Token layouts of conversations: texts and images in any order, followed by an answer or by an image.
 
-Texts and images in any order in one sequence: to be answered, or to be followed by a generated image.
-
-One image and one text give exactly the sequences of training; anything else is the same layout carried
-on, which no published model was trained for.
+A conversation is a list of turns. :func:`flatten` turns it into texts and images in reading order;
+:func:`answer_prompt` and :func:`image_prompt` turn the tokenized parts into a sequence. One image and one
+text give exactly the sequences of training. Everything else extends the same layout, and no published model
+was trained for it.
 """
 
 from collections.abc import Callable, Iterable
@@ -26,19 +26,19 @@ Role = Literal["user", "assistant"]
 
 @dataclass(frozen=True)
 class Turn:
-    """What one side says: texts and images in their order."""
+    """The texts and images of one speaker, in order."""
 
     role: Role
     parts: Seq[Part]
 
 
 def user(*parts: Part) -> Turn:
-    """A turn of the user."""
+    """Make a turn of the user."""
     return Turn("user", parts)
 
 
 def assistant(*parts: Part) -> Turn:
-    """A turn of the model."""
+    """Make a turn of the model."""
     return Turn("assistant", parts)
 
 
@@ -46,7 +46,7 @@ def _llava_question(text: str) -> str:
     return f"USER: {text} ASSISTANT:"
 
 
-# How questions are put: as in LLaVA conversations (tuned models), or as the published demo does.
+# Text around a question: that of LLaVA conversations (tuned models), or that of the published demo.
 QUESTION_STYLES: dict[str, Callable[[str], str]] = {
     "llava": _llava_question,
     "demo": question_prompt,
@@ -54,39 +54,40 @@ QUESTION_STYLES: dict[str, Callable[[str], str]] = {
 
 
 def flatten(turns: Iterable[Turn], style: str) -> list[Part]:
-    """A conversation as texts and images.
+    """Return the texts and images of a conversation in reading order, with the marks of the speakers.
 
-    The images that a user's turn begins with stand before its ``USER:``, as in training.
+    Images at the beginning of a user's turn come before its ``USER:``, as in training.
 
     Args:
-        turns: alternating; the last one is the user's when an answer is wanted.
-        style: one of :data:`QUESTION_STYLES`.
+        turns: alternating turns; the last one is the user's if an answer follows.
+        style: a key of :data:`QUESTION_STYLES`.
     """
     parts: list[Part] = []
     for turn in turns:
-        said = _joined([_plain(p) if isinstance(p, str) else p for p in turn.parts])
+        content = _joined([_plain(p) if isinstance(p, str) else p for p in turn.parts])
         if turn.role == "assistant":
-            parts += [" ", *said, END_OF_TEXT]
+            parts += [" ", *content, END_OF_TEXT]
             continue
-        while said and not isinstance(said[0], str):
-            parts.append(said.pop(0))
+        while content and not isinstance(content[0], str):
+            parts.append(content.pop(0))
         before, after = _around(QUESTION_STYLES[style])
-        parts += [before, *said, after]
+        parts += [before, *content, after]
     return _joined(parts)
 
 
 def _plain(text: str) -> str:
+    """Remove LLaVA's image marker and outer whitespace, as training does."""
     return text.replace(IMAGE_MARKER, "").strip()
 
 
 def _around(question: Callable[[str], str]) -> tuple[str, str]:
-    """What stands before and behind the words of a question."""
+    """Return the texts before and after the words of a question."""
     before, _, after = question("\0").partition("\0")
     return before, after
 
 
 def _joined(parts: Iterable[Part]) -> list[Part]:
-    """Neighbouring texts as one, empty ones left out: a text is tokenized as a whole."""
+    """Concatenate adjacent texts and drop empty ones: training tokenizes such a text as a whole."""
     joined: list[Part] = []
     for part in parts:
         if part == "":
@@ -104,7 +105,7 @@ Piece = list[int] | Tensor
 
 @dataclass
 class _Row:
-    """A sequence in the making."""
+    """Builds a sequence part by part."""
 
     vocabulary: Vocabulary
     ids: list[int] = field(default_factory=list)
@@ -113,7 +114,7 @@ class _Row:
     feature_rows: list[Tensor] = field(default_factory=list)
 
     def text(self, ids: Seq[int]) -> None:
-        """Causal tokens; they lengthen a causal span that they follow."""
+        """Append causal tokens; they extend a causal span that they follow."""
         self.ids += ids
         last = self.spans[-1] if self.spans else None
         if last is not None and not (last.bidirectional or last.is_global):
@@ -122,7 +123,12 @@ class _Row:
             self.spans.append(Span(len(ids)))
 
     def codes(self, codes_N: Tensor, joined: bool = False) -> None:
-        """``soi IMAGE eoi``, bidirectional; ``joined``: together with all that stands before it."""
+        """Append ``soi IMAGE eoi`` as a bidirectional span.
+
+        Args:
+            codes_N: int64 image codes.
+            joined: extend the span to everything before the image.
+        """
         image = [self.vocabulary.soi, *(codes_N + self.vocabulary.image_offset).tolist()]
         image.append(self.vocabulary.eoi)
         self.ids += image
@@ -132,9 +138,10 @@ class _Row:
             self.spans.append(Span(len(image), bidirectional=True))
 
     def clip(self, features_SC: Tensor) -> None:
-        """``soi CLIP eoi``: the features bidirectional, and those of the first image global, as trained.
+        """Append ``soi CLIP eoi`` with a bidirectional span for the features (S, C).
 
-        Later ones are not, so that nothing before them changes when they come.
+        The features of the first image are global, as in training. Those of later images are not, so that
+        appending an image does not change the keys and values of the rows before it.
         """
         self.text([self.vocabulary.soi])
         count = len(features_SC)
@@ -145,7 +152,7 @@ class _Row:
         self.text([self.vocabulary.eoi])
 
     def piece(self, piece: Piece, joined: bool = False) -> None:
-        """A text or an image."""
+        """Append a text or an image."""
         if not isinstance(piece, Tensor):
             self.text(piece)
         elif piece.is_floating_point():
@@ -154,7 +161,7 @@ class _Row:
             self.codes(piece, joined)
 
     def sequence(self, flow: str, positions_L: Tensor | None = None) -> Sequence:
-        """The finished sequence."""
+        """Return the finished sequence."""
         return Sequence(
             flow=flow,
             ids_L=torch.tensor(self.ids),
@@ -168,10 +175,10 @@ class _Row:
 def answer_prompt(
     pieces: Seq[Piece], vocabulary: Vocabulary, system: Seq[int] = (), *, bos: bool = False
 ) -> Sequence:
-    """``mmu [system] (soi IMAGE eoi | text)…``, to be continued as text.
+    """Return ``mmu [system] (soi IMAGE eoi | text)…``, which an answer continues.
 
     Args:
-        pieces: in the order in which they are read.
+        pieces: texts and images in reading order.
         vocabulary: the model's ids.
         system: ids of a system prompt.
         bos: put bos before the first text (the published question prompt).
@@ -182,24 +189,23 @@ def answer_prompt(
     for number, piece in enumerate(pieces):
         if isinstance(piece, list):
             piece, start_of_text = [*start_of_text, *piece], []
-        row.piece(
-            piece, joined=number == 0
-        )  # codes at the start share their span with what precedes
+        # Codes at the beginning share their span with mmu and the system prompt, as in training.
+        row.piece(piece, joined=number == 0)
     return row.sequence("mmu")
 
 
 def image_prompt(
     pieces: Seq[Piece], codes_N: Tensor, budget: int, vocabulary: Vocabulary
 ) -> Sequence:
-    """An image to generate behind texts and images.
+    """Return a sequence of texts and images that ends with the image to generate.
 
-    Text alone is ``t2i bos text eos soi IMAGE eoi``. With images it is the layout of reconstruction,
-    ``mmu (soi CONDITION eoi | text)… eos soi IMAGE eoi``, bos before the first text.
+    Text alone gives ``t2i bos text eos soi IMAGE eoi``. With images the layout is that of reconstruction:
+    ``mmu (soi CONDITION eoi | text)… eos soi IMAGE eoi``, with bos before the first text.
 
     Args:
-        pieces: in the order in which they are read.
+        pieces: texts and images in reading order.
         codes_N: the image's codes; places to generate hold the code ``codebook``.
-        budget: text budget M of a prompt without images.
+        budget: most tokens of a prompt without images, task token and bos included.
         vocabulary: the model's ids.
     """
     if not any(isinstance(piece, Tensor) for piece in pieces):
@@ -220,7 +226,10 @@ def image_prompt(
 
 
 def _clip_canvas(row: _Row, codes_N: Tensor) -> Sequence:
-    """The image behind CLIP features: soi and eoi causal, after the place of the published padding."""
+    """Append the image to generate after CLIP features, with causal soi and eoi.
+
+    Its position ids skip the padding that the published code puts between the text and the image.
+    """
     before = len(row.ids)
     padding = max(0, CLIP_RECON_TEXT_WIDTH - before + sum(map(len, row.features)))
     row.text([row.vocabulary.soi])

@@ -1,7 +1,8 @@
-"""A trained model with its tokenizers, and the ways between images, texts and tokens."""
+"""Load a trained model with its tokenizers, and convert images and texts to tokens and back."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import isqrt
 from pathlib import Path
 from typing import Self
 
@@ -10,7 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from showo_data import clip_transform
-from showo_dist.config import TrainConfig
+from showo_data.images import to_images
+from showo_dist.config import TrainConfig, load_file
 from showo_dist.generation.conversation import (
     Part,
     Piece,
@@ -20,45 +22,43 @@ from showo_dist.generation.conversation import (
     image_prompt,
 )
 from showo_dist.generation.edits import as_rgb, pixels
-from showo_dist.generation.loading import (
-    load_clip,
-    load_model,
-    question_style,
-    read_model_config,
-    sampling_options,
-    text_tokenizer,
-)
-from showo_dist.generation.sampling import SamplingOptions
-from showo_dist.models.clip import ClipTower
-from showo_dist.models.encoders import condition_pixels
+from showo_dist.generation.sampling import SamplingOptions, sampling_options
+from showo_dist.models.encoders import ClipTower, condition_pixels
 from showo_dist.models.magvitv2 import MAGVITv2
-from showo_dist.models.magvitv2.images import to_images
 from showo_dist.models.showo import ShowO
+from showo_dist.models.weights.folder import CONFIG_NAME, local_folder
+from showo_dist.models.weights.pretrained import load_showo, read_config
+from showo_dist.runtime.precision import uses_bf16
 from showo_dist.sequences import Sequence as TokenSequence
 from showo_dist.sequences import TextEncoder, Vocabulary
 from showo_dist.sequences.text import SYSTEM_PROMPT
+from showo_kernels import select_backend
+
+TRAINING_CONFIG = "config.yaml"
+# Rounds and guidance of the released models by the side of their images (docs/specification.md, section 9).
+_RELEASED_SAMPLING = {256: (16, 1.75), 512: (50, 5.0)}
 
 
 @dataclass(frozen=True)
 class Networks:
-    """Everything that generation and understanding need.
+    """A model and the encoders that generation and understanding need.
 
-    Images that come in may be of any size and mode; they are turned as EXIF says, resized and cropped as
-    in training. Images that are generated depend on the seed and their index alone, never on the batch.
+    Input images may have any size and mode. They are turned as EXIF says, then resized and cropped as in
+    training.
 
     Attributes:
-        model: Show-o; put into eval mode by the caller.
+        model: Show-o in eval mode.
         vq: the image tokenizer, on the model's device.
         text: the text tokenizer.
         vocabulary: ids of the model.
-        resolution: side in pixels of the images.
-        budget: text budget M of a prompt, in tokens; longer prompts are cut there.
-        options: how the model was meant to generate (the config's rounds and guidance).
-        clip: the CLIP tower of models that see images as CLIP features.
-        system_prompt: stands before what a CLIP model is asked.
-        question_style: how questions are put, one of
+        resolution: side of the images, in pixels.
+        budget: most tokens of a prompt, task token and bos included; longer prompts are cut.
+        options: default sampler settings (the config's rounds and guidance).
+        clip: the CLIP tower of models that read images as CLIP features, else None.
+        system_prompt: text before the questions to a CLIP model.
+        question_style: text around questions, a key of
             :data:`~showo_dist.generation.conversation.QUESTION_STYLES`.
-        down_scale, resize_back: RecA's condition image of models without CLIP.
+        down_scale, resize_back: how RecA's condition image is made, for models without CLIP.
     """
 
     model: ShowO
@@ -86,28 +86,28 @@ class Networks:
         clip_model: str | None = None,
         precision: str = "auto",
     ) -> Self:
-        """Read a checkpoint or export of ours, a released folder, or a hub id, and the tokenizers it needs.
+        """Load a training checkpoint, an export, a released folder or a hub id, and the tokenizers it needs.
 
         Args:
             checkpoint: the folder or id.
-            config: None reads the ``config.yaml`` of a run's checkpoint; a released folder has none and gets
-                the released settings of its size.
-            device: default is the GPU if there is one, else the CPU.
+            config: None reads the checkpoint's ``config.yaml``; a released folder has none and gets the
+                released settings for its image size.
+            device: default: the GPU if there is one, else the CPU.
             vq_model: image tokenizer instead of the config's.
             tokenizer: text tokenizer instead of the config's.
             clip_model: CLIP tower instead of the config's.
             precision: ``auto`` (bf16 on a GPU, fp32 on a CPU), ``bf16`` or ``fp32``; the image tokenizer
-                and the CLIP tower stay fp32.
+                and the CLIP tower stay in fp32.
 
         Raises:
             ValueError: the folder or a tokenizer cannot be read; the message names it.
-            FileNotFoundError: no image tokenizer there.
+            FileNotFoundError: there is no image tokenizer at the given place.
         """
         config = config or read_model_config(checkpoint)
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         showo, vq = config.model.showo, config.model.vq_model
-        text = TextEncoder(tokenizer or text_tokenizer(config, checkpoint), showo.llm_vocab_size)
-        model = load_model(checkpoint, config, where, precision)
+        text = TextEncoder(tokenizer or _text_tokenizer(config, checkpoint), showo.llm_vocab_size)
+        model = _load_model(checkpoint, config, where, precision)
         vocabulary = text.vocabulary(showo.llm_vocab_size, showo.codebook_size)
         if vocabulary.size != model.config.vocab_size:
             raise ValueError(
@@ -124,9 +124,9 @@ class Networks:
             resolution=config.dataset.preprocessing.resolution,
             budget=config.dataset.preprocessing.max_seq_length,
             options=sampling_options(config),
-            clip=load_clip(config, clip_model, where),
+            clip=_load_clip(config, clip_model, where),
             system_prompt=SYSTEM_PROMPT if showo.w_clip_vit and not pretraining else "",
-            question_style=question_style(config),
+            question_style=_question_style(config),
             down_scale=config.training.down_scale,
             resize_back=config.training.resize_back,
         )
@@ -137,7 +137,7 @@ class Networks:
 
     @property
     def side(self) -> int:
-        """Codes along one side of an image."""
+        """Rows and columns of an image's codes."""
         return self.resolution // self.vq.config.downsample
 
     @property
@@ -146,24 +146,24 @@ class Networks:
         return self.side**2
 
     def encode(self, images: list[Image.Image]) -> Tensor:
-        """Image codes (B, N) on the model's device."""
+        """Return image codes (B, N) on the model's device."""
         return self.vq.encode(pixels(images, self.resolution).to(self.device))
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> list[Image.Image]:
-        """Images of codes (B, N), or (B, h, w) of any shape."""
+        """Return the images of codes (B, N), or of code grids (B, h, w) of any shape."""
         return to_images(self.vq.decode(codes))
 
-    def understood(self, images: list[Image.Image]) -> list[Piece]:
-        """Each image as the model reads it when asked: image codes, or CLIP features."""
+    def encode_for_questions(self, images: list[Image.Image]) -> list[Piece]:
+        """Encode each image for questions: image codes (N,), or CLIP features (S, C)."""
         if self.clip is None:
             return list(self.encode(images).cpu())
         transform = clip_transform(self.clip.resolution)
         pixels_B3HW = torch.stack([transform(as_rgb(image)) for image in images])
         return list(self.clip(pixels_B3HW.to(self.device)).float().cpu())
 
-    def conditions(self, images: list[Image.Image]) -> list[Piece]:
-        """Each image as the model reads it before it generates another, as RecA trains it."""
+    def encode_as_conditions(self, images: list[Image.Image]) -> list[Piece]:
+        """Encode each image as a condition of generation, as RecA trains it."""
         pixels_B3HW = pixels(images, self.resolution).to(self.device)
         if self.clip is not None:
             return list(self.clip(pixels_B3HW).float().cpu())
@@ -171,30 +171,110 @@ class Networks:
         return list(self.vq.encode(small).cpu())
 
     def question_sequences(self, conversations: Sequence[Sequence[Turn]]) -> list[TokenSequence]:
-        """Conversations that end with a question, up to where the answer begins."""
+        """Make sequences of conversations that end with a question, up to where the answer begins."""
         rows = [flatten(turns, self.question_style) for turns in conversations]
-        known = self._pieces(rows, self.understood)
+        pieces = self._pieces(rows, self.encode_for_questions)
         system = self.text.encode(self.system_prompt) if self.system_prompt else []
         bos = self.question_style == "demo" and self.clip is None
-        return [answer_prompt(pieces, self.vocabulary, system, bos=bos) for pieces in known]
+        return [answer_prompt(row, self.vocabulary, system, bos=bos) for row in pieces]
 
     def image_sequences(self, prompts: Sequence[Sequence[Part]]) -> list[TokenSequence]:
-        """Texts and images, followed by an image to generate."""
+        """Make sequences of texts and images that end with an image to generate."""
         blank_N = torch.full((self.tokens,), self.vocabulary.codebook)
         return [
-            image_prompt(pieces, blank_N, self.budget, self.vocabulary)
-            for pieces in self._pieces(prompts, self.conditions)
+            image_prompt(row, blank_N, self.budget, self.vocabulary)
+            for row in self._pieces(prompts, self.encode_as_conditions)
         ]
 
     def _pieces(
         self,
         rows: Sequence[Sequence[Part]],
-        see: Callable[[list[Image.Image]], list[Piece]],
+        encode: Callable[[list[Image.Image]], list[Piece]],
     ) -> list[list[Piece]]:
-        """Texts to ids; all images of all rows through ``see`` at once."""
+        """Tokenize the texts, and encode all images of all rows in one batch."""
         images = [part for row in rows for part in row if isinstance(part, Image.Image)]
-        seen = iter(see(images) if images else [])
+        encoded = iter(encode(images) if images else [])
         return [
-            [self.text.encode(part) if isinstance(part, str) else next(seen) for part in row]
+            [self.text.encode(part) if isinstance(part, str) else next(encoded) for part in row]
             for row in rows
         ]
+
+
+def read_model_config(source: str | Path, overrides: list[str] | None = None) -> TrainConfig:
+    """Read the config beside a model's weights, or derive one from a released ``config.json``.
+
+    Args:
+        source: a training checkpoint, an export, a released folder, or a hub id.
+        overrides: ``key=value`` settings that take precedence.
+
+    Raises:
+        ValueError: neither file exists, or one cannot be read; the message names it.
+        FileNotFoundError: no such folder and no such hub repository.
+    """
+    path = Path(source) / TRAINING_CONFIG
+    if path.is_file():
+        return load_file(path, TrainConfig, overrides or [], check=False)
+    if Path(source).is_absolute() and not (Path(source) / CONFIG_NAME).is_file():
+        raise ValueError(
+            f"{path}: missing; expected a checkpoint of a training run, or a released folder with "
+            f"{CONFIG_NAME}"
+        )
+    return _released_config(local_folder(source), overrides or [])
+
+
+def _released_config(folder: Path, overrides: list[str]) -> TrainConfig:
+    """Return the settings of the released demo configs for a model, with changes."""
+    showo = read_config(folder)
+    asked = load_file(None, TrainConfig, overrides, check=False)
+    side = isqrt(showo.num_vq_tokens) * asked.model.vq_model.downsample
+    steps, guidance = _RELEASED_SAMPLING.get(side, _RELEASED_SAMPLING[256])
+    own = {
+        "dataset.preprocessing.resolution": side,
+        "dataset.params.resolution": side,
+        "training.generation_timesteps": steps,
+        "training.guidance_scale": guidance,
+    }
+    layers = [*(f"{key}={value}" for key, value in own.items()), *overrides]
+    config = load_file(None, TrainConfig, layers, check=False)
+    named = config.model.showo.tokenizer_path
+    config.model.showo = replace(showo, tokenizer_path=named or showo.tokenizer_path)
+    return config
+
+
+def _load_model(
+    source: str | Path, config: TrainConfig, device: torch.device, precision: str
+) -> ShowO:
+    """Load Show-o in eval mode, with the attention backend that the config names."""
+    half = precision == "bf16" or (device.type == "cuda" and uses_bf16(precision, device))
+    dtype = torch.bfloat16 if half else torch.float32
+    backend, _ = select_backend(config.model.attention, device, dtype)
+    model = load_showo(source, attention="auto", device=device).to(dtype).eval()
+    model.attention = backend
+    rotary = model.showo.model.rotary_emb  # made again, because its frequencies must stay fp32
+    model.showo.model.rotary_emb = type(rotary)(config=model.config).to(device)
+    return model
+
+
+def _load_clip(config: TrainConfig, source: str | None, device: torch.device) -> ClipTower | None:
+    """Load the CLIP tower of a model that reads images as CLIP features; None for other models."""
+    if not config.model.showo.w_clip_vit:
+        return None
+    return ClipTower.from_pretrained(source or config.model.clip_model_name).to(device)
+
+
+def _text_tokenizer(config: TrainConfig, source: str | Path) -> str:
+    """Return the path of the text tokenizer.
+
+    Raises:
+        ValueError: the config names none.
+    """
+    path = config.text_tokenizer
+    if path is None:
+        raise ValueError(f"{source}: its config names no text tokenizer; name one")
+    return path
+
+
+def _question_style(config: TrainConfig) -> str:
+    """Return the style of the model's training data: LLaVA's, or the demo's for captions alone."""
+    captions_alone = config.dataset.und_type == "captioning" and not config.model.showo.w_clip_vit
+    return "demo" if captions_alone else "llava"

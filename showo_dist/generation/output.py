@@ -1,4 +1,4 @@
-"""What generation leaves in a folder: images that say how they were made, lines about them, a sheet."""
+"""Write results to a folder: PNG images with their settings, a line of JSON per result, a contact sheet."""
 
 import json
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ _SHEET = 48  # images on a contact sheet
 
 
 def save_image(image: Image.Image, path: Path, settings: Mapping[str, object]) -> None:
-    """Write a PNG that carries ``settings`` as text entries; a half-written one is never seen."""
+    """Write a PNG with ``settings`` as text entries; the file appears only when it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     notes = PngInfo()
     for key, value in settings.items():
@@ -29,9 +29,9 @@ class Album:
     """A folder of results.
 
     Args:
-        folder: made if missing; files of the same names are replaced.
+        folder: created if missing; files of the same names are replaced.
         lines: name of the file with one JSON object per result.
-        settings: what all results have in common; it goes into every image and line.
+        settings: settings of all results, recorded in every image and line.
         wandb: also log images there.
     """
 
@@ -44,7 +44,7 @@ class Album:
         self._shown: list[tuple[Image.Image, str]] = []
 
     def add(self, image: Image.Image, name: str, caption: str, about: Mapping[str, Any]) -> None:
-        """Keep an image as ``name.png``, with what is particular about it."""
+        """Write an image as ``name.png``; ``about`` is recorded with the common settings."""
         record = {"file": f"{name}.png", **about}
         save_image(image, self.folder / record["file"], {**self._settings, **about})
         self.write(record)
@@ -53,18 +53,18 @@ class Album:
             self._wandb.image(len(self._shown), name, image, caption)
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """One line about a result."""
+        """Write one line of JSON about a result."""
         line = json.dumps({**record, **self._settings}, ensure_ascii=False)
         self._lines.write(line + "\n")
         self._lines.flush()
 
     def show(self, image: Image.Image, caption: str) -> None:
-        """Put an image on the contact sheet, as far as there is room."""
+        """Put an image on the contact sheet while there is room."""
         if len(self._shown) < _SHEET:
             self._shown.append((image, caption))
 
     def close(self) -> None:
-        """Write the contact sheet and end the lines."""
+        """Write the contact sheet and close the file of lines."""
         self._lines.close()
         if self._shown:
             captioned_sheet(self._shown, columns=8).save(self.folder / "sheet.png")

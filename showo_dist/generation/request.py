@@ -1,22 +1,29 @@
-"""The command lines of the generation tools: one model, its config with changes, one folder for results."""
+"""Command lines of the generation tools: options, config keys, the model, prompts and input images."""
 
 import argparse
+import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from showo_dist.config import TrainConfig, load_file
-from showo_dist.config.sources import OVERRIDE, parse_arguments
-from showo_dist.generation.loading import read_model_config, sampling_options
+from showo_dist.config.loader import OVERRIDE, parse_arguments
+from showo_dist.config.rules import check
+from showo_dist.generation.conversation import Part
+from showo_dist.generation.edits import read_image
+from showo_dist.generation.networks import read_model_config
 from showo_dist.generation.output import Album
 from showo_dist.generation.pipeline import Pipeline
+from showo_dist.generation.sampling import sampling_options
 from showo_dist.logging.wandb_run import WandbRun
 
-# Published command lines put several texts into one.
+# Published command lines join several texts with this.
 SEPARATOR = " *** "
-# Options that are other names of config keys.
+# Options that are short for config keys.
 _KEYS = {
     "steps": "training.generation_timesteps",
     "guidance": "training.guidance_scale",
@@ -33,10 +40,11 @@ _KEYS = {
     "clip_model": "model.clip_model_name",
 }
 _BATCH = 8
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 def parser(name: str, text: str) -> argparse.ArgumentParser:
-    """A parser with what all tools share."""
+    """Make a parser with the options that all tools share."""
     made = argparse.ArgumentParser(f"showo-dist {name}", description=text)
     made.add_argument(
         "words",
@@ -57,9 +65,9 @@ def parser(name: str, text: str) -> argparse.ArgumentParser:
 
 
 def add_sampling(made: argparse.ArgumentParser) -> None:
-    """Options of generation."""
+    """Add the options of image generation."""
     made.add_argument("--steps", type=int, help="rounds per image; default: the config's")
-    made.add_argument("--guidance", type=float, help="w of guidance, 0: none")
+    made.add_argument("--guidance", type=float, help="guidance weight w; 0: none")
     made.add_argument("--temperature", type=float, help="of the noise on the confidences")
     made.add_argument("--schedule", help="cosine, linear, sigmoid, pow2 …")
     made.add_argument("--seeds", type=int, nargs="+", help="every image once per seed; default 0")
@@ -67,7 +75,7 @@ def add_sampling(made: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class Request:
-    """A read command line.
+    """A parsed command line.
 
     Attributes:
         name: of the command.
@@ -83,10 +91,10 @@ class Request:
 
     @classmethod
     def read(cls, name: str, made: argparse.ArgumentParser, argv: Sequence[str]) -> "Request":
-        """Read a command line.
+        """Parse a command line and load the model's config.
 
         Raises:
-            ValueError: names the key or word that is wrong, or what is missing.
+            ValueError: names the wrong key or word, or what is missing.
         """
         arguments = made.parse_intermixed_args(argv)
         models = [word for word in arguments.words if not OVERRIDE.fullmatch(word)]
@@ -96,7 +104,7 @@ class Request:
         file, overrides = parse_arguments(words)
         overrides += _as_keys(arguments)
         config, model = _config_and_model(file, models[0] if models else None, overrides)
-        config.check(for_training=False)
+        check(config, for_training=False)
         return cls(name, arguments, config, model)
 
     @property
@@ -109,7 +117,7 @@ class Request:
         return self.config.training.batch_size or _BATCH
 
     def load(self) -> Pipeline:
-        """The model, ready."""
+        """Load the model."""
         return Pipeline.load(
             self.model,
             config=self.config,
@@ -118,14 +126,14 @@ class Request:
         )
 
     def album(self, lines: str, settings: dict[str, Any]) -> Album:
-        """The folder for the results; ``settings`` go beside the command and the model."""
+        """Create the folder of the results; ``settings`` are recorded beside the command and the model."""
         folder = self.arguments.out or Path("generated") / self.name
         common = {"command": self.name, "model": self.model, **settings}
         wandb = self._wandb(folder) if self.arguments.wandb else None
         return Album(folder, lines, common, wandb)
 
     def sampling(self) -> dict[str, Any]:
-        """How images are generated, for the record."""
+        """Return the sampler settings for the record."""
         options = asdict(sampling_options(self.config))
         return {**options, "schedule": self.config.training.mask_schedule}
 
@@ -135,35 +143,15 @@ class Request:
         return WandbRun(
             folder,
             wandb.mode,
-            complain,
+            print_error,
             project=experiment.project,
             name=self.name,
             entity=wandb.entity,
         )
 
 
-def complain(line: str) -> None:
-    """One line on stderr."""
-    print(line, file=sys.stderr, flush=True)
-
-
-def split_texts(texts: Sequence[str]) -> list[str]:
-    """Several texts, each of which may hold several."""
-    return [part.strip() for text in texts for part in text.split(SEPARATOR)]
-
-
-def one_each(values: list[str], count: int, what: str) -> list[str]:
-    """A value per item from one for all or one each.
-
-    Raises:
-        ValueError: another number of values.
-    """
-    if len(values) not in (1, count):
-        raise ValueError(f"{len(values)} values of {what} for {count}: give one, or one each")
-    return values * count if len(values) == 1 else values
-
-
 def _as_keys(arguments: argparse.Namespace) -> Iterator[str]:
+    """Yield the ``key=value`` that the given options are short for."""
     given = ((key, getattr(arguments, name, None)) for name, key in _KEYS.items())
     return (f"{key}={value}" for key, value in given if value is not None)
 
@@ -171,7 +159,7 @@ def _as_keys(arguments: argparse.Namespace) -> Iterator[str]:
 def _config_and_model(
     file: str | None, model: str | None, overrides: list[str]
 ) -> tuple[TrainConfig, str]:
-    """The config and the weights that a file, a model or both name; what is said last wins."""
+    """Return the config and the weights that a file, a model or both name; ``overrides`` take precedence."""
     if file is None and model is not None:
         return read_model_config(model, overrides), model
     config = load_file(file, TrainConfig, overrides, check=False)
@@ -181,3 +169,127 @@ def _config_and_model(
     if file is None:
         config = read_model_config(model, overrides)
     return config, model
+
+
+def print_error(line: str) -> None:
+    """Print one line on stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
+class Failures:
+    """Reports unusable inputs, so that the rest can be processed.
+
+    Attributes:
+        count: how many there were.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def add(self, error: Exception) -> None:
+        """Report an error on stderr and count it."""
+        self.count += 1
+        print_error(str(error))
+
+    def image(self, path: Path) -> Image.Image | None:
+        """Read an image; None, and a report, when it cannot be read."""
+        try:
+            return read_image(path)
+        except ValueError as error:
+            self.add(error)
+            return None
+
+    @property
+    def exit_code(self) -> int:
+        """1 when an input was left out, else 0."""
+        return 1 if self.count else 0
+
+
+def split_texts(texts: Sequence[str]) -> list[str]:
+    """Split texts that hold several texts, joined by :data:`SEPARATOR`."""
+    return [part.strip() for text in texts for part in text.split(SEPARATOR)]
+
+
+def one_each(values: list[str], count: int, what: str) -> list[str]:
+    """Return ``count`` values from one for all items or one each.
+
+    Raises:
+        ValueError: another number of values.
+    """
+    if len(values) not in (1, count):
+        raise ValueError(f"{len(values)} values of {what} for {count}: give one, or one each")
+    return values * count if len(values) == 1 else values
+
+
+def required(value: str | None, option: str) -> list[str]:
+    """Return a list of the config's value for an option.
+
+    Raises:
+        ValueError: there is none; names the option.
+    """
+    if value is None:
+        raise ValueError(f"{option} is missing")
+    return [value]
+
+
+def read_prompts(path: str | Path) -> list[str]:
+    """Read one prompt per line, without empty lines.
+
+    Raises:
+        ValueError: the file cannot be read, or holds no prompt.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: prompts cannot be read ({error})") from None
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise ValueError(f"{path}: holds no prompt")
+    return prompts
+
+
+def read_parts(path: str | Path) -> list[list[tuple[str, str]]]:
+    """Read prompts of texts and images: per line a JSON list of ``{"text": …}`` and ``{"image": PATH}``.
+
+    Raises:
+        ValueError: names the file and the invalid line.
+    """
+    rows = []
+    for number, line in enumerate(read_prompts(path), start=1):
+        try:
+            row = [item for entry in json.loads(line) for item in entry.items()]
+        except (ValueError, AttributeError, TypeError) as error:
+            raise ValueError(f"{path}: prompt {number} is not a JSON list ({error})") from None
+        if not row or any(kind not in ("text", "image") for kind, _ in row):
+            raise ValueError(
+                f'{path}: prompt {number}: expected {{"text": …}} and {{"image": PATH}}'
+            )
+        rows.append(row)
+    return rows
+
+
+def open_parts(row: Sequence[tuple[str, str]]) -> list[Part]:
+    """Read the images of such a prompt.
+
+    Raises:
+        ValueError: one cannot be read.
+    """
+    return [read_image(value) if kind == "image" else value for kind, value in row]
+
+
+def image_paths(names: Iterable[str]) -> list[Path]:
+    """Return image files; a folder stands for the images in it, sorted by name.
+
+    Raises:
+        ValueError: there is no image at all.
+    """
+    paths: list[Path] = []
+    for name in names:
+        path = Path(name)
+        if path.is_dir():
+            paths += sorted(p for p in path.iterdir() if p.suffix.lower() in _SUFFIXES)
+        else:
+            paths.append(path)
+    if not paths:
+        raise ValueError("no image is named")
+    return paths

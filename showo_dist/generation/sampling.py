@@ -1,6 +1,8 @@
-"""The image at the end of a sequence: everything before it is read once, it itself anew every round.
+"""Sampling of image codes by masked prediction (docs/specification.md, section 9).
 
-Text to image: guess all masked codes, hide the least sure ones again (docs/specification.md, section 9)."""
+Every round predicts all masked codes of an image at once and masks the least certain ones again. The text
+before the image is read once and kept in a cache; a round computes the rows of the image alone.
+"""
 
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
@@ -10,6 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from showo_dist.config import TrainConfig
 from showo_dist.generation.cache import PrefixCache
 from showo_dist.models.showo import ShowO
 from showo_dist.sequences import Sequence, Vocabulary
@@ -17,19 +20,52 @@ from showo_dist.sequences.builders import t2i_prompt
 from showo_dist.sequences.masking import Schedule, mask_schedule
 from showo_kernels import Span
 
+# One generator for the batch (None: torch's global one), or one per image.
+Generators = torch.Generator | None | list[torch.Generator]
+
+_TINY = 1e-20  # keeps the logarithms of the published sampler finite
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """Settings of the sampler.
+
+    Attributes:
+        steps: rounds (released models: 50 at 512 px, 16 at 256 px).
+        guidance: w of ``(1+w)·cond - w·uncond``; 0 leaves out the unconditional half of the batch.
+        temperature: scale of the noise on the confidences; it shrinks every round, cumulatively as published.
+        schedule: share of codes that are still masked after a round.
+    """
+
+    steps: int = 16
+    guidance: float = 1.75
+    temperature: float = 1.0
+    schedule: Schedule = field(default_factory=lambda: mask_schedule("cosine"))
+
+
+def sampling_options(config: TrainConfig) -> SamplingOptions:
+    """Return the sampler settings of ``training.*`` in a config."""
+    training = config.training
+    return SamplingOptions(
+        steps=training.generation_timesteps,
+        guidance=training.guidance_scale,
+        temperature=training.generation_temperature,
+        schedule=mask_schedule(training.mask_schedule),
+    )
+
 
 def split_canvas(sequence: Sequence, tokens: int) -> tuple[Sequence, Tensor, int]:
     """Cut a sequence before the bidirectional span that holds its last image.
 
-    No row before that span sees it, so the keys and values of those rows are the same in every round. What
-    stands behind it (the causal eoi of CLIP reconstruction) is not seen by the image, and left out.
+    Rows before that span do not attend to it, so their keys and values are the same in every round. The
+    image does not attend to rows after its span (the causal eoi of CLIP reconstruction), so they are dropped.
 
     Args:
-        sequence: as the builders of t2i and reconstruction make it.
+        sequence: a sequence of text-to-image or reconstruction.
         tokens: image tokens N of the image.
 
     Returns:
-        The prefix, the ids of the span, and the row of the first image token in it.
+        The sequence before the span, the ids (Q,) of the span, and the row of the first image token in it.
     """
     spans = list(sequence.spans)
     while not spans[-1].bidirectional:
@@ -37,13 +73,13 @@ def split_canvas(sequence: Sequence, tokens: int) -> tuple[Sequence, Tensor, int
     *before, canvas = spans
     start = sum(span.length for span in before)
     ids_Q = sequence.ids_L[start : start + canvas.length]
-    frame = canvas.length - tokens  # soi and eoi, where they belong to the span
+    frame = canvas.length - tokens  # soi and eoi, where the span includes them
     assert frame in (0, 2) and not canvas.is_global and start > 0
     return _beginning(sequence, before, start), ids_Q, frame // 2
 
 
 def _beginning(sequence: Sequence, spans: list[Span], length: int) -> Sequence:
-    """The first ``length`` tokens, which ``spans`` cover; none of them is supervised."""
+    """Return the first ``length`` tokens, which ``spans`` cover, without labels."""
     positions = sequence.position_ids_L
     if positions is not None:
         positions = positions[:length]
@@ -59,12 +95,12 @@ def _beginning(sequence: Sequence, spans: list[Span], length: int) -> Sequence:
 
 
 class Canvas:
-    """The images of a batch, of one size, behind prefixes of any length.
+    """The images of a batch, all of one size, after prefixes of any length.
 
     Args:
         model: in eval mode.
         vocabulary: the model's ids.
-        sequences: X sequences that end with their image; halves of guidance are sequences like any other.
+        sequences: X sequences that end with their image: those of B images, or with guidance of 2B.
         tokens: image tokens N of an image.
     """
 
@@ -84,69 +120,18 @@ class Canvas:
         self._tokens = tokens
 
     def logits(self, codes_BN: Tensor, ids: slice = slice(None)) -> Tensor:
-        """Logits (X, N, ids) of images that hold ``codes_BN``; X is a multiple of B."""
+        """Return logits (X, N, ids) of the image places when the images hold ``codes_BN``.
+
+        Args:
+            codes_BN: int64 codes; X is a multiple of B, and each copy gets the same codes.
+            ids: the part of the vocabulary to compute.
+        """
         image = slice(self._first, self._first + self._tokens)
         copies = len(self.ids_XQ) // len(codes_BN)
         self.ids_XQ[:, image] = (codes_BN + self._offset).repeat(copies, 1)
         logits = self._cache.extend(self.ids_XQ, self._logit_rows, ids)
-        self._cache.forget()
+        self._cache.forget()  # the next round computes the same rows with other codes
         return logits.unflatten(0, (len(self.ids_XQ), self._tokens))
-
-
-_TINY = 1e-20  # keeps the logarithms of the published sampler finite
-
-
-@dataclass(frozen=True)
-class SamplingOptions:
-    """How to sample.
-
-    Attributes:
-        steps: rounds (released: 50 at 512 px, 16 at 256 px).
-        guidance: w of ``(1+w)·cond - w·uncond``; 0 runs no unconditional half.
-        temperature: of the noise on the confidences; it shrinks every round, cumulatively as published.
-        schedule: share of codes still masked after a round.
-    """
-
-    steps: int = 16
-    guidance: float = 1.75
-    temperature: float = 1.0
-    schedule: Schedule = field(default_factory=lambda: mask_schedule("cosine"))
-
-
-def _log(value: Tensor) -> Tensor:
-    return value.clamp(min=_TINY).log()
-
-
-# One generator for the batch (None: torch's global one), or one per image.
-Generators = torch.Generator | None | list[torch.Generator]
-
-
-def _draw(probabilities_BNV: Tensor, generators: Generators) -> Tensor:
-    """One code per place (B, N)."""
-    if not isinstance(generators, list):
-        flat = probabilities_BNV.flatten(0, 1)
-        drawn = torch.multinomial(flat, 1, generator=generators)
-        return drawn.view(probabilities_BNV.shape[:2])
-    rows = zip(probabilities_BNV, generators, strict=True)
-    return torch.stack([torch.multinomial(p_NV, 1, generator=g)[:, 0] for p_NV, g in rows])
-
-
-def _gumbel(like_BN: Tensor, generators: Generators) -> Tensor:
-    noise_BN = torch.zeros_like(like_BN)
-    if isinstance(generators, list):
-        for row_N, generator in zip(noise_BN, generators, strict=True):
-            row_N.uniform_(0, 1, generator=generator)
-    else:
-        noise_BN.uniform_(0, 1, generator=generators)
-    return -_log(-_log(noise_BN))
-
-
-def _still_masked(confidence_BN: Tensor, unknown_BN: Tensor, share: Tensor) -> Tensor:
-    """The places to hide again: those below the k-th smallest confidence of their row."""
-    wanted = (confidence_BN.shape[1] * share).floor().to(confidence_BN.device)
-    most = unknown_BN.sum(dim=1, keepdim=True) - 1
-    count_B1 = torch.minimum(most.float(), wanted).clamp(min=1).long()
-    return confidence_BN < confidence_BN.sort(dim=1).values.gather(1, count_B1)
 
 
 class ImageSampler:
@@ -157,10 +142,11 @@ class ImageSampler:
         vocabulary: the model's ids.
         prompts: text ids of each image, or whole sequences that end with their image (reconstruction,
             images among the text).
-        budget: text budget M of prompts that are text.
+        budget: most tokens of a prompt that is text, task token and bos included.
         options: see :class:`SamplingOptions`.
         tokens: N, when ``codes_BN`` is None.
-        codes_BN: int64 starting codes; ``vocabulary.codebook`` marks a place to generate. None generates all.
+        codes_BN: int64 codes to begin with; the code ``vocabulary.codebook`` marks a place to generate.
+            None generates all places.
     """
 
     def __init__(
@@ -182,26 +168,26 @@ class ImageSampler:
             p if isinstance(p, Sequence) else t2i_prompt(p, blank_N, budget, vocabulary)
             for p in prompts
         ]
-        if options.guidance > 0:
+        if options.guidance > 0:  # the unconditional half: no text, as condition dropout trains it
             self._sequences += [t2i_prompt([], blank_N, 2, vocabulary)] * len(prompts)
         self.codes_BN = codes_BN.to(next(model.parameters()).device)
         self._given_BN = self.codes_BN != vocabulary.codebook
 
     @cached_property
     def canvas(self) -> Canvas:
-        """The prompts as they were read: once, when the first logits are asked for."""
+        """The prompts' keys and values, computed once when the first logits are needed."""
         return Canvas(self.model, self.vocabulary, self._sequences, self.codes_BN.shape[1])
 
     def image_logits(self, ids: slice = slice(None)) -> Tensor:
-        """Logits at the image places, (B or 2B, N, ids): conditional rows, then unconditional ones.
+        """Return logits (B or 2B, N, ids) of the image places: conditional rows, then unconditional ones.
 
         Args:
-            ids: the part of the vocabulary that is wanted.
+            ids: the part of the vocabulary to compute.
         """
         return self.canvas.logits(self.codes_BN, ids)
 
     def _code_logits(self) -> Tensor:
-        """Guided logits over the image codes only, fp32 (B, N, codebook)."""
+        """Return guided logits (B, N, K) over the codebook, fp32."""
         codes = slice(self.vocabulary.image_offset, self.vocabulary.mask)
         logits = self.image_logits(codes).float()
         if self.options.guidance <= 0:
@@ -210,7 +196,10 @@ class ImageSampler:
         return (1 + self.options.guidance) * conditional - self.options.guidance * unconditional
 
     def rounds(self, generators: Generators = None) -> Iterator[Tensor]:
-        """Yield the guessed codes (B, N) after every round; the last are the image."""
+        """Yield the predicted codes (B, N) of every round; the last ones are the image.
+
+        Between rounds ``codes_BN`` holds the codes that were kept and ``vocabulary.codebook`` elsewhere.
+        """
         temperature = self.options.temperature
         for step in range(self.options.steps):
             done = (step + 1) / self.options.steps
@@ -218,11 +207,12 @@ class ImageSampler:
             yield self._round(done, temperature, generators)
 
     def _round(self, done: float, temperature: float, generators: Generators) -> Tensor:
-        probabilities = self._code_logits().softmax(dim=-1)
-        drawn_BN = _draw(probabilities, generators)
+        probabilities_BNK = self._code_logits().softmax(dim=-1)
+        sampled_BN = _sampled(probabilities_BNK, generators)
         unknown_BN = self.codes_BN == self.vocabulary.codebook
-        guess_BN = torch.where(unknown_BN, drawn_BN, self.codes_BN)
-        chosen_BN = probabilities.gather(-1, guess_BN[..., None]).squeeze(-1)
+        guess_BN = torch.where(unknown_BN, sampled_BN, self.codes_BN)
+        chosen_BN = probabilities_BNK.gather(-1, guess_BN[..., None]).squeeze(-1)
+        # Codes that are kept already get the highest confidence: they are never masked again.
         chosen_BN = chosen_BN.where(unknown_BN, torch.finfo(chosen_BN.dtype).max)
         confidence_BN = _log(chosen_BN) + temperature * _gumbel(chosen_BN, generators)
         share = self.options.schedule(torch.tensor(done))
@@ -232,14 +222,51 @@ class ImageSampler:
 
 
 def sample_codes(sampler: ImageSampler, generators: Generators = None) -> Tensor:
-    """The final codes, int64 (B, N).
+    """Run all rounds and return the final codes, int64 (B, N).
 
     Args:
-        sampler: what to generate.
-        generators: random numbers on the model's device. With one per image an image does not depend on
-            those generated beside it; one for all, or torch's own when None, is the published order of draws.
+        sampler: the images to generate.
+        generators: random numbers on the model's device. With one generator per image, an image does not
+            depend on the rest of its batch; a single one, or torch's own when None, gives the published
+            order of random numbers.
     """
     codes = sampler.codes_BN
     for guess in sampler.rounds(generators):
         codes = guess
     return codes
+
+
+def _log(value: Tensor) -> Tensor:
+    return value.clamp(min=_TINY).log()
+
+
+def _sampled(probabilities_BNK: Tensor, generators: Generators) -> Tensor:
+    """Sample one code per place, int64 (B, N)."""
+    if not isinstance(generators, list):
+        flat = probabilities_BNK.flatten(0, 1)
+        codes = torch.multinomial(flat, 1, generator=generators)
+        return codes.view(probabilities_BNK.shape[:2])
+    rows = zip(probabilities_BNK, generators, strict=True)
+    return torch.stack([torch.multinomial(p_NK, 1, generator=g)[:, 0] for p_NK, g in rows])
+
+
+def _gumbel(like_BN: Tensor, generators: Generators) -> Tensor:
+    """Sample Gumbel noise in the shape of ``like_BN``."""
+    noise_BN = torch.zeros_like(like_BN)
+    if isinstance(generators, list):
+        for row_N, generator in zip(noise_BN, generators, strict=True):
+            row_N.uniform_(0, 1, generator=generator)
+    else:
+        noise_BN.uniform_(0, 1, generator=generators)
+    return -_log(-_log(noise_BN))
+
+
+def _still_masked(confidence_BN: Tensor, unknown_BN: Tensor, share: Tensor) -> Tensor:
+    """Return the places to mask again, bool (B, N): the k of each row with the smallest confidence.
+
+    k is ``share`` of all places, at least 1 and at most the unknown places but one, as published.
+    """
+    wanted = (confidence_BN.shape[1] * share).floor().to(confidence_BN.device)
+    most = unknown_BN.sum(dim=1, keepdim=True) - 1
+    count_B1 = torch.minimum(most.float(), wanted).clamp(min=1).long()
+    return confidence_BN < confidence_BN.sort(dim=1).values.gather(1, count_B1)

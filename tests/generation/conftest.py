@@ -11,8 +11,8 @@ from showo_data.mini import draw, scene
 from showo_dist.config import TrainConfig, to_yaml
 from showo_dist.config.model import ShowoConfig
 from showo_dist.generation import Pipeline
-from showo_dist.models.weights.pretrained import build_showo, save_showo
-from tests.tiny import BITS, TEXT_TOKENS, save_tokenizers
+from showo_dist.models.showo import build_showo
+from tests.tiny import BITS, TEXT_TOKENS, save_showo, save_tokenizers
 
 _CLIP_WIDTH = 16
 
@@ -24,7 +24,7 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def encoders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders ``text``, ``vq`` (4 × 4 codes of an image of 32 pixels) and ``clip`` (9 features)."""
+    """Folders ``text``, ``vq`` (4 × 4 codes for an image of 32 pixels) and ``clip`` (9 features)."""
     torch.manual_seed(0)
     root = tmp_path_factory.mktemp("encoders")
     save_tokenizers(root, resolution=32)
@@ -51,7 +51,7 @@ def _save(folder: Path, encoders: Path, clip: bool) -> Path:
             "intermediate_size": 64,
             "num_hidden_layers": 2,
             "num_attention_heads": 2,
-            "initializer_range": 0.3,  # answers that depend on what was read
+            "initializer_range": 0.3,  # large enough for answers to depend on the prompt
         },
         tokenizer_path=str(encoders / "text"),
         llm_vocab_size=TEXT_TOKENS,

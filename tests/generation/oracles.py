@@ -1,4 +1,4 @@
-"""Generation without a cache: every step reads the whole of every sequence, through the training forward."""
+"""Generation without a cache: every step computes whole sequences with the forward pass of training."""
 
 from dataclasses import replace
 
@@ -27,7 +27,7 @@ def last_logits(model: ShowO, vocabulary: Vocabulary, sequences: list[Sequence])
 def image_logits(
     model: ShowO, vocabulary: Vocabulary, sequences: list[Sequence], codes_BN: Tensor
 ) -> Tensor:
-    """Logits (B, N, V) at the places of each sequence's last image, which ends one before its end."""
+    """Logits (B, N, V) of each sequence's last image, which ends one token before the sequence does."""
     tokens = codes_BN.shape[1]
     filled = []
     for sequence, codes_N in zip(sequences, codes_BN, strict=True):

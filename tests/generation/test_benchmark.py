@@ -1,4 +1,4 @@
-"""The benchmark runs, compares equal tokens, and leaves the rows that it prints."""
+"""The benchmark runs, its tokens agree, and its JSON holds the rows that it prints."""
 
 import json
 import subprocess

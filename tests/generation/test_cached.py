@@ -1,4 +1,4 @@
-"""What is kept from step to step gives the numbers of reading everything anew."""
+"""Generation with the cache gives the logits and tokens of computing whole sequences."""
 
 from typing import Any
 
@@ -31,8 +31,10 @@ def _close(one: torch.Tensor, other: torch.Tensor) -> None:
 @pytest.mark.parametrize("kept", [[5, 5, 5], [2, 7, 7, 1], [3]])
 @pytest.mark.parametrize(("rows", "steps"), [(1, 4), (6, 1)])
 @pytest.mark.parametrize("key_heads", [4, 2])
-def test_cached_plan_is_the_rule(kept: list[int], rows: int, steps: int, key_heads: int) -> None:
-    """Against softmax attention of one sequence at a time, with empty columns filled with rubbish."""
+def test_cached_plan_is_softmax_attention(
+    kept: list[int], rows: int, steps: int, key_heads: int
+) -> None:
+    """Against softmax attention of one sequence at a time; the empty columns hold random numbers."""
     torch.manual_seed(len(kept) + rows)
     longest, batch, width = max(kept), len(kept), 8
     plan = CachedPlan.build(kept, rows, longest + rows * steps)
@@ -82,7 +84,7 @@ def _conversations(images: list[Image.Image]) -> list[list[Any]]:
 
 
 def test_continuations(any_pipeline: Pipeline, images: list[Image.Image]) -> None:
-    """Different lengths in one batch; each stops by itself."""
+    """Different lengths in one batch; each answer stops at its own end."""
     model, vocabulary = any_pipeline.model, any_pipeline.vocabulary
     prompts = any_pipeline.question_sequences(_conversations(images))
     assert len({len(prompt) for prompt in prompts}) == len(prompts)
@@ -91,10 +93,10 @@ def test_continuations(any_pipeline: Pipeline, images: list[Image.Image]) -> Non
     assert len({tuple(tokens) for tokens in wanted}) > 1
 
 
-def test_one_that_ends_leaves_the_others_alone(
+def test_an_answer_that_ends_does_not_change_the_rest(
     pipeline: Pipeline, images: list[Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second token of the first answer becomes the end mark: it stops, the others go on."""
+    """The second token of the first answer becomes the end mark: it stops, the rest continue."""
     model, vocabulary = pipeline.model, pipeline.vocabulary
     prompts = pipeline.question_sequences(_conversations(images))
     free = answer(model, vocabulary, prompts, max_new_tokens=10)
@@ -127,8 +129,8 @@ def test_logits_of_every_step(any_pipeline: Pipeline, images: list[Image.Image])
             )
 
 
-def test_rebuilding_rounds(any_pipeline: Pipeline, images: list[Image.Image]) -> None:
-    """The canvas behind an image: with soi and eoi for codes, without them for CLIP features."""
+def test_reconstruction_rounds(any_pipeline: Pipeline, images: list[Image.Image]) -> None:
+    """The generated image after a condition: its span holds soi and eoi for codes, not for CLIP features."""
     sequences: list[Sequence] = any_pipeline.image_sequences(
         [[images[0], "describe it"], [images[1], images[2], "and now?"]]
     )

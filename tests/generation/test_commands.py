@@ -1,4 +1,4 @@
-"""The commands, as they are typed: files that say how they were made, and one line about a mistake."""
+"""The commands from a command line: files that record their settings, and one line about a mistake."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def files(tmp_path: Path, images: list[Image.Image]) -> Path:
-    """A folder with two images, a text that is called an image, and a mask."""
+    """A folder with two images and a text file that is named like an image."""
     folder = tmp_path / "files"
     folder.mkdir()
     images[0].save(folder / "a.png")
@@ -131,19 +131,19 @@ def test_rounds_and_several_images(
     assert talk.ask("why?", max_new_tokens=4) == lines[1]["answer"]
 
 
-def test_a_bad_input_leaves_the_rest(
+def test_a_bad_input_is_reported_and_the_rest_is_done(
     checkpoint: Path, files: Path, mask: str, tmp_path: Path, capsys: Any
 ) -> None:
-    """A broken image, one that is missing, and a mask of other proportions: named; the rest is generated."""
+    """A broken image, a missing one, and a mask of other proportions are named; the rest is generated."""
     names = ["a.png", "broken.png", "missing.png", "b.png"]
     images = [word for name in names for word in ("--image", str(files / name))]
     argv = ["inpaint", str(checkpoint), *images, "--mask", mask, "--device", "cpu", "--steps", "2"]
     assert main([*argv, "--out", str(tmp_path / "in")]) == 1
     (line,) = _lines(tmp_path / "in" / "images.jsonl")
     assert line["image"].endswith("a.png")
-    said = capsys.readouterr().err
-    assert "broken.png: not an image" in said and "missing.png: cannot be read" in said
-    assert "mask of 64×64 pixels for an image of 61×37" in said
+    errors = capsys.readouterr().err
+    assert "broken.png: not an image" in errors and "missing.png: cannot be read" in errors
+    assert "mask of 64×64 pixels for an image of 61×37" in errors
     argv = [
         "reconstruct",
         str(checkpoint),
@@ -161,7 +161,7 @@ def test_a_bad_input_leaves_the_rest(
 
 
 def test_parts(clip_checkpoint: Path, files: Path, tmp_path: Path) -> None:
-    """Images among the text, with a model of CLIP features."""
+    """Images among the text, with a model that reads CLIP features."""
     good = [{"text": "like"}, {"image": str(files / "a.png")}, {"text": "but red"}]
     bad = [{"image": str(files / "broken.png")}]
     parts = tmp_path / "parts.jsonl"
@@ -196,11 +196,11 @@ def test_parts(clip_checkpoint: Path, files: Path, tmp_path: Path) -> None:
 def test_mistakes(argv: list[str], words: str, checkpoint: Path, capsys: Any) -> None:
     argv = [word.format(model=checkpoint) for word in argv]
     assert main([*argv, "--device", "cpu"]) == 2
-    said = capsys.readouterr().err.strip()
-    assert words in said and "Traceback" not in said
+    error = capsys.readouterr().err.strip()
+    assert words in error and "Traceback" not in error
 
 
-def test_long_prompts_are_cut_and_said(
+def test_long_prompts_are_cut_and_reported(
     checkpoint: Path, pipeline: Pipeline, tmp_path: Path, capsys: Any
 ) -> None:
     text = "ring " * 40

@@ -1,4 +1,4 @@
-"""Ingeneration and extrapolation keep every code that they were given."""
+"""Inpainting and extrapolation keep every code that they were given."""
 
 import itertools
 
@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from showo_dist.generation import Conversation, Pipeline, SamplingOptions, user
-from showo_dist.generation.edits import extended, growth, masked_places
+from showo_dist.generation.edits import extend_grid, growth, masked_places
 from showo_dist.generation.sampling import ImageSampler, sample_codes
 
 
@@ -21,7 +21,7 @@ def _mask(box: tuple[int, int, int, int], size: tuple[int, int] = (32, 32)) -> I
 @pytest.mark.parametrize("unknown", [1, 2, 15])
 @pytest.mark.parametrize("temperature", [0.0, 1000.0])
 def test_given_codes_stay(pipeline: Pipeline, unknown: int, temperature: float) -> None:
-    """In every round, even where the noise outweighs every confidence."""
+    """In every round, even where the noise is larger than every confidence."""
     generator = torch.Generator().manual_seed(unknown)
     start_BN = torch.randint(16, (3, 16), generator=generator)
     for row in start_BN:
@@ -37,7 +37,7 @@ def test_given_codes_stay(pipeline: Pipeline, unknown: int, temperature: float) 
         assert guess_BN.max() < 16
 
 
-def test_ingeneration(
+def test_inpainting(
     pipeline: Pipeline, images: list[Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     masks = [_mask((0, 0, 16, 32)), _mask((8, 8, 24, 16))]
@@ -82,7 +82,7 @@ PLACES = {
 @pytest.mark.parametrize("offset", [-1, 0, 1])
 @pytest.mark.parametrize("directions", list(itertools.product(DIRECTIONS, repeat=2)))
 def test_growing_keeps_the_source(directions: tuple[str, str], offset: int) -> None:
-    """Two steps in any directions: windows are seen upright, kept codes stay, nothing is left blank."""
+    """Two steps in any directions: windows are upright, given codes stay, no place is left blank."""
     side, blank = 4, 99
     grid = torch.arange(32).view(2, 4, 4)
     grown = growth(side, offset)
@@ -98,7 +98,7 @@ def test_growing_keeps_the_source(directions: tuple[str, str], offset: int) -> N
                 assert codes == sorted(codes)
             return torch.where(window == blank, torch.full_like(window, 60), window)
 
-        grid = extended(before, direction, side, grown, blank, fill_window)
+        grid = extend_grid(before, direction, side, grown, blank, fill_window)
         assert torch.equal(PLACES[direction](grid, grown), before)
         assert (grid != blank).all()
     assert grid.numel() > 32
@@ -123,7 +123,7 @@ def test_wide_images(pipeline: Pipeline, images: list[Image.Image]) -> None:
 
 
 def test_batches_and_seeds(pipeline: Pipeline, images: list[Image.Image]) -> None:
-    """An image is the same whatever is generated beside it."""
+    """An image does not depend on the rest of its batch."""
     together = pipeline.reconstruct(images, seed=5)
     apart = pipeline.reconstruct(images[:2], seed=5) + pipeline.reconstruct(
         images[2:], seed=5, batch=2, first_index=2
@@ -146,16 +146,16 @@ def test_exif_turns_the_image(pipeline: Pipeline) -> None:
     upright = Image.fromarray(
         np.random.default_rng(1).integers(0, 255, (40, 64, 3), dtype=np.uint8)
     )
-    lying = upright.transpose(Image.Transpose.ROTATE_90)
-    lying.getexif()[0x0112] = 6  # turn by 270° counter-clockwise to show
-    assert torch.equal(pipeline.encode([lying]), pipeline.encode([upright]))
+    turned = upright.transpose(Image.Transpose.ROTATE_90)
+    turned.getexif()[0x0112] = 6  # 6: turn by 270° counter-clockwise
+    assert torch.equal(pipeline.encode([turned]), pipeline.encode([upright]))
 
 
-def test_a_conversation_in_words_and_images(pipeline: Pipeline, images: list[Image.Image]) -> None:
+def test_a_conversation_in_texts_and_images(pipeline: Pipeline, images: list[Image.Image]) -> None:
     talk = Conversation(pipeline)
     words = talk.ask(images[0], "what is shown?", max_new_tokens=5)
     assert words == pipeline.ask(images[:1], ["what is shown?"], max_new_tokens=5)[0]
-    generated = talk.sample_codes("generate it beside", images[1], seed=2)
+    generated = talk.generate("the same beside", images[1], seed=2)
     assert generated.size == (32, 32)
     assert talk.turns[-1].parts == (generated,)
     talk.ask("and now?", max_new_tokens=3)
@@ -164,7 +164,7 @@ def test_a_conversation_in_words_and_images(pipeline: Pipeline, images: list[Ima
     assert sequence.ids_L.tolist().count(pipeline.vocabulary.soi) == 3
 
 
-def test_clip_models_rebuild_without_guidance(
+def test_clip_models_reconstruct_without_guidance(
     clip_pipeline: Pipeline, images: list[Image.Image]
 ) -> None:
     (made,) = clip_pipeline.reconstruct(images[:1])
@@ -177,33 +177,26 @@ def test_clip_models_generate_in_conversations(
     clip_pipeline: Pipeline, images: list[Image.Image]
 ) -> None:
     talk = Conversation(clip_pipeline)
-    assert talk.sample_codes("a ring").size == (32, 32)
-    assert talk.sample_codes("like this", images[0]).size == (32, 32)
+    assert talk.generate("a ring").size == (32, 32)
+    assert talk.generate("like this", images[0]).size == (32, 32)
 
 
-def test_drawing_answers(pipeline: Pipeline, images: list[Image.Image]) -> None:
+def test_sampled_answers(pipeline: Pipeline, images: list[Image.Image]) -> None:
     ask = [user(images[0], "what?")]
-    drawn = [pipeline.reply([ask], 8, top_k=None, temperature=5.0, seed=seed) for seed in (1, 1, 2)]
-    assert drawn[0] == drawn[1] != drawn[2]
+    sampled = [
+        pipeline.reply([ask], 8, top_k=None, temperature=5.0, seed=seed) for seed in (1, 1, 2)
+    ]
+    assert sampled[0] == sampled[1] != sampled[2]
 
 
-def test_nothing_to_cover_is_an_error_before_anything_is_generated(
+def test_a_mask_that_covers_nothing_is_an_error_before_generation(
     pipeline: Pipeline, images: list[Image.Image]
 ) -> None:
     with pytest.raises(ValueError, match="covers no code"):
         pipeline.inpaint(images[:1], [Image.new("L", (32, 32))], ["a ring"])
 
 
-def test_generate_is_the_last_round(pipeline: Pipeline) -> None:
-    def sampler() -> ImageSampler:
-        return ImageSampler(
-            pipeline.model,
-            pipeline.vocabulary,
-            [pipeline.text.encode("a ring")],
-            budget=24,
-            options=pipeline.options,
-            tokens=16,
-        )
-
-    *_, last = sampler().rounds(torch.Generator().manual_seed(1))
-    assert torch.equal(sample_codes(sampler(), torch.Generator().manual_seed(1)), last)
+def test_sample_codes_is_the_last_round(pipeline: Pipeline) -> None:
+    one, other = (pipeline.sampler(["a ring"]) for _ in range(2))
+    *_, last = one.rounds(torch.Generator().manual_seed(1))
+    assert torch.equal(sample_codes(other, torch.Generator().manual_seed(1)), last)

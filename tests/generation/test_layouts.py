@@ -1,4 +1,4 @@
-"""One image and one text are the sequences of training; everything else carries them on."""
+"""One image and one text give the sequences of training; everything else extends them."""
 
 from dataclasses import replace
 
@@ -15,10 +15,10 @@ from showo_kernels import Visibility
 
 
 def _same(one: Sequence, other: Sequence) -> None:
-    """Same tokens, rule and places; what is supervised does not matter here."""
+    """Same tokens, attention visibility and positions; labels are not compared."""
     assert torch.equal(one.ids_L, other.ids_L)
-    rules = [Visibility.from_documents([s.spans]) for s in (one, other)]
-    assert torch.equal(rules[0].dense(), rules[1].dense())
+    visible = [Visibility.from_documents([s.spans]).dense() for s in (one, other)]
+    assert torch.equal(*visible)
     positions = [
         torch.arange(len(s)) if s.position_ids_L is None else s.position_ids_L for s in (one, other)
     ]
@@ -52,7 +52,7 @@ def test_rounds_about_codes(pipeline: Pipeline, images: list[Image.Image]) -> No
 
 
 def test_rounds_about_features(clip_pipeline: Pipeline, images: list[Image.Image]) -> None:
-    (features_SC,) = clip_pipeline.understood(images[:1])
+    (features_SC,) = clip_pipeline.encode_for_questions(images[:1])
     ids, supervised = clip_pipeline.text.conversation(ROUNDS)
     system = clip_pipeline.text.encode(SYSTEM_PROMPT)
     wanted = builders.mmu_clip(
@@ -79,12 +79,12 @@ def _blank(pipeline: Pipeline) -> MaskedCodes:
 
 
 @pytest.mark.parametrize("name", ["pipeline", "clip_pipeline"])
-def test_a_image_and_a_text_are_reca(
+def test_an_image_and_a_text_are_reca(
     name: str, request: pytest.FixtureRequest, images: list[Image.Image]
 ) -> None:
     pipeline: Pipeline = request.getfixturevalue(name)
     text = "describe the image"
-    (condition,) = map(torch.as_tensor, pipeline.conditions(images[:1]))
+    (condition,) = map(torch.as_tensor, pipeline.encode_as_conditions(images[:1]))
     build = builders.recon_clip if pipeline.clip else builders.recon_vq
     wanted = build(pipeline.text.encode(text), condition, _blank(pipeline), pipeline.vocabulary)
     (found,) = pipeline.image_sequences([[images[0], text]])
@@ -115,7 +115,7 @@ def test_images_in_the_middle(pipeline: Pipeline, images: list[Image.Image]) -> 
     assert pipeline.text.decode(texts) == "USER: look:or ASSISTANT:"
 
 
-def test_what_was_said_before_does_not_see_later_images(
+def test_earlier_turns_do_not_see_later_images(
     clip_pipeline: Pipeline, images: list[Image.Image]
 ) -> None:
     """The first image's features are global, as trained; later ones are not."""

@@ -1,4 +1,4 @@
-"""A model as it is asked for: number format, sizes that fit."""
+"""Loading a model: number format, and sizes that must fit."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from PIL import Image
 
 from showo_dist.generation import Pipeline, user
 from showo_dist.generation.cache import PrefixCache
-from showo_dist.generation.loading import read_model_config
+from showo_dist.generation.networks import read_model_config
 
 
 def test_bf16(checkpoint: Path, pipeline: Pipeline, images: list[Image.Image]) -> None:
