@@ -1,7 +1,7 @@
-"""``showo-dist mini``: the whole story in one command, from drawing the images to the report.
+"""``showo-dist mini``: the whole pipeline on the mini world in one command, from data to report.
 
-Every stage is one of the project's own commands in processes of its own; a second call goes on behind the
-last stage that was finished, and inside a training stage from its last checkpoint.
+Every stage is one of the project's own commands, in processes of its own. A second call skips the stages that
+were finished, and resumes a training stage from its last checkpoint.
 """
 
 import argparse
@@ -20,11 +20,13 @@ CONFIGS = Path("configs/mini")
 TEXT_TOKENS = 512
 # The mini configs' batch sizes are for this many ranks; fewer ranks accumulate instead.
 CONFIG_RANKS = 2
+# Flows of each training, which get their data from the command line.
+FLOWS_OF = {"pretrain": ("t2i", "mmu", "lm"), "reca": ("mmu", "recon")}
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where things lie. All paths are relative to the working folder, so that reports can be moved."""
+    """Folders of the data and of the runs, relative to the working folder: so reports can be moved."""
 
     data: Path
     runs: Path
@@ -43,12 +45,24 @@ def _torchrun(ranks: int, module: str, *arguments: str) -> list[str]:
     return launched(start, *arguments)
 
 
-def _train(ranks: int, config: str, places: Places, changes: list[str]) -> list[str]:
-    accumulation = f"training.gradient_accumulation_steps={CONFIG_RANKS // ranks}"
-    where = f"experiment.output_dir={places.runs}/{config}"
-    return _launched(
-        ranks, "showo_dist.train", f"config={CONFIGS}/{config}.yaml", where, accumulation, *changes
-    )
+def _train(ranks: int, config: str, places: Places, images: int, changes: list[str]) -> list[str]:
+    """A training of Show-o on the data and networks of ``places``, whatever paths the config names."""
+    settings = [
+        f"config={CONFIGS}/{config}.yaml",
+        f"experiment.output_dir={places.runs}/{config}",
+        f"model.vq_model.vq_model_name={places.runs}/tokenizer/final",
+        f"model.showo.tokenizer_path={places.data}/text_tokenizer",
+        # The same global batch, and so the same loss curve, on one rank as on two.
+        f"training.gradient_accumulation_steps={CONFIG_RANKS // ranks}",
+    ]
+    encoded = Places(places.data / "encoded", places.runs).shards("train", images // 1000)
+    for flow in FLOWS_OF[config]:
+        shards = places.shards("text", 4) if flow == "lm" else encoded
+        settings.append(f"dataset.params.train_{flow}_shards_path_or_url={shards}")
+        if flow != "lm":
+            held_out = places.shards("val", 1)
+            settings.append(f"dataset.params.validation_{flow}_shards_path_or_url={held_out}")
+    return _launched(ranks, "showo_dist.train", *settings, *changes)
 
 
 def _evaluate(places: Places, run: str, checkpoint: str, limit: int) -> list[str]:
@@ -62,17 +76,17 @@ def _evaluate(places: Places, run: str, checkpoint: str, limit: int) -> list[str
 def stages(
     places: Places, ranks: int, images: int, limit: int, changes: list[str]
 ) -> Iterator[Stage]:
-    """The story in order.
+    """The stages in order.
 
     Args:
         places: folders.
-        ranks: training processes, 1 or 2.
+        ranks: processes of a training, 1 or 2.
         images: training images, a multiple of 1,000 (one shard each).
         limit: evaluation prompts per category, and held-out images to ask about.
-        changes: ``key=value`` for both Show-o trainings.
+        changes: ``key=value`` for pre-training and RecA.
     """
     train, encoded = places.shards("train", images // 1000), places.data / "encoded"
-    yield Stage("draw the world", [tool("mini-data", str(places.data), "--images", str(images))])
+    yield Stage("data", [tool("mini-data", str(places.data), "--images", str(images))])
     text_tokenizer = tool(
         *("text-tokenizer", "--out", f"{places.data}/text_tokenizer"),
         *("--size", str(TEXT_TOKENS), "--texts", train, places.shards("text", 4)),
@@ -95,9 +109,9 @@ def stages(
         name: f"{places.runs}/{name}/checkpoint-{_steps(name, changes):06d}"
         for name in ("pretrain", "reca")
     }
-    yield Stage("pre-training", [_train(ranks, "pretrain", places, changes)])
+    yield Stage("pre-training", [_train(ranks, "pretrain", places, images, changes)])
     start = f"experiment.init_from={finished['pretrain']}"
-    yield Stage("RecA", [_train(ranks, "reca", places, [start, *changes])])
+    yield Stage("RecA", [_train(ranks, "reca", places, images, [start, *changes])])
     evaluations = [_evaluate(places, name, path, limit) for name, path in finished.items()]
     yield Stage("evaluation", evaluations)
     report = tool("report", str(places.runs), "--out", f"{places.runs}/report.md")
@@ -112,7 +126,7 @@ def _steps(config: str, changes: list[str]) -> int:
 
 
 def _digest(stage: Stage) -> str:
-    """Of the config files, for stages that read one."""
+    """SHA-256 of the config files; empty for stages that read none."""
     if not any("config=" in line for line in stage.lines):
         return ""
     contents = b"".join(path.read_bytes() for path in sorted(CONFIGS.glob("*.yaml")))
@@ -128,20 +142,20 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--ranks", type=int, choices=(1, 2), default=min(2, gpus) if gpus else 2)
     parser.add_argument("--images", type=int, default=10_000, help="default %(default)s")
     parser.add_argument("--limit", type=int, default=100, help="of the evaluation (%(default)s)")
-    parser.add_argument("changes", nargs="*", metavar="key=value", help="for the Show-o trainings")
+    parser.add_argument("changes", nargs="*", metavar="key=value", help="for pre-training and RecA")
     arguments = parser.parse_args(argv)
     if arguments.images < 1000 or arguments.images % 1000:
         raise ValueError(f"--images {arguments.images}: expected a multiple of 1000")
     if not CONFIGS.is_dir():
         raise ValueError(f"{CONFIGS}: no such folder; run this where the project's configs are")
-    story = StageRunner(arguments.runs / "stages.json", _digest)
+    runner = StageRunner(arguments.runs / "stages.json", _digest)
     places = Places(arguments.data, arguments.runs)
     start = time.perf_counter()
     try:
         for stage in stages(
             places, arguments.ranks, arguments.images, arguments.limit, arguments.changes
         ):
-            story.run(stage)
+            runner.run(stage)
     except RuntimeError as error:
         print(f"showo-dist mini: {error}", file=sys.stderr)
         return 1

@@ -1,17 +1,21 @@
-"""What ``--framework`` can name.
+"""``showo-dist evaluate --framework NAME CHECKPOINT… --out DIR``: generate, answer and score.
 
-``showo-dist evaluate --framework NAME CHECKPOINT… --out DIR``, in one process or under a launcher."""
+Runs in one process or under a launcher."""
 
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-from showo_dist.evaluation import answered, mini
-from showo_dist.evaluation import generated as generated
+from showo_dist.evaluation import mini
+from showo_dist.evaluation.dpg import DPG
+from showo_dist.evaluation.flickr30k import FLICKR30K
+from showo_dist.evaluation.geneval import GENEVAL
 from showo_dist.evaluation.job import Job
+from showo_dist.evaluation.mmmu import MMMU
 from showo_dist.evaluation.results import Outcome, conclude
+from showo_dist.evaluation.vqa import GQA, MME, POPE, VQAV2
+from showo_dist.evaluation.wise import WISE
 from showo_dist.generation.pipeline import Pipeline
 from showo_dist.runtime.ranks import Ranks, joined
 
@@ -22,7 +26,7 @@ class Framework:
 
     Attributes:
         help: one line about it.
-        batch: images or questions at a time, unless the command line says otherwise.
+        batch: default number of images or questions computed together.
         generates: whether it takes the options of generation.
         add_arguments: declares its own options.
         run: evaluates one checkpoint; called on every rank.
@@ -35,39 +39,35 @@ class Framework:
     run: Callable[[Job], Outcome]
 
 
+TEXT_TO_IMAGE = {"geneval": GENEVAL, "dpg": DPG, "wise": WISE}
+UNDERSTANDING = {
+    "pope": POPE,
+    "mme": MME,
+    "gqa": GQA,
+    "vqav2": VQAV2,
+    "flickr30k": FLICKR30K,
+    "mmmu": MMMU,
+}
 FRAMEWORKS: dict[str, Framework] = {
-    "mini": Framework(mini.HELP, mini.BATCH, True, mini.add_arguments, mini.run),
+    "mini": Framework(mini.HELP, 32, True, mini.add_arguments, mini.run),
     **{
-        name: Framework(
-            benchmark.help,
-            generated.BATCH,
-            True,
-            partial(generated.add_arguments, benchmark),
-            partial(generated.run, benchmark),
-        )
-        for name, benchmark in generated.BENCHMARKS.items()
+        name: Framework(b.help, 8, True, b.add_arguments, b.run)
+        for name, b in TEXT_TO_IMAGE.items()
     },
     **{
-        name: Framework(
-            benchmark.help,
-            answered.BATCH,
-            False,
-            partial(answered.add_arguments, benchmark),
-            partial(answered.run, benchmark),
-        )
-        for name, benchmark in answered.BENCHMARKS.items()
+        name: Framework(b.help, 32, False, b.add_arguments, b.run)
+        for name, b in UNDERSTANDING.items()
     },
 }
 
-
 PROGRAM = "showo-dist evaluate"
 _COUNTS = ("batch", "steps", "limit", "samples", "max_new_tokens")
-# Ranks wait for each other at the end of a checkpoint only; how long depends on the slowest of them.
+# Ranks wait for the slowest one only at the end of a checkpoint, which may take hours.
 _PATIENCE_S = 24 * 3600.0
 
 
 def build_parser(argv: list[str]) -> argparse.ArgumentParser:
-    """The parser with the options of the framework that ``argv`` names."""
+    """A parser with the options of the framework that ``argv`` names."""
     parser = argparse.ArgumentParser(PROGRAM, description=__doc__, add_help=False)
     listing = "; ".join(f"{name}: {item.help}" for name, item in FRAMEWORKS.items())
     parser.add_argument("--framework", choices=FRAMEWORKS, default="mini", help=listing)
@@ -75,9 +75,9 @@ def build_parser(argv: list[str]) -> argparse.ArgumentParser:
     framework = FRAMEWORKS[known.framework]
     parser.add_argument("-h", "--help", action="help", help="show this text")
     parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help="folder or hub id")
-    parser.add_argument("--out", type=Path, required=True, help="folder for all that it leaves")
+    parser.add_argument("--out", type=Path, required=True, help="folder for all results")
     parser.add_argument(
-        "--replace", action="store_true", help="throw away another evaluation in that folder"
+        "--replace", action="store_true", help="delete another evaluation in that folder"
     )
     if framework.generates:
         parser.add_argument("--steps", type=int, help="rounds per image; default: the config's")
@@ -99,7 +99,7 @@ def build_parser(argv: list[str]) -> argparse.ArgumentParser:
 
 
 def output_folders(checkpoints: list[str], out: Path) -> list[Path]:
-    """``out`` itself for one checkpoint, else a folder each, ``out/RUN-CHECKPOINT``.
+    """``out`` itself for one checkpoint, else ``out/RUN-CHECKPOINT`` for each.
 
     Raises:
         ValueError: two checkpoints would share a folder.
@@ -113,7 +113,7 @@ def output_folders(checkpoints: list[str], out: Path) -> list[Path]:
 
 
 def main(argv: list[str]) -> int:
-    """Evaluate every checkpoint that the command line names; returns the exit code."""
+    """Evaluate every checkpoint that the command line names; return the exit code."""
     arguments = build_parser(argv).parse_args(argv)
     for name in _COUNTS:
         value = getattr(arguments, name, None)

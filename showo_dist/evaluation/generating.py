@@ -1,20 +1,24 @@
-"""Prompts to image files that say how they were made, spread over the ranks."""
+"""Generate images from prompts and answers to questions, spread over the ranks."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-import torch
 from PIL import Image
 
-from showo_dist.evaluation.job import Job
+from showo_data.images import decode
+from showo_dist.evaluation.job import Job, Json, write_json
 from showo_dist.evaluation.spread import Unit, batches, one_thread, spread
 from showo_dist.generation.output import save_image
 from showo_dist.generation.pipeline import Pipeline
-from showo_dist.generation.sampling import ImageSampler, SamplingOptions, sample_codes
+from showo_dist.generation.sampling import SamplingOptions, sample_codes
+from showo_dist.runtime.rng import image_generator
 
-# Numbers that, with the seed, decide all random numbers of one image.
+PARTS = "parts"  # folder of the answers, one file per batch
+MAX_NEW_TOKENS = 32
+
+# Integers that, with the seed, decide all random numbers of one image.
 Key = tuple[int, ...]
 
 
@@ -23,10 +27,10 @@ class ImageFile:
     """One file to generate.
 
     Attributes:
-        path: where, relative to the output folder.
+        path: relative to the output folder.
         prompt: the text.
         keys: one per sample that the file shows.
-        notes: what its PNG says beside the settings.
+        notes: text entries of its PNG beside the settings.
     """
 
     path: str
@@ -36,38 +40,20 @@ class ImageFile:
 
 
 def one_image(samples: Sequence[Image.Image]) -> Image.Image:
-    """The file of a single sample is the sample."""
+    """The only sample of a file."""
     (image,) = samples
     return image
-
-
-def generator(seed: int, key: Key, device: torch.device) -> torch.Generator:
-    """The random numbers of one image: of (seed, key) alone, never of a rank or a batch."""
-    (state,) = np.random.SeedSequence([seed, *key]).generate_state(1, np.uint64)
-    return torch.Generator(device).manual_seed(int(state))
 
 
 def generate_samples(
     pipeline: Pipeline, wanted: Sequence[tuple[str, Key]], options: SamplingOptions, seed: int
 ) -> list[Image.Image]:
     """One image per (prompt, key), all of them in one batch."""
-    sampler = sampler_of(pipeline, [prompt for prompt, _ in wanted], options)
-    codes_BN = sample_codes(sampler, [generator(seed, key, pipeline.device) for _, key in wanted])
-    return pipeline.decode(codes_BN)
-
-
-def sampler_of(
-    pipeline: Pipeline, prompts: Sequence[str], options: SamplingOptions
-) -> ImageSampler:
-    """A sampler of one image per prompt."""
-    return ImageSampler(
-        pipeline.model,
-        pipeline.vocabulary,
-        [pipeline.text.encode(prompt) for prompt in prompts],
-        budget=pipeline.budget,
-        options=options,
-        tokens=pipeline.tokens,
+    sampler = pipeline.sampler([prompt for prompt, _ in wanted], options)
+    codes_BN = sample_codes(
+        sampler, [image_generator(seed, key, pipeline.device) for _, key in wanted]
     )
+    return pipeline.decode(codes_BN)
 
 
 def generate_files(
@@ -76,13 +62,13 @@ def generate_files(
     settings: Mapping[str, object],
     compose: Callable[[Sequence[Image.Image]], Image.Image] = one_image,
 ) -> None:
-    """Generate every file that is not there yet, each by one rank; returns when all are there.
+    """Generate every file that does not exist yet, each on one rank; return when all exist.
 
     Args:
-        job: says with what; ``--batch`` samples are generated together, always the same ones.
+        job: the checkpoint; ``--batch`` samples are generated together, always the same ones.
         files: in order, each with the same number of samples.
-        settings: noted in every PNG.
-        compose: the samples of a file to its image.
+        settings: text entries of every PNG.
+        compose: makes the image of a file from its samples.
 
     Raises:
         ValueError, OSError, RuntimeError: see :func:`showo_dist.evaluation.spread.spread`.
@@ -96,6 +82,7 @@ def generate_files(
 
     def make(unit: Unit) -> None:
         part = parts[unit.index]
+        # The whole unit is computed even when some files exist: another batch could round differently.
         wanted = [(file.prompt, key) for file in part for key in file.keys]
         samples = generate_samples(job.pipeline, wanted, options, seed)
         for number, (file, path) in enumerate(zip(part, unit.files, strict=True)):
@@ -107,7 +94,59 @@ def generate_files(
         spread(units, make, job.ranks, "generation")
 
 
-def open_image(path: Path) -> Image.Image:
-    """An image that was written here, as RGB."""
-    with Image.open(path) as image:
-        return image.convert("RGB")
+@dataclass(frozen=True)
+class Question:
+    """One question about one image.
+
+    Attributes:
+        image: the image, its file, or the bytes of a file.
+        text: the question as the model reads it.
+        record: what a benchmark's answer file holds about it beside the answer.
+    """
+
+    image: Image.Image | Path | bytes
+    text: str
+    record: Json = field(default_factory=dict)
+
+    def open(self) -> Image.Image:
+        """The image as RGB, rotated as its EXIF orientation says.
+
+        Raises:
+            ValueError: it cannot be read; the file is named.
+        """
+        if isinstance(self.image, Image.Image):
+            return self.image
+        try:
+            image = self.image
+            return decode(image.read_bytes() if isinstance(image, Path) else image)
+        except Exception as error:  # Pillow's formats do not share an exception
+            name = self.image if isinstance(self.image, Path) else f"image of {self.text!r}"
+            raise ValueError(f"{name}: not an image that can be read ({error})") from error
+
+
+def answer_questions(
+    job: Job, questions: Sequence[Question], max_new_tokens: int = MAX_NEW_TOKENS
+) -> list[str]:
+    """The most likely answer to every question, in their order, on every rank.
+
+    The answers of one batch are one file in ``parts``; a batch whose file exists is not computed again.
+
+    Raises:
+        ValueError, OSError, RuntimeError: see :func:`showo_dist.evaluation.spread.spread`.
+    """
+    parts = batches(questions, job.arguments.batch)
+    units = [Unit(index, (job.out / PARTS / f"{index:06d}.json",)) for index in range(len(parts))]
+
+    def make(unit: Unit) -> None:
+        part = parts[unit.index]
+        answers = job.pipeline.ask(
+            [question.open() for question in part],
+            [question.text for question in part],
+            max_new_tokens=max_new_tokens,
+            batch=len(part),
+        )
+        write_json(unit.files[0], answers)
+
+    with one_thread(job.pipeline.device):
+        spread(units, make, job.ranks, "answers")
+    return [answer for unit in units for answer in json.loads(unit.files[0].read_text())]

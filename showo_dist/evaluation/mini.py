@@ -1,19 +1,24 @@
-"""The framework ``mini``: GenEval's six categories in the mini world, read back by its checker."""
+"""The framework ``mini``: GenEval's six categories in the mini world, scored by its exact checker."""
 
 import argparse
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from PIL import Image
 from rich.console import Console
 
 from showo_data.mini import score
-from showo_dist.evaluation.asking import PARTS, Question, ask_spread, write_json, write_text
-from showo_dist.evaluation.generating import ImageFile, generate_files, open_image
-from showo_dist.evaluation.job import Job
+from showo_dist.evaluation.generating import (
+    PARTS,
+    ImageFile,
+    Question,
+    answer_questions,
+    generate_files,
+)
+from showo_dist.evaluation.job import Job, Json, write_json, write_text
 from showo_dist.evaluation.mini_scores import (
     Generated,
-    Json,
     MiniQuestion,
     image_name,
     image_scores,
@@ -22,13 +27,11 @@ from showo_dist.evaluation.mini_scores import (
     read_questions,
     table,
 )
-from showo_dist.evaluation.record import inputs_digest
 from showo_dist.evaluation.results import Outcome
 from showo_dist.generation.output import save_image
 from showo_dist.logging.grids import captioned_sheet
 
 HELP = "the mini world: its prompts, its checker, its held-out questions"
-BATCH = 32
 OWNED = ("images", "asked", PARTS, "images.jsonl", "answers.jsonl", "sheet.png", "scores.json")
 _SHEET = 48  # images on a contact sheet
 _KEPT = 24  # questions whose image is written to a file
@@ -42,12 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--limit", type=int, help="at most so many prompts per category, and images to ask about"
     )
-    # An evaluation of a minute: a run that was trained anew is measured anew without further ado.
+    # It takes a minute, so the evaluation of an earlier checkpoint is always replaced.
     parser.set_defaults(replace=True)
 
 
 def read_prompts(path: Path, limit: int | None) -> list[Json]:
-    """The prompts of a file, at most ``limit`` of each category.
+    """Read the prompts of a file, at most ``limit`` of each category.
 
     Raises:
         ValueError: names the file and line that is not a prompt, or the empty file.
@@ -76,9 +79,9 @@ def _parse_prompt(path: Path, number: int, line: str) -> Json:
 
 
 def run(job: Job) -> Outcome:
-    """Generate, ask, score; write everything into ``job.out`` and print a table.
+    """Generate, ask and score; write all results into ``job.out`` and print a table.
 
-    Leaves ``scores.json``, ``images.jsonl`` with ``images/*.png``, ``sheet.png``, and with shards
+    Writes ``scores.json``, ``images.jsonl`` with ``images/*.png``, ``sheet.png``, and with shards
     ``answers.jsonl`` with ``asked/*.png``.
 
     Raises:
@@ -91,29 +94,24 @@ def run(job: Job) -> Outcome:
         questions = read_questions(arguments.shards, job.pipeline.resolution, arguments.limit)
     settings = _settings(job)
     inputs = [prompts, [(question.key, question.text, question.wanted) for question in questions]]
-    job.claim({**settings, "inputs": inputs_digest(inputs)}, OWNED)
+    job.claim(settings, inputs, OWNED)
     generate_files(job, image_files(prompts), settings)
-    answers = ask_spread(job, [Question(q.image, q.text) for q in questions])
+    answers = answer_questions(job, [Question(q.image, q.text) for q in questions])
     job.ranks.first_alone(lambda: _conclude(job.out, prompts, questions, answers, settings))
     return Outcome(job.checkpoint, job.out)
 
 
 def _settings(job: Job) -> Json:
-    options, arguments = job.options(), job.arguments
     return {
         "checkpoint": job.checkpoint,
-        "prompts": str(arguments.prompts),
-        "shards": arguments.shards,
-        "seed": arguments.seed,
-        "batch": arguments.batch,
-        "steps": options.steps,
-        "guidance": options.guidance,
-        "temperature": options.temperature,
+        "prompts": str(job.arguments.prompts),
+        "shards": job.arguments.shards,
+        **job.sampling_settings(),
     }
 
 
 def image_files(prompts: list[Json]) -> list[ImageFile]:
-    """A file for every prompt."""
+    """One file per prompt."""
     return [
         ImageFile(image_name(index), prompt["prompt"], ((index,),), {"tag": prompt["tag"]})
         for index, prompt in enumerate(prompts)
@@ -137,26 +135,27 @@ def _conclude(
 
 
 def read_generated(out: Path, prompts: list[Json]) -> list[Generated]:
-    """The images of the prompts, read back and judged."""
+    """Read the images of the prompts and score them."""
     generated = []
     for index, prompt in enumerate(prompts):
-        image = open_image(out / image_name(index))
+        with Image.open(out / image_name(index)) as file:
+            image = file.convert("RGB")
         generated.append(Generated(index, prompt, image, score(image, prompt)))
     return generated
 
 
 def save_verdicts(generated: list[Generated], out: Path) -> None:
-    """One line about each image, and a contact sheet."""
+    """Write one line per image, and a contact sheet of some of them."""
     write_lines(out / "images.jsonl", (item.to_json() for item in generated))
     step = max(1, len(generated) // _SHEET)
     shown = generated[::step][:_SHEET]
-    captions = [f"{p.prompt['prompt']}\n{'right' if p.score.correct else 'wrong'}" for p in shown]
+    captions = [f"{p.prompt['prompt']}\n{'correct' if p.score.correct else 'wrong'}" for p in shown]
     pairs = [(item.image, text) for item, text in zip(shown, captions, strict=True)]
     save_image(captioned_sheet(pairs, columns=8), out / "sheet.png", {})
 
 
 def save_answers(questions: list[MiniQuestion], answers: list[str], out: Path) -> list[Json]:
-    """One line per question, and the images of some of them."""
+    """Write one line per question, and the images of some; return the lines."""
     records: list[Json] = []
     for number, (question, given) in enumerate(zip(questions, answers, strict=True)):
         record: Json = {
@@ -176,5 +175,5 @@ def save_answers(questions: list[MiniQuestion], answers: list[str], out: Path) -
 
 
 def write_lines(path: Path, records: Iterable[Json]) -> None:
-    """One JSON object per line."""
+    """Write one JSON object per line."""
     write_text(path, "".join(json.dumps(record) + "\n" for record in records))

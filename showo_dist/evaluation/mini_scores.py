@@ -1,28 +1,27 @@
-"""Counts of right and wrong, with the uncertainty that their number leaves.
+"""Scores of the mini world: correct images per category, correct answers per type of question.
 
-Questions about held-out images of the mini world, with their true answers.
-
-Verdicts on the mini world, counted: images per category, answers per type of question."""
+Every count comes with its 95 % Wilson interval.
+"""
 
 import re
 from dataclasses import dataclass
 from glob import glob
 from math import sqrt
 from statistics import NormalDist
-from typing import Any
 
 from PIL import Image
 from rich.table import Table
 
 from showo_data import FlowSpec, Sample, Source, vq_transform
+from showo_data.images import to_images
 from showo_data.mini import COLOURS, SHAPES, TAGS, Score
-from showo_dist.models.magvitv2.images import to_images
+from showo_dist.evaluation.job import Json
 
 _Z95 = NormalDist().inv_cdf(0.975)
 
 
 def wilson(correct: int, total: int, z: float = _Z95) -> tuple[float, float]:
-    """Wilson score interval of a proportion (E. B. Wilson, 1927), 95 % by default; (0, 1) of nothing."""
+    """Wilson score interval of a proportion (E. B. Wilson, 1927); (0, 1) when ``total`` is 0."""
     assert 0 <= correct <= total
     if total == 0:
         return 0.0, 1.0
@@ -35,18 +34,18 @@ def wilson(correct: int, total: int, z: float = _Z95) -> tuple[float, float]:
 
 @dataclass
 class Tally:
-    """How many of how many were right."""
+    """Counts correct ones among all."""
 
     correct: int = 0
     total: int = 0
 
-    def add(self, right: bool) -> None:
-        self.correct += right
+    def add(self, correct: bool) -> None:
+        self.correct += correct
         self.total += 1
 
     @property
     def accuracy(self) -> float | None:
-        """Share of right ones, None of nothing."""
+        """Share of correct ones; None when none was counted."""
         return self.correct / self.total if self.total else None
 
     def to_json(self) -> dict[str, float | None]:
@@ -61,7 +60,7 @@ class Tally:
         }
 
 
-# What a question is about, by its words; the first that fits counts.
+# Words in a question -> its type; the first match counts.
 _TYPES = {
     "what is shown": "description",
     "how many": "count",
@@ -73,13 +72,13 @@ _TYPES = {
     "what is": "relation",
 }
 OTHER = "other"
-# Many phrasings are true of an image, so an exact match says little: kept out of the total.
+# Many wordings of such an answer are correct, so an exact match says little: not part of the total.
 OPEN_ENDED = ("description", OTHER)
 
 
 @dataclass(frozen=True, slots=True)
 class MiniQuestion:
-    """One question about one image."""
+    """One question about one image, with the wanted answer."""
 
     key: str
     image: Image.Image
@@ -88,22 +87,22 @@ class MiniQuestion:
 
     @property
     def kind(self) -> str:
-        """What it asks about: one of the types above."""
+        """Its type: one of the values of ``_TYPES``, or ``OTHER``."""
         return next((kind for words, kind in _TYPES.items() if words in self.text), OTHER)
 
 
 def normalised(answer: str) -> str:
-    """Lower case, single spaces, no stops or quotes around."""
+    """The answer in lower case, with single spaces, without punctuation or quotes around it."""
     return re.sub(r"\s+", " ", answer.lower()).strip(" .!?\"'")
 
 
 def read_questions(pattern: str, resolution: int, limit: int | None) -> list[MiniQuestion]:
-    """Every round of the conversations in the shards, each as a question of its own.
+    """Read every round of the conversations in the shards as a question of its own.
 
     Args:
         pattern: shards, as a glob or brace pattern.
         resolution: side of the images in pixels.
-        limit: images to read at most.
+        limit: the most images to read.
 
     Raises:
         FileNotFoundError: no such shard.
@@ -139,12 +138,9 @@ def _rounds(sample: Sample) -> list[MiniQuestion]:
     ]
 
 
-Json = dict[str, Any]
-
-
 @dataclass(frozen=True)
 class Generated:
-    """An image, what it should show, and the checker's verdict."""
+    """A generated image, its prompt, and the checker's verdict."""
 
     index: int
     prompt: Json
@@ -157,12 +153,12 @@ class Generated:
 
     @property
     def single(self) -> bool:
-        """Whether one single object was asked for."""
+        """Whether the prompt asks for exactly one object."""
         return [entry["count"] for entry in self.prompt["include"]] == [1]
 
     @property
     def only_colour(self) -> bool:
-        """Whether something is shown, and all of it, however much, in the one asked colour."""
+        """Whether objects are shown, in any number, and all of them have the one asked colour."""
         asked = {entry.get("color") for entry in self.prompt["include"]}
         return {thing.colour for thing in self.score.detected} == asked
 
@@ -177,12 +173,12 @@ class Generated:
 
 
 def image_name(index: int) -> str:
-    """Where the image of a prompt lies in the output folder."""
+    """Path of a prompt's image in the output folder."""
     return f"images/{index:05d}.png"
 
 
 def image_scores(generated: list[Generated]) -> Json:
-    """Right images per category; colour and shape of single objects apart, with their chance level."""
+    """Correct images per category; colour and shape of single objects, with their chance level."""
     categories = {tag: Tally() for tag in TAGS if any(p.prompt["tag"] == tag for p in generated)}
     everything, colour, only_colour, shape = Tally(), Tally(), Tally(), Tally()
     for item in generated:
@@ -203,7 +199,7 @@ def image_scores(generated: list[Generated]) -> Json:
 
 
 def question_scores(records: list[Json]) -> Json:
-    """Right answers per type of question; the total counts those with one right wording."""
+    """Correct answers per type of question; the total leaves the open-ended types out."""
     everything = Tally()
     kinds: dict[str, Tally] = {}
     for record in sorted(records, key=lambda record: record["type"]):
@@ -219,14 +215,14 @@ def question_scores(records: list[Json]) -> Json:
 def table(scores: Json) -> Table:
     """All scores of one evaluation, for the terminal."""
     shown = Table(title=scores["settings"]["checkpoint"], title_justify="left")
-    for heading in ("", "right", "of", "accuracy", "95 % interval", "chance"):
+    for heading in ("", "correct", "of", "accuracy", "95 % interval", "chance"):
         shown.add_column(heading, justify="right" if heading else "left")
     rows = {**scores["categories"], "all prompts": scores["prompts"]}
     rows["colour of a single object"] = scores["single_object_colour"]
     rows["no other colour, any number"] = scores["single_object_only_colour"]
     rows["shape of a single object"] = scores["single_object_shape"]
     rows |= {f"question: {kind}": v for kind, v in scores["questions"]["types"].items()}
-    rows["questions with one right answer"] = scores["questions"]["total"]
+    rows["questions with one correct answer"] = scores["questions"]["total"]
     for name, value in rows.items():
         if value["total"]:
             chance = f"{value['chance']:.1%}" if "chance" in value else ""

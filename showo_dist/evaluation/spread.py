@@ -1,8 +1,8 @@
-"""Work spread over ranks by index, done once, and gone on with after a stop.
+"""Spread units of work over the ranks; finished units are not done again.
 
-The work is cut into units before anyone asks how many ranks there are: the samples of a unit are always
-computed together. A batched matrix product may round differently in another batch, and a rounding can tip a
-draw; fixed units make the files the same, byte for byte, on any number of ranks and after any stop.
+The work is cut into units before the number of ranks is known, and the samples of a unit are always computed
+in one batch. A batched matrix product may round differently in another batch, and a rounding can change a
+sampled token; fixed units make the files the same, byte for byte, on any number of ranks and after any stop.
 """
 
 import socket
@@ -16,20 +16,18 @@ import torch
 import torch.distributed as dist
 
 from showo_dist.logging.progress import progress_display
-from showo_dist.runtime.exits import OwnMistakeError
+from showo_dist.runtime.exits import OneRankError
 from showo_dist.runtime.ranks import Ranks
-
-PARTIAL = ".*.partial"  # names of files that a killed writer left behind
 
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class Unit:
-    """Work done in one go, and the files that it leaves.
+    """Samples that are computed together, and the files with their results.
 
     Attributes:
-        index: its place in the whole work.
+        index: position in the whole work.
         files: each appears under its name only when complete, so those that exist are done.
     """
 
@@ -42,26 +40,26 @@ class Unit:
 
 
 def batches(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
-    """Consecutive items, ``size`` together; the last batch holds what is left."""
+    """Cut into runs of ``size`` consecutive items; the last one may be shorter."""
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def share(remaining: Sequence[Item], rank: int, world: int) -> Sequence[Item]:
-    """What one rank does: every item belongs to exactly one rank, counts differ by one at most."""
+    """The items of one rank: each belongs to exactly one rank, and counts differ by one at most."""
     return remaining[rank::world]
 
 
 def spread(units: Sequence[Unit], make: Callable[[Unit], None], ranks: Ranks, what: str) -> None:
-    """Have every unfinished unit made by one rank; returns when all of them are there.
+    """Make every unfinished unit, each on one rank; return when all files exist.
 
     Args:
         units: in order, ``units[i].index == i``.
         make: writes the files of a unit that do not exist yet.
-        ranks: those of the run; all of them call this.
+        ranks: all ranks of the run; each of them calls this.
         what: the work in a word, for the progress line of the first rank.
 
     Raises:
-        ValueError, OSError, RuntimeError: what ``make`` raised, with the rank and host named.
+        ValueError, OSError, RuntimeError: raised by ``make``; the message names rank and host.
         ValueError: all ranks are done and files are missing.
     """
     remaining = _remaining(units, ranks)
@@ -69,7 +67,7 @@ def spread(units: Sequence[Unit], make: Callable[[Unit], None], ranks: Ranks, wh
     progress = progress_display(what, len(mine), unit="batch") if ranks.is_first and mine else None
     try:
         for number, index in enumerate(mine, start=1):
-            with named(ranks):
+            with rank_named(ranks):
                 make(units[index])
             if progress is not None:
                 progress.log(number, {})
@@ -81,11 +79,11 @@ def spread(units: Sequence[Unit], make: Callable[[Unit], None], ranks: Ranks, wh
 
 
 def _remaining(units: Sequence[Unit], ranks: Ranks) -> list[int]:
-    """Unfinished units as the first rank sees them: one look, so that all ranks share out the same list."""
-    told = [[unit.index for unit in units if not unit.done] if ranks.is_first else None]
+    """Indices of unfinished units, as the first rank sees them: all ranks must share out one list."""
+    message = [[unit.index for unit in units if not unit.done] if ranks.is_first else None]
     if ranks.world > 1:
-        dist.broadcast_object_list(told, src=0)
-    (remaining,) = told
+        dist.broadcast_object_list(message, src=0)
+    (remaining,) = message
     assert remaining is not None
     return remaining
 
@@ -100,12 +98,12 @@ def _check_complete(units: Sequence[Unit]) -> None:
 
 
 @contextmanager
-def named(ranks: Ranks) -> Iterator[None]:
-    """Say in an error which rank of which host it happened on, where there are several.
+def rank_named(ranks: Ranks) -> Iterator[None]:
+    """Add rank and host to the message of an error, when there are several ranks.
 
     Raises:
-        OwnMistakeError: for what a user can mend (ValueError, OSError).
-        RuntimeError: for anything else, the cause chained.
+        OneRankError: for errors that a user can fix (ValueError, OSError).
+        RuntimeError: for any other error, which is its cause.
     """
     try:
         yield
@@ -113,19 +111,13 @@ def named(ranks: Ranks) -> Iterator[None]:
         if ranks.world == 1:
             raise
         message = f"rank {ranks.rank} on {socket.gethostname()}: {error}"
-        kind = OwnMistakeError if isinstance(error, ValueError | OSError) else RuntimeError
+        kind = OneRankError if isinstance(error, ValueError | OSError) else RuntimeError
         raise kind(message) from error
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Delete the half-written files of writers that were killed."""
-    for path in folder.rglob(PARTIAL):
-        path.unlink(missing_ok=True)
 
 
 @contextmanager
 def one_thread(device: torch.device) -> Iterator[None]:
-    """On a CPU, compute with one thread: with several, sums are rounded as the number of cores has it."""
+    """Compute with one thread on a CPU: with several, rounding depends on the number of cores."""
     before = torch.get_num_threads()
     if device.type == "cpu":
         torch.set_num_threads(1)

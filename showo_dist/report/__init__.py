@@ -1,9 +1,1 @@
-"""What a finished run achieved, as a page: read from the files it wrote, never computed anew."""
-
-
-def main(argv: list[str]) -> int:
-    """``showo-dist report``; see :mod:`showo_dist.report.cli`."""
-    # imported late: trainers take their image grids from this package and need no plots
-    from showo_dist.report.cli import main as write_report
-
-    return write_report(argv)
+"""Show the results of runs: a report of a recipe's runs, and a gallery of their checkpoints."""

@@ -1,26 +1,31 @@
-"""``showo-dist report RUNS_DIR --out report.md``: the same report as Markdown and as one HTML file."""
+"""``showo-dist report RUNS_DIR --out report.md``: write a report as Markdown and as one HTML file."""
 
 import argparse
 from pathlib import Path
 
+from showo_dist.report.document import Block, Code, Section, Text, to_html, to_markdown
 from showo_dist.report.inputs import Runs, read_runs
 from showo_dist.report.results import (
     answer_section,
     image_section,
+    opening_section,
     score_section,
-    summary_section,
 )
-from showo_dist.report.training import loss_section, throughput_section, tokenizer_section
-from showo_dist.report.writers import Block, Code, Section, Text, to_html, to_markdown
+from showo_dist.report.training import throughput_section, tokenizer_section
 
 TITLE = "Mini world: Show-o and RecA"
 
 
-def build_sections(runs: Runs, files: Path, out: Path) -> list[Section]:
-    """All sections in their order; plots and sheets are written into ``files``."""
+def build_sections(runs: Runs, out: Path) -> list[Section]:
+    """All sections in order.
+
+    The two figures at the top are files beside ``out``, as ``report-grid.png`` and ``report-losses.png``; the
+    others are in a folder of its name.
+    """
+    files = out.with_suffix("")
+    grid, losses = (out.with_name(f"{out.stem}-{name}.png") for name in ("grid", "losses"))
     return [
-        summary_section(runs),
-        loss_section(runs, files),
+        opening_section(runs, grid, losses),
         tokenizer_section(runs, files),
         image_section(runs, files),
         answer_section(runs, files),
@@ -32,9 +37,9 @@ def build_sections(runs: Runs, files: Path, out: Path) -> list[Section]:
 
 def _reproduction(runs: Runs, out: Path) -> Section:
     blocks: list[Block] = [
-        Text("Everything, from the data to this report:"),
+        Text("All of it, from the data to this report:"),
         Code("make train"),
-        Text("An evaluation and the report alone, from what is there:"),
+        Text("The evaluations and the report alone, from the checkpoints:"),
         Code("\n".join([*_evaluate_commands(runs), f"showo-dist report {runs.root} --out {out}"])),
     ]
     return Section("How to reproduce", blocks)
@@ -53,7 +58,7 @@ def _evaluate_commands(runs: Runs) -> list[str]:
 
 
 def main(argv: list[str]) -> int:
-    """Write both files; returns the exit code."""
+    """Write both files; return the exit code."""
     parser = argparse.ArgumentParser("showo-dist report", description=__doc__)
     parser.add_argument(
         "runs", type=Path, metavar="RUNS_DIR", help="folder with the runs of a recipe"
@@ -62,8 +67,8 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     out = (arguments.out or arguments.runs / "report.md").with_suffix(".md")
     runs = read_runs(arguments.runs)
-    sections = build_sections(runs, out.with_suffix(""), out)
     out.parent.mkdir(parents=True, exist_ok=True)
+    sections = build_sections(runs, out)
     out.write_text(to_markdown(TITLE, sections, out.parent))
     out.with_suffix(".html").write_text(to_html(TITLE, sections))
     print(f"{out} and {out.with_suffix('.html')}")

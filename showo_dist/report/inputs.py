@@ -1,6 +1,4 @@
-"""The files of finished runs, as far as they are there.
-
-Numbers as people read them."""
+"""Read the files of finished runs, as far as they exist, and format their numbers."""
 
 import json
 from collections.abc import Sequence
@@ -18,7 +16,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The output folder of ``showo-dist evaluate --framework mini``."""
+    """Contents of an output folder of ``showo-dist evaluate --framework mini``."""
 
     folder: Path
     scores: Record
@@ -28,12 +26,12 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Runs:
-    """Everything that a report is made from.
+    """Everything that a report shows.
 
     Attributes:
         root: folder of the runs.
         metrics: lines of ``metrics.jsonl`` of each run; empty where it is missing.
-        evaluations: by stage, those that exist.
+        evaluations: stage -> evaluation, those that exist.
     """
 
     root: Path
@@ -42,7 +40,7 @@ class Runs:
 
 
 def read_runs(root: Path) -> Runs:
-    """Read what there is below ``root``.
+    """Read the files that exist below ``root``.
 
     Raises:
         ValueError: no such folder, or a ``scores.json`` that cannot be read.
@@ -55,10 +53,12 @@ def read_runs(root: Path) -> Runs:
 
 
 def metrics_path(root: Path, name: str) -> Path:
+    """Metrics file of the run ``name``."""
     return root / name / "metrics.jsonl"
 
 
 def evaluation_folder(root: Path, stage: str) -> Path:
+    """Folder with the evaluation of a stage."""
     return root / f"eval-{stage}"
 
 
@@ -79,19 +79,19 @@ def _read_lines(path: Path) -> list[Record]:
 
 
 def column(records: list[Record], key: str) -> tuple[list[int], list[float]]:
-    """Steps and values of one metric, where it was measured and finite."""
+    """Steps and values of one metric, without the lines where it is absent or was not finite."""
     pairs = [(r["step"], r[key]) for r in records if r.get(key) is not None]
     return [step for step, _ in pairs], [value for _, value in pairs]
 
 
 def last(records: list[Record], key: str) -> float | None:
-    """The last value of a metric, None when it was never measured."""
+    """The last value of a metric; None when it was never measured."""
     values = column(records, key)[1]
     return values[-1] if values else None
 
 
 def number(value: float | None, unit: str = "") -> str:
-    """Three significant digits or all before the point; a dash when it is absent."""
+    """Three significant digits, from 100 on a whole number; a dash for None."""
     if value is None:
         return "–"
     shown = count(value) if abs(value) >= 100 else f"{value:.3g}"
@@ -99,27 +99,35 @@ def number(value: float | None, unit: str = "") -> str:
 
 
 def count(value: float | None) -> str:
-    """A whole number with its thousands separated; a dash when it is absent."""
+    """A whole number with separated thousands; a dash for None."""
     return "–" if value is None else f"{value:,.0f}"
 
 
 def mean(values: Sequence[float]) -> float | None:
-    """None of nothing."""
+    """The mean; None for an empty list."""
     return sum(values) / len(values) if values else None
 
 
 def percent(value: float) -> str:
+    """``90.0 %`` for 0.9."""
     return f"{100 * value:.1f} %"
 
 
-def tally(entry: Record | None) -> str:
-    """``18/20 = 90.0 % (69.9 to 97.2)``: right ones, share, 95 % interval."""
+def share(entry: Record | None) -> str:
+    """``18/20 = 90.0 %``: correct ones of all; a dash for None or an empty tally."""
     if entry is None or not entry["total"]:
         return "–"
-    interval = f"({100 * entry['low']:.1f} to {100 * entry['high']:.1f})"
-    return f"{entry['correct']}/{entry['total']} = {percent(entry['accuracy'])} {interval}"
+    return f"{entry['correct']}/{entry['total']} = {percent(entry['accuracy'])}"
+
+
+def tally(entry: Record | None) -> str:
+    """``18/20 = 90.0 % (69.9 to 97.2)``: the share with its 95 % interval."""
+    if entry is None or not entry["total"]:
+        return "–"
+    return f"{share(entry)} ({100 * entry['low']:.1f} to {100 * entry['high']:.1f})"
 
 
 def duration(seconds: float) -> str:
+    """``2 min 05 s`` for 125 seconds."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s"

@@ -1,10 +1,11 @@
-"""Sections about training: curves, the tokenizer, throughput."""
+"""Sections about training: losses, the image tokenizer, throughput."""
 
 from pathlib import Path
 
 from showo_dist.models.magvitv2.model import read_config
 from showo_dist.models.weights.folder import CONFIG_NAME
-from showo_dist.report.curves import draw_curves
+from showo_dist.report.curves import curves_of, loss_curves, save_plot
+from showo_dist.report.document import Block, Figure, Missing, Section, Table, Text
 from showo_dist.report.inputs import (
     STAGES,
     TOKENIZER,
@@ -19,31 +20,29 @@ from showo_dist.report.inputs import (
     number,
     percent,
 )
-from showo_dist.report.writers import Block, Figure, Missing, Section, Table, Text
-from showo_dist.sequences.sequence import FLOWS
-
-_LOSSES = ["loss", *(f"loss/{flow}" for flow in FLOWS)]
 
 
 def no_metrics(runs: Runs, name: str) -> Missing:
-    """Says which file was not there, or held nothing."""
+    """The notice that a run has no metrics."""
     return Missing(f"{metrics_path(runs.root, name)} (no metrics of this run)")
 
 
-def loss_section(runs: Runs, files: Path) -> Section:
-    """One plot per stage, one curve per flow."""
-    blocks: list[Block] = []
-    for stage, title in STAGES.items():
-        path = files / f"loss-{stage}.png"
-        if draw_curves(runs.metrics[stage], _LOSSES, "cross-entropy, nats", path):
-            caption = (
-                f"{title[0].upper()}{title[1:]}: loss per flow, mean over the global batch; "
-                "“loss” is their weighted sum."
-            )
-            blocks.append(Figure(path, caption))
-        else:
-            blocks.append(no_metrics(runs, stage))
-    return Section("Loss curves", blocks)
+def loss_blocks(runs: Runs, path: Path) -> list[Block]:
+    """A plot of the losses, one panel per stage and one curve per flow."""
+    panels = {
+        f"{title[0].upper()}{title[1:]}": loss_curves(runs.metrics[stage])
+        for stage, title in STAGES.items()
+        if runs.metrics[stage]
+    }
+    missing: list[Block] = [no_metrics(runs, stage) for stage in STAGES if not runs.metrics[stage]]
+    if not panels:
+        return missing
+    save_plot(panels, "cross-entropy, nats", path)
+    caption = (
+        "Loss per flow, mean over the global batch; “loss” is their weighted sum. Dashed: on held-out "
+        "data, with fixed masks."
+    )
+    return [Figure(path, caption), *missing]
 
 
 def codebook_size(runs: Runs) -> int | None:
@@ -53,7 +52,7 @@ def codebook_size(runs: Runs) -> int | None:
 
 
 def tokenizer_values(runs: Runs) -> dict[str, float]:
-    """PSNR and codes in use, by the last evaluation where there was one."""
+    """PSNR and codes in use, from the last evaluation if there was one, else from the last step."""
     lines = runs.metrics[TOKENIZER]
     values = {}
     for key in ("psnr", "codes_in_use", "code_perplexity"):
@@ -65,17 +64,23 @@ def tokenizer_values(runs: Runs) -> dict[str, float]:
 
 
 def tokenizer_section(runs: Runs, files: Path) -> Section:
-    """How faithful the tokenizer is, and how much of its codebook it uses."""
+    """How exactly the tokenizer reconstructs images, and how much of its codebook it uses."""
     lines = runs.metrics[TOKENIZER]
     if not lines:
         return Section("Image tokenizer", [no_metrics(runs, TOKENIZER)])
     blocks: list[Block] = [_tokenizer_table(runs)]
     path = files / "tokenizer.png"
-    if draw_curves(lines, ["codes_in_use", "code_perplexity"], "codes", path):
-        blocks.append(Figure(path, "Codes in use, and as many as equally frequent ones would be."))
+    curves = curves_of(lines, ["codes_in_use", "code_perplexity"])
+    if curves:
+        save_plot({"": curves}, "codes", path)
+        caption = (
+            "Codes in use, and their perplexity: the number of equally frequent codes that have the "
+            "same entropy."
+        )
+        blocks.append(Figure(path, caption))
     grids = sorted((runs.root / TOKENIZER / "images").glob("reconstruction-*.png"))
     if grids:
-        blocks.append(Figure(grids[-1], "Originals and what the tokenizer makes of them."))
+        blocks.append(Figure(grids[-1], "Images, and their reconstruction by the tokenizer."))
     else:
         blocks.append(Missing(f"{runs.root / TOKENIZER}/images/reconstruction-STEP.png"))
     return Section("Image tokenizer", blocks)
@@ -99,7 +104,7 @@ def elapsed_s(lines: list[Record]) -> float:
 
 
 def throughput_section(runs: Runs) -> Section:
-    """Speed of each stage, read from its metrics."""
+    """Speed of each stage, from its metrics."""
     stages = {title: runs.metrics[stage] for stage, title in STAGES.items()}
     rows = [_throughput_row(title, lines) for title, lines in stages.items() if lines]
     blocks: list[Block] = [no_metrics(runs, stage) for stage in STAGES if not runs.metrics[stage]]
@@ -107,15 +112,15 @@ def throughput_section(runs: Runs) -> Section:
         header = ["stage", "steps", "tokens/s", "samples/s", "TFLOP/s", "MFU", "s/step"]
         header += ["data wait", "memory per rank", "first to last line"]
         words = (
-            "Means over the logged lines, the first left out where there are more; memory is the "
-            "highest logged. Data wait is the share of a step."
+            "Means over the logged lines without the first one, if there are several; the highest "
+            "memory that was logged. Data wait is a share of the step."
         )
         blocks = [Table(header, rows), Text(words), *blocks]
     return Section("Throughput", blocks)
 
 
 def _throughput_row(title: str, lines: list[Record]) -> list[str]:
-    steady = lines[1:] or lines  # the first line holds the warm-up of the machine
+    steady = lines[1:] or lines  # the first line includes warming up
 
     def average(key: str) -> float | None:
         return mean(column(steady, key)[1])

@@ -8,8 +8,8 @@ import torch
 from showo_data.mini.writing import MiniSettings, write_mini
 from showo_dist.config import TrainConfig, to_yaml
 from showo_dist.config.model import ShowoConfig
-from showo_dist.models.weights.pretrained import build_showo, save_showo
-from tests.tiny import BITS, TEXT_TOKENS, save_tokenizers
+from showo_dist.models.showo import build_showo
+from tests.tiny import BITS, TEXT_TOKENS, save_showo, save_tokenizers
 
 
 @pytest.fixture(autouse=True)

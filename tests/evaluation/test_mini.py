@@ -30,7 +30,7 @@ RED_CIRCLE = Object("circle", "red", "large", (48, 48))
 BLUE_TRIANGLE = Object("triangle", "blue", "small", (16, 16))
 
 
-def _sampled_codes(tag: str, image: Image.Image, *include: dict[str, Any]) -> Generated:
+def _generated(tag: str, image: Image.Image, *include: dict[str, Any]) -> Generated:
     prompt = {"tag": tag, "include": list(include), "prompt": "-"}
     return Generated(0, prompt, image, score(image, prompt))
 
@@ -40,16 +40,16 @@ def test_scores_of_drawn_images() -> None:
     pair = draw(Scene((RED_CIRCLE, replace(RED_CIRCLE, centre=BLUE_TRIANGLE.centre))))
     circle, triangle = {"class": "circle", "count": 1}, {"class": "triangle", "count": 1}
     generated = [
-        _sampled_codes("single_object", one, circle),
-        _sampled_codes("single_object", one, triangle),
-        _sampled_codes("colors", one, {**circle, "color": "red"}),
-        _sampled_codes("colors", one, {**circle, "color": "blue"}),
-        _sampled_codes("colors", one, {**triangle, "color": "red"}),
-        _sampled_codes("colors", pair, {**circle, "color": "red"}),
-        _sampled_codes("colors", both, {**circle, "color": "red"}),
-        _sampled_codes("colors", draw(Scene(())), {**circle, "color": "red"}),
-        _sampled_codes("two_object", both, circle, triangle),
-        _sampled_codes("two_object", one, circle, triangle),
+        _generated("single_object", one, circle),
+        _generated("single_object", one, triangle),
+        _generated("colors", one, {**circle, "color": "red"}),
+        _generated("colors", one, {**circle, "color": "blue"}),
+        _generated("colors", one, {**triangle, "color": "red"}),
+        _generated("colors", pair, {**circle, "color": "red"}),
+        _generated("colors", both, {**circle, "color": "red"}),
+        _generated("colors", draw(Scene(())), {**circle, "color": "red"}),
+        _generated("two_object", both, circle, triangle),
+        _generated("two_object", one, circle, triangle),
     ]
     scores = image_scores(generated)
     counts = {tag: (v["correct"], v["total"]) for tag, v in scores["categories"].items()}
@@ -144,7 +144,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_whole_evaluation(
+def test_complete_evaluation(
     checkpoint: Path, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "eval"
@@ -192,7 +192,7 @@ def test_wrong_numbers_are_named(checkpoint: Path, world: Path, tmp_path: Path) 
         main([*arguments, "--steps", "0"])
 
 
-def test_an_evaluation_goes_on_or_starts_anew(
+def test_an_evaluation_resumes_or_starts_over(
     checkpoint: Path, world: Path, tmp_path: Path
 ) -> None:
     prompts = ["--prompts", str(world / "prompts.jsonl"), "--limit", "1", "--steps", "1"]

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 from showo_data import vq_transform
+from showo_data.images import to_images
 from showo_data.mini import draw, scene
 from showo_dist.generation.conversation import user
 from showo_dist.generation.pipeline import Pipeline
-from showo_dist.models.magvitv2.images import to_images
 
 TEXTS = ["a red circle", "two squares", "a ring", "", "a white cross and a blue ring"]
 

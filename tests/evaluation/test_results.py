@@ -1,11 +1,11 @@
-"""Result files of the scorers, as they write them."""
+"""Scores are read from the result files that the scorers write."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from showo_dist.evaluation.results import dpg_scores, geneval_scores, wise_scores
+from showo_dist.evaluation import dpg, geneval, wise
 
 # The end of what DPG-Bench's scorer appends after one line per image.
 DPG_TAIL = (
@@ -16,28 +16,29 @@ DPG_TAIL = (
 
 
 def test_nothing_was_scored(tmp_path: Path) -> None:
-    assert geneval_scores(tmp_path, 1) == dpg_scores(tmp_path, 1) == wise_scores(tmp_path, 1) == {}
+    for benchmark in (geneval, dpg, wise):
+        assert benchmark.scores(tmp_path, 1, 1) == {}
 
 
 def test_geneval_is_the_mean_over_categories(tmp_path: Path) -> None:
     verdicts = [("a", True), ("a", True), ("a", False), ("a", False), ("b", True)]
     lines = [json.dumps({"tag": tag, "correct": right}) for tag, right in verdicts]
     (tmp_path / "results.jsonl").write_text("\n".join(lines))
-    assert geneval_scores(tmp_path, 5) == {"overall": 75.0, "a": 50.0, "b": 100.0}
+    assert geneval.scores(tmp_path, 5, 1) == {"overall": 75.0, "a": 50.0, "b": 100.0}
     with pytest.raises(ValueError, match="5 of 6 images"):
-        geneval_scores(tmp_path, 6)
+        geneval.scores(tmp_path, 3, 2)
 
 
 def test_dpg_score_needs_all_images(tmp_path: Path) -> None:
     path = tmp_path / "results.txt"
     rows = "/x/1.png, 0.5, 1.0, 0.25, 1.0, 0.6875\n/x/2.png, 1.0, 1.0, 1.0, 1.0, 1.0\n"
     path.write_text(rows + DPG_TAIL)
-    assert dpg_scores(tmp_path, 2) == {"overall": 77.125, "entity": 81.25, "global": 70.0}
+    assert dpg.scores(tmp_path, 2, 4) == {"overall": 77.125, "entity": 81.25, "global": 70.0}
     with pytest.raises(ValueError, match="2 of 3 images"):
-        dpg_scores(tmp_path, 3)
+        dpg.scores(tmp_path, 3, 4)
     path.write_text(rows)
     with pytest.raises(ValueError, match="has not finished"):
-        dpg_scores(tmp_path, 2)
+        dpg.scores(tmp_path, 2, 4)
 
 
 def _marks(number: int, *values: float) -> str:
@@ -51,7 +52,7 @@ def test_wise_weighs_the_marks(tmp_path: Path) -> None:
     (folder / "one_scores.jsonl").write_text(_marks(1, 2, 2, 2) + "\n" + _marks(2, 2, 0, 0))
     (folder / "two_scores.jsonl").write_text(_marks(3, 0, 1, 1))
     wanted = 100 * (1.0 + 0.7 + 0.15) / 3
-    assert wise_scores(tmp_path, 3) == {"overall": pytest.approx(wanted)}
+    assert wise.scores(tmp_path, 3, 1) == {"overall": pytest.approx(wanted)}
     (folder / "two_scores.jsonl").write_text(_marks(3, 999, 999, 999))
     with pytest.raises(ValueError, match="2 of 3 images"):
-        wise_scores(tmp_path, 3)
+        wise.scores(tmp_path, 3, 1)

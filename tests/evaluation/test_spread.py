@@ -1,4 +1,4 @@
-"""Shares of the work, what counts as done, and who may go on in a folder."""
+"""How work is shared out, when it counts as done, and which evaluation may use a folder."""
 
 import signal
 import subprocess
@@ -12,16 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from showo_dist.evaluation.record import RECORD_NAME, claim, weights_digest
-from showo_dist.evaluation.spread import (
-    PARTIAL,
-    Unit,
-    batches,
-    named,
-    remove_leftovers,
-    share,
-    spread,
-)
+from showo_data.files import remove_unfinished
+from showo_dist.evaluation.job import RECORD_NAME, claim_folder
+from showo_dist.evaluation.spread import Unit, batches, rank_named, share, spread
+from showo_dist.models.weights.sources import weights_digest
 from showo_dist.runtime.ranks import Ranks
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
@@ -46,7 +40,7 @@ def _units(folder: Path, count: int) -> list[Unit]:
     return [Unit(n, (folder / f"{n}.a", folder / f"{n}.b")) for n in range(count)]
 
 
-def test_only_what_is_missing_is_made(tmp_path: Path) -> None:
+def test_only_missing_files_are_made(tmp_path: Path) -> None:
     units = _units(tmp_path, 5)
     for path in (*units[1].files, units[3].files[0]):
         path.touch()
@@ -90,9 +84,9 @@ def test_a_half_written_file_does_not_count(tmp_path: Path, before: bytes | None
         unit.files[0].write_bytes(before)
     done = subprocess.run([sys.executable, "-c", _KILLED, str(unit.files[0])], check=False)
     assert done.returncode == -signal.SIGKILL
-    assert len(list(tmp_path.glob(PARTIAL))) == 1, "it was not killed while it wrote"
+    assert len(list(tmp_path.glob(".*.partial"))) == 1, "it was not killed while it wrote"
     assert unit.done == (before is not None)
-    remove_leftovers(tmp_path)
+    remove_unfinished(tmp_path)
     left = [path.read_bytes() for path in tmp_path.iterdir()]
     assert left == ([] if before is None else [before])
 
@@ -104,40 +98,48 @@ def test_missing_files_are_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("error", "kind"), [(OSError, ValueError), (KeyError, RuntimeError)])
 def test_errors_name_their_rank(error: type[Exception], kind: type[Exception]) -> None:
-    with pytest.raises(kind, match=r"rank 2 on .+: .*broken"), named(Ranks(2, 3, ALONE.device)):
+    with (
+        pytest.raises(kind, match=r"rank 2 on .+: .*broken"),
+        rank_named(Ranks(2, 3, ALONE.device)),
+    ):
         raise error("broken")
-    with pytest.raises(error, match="broken"), named(ALONE):
+    with pytest.raises(error, match="broken"), rank_named(ALONE):
         raise error("broken")
 
 
 def test_a_folder_belongs_to_one_evaluation(tmp_path: Path) -> None:
     out, owned = tmp_path / "out", ("images", "*.json")
-    claim(out, {"seed": 1, "checkpoint": "here"}, owned, False, ALONE)
+    claim_folder(out, {"seed": 1, "checkpoint": "here"}, owned, False, ALONE)
     (out / "images").mkdir()
     (out / "images" / "1.png").touch()
     (out / "images" / ".2.png.9.partial").touch()
     (out / "notes.txt").touch()
-    claim(out, {"seed": 1, "checkpoint": "there"}, owned, False, ALONE)
+    claim_folder(out, {"seed": 1, "checkpoint": "there"}, owned, False, ALONE)
     assert [path.name for path in (out / "images").iterdir()] == ["1.png"]
     with pytest.raises(ValueError, match=r"seed 1, not 2.*--replace"):
-        claim(out, {"seed": 2}, owned, False, ALONE)
+        claim_folder(out, {"seed": 2}, owned, False, ALONE)
     assert (out / "images" / "1.png").is_file()
-    claim(out, {"seed": 2}, owned, True, ALONE)
+    claim_folder(out, {"seed": 2}, owned, True, ALONE)
     assert sorted(path.name for path in out.iterdir()) == [RECORD_NAME, "notes.txt"]
 
 
-def test_files_of_unknown_origin_are_not_gone_on_with(tmp_path: Path) -> None:
+def test_files_of_unknown_origin_are_refused(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     with pytest.raises(ValueError, match=r"holds images and no evaluation\.json"):
-        claim(tmp_path, {"seed": 1}, ("images",), False, ALONE)
+        claim_folder(tmp_path, {"seed": 1}, ("images",), False, ALONE)
 
 
 def test_digest_sees_every_weight() -> None:
     torch.manual_seed(0)
     model = nn.Linear(3, 2)
-    before = weights_digest(model)
-    assert before == weights_digest(model)
+
+    def digest() -> str:
+        return weights_digest(model.state_dict().items(), "{name} {dtype}")
+
+    before = digest()
+    assert before == digest()
     with torch.no_grad():
         model.weight[1, 2] += 1e-6
-    assert weights_digest(model) != before
-    assert weights_digest(model.to(torch.bfloat16)) != before
+    assert digest() != before
+    model.to(torch.bfloat16)
+    assert digest() != before

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from showo_dist.report.gallery.checkpoints import find_runs
 from showo_dist.report.gallery.cli import Gallery, build
 from showo_dist.report.gallery.generating import Settings
-from showo_dist.report.gallery.runs import find_runs
 from tests.evaluation.conftest import checkpoint
 
 __all__ = ["checkpoint"]

@@ -1,4 +1,4 @@
-"""The page in a real browser: its scripts run, keys work, nothing sticks out on a phone."""
+"""The page in a real browser: its scripts run, keys work, and it fits on a phone."""
 
 import json
 import re
@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from showo_dist.report.gallery.cli import Gallery
-from showo_dist.report.gallery.serving import GalleryServer
+from showo_dist.report.gallery.cli import Gallery, GalleryServer
 from tests.gallery.conftest import PROMPTS
 
-# What a visitor does, and what is then seen: left in the document's title.
+# Actions of a visitor; the results are written into the document's title.
 _VISIT = """
 <script>
 {
@@ -96,10 +95,10 @@ def test_a_served_page_obeys_its_own_policy(
     assert document.count('<path d="M') == 2 * len(gallery.generated)
     with Image.open(shot) as image:
         colours = image.convert("RGB").resize((64, 80)).getcolors(64 * 80)
-    assert colours is not None and len(colours) > 50, "hardly anything was drawn"
+    assert colours is not None and len(colours) > 50, "the page is nearly empty"
 
 
-@pytest.mark.parametrize("name", ["images", "rounds", "curves"])
-def test_links_lead_somewhere(gallery: Gallery, name: str) -> None:
+@pytest.mark.parametrize("name", ["images", "rounds", "training"])
+def test_links_have_targets(gallery: Gallery, name: str) -> None:
     text = (gallery.out / "index.html").read_text()
     assert f'href="#{name}"' in text and f'id="{name}"' in text

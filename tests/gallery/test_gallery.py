@@ -1,4 +1,4 @@
-"""What is generated for the page, what the page says, and how it is served."""
+"""The generated images, the contents of the page, and how it is served."""
 
 import json
 import os
@@ -18,12 +18,12 @@ import pytest
 from PIL import Image
 
 from showo_dist.evaluation.generating import generate_samples
-from showo_dist.generation.loading import read_model_config
+from showo_dist.generation.networks import read_model_config
 from showo_dist.generation.pipeline import Pipeline
-from showo_dist.report.gallery.chart import Curve, line_chart, thin, ticks
+from showo_dist.report.curves import Curve, svg_chart, thinned_curve, ticks
+from showo_dist.report.gallery.checkpoints import find_runs, thinned
 from showo_dist.report.gallery.cli import Gallery, build, main
 from showo_dist.report.gallery.generating import Generated
-from showo_dist.report.gallery.runs import find_runs, thinned
 from tests.gallery.conftest import PROMPTS
 
 _LIMIT_S = 400
@@ -83,7 +83,7 @@ def _times(generated: Generated, out: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in (out / generated.folder).iterdir()}
 
 
-def test_what_was_generated_is_not_generated_again(gallery: Gallery, tmp_path: Path) -> None:
+def test_images_are_generated_once(gallery: Gallery, tmp_path: Path) -> None:
     before = [_times(generated, gallery.out) for generated in gallery.generated]
     again = build(gallery.runs, gallery.settings, gallery.out, "cpu")
     assert [_times(generated, gallery.out) for generated in again.generated] == before
@@ -92,7 +92,7 @@ def test_what_was_generated_is_not_generated_again(gallery: Gallery, tmp_path: P
     gallery.write()
 
 
-def test_page_needs_nothing_else(gallery: Gallery) -> None:
+def test_page_loads_its_own_files_alone(gallery: Gallery) -> None:
     text = (gallery.out / "index.html").read_text()
     assert not re.search(r"(src|href)=\"(https?:)?//|@import|url\(", text)
     files = re.findall(r'src="(images/[^"]+)"', text)
@@ -120,7 +120,7 @@ def test_export_of_given_prompts(
         main([str(runs / "two"), "--columns", "0"])
 
 
-def test_networks_that_lie_elsewhere(runs: Path, tmp_path: Path) -> None:
+def test_networks_at_other_paths(runs: Path, tmp_path: Path) -> None:
     """A checkpoint from another machine, its tokenizers named: the same images."""
     source = runs / "two" / "checkpoint-000003"
     config = read_model_config(source)
@@ -142,7 +142,7 @@ def test_networks_that_lie_elsewhere(runs: Path, tmp_path: Path) -> None:
 
 def test_chart_is_drawn_within_its_frame() -> None:
     steps = list(range(1, 1000))
-    drawing = line_chart([Curve("loss <t2i>", steps, [10 / s for s in steps])], "Loss")
+    drawing = svg_chart([Curve("loss <t2i>", steps, [10 / s for s in steps])], "Loss")
     svg = ElementTree.fromstring(drawing[: drawing.index("<ul")])
     (line,) = svg.iter("polyline")
     points = [tuple(map(float, pair.split(","))) for pair in line.attrib["points"].split()]
@@ -150,8 +150,8 @@ def test_chart_is_drawn_within_its_frame() -> None:
     assert all(0 <= x <= 640 and 0 <= y <= 280 for x, y in points)
     assert [y for _, y in points] == sorted(y for _, y in points), "a falling loss falls"
     assert "loss <t2i> from" in svg.attrib["aria-label"]
-    assert thin(Curve("flat", [5], [2.0])) == Curve("flat", [5], [2.0])
-    assert "NaN" not in line_chart([Curve("flat", [5], [0.0])], "Loss")
+    assert thinned_curve(Curve("flat", [5], [2.0])) == Curve("flat", [5], [2.0])
+    assert "NaN" not in svg_chart([Curve("flat", [5], [0.0])], "Loss")
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1.4), (0, 1400), (-3, 8), (0, 1e-4), (2.9, 3.0)])
@@ -165,10 +165,10 @@ def test_served_on_loopback_only_and_read_only(runs: Path, gallery: Gallery) -> 
     command = [sys.executable, "-m", "showo_dist.cli", "gallery", str(runs / "two"), "--port", "0"]
     options = ["--prompt", "a ring", "--steps", "1", "--frames", "0", "--device", "cpu"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    # Whoever runs the tests in the background has Ctrl-C ignored, and hands that on.
-    heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    # A test run in the background ignores Ctrl-C, and its child processes would inherit that.
+    obey = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     with subprocess.Popen(
-        [*command, *options], env=environment, stdout=subprocess.PIPE, text=True, preexec_fn=heeds
+        [*command, *options], env=environment, stdout=subprocess.PIPE, text=True, preexec_fn=obey
     ) as server:
         try:
             assert server.stdout is not None

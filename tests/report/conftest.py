@@ -19,7 +19,7 @@ CENTRES = [(14, 14), (48, 14), (14, 48), (48, 48)]
 
 
 def image_of(prompt: dict[str, Any], colour: str) -> Image.Image:
-    """What a prompt asks for, in ``colour`` where it names none; places are not heeded."""
+    """The objects of a prompt, in ``colour`` where it names none, at places of its own."""
     wanted = [entry for entry in prompt["include"] for _ in range(entry["count"])]
     objects = [
         Object(entry["class"], entry.get("color", colour), "small", centre)

@@ -1,4 +1,4 @@
-"""Images land in their cells, texts below or beside them."""
+"""Images are in their cells of a grid, and texts below or beside them."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What a run writes about itself: files with each step once, plain progress, wandb as a guest."""
+"""The log of a run: files with each step once, progress lines, and wandb, whose failures are one line."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from PIL import Image
 from showo_dist.logging import RunLogger, read_metrics
 from showo_dist.logging.wandb_run import effective_mode
 
-# Prints like a small training run; its only argument is the run's folder.
+# Logs like a small training run; its only argument is the run's folder.
 _SCRIPT = """
 import sys
 from pathlib import Path
@@ -46,7 +46,7 @@ def test_resume_leaves_one_line_per_step(tmp_path: Path) -> None:
         for step in range(1, 8):
             logger.log(step, {"loss": float(step)})
     with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 8, "los')  # killed while writing
+        file.write('{"step": 8, "los')  # killed in the middle of a line
     with _logger(tmp_path, start_step=5) as logger:
         for step in range(6, 10):
             logger.log(step, {"loss": 100.0 + step})
@@ -153,7 +153,7 @@ def test_unknown_mode_is_named_on_every_rank(tmp_path: Path) -> None:
             _logger(tmp_path, rank=rank, wandb_mode="of")
 
 
-def test_offline_run_goes_on_with_its_id(tmp_path: Path) -> None:
+def test_offline_run_resumes_with_its_id(tmp_path: Path) -> None:
     with _logger(tmp_path, wandb_mode="offline") as logger:
         logger.log(1, {"loss": 1.0})
         logger.images(1, "t2i", Image.new("RGB", (4, 4)), "a circle")

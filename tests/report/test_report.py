@@ -1,4 +1,4 @@
-"""The report says what the files say, shows their images, and names what is missing."""
+"""The report has the numbers and images of the files, and names missing inputs."""
 
 import base64
 import json
@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from showo_dist.report import main
-from showo_dist.report.curves import draw_curves, running_mean
-from showo_dist.report.inputs import number, tally
-from showo_dist.report.writers import (
+from showo_dist.report.cli import main
+from showo_dist.report.curves import curves_of, loss_curves, running_mean, save_plot, svg_chart
+from showo_dist.report.document import (
     Code,
     Figure,
     Missing,
@@ -23,9 +22,10 @@ from showo_dist.report.writers import (
     to_html,
     to_markdown,
 )
+from showo_dist.report.inputs import number, share, tally
 
 HEADINGS = [
-    "Summary", "Loss curves", "Image tokenizer", "Images", "Answered questions", "Scores",
+    "Before and after RecA", "Image tokenizer", "Images", "Answered questions", "Scores",
     "Throughput", "How to reproduce",
 ]  # fmt: skip
 
@@ -84,7 +84,21 @@ def test_everything_is_there(runs: Path) -> None:
         kind, _, data = source.partition(",")
         assert kind == "data:image/png;base64"
         assert base64.b64decode(data) == (runs / link).read_bytes()
-    assert not re.search(r"(src|href)=\"(?!data:)", html)
+    assert not re.search(r"(src|href)=\"(?!data:|#)", html)
+
+
+def test_it_opens_with_images_scores_and_losses(runs: Path) -> None:
+    opening = _report(runs)[0].split("## Image tokenizer")[0]
+    grid, table, losses = (opening.index(x) for x in ("grid.png", "| --- |", "losses.png"))
+    assert grid < table < losses
+    assert 3 <= len(re.findall(r"^\| ", opening, re.M)) - 2 <= 6
+    for name in ("report-grid.png", "report-losses.png"):
+        with Image.open(runs / name) as image:
+            image.verify()
+        assert (runs / name).stat().st_size < 200_000
+    scores = json.loads((runs / "eval-pretrain" / "scores.json").read_text())
+    cells = _row(opening, "everything that the prompt asks for")
+    assert cells[0] == share(scores["prompts"]) and cells[2] == "–"
 
 
 def test_numbers_are_those_of_the_files(runs: Path) -> None:
@@ -96,7 +110,7 @@ def test_numbers_are_those_of_the_files(runs: Path) -> None:
         assert _row(markdown, "prompts: counting")[column] == tally(
             scores["categories"]["counting"]
         )
-        assert tally(scores["prompts"]) in markdown.split("## Loss curves")[0]
+        assert _row(markdown, "prompts: all")[column] == tally(scores["prompts"])
     assert _row(markdown, "single object: colour")[2] == "16.7 %"
     assert _row(markdown, "PSNR") == ["23.5 dB"]
     assert _row(markdown, "codes in use") == ["11"]
@@ -121,7 +135,7 @@ def test_one_missing_run_is_named(runs: Path, name: str) -> None:
     markdown, html = _report(runs)
     assert re.search(rf"Missing: .*runs/mini/{name}/", markdown)
     assert _outline(html).headings == HEADINGS
-    assert "of a single object as asked: " in markdown
+    assert "| colour of a single object |" in markdown
 
 
 def test_nothing_there_gives_no_number(tmp_path: Path) -> None:
@@ -131,7 +145,7 @@ def test_nothing_there_gives_no_number(tmp_path: Path) -> None:
     assert _outline(html).headings == HEADINGS
     text = markdown.replace(str(root), "")
     assert re.search(r"\d", text) is None
-    assert text.count("Missing") == 12
+    assert text.count("Missing") == 13
     with pytest.raises(ValueError, match="no such folder"):
         main([str(tmp_path / "nowhere")])
 
@@ -149,19 +163,19 @@ def test_markup_is_escaped(tmp_path: Path) -> None:
     sections = [Section(words, [*blocks, Figure(tmp_path / "a.png", words)])]
     html = to_html(words, sections)
     _outline(html)
-    assert "<b>" not in html and html.count("a &lt;b&gt; &amp; | c") == 11
+    assert "<b>" not in html and html.count("a &lt;b&gt; &amp; | c") == 12
     assert "| a <b> & \\| c | a <b> & \\| c |" in to_markdown(words, sections, tmp_path)
 
 
-def test_curves_leave_out_what_is_not_finite(tmp_path: Path) -> None:
+def test_curves_leave_out_values_that_are_not_finite(tmp_path: Path) -> None:
     lines = [{"step": i, "loss": None if i == 3 else 1.0, "loss/lm": None} for i in range(40)]
-    path = tmp_path / "curves.png"
-    assert draw_curves(lines, ["loss", "loss/lm"], "nats", path) == ["loss"]
+    (curve,) = curves_of(lines, ["loss", "loss/lm"])
+    assert (curve.name, len(curve.steps), set(curve.values)) == ("loss", 39, {1.0})
+    path = tmp_path / "new" / "curves.png"
+    save_plot({"": [curve]}, "nats", path)
     with Image.open(path) as image:
         shown = {colour for _, colour in image.convert("RGB").getcolors(1 << 16) or []}
     assert (0, 114, 178) in shown and (213, 94, 0) not in shown
-    assert draw_curves([], ["loss"], "nats", tmp_path / "none.png") == []
-    assert not (tmp_path / "none.png").exists()
 
 
 def test_running_mean() -> None:
@@ -175,3 +189,15 @@ def test_running_mean() -> None:
 )
 def test_number(value: float | None, shown: str) -> None:
     assert number(value) == shown
+
+
+def test_held_out_losses_are_dashed_curves_of_their_own(tmp_path: Path) -> None:
+    lines: list[dict] = [{"step": step, "loss/t2i": 3.0} for step in range(1, 41)]
+    lines[19] |= {"validation/t2i": 2.0}
+    lines[39] |= {"validation/t2i": 1.0}
+    train, held_out = loss_curves(lines)
+    assert (train.name, held_out.name) == ("t2i", "t2i, held out")
+    assert (held_out.steps, held_out.values) == ([20, 40], [2.0, 1.0])
+    assert held_out.held_out and held_out.colour == train.colour
+    save_plot({"": [train, held_out]}, "nats", tmp_path / "curves.png")
+    assert svg_chart([train, held_out], "Loss").count("stroke-dasharray") == 1

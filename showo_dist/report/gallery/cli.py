@@ -1,24 +1,29 @@
-"""``showo-dist gallery RUN…``: generate with every checkpoint, then show the page or leave it in a folder."""
+"""``showo-dist gallery RUN…``: generate with every checkpoint, then serve the page or export it."""
 
 import argparse
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 from rich.progress import track
 
-from showo_dist.evaluation.asking import write_text
-from showo_dist.generation.loading import read_model_config
-from showo_dist.report.gallery.generating import Generated, Settings, generated_by
-from showo_dist.report.gallery.page import page
-from showo_dist.report.gallery.runs import Run, find_runs
-from showo_dist.report.gallery.serving import GalleryServer
+from showo_dist.evaluation.job import write_text
+from showo_dist.generation.networks import read_model_config
+from showo_dist.report.gallery.checkpoints import Run, find_runs
+from showo_dist.report.gallery.generating import Generated, Settings, generate_images
+from showo_dist.report.gallery.page import gallery_page
 
 INDEX = "index.html"
+# The page may load its own files alone, even if a prompt should get past the escaping as a tag.
+_POLICY = "default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """The page of some runs, in a folder of its own."""
+    """The page of some runs, in the folder ``out``."""
 
     runs: list[Run]
     generated: list[Generated]
@@ -26,22 +31,22 @@ class Gallery:
     out: Path
 
     def write(self) -> None:
-        """Write the page anew: the images as they are, the curves as they are by now."""
+        """Write the page, with the curves as the runs' metrics are now."""
         title = "Gallery: " + ", ".join(run.name for run in self.runs)
-        write_text(self.out / INDEX, page(title, self.runs, self.generated, self.settings))
+        write_text(self.out / INDEX, gallery_page(title, self.runs, self.generated, self.settings))
 
 
 def build(
     runs: list[Run], settings: Settings, out: Path, device: str | None = None, batch: int = 8
 ) -> Gallery:
-    """Generate what is missing, progress shown, and write the page.
+    """Generate the missing images, with a progress bar, and write the page.
 
     Raises:
         ValueError, OSError: a checkpoint cannot be read.
     """
     checkpoints = [checkpoint for run in runs for checkpoint in run.checkpoints]
     generated = [
-        generated_by(checkpoint, settings, out, device, batch)
+        generate_images(checkpoint, settings, out, device, batch)
         for checkpoint in track(checkpoints, description="generation")
     ]
     gallery = Gallery(runs, generated, settings, out)
@@ -50,7 +55,7 @@ def build(
 
 
 def read_prompts(arguments: argparse.Namespace, runs: list[Run]) -> tuple[str, ...]:
-    """From the command line, else those that the last run generated while it trained.
+    """Prompts of the command line, else the validation prompts of the last run.
 
     Raises:
         ValueError: the file cannot be read, or there are none.
@@ -86,7 +91,9 @@ def _parser() -> argparse.ArgumentParser:
         "runs", nargs="+", type=Path, metavar="RUN", help="run, folder of runs, or checkpoint"
     )
     parser.add_argument(
-        "--out", type=Path, help="export to this folder, and do not serve; default: RUN/gallery"
+        "--out",
+        type=Path,
+        help="export to this folder instead of serving; when serving: RUN/gallery",
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to serve at (%(default)s)")
     parser.add_argument("--port", type=int, default=8642, help="0: any free one (%(default)s)")
@@ -110,8 +117,55 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+class GalleryServer(ThreadingHTTPServer):
+    """Serves a folder read-only; the page is written again for every request, so curves are up to date.
+
+    Args:
+        address: host and port; port 0 takes a free one.
+        folder: with the page and its images.
+        refresh: writes the page.
+
+    Raises:
+        OSError: the address is not available.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, address: tuple[str, int], folder: Path, refresh: Callable[[], None]) -> None:
+        self.refresh = refresh
+        super().__init__(address, partial(_Handler, directory=str(folder)))
+
+    @property
+    def url(self) -> str:
+        """Address of the page."""
+        host, port = self.server_address[:2]
+        return f"http://{host!s}:{port}/"
+
+
+class _Handler(SimpleHTTPRequestHandler):
+    server: GalleryServer
+
+    def do_GET(self) -> None:
+        if self.path.partition("?")[0] in ("/", f"/{INDEX}"):
+            self.server.refresh()
+        super().do_GET()
+
+    def end_headers(self) -> None:
+        self.send_header("Content-Security-Policy", _POLICY)
+        self.send_header("X-Content-Type-Options", "nosniff")
+        self.send_header("Cache-Control", "no-cache")
+        super().end_headers()
+
+    def list_directory(self, path: Any) -> None:
+        """Do not list folders."""
+        self.send_error(404)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Do not log requests."""
+
+
 def main(argv: list[str]) -> int:
-    """Export or serve; returns the exit code."""
+    """Export or serve; return the exit code."""
     arguments = _parser().parse_args(argv)
     for name in ("columns", "steps", "batch", "limit", "frames"):
         value, least = getattr(arguments, name), 0 if name == "frames" else 1
@@ -137,10 +191,10 @@ def main(argv: list[str]) -> int:
 
 
 def serve(gallery: Gallery, host: str, port: int) -> int:
-    """Serve until interrupted; returns the exit code.
+    """Serve until interrupted; return the exit code.
 
     Raises:
-        OSError: the address cannot be had.
+        OSError: the address is not available.
     """
     with GalleryServer((host, port), gallery.out, gallery.write) as server:
         print(f"{server.url}  (Ctrl-C ends it)", flush=True)

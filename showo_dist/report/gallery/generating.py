@@ -1,34 +1,37 @@
-"""The images of a checkpoint, and every round of some of them."""
+"""Generate the images of a checkpoint, and keep every round of some of them."""
 
 import json
-import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from PIL import Image
 from torch import Tensor
 
-from showo_dist.evaluation.asking import write_json
-from showo_dist.evaluation.generating import generator, sampler_of
+from showo_data.files import folder_aside
+from showo_dist.evaluation.job import write_json
 from showo_dist.generation.pipeline import Pipeline
 from showo_dist.generation.sampling import SamplingOptions
-from showo_dist.report.gallery.runs import Checkpoint
+from showo_dist.report.gallery.checkpoints import Checkpoint
+from showo_dist.runtime.rng import image_generator
 
 _ROUNDS = "rounds.json"
-_QUALITY = 88  # of WebP: a frame of 512 px is some 40 kB
-_LOSSLESS_PX = 128  # smaller images are kept pixel by pixel
+_QUALITY = 88  # of WebP: a frame of 512 px takes about 40 kB
+_LOSSLESS_PX = 128  # images up to this size are compressed without loss
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What every checkpoint is asked to generate.
+    """Settings of the generation, the same for every checkpoint.
 
     Attributes:
         prompts: the texts, one image each.
-        seed: with the number of the prompt, it decides all random numbers.
-        steps, guidance: instead of the checkpoint's own, where given.
-        frames: of so many prompts, every round is kept.
-        vq_model, tokenizer, clip_model: networks instead of those of the checkpoint's config, where given.
+        seed: with the index of the prompt, it decides all random numbers.
+        steps: rounds per image; None: the checkpoint's own.
+        guidance: weight of guidance; None: the checkpoint's own.
+        frames: number of prompts whose rounds are all kept.
+        vq_model: image tokenizer; None: the one of the checkpoint's config.
+        tokenizer: text tokenizer, likewise.
+        clip_model: CLIP tower, likewise.
     """
 
     prompts: tuple[str, ...]
@@ -41,25 +44,25 @@ class Settings:
     clip_model: str | None = None
 
     def options(self, own: SamplingOptions) -> SamplingOptions:
-        """The checkpoint's own options where nothing else was asked for."""
-        return SamplingOptions(
+        """The checkpoint's own options, changed as the settings say."""
+        return replace(
+            own,
             steps=own.steps if self.steps is None else self.steps,
             guidance=own.guidance if self.guidance is None else self.guidance,
-            temperature=own.temperature,
-            schedule=own.schedule,
         )
 
 
 @dataclass(frozen=True)
 class Generated:
-    """What a checkpoint generated, as files.
+    """The generated files of a checkpoint; paths are relative to the page.
 
     Attributes:
         checkpoint: which one.
-        folder: of the files, relative to the page.
+        folder: of the files.
         images: one per prompt.
-        frames: of the first prompts, one file per round.
-        masks: likewise, which codes are still masked after the round: a string of 0 and 1, row by row.
+        frames: for each of the first prompts, one file per round.
+        masks: for each of the first prompts, one string per round: "1" for each code that is masked after it,
+            else "0", row by row.
         side: codes in a row.
     """
 
@@ -71,19 +74,19 @@ class Generated:
     side: int
 
 
-def generated_by(
+def generate_images(
     checkpoint: Checkpoint, settings: Settings, out: Path, device: str | None, batch: int
 ) -> Generated:
-    """Generate, unless it was generated before with the same settings.
+    """Generate the images of a checkpoint, unless they were generated before with the same settings.
 
-    The folder of a checkpoint's images appears when all of them are there.
+    The folder of a checkpoint's images appears when it is complete.
 
     Raises:
         ValueError, OSError: the checkpoint cannot be read.
     """
     name = checkpoint.digest(asdict(settings))
     folder = out / "images" / name
-    if not (folder / _ROUNDS).is_file():
+    if not folder.is_dir():
         pipeline = Pipeline.load(
             checkpoint.folder,
             device=device,
@@ -91,11 +94,8 @@ def generated_by(
             tokenizer=settings.tokenizer,
             clip_model=settings.clip_model,
         )
-        aside = folder.with_name(f".{name}.partial")
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        _generate(pipeline, settings, aside, batch)
-        aside.rename(folder)
+        with folder_aside(folder) as aside:
+            _generate(pipeline, settings, aside, batch)
     rounds = json.loads((folder / _ROUNDS).read_text())
     relative = f"images/{name}"
     count = len(settings.prompts)
@@ -112,9 +112,10 @@ def _generate(pipeline: Pipeline, settings: Settings, folder: Path, batch: int) 
     options = settings.options(pipeline.options)
     for start in range(0, len(settings.prompts), batch):
         prompts = settings.prompts[start : start + batch]
-        sampler = sampler_of(pipeline, prompts, options)
+        sampler = pipeline.sampler(prompts, options)
         noise = [
-            generator(settings.seed, (start + n,), pipeline.device) for n in range(len(prompts))
+            image_generator(settings.seed, (start + n,), pipeline.device)
+            for n in range(len(prompts))
         ]
         kept = max(0, min(len(prompts), settings.frames - start))
         codes_BN = sampler.codes_BN
@@ -139,7 +140,7 @@ def _save(pipeline: Pipeline, codes_N: Tensor, path: Path) -> None:
 
 
 def save_web(image: Image.Image, path: Path) -> None:
-    """A WebP file, small ones without loss."""
+    """Write a WebP file, small images without loss."""
     image.save(path, quality=_QUALITY, lossless=max(image.size) <= _LOSSLESS_PX)
 
 

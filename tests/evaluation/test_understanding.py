@@ -1,4 +1,4 @@
-"""The answer files of the understanding benchmarks, as their scorers read them."""
+"""The answer files of the understanding benchmarks have the layout that their scorers read."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from showo_data.mini import draw, scene
-from showo_dist.evaluation.answered import BENCHMARKS
 from showo_dist.evaluation.cli import main
 
 
@@ -63,7 +62,7 @@ def test_no_question_is_asked_twice(
     part.unlink()
     capsys.readouterr()
     _evaluate("pope", checkpoint, pope, out)
-    assert "asking: batch 1/1" in capsys.readouterr().out and part.is_file()
+    assert "answers: batch 1/1" in capsys.readouterr().out and part.is_file()
     again = (out / "coco_pope_random_answers.json").read_text().splitlines()
     assert [json.loads(line)["answer"] for line in again[:2]] == ["kept", "as it was"]
     assert again[2:] == whole.splitlines()[2:]
@@ -193,4 +192,3 @@ def test_other_layouts_are_named(framework: str, checkpoint: Path, tmp_path: Pat
     path.write_text('{"a": 1}')
     with pytest.raises(ValueError, match=r"questions\.json: expected"):
         _evaluate(framework, checkpoint, path, tmp_path / "out")
-    assert framework in BENCHMARKS

@@ -1,18 +1,18 @@
-"""GenEval's layout (arXiv 2310.11513): per prompt ``00000/metadata.jsonl``, ``00000/samples/00000.png`` …"""
+"""GenEval (arXiv 2310.11513): per prompt ``00000/metadata.jsonl`` and ``00000/samples/00000.png`` …"""
 
 import json
 import shlex
 from pathlib import Path
+from statistics import fmean
 
-from showo_dist.evaluation.asking import write_json
-from showo_dist.evaluation.generated.benchmark import Benchmark, Prompt, keys
 from showo_dist.evaluation.generating import ImageFile
-from showo_dist.evaluation.job import Job
-from showo_dist.evaluation.results import Scores, geneval_scores
+from showo_dist.evaluation.job import Job, write_json
+from showo_dist.evaluation.results import OVERALL, Scores
+from showo_dist.evaluation.text_to_image import Prompt, TextToImage, check_count, json_lines, keys
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """One prompt per line of ``evaluation_metadata.jsonl``.
+    """Read one prompt per line of ``evaluation_metadata.jsonl``.
 
     Raises:
         ValueError: a line is not an object with a ``prompt``; file and line are named.
@@ -31,7 +31,7 @@ def read_prompts(path: Path) -> list[Prompt]:
 
 
 def image_files(index: int, prompt: Prompt, samples: int) -> list[ImageFile]:
-    """A file per sample."""
+    """One file per sample."""
     return [
         ImageFile(f"{prompt.name}/samples/{number:05d}.png", prompt.text, (key,))
         for number, key in enumerate(keys(index, samples))
@@ -39,7 +39,7 @@ def image_files(index: int, prompt: Prompt, samples: int) -> list[ImageFile]:
 
 
 def write_metadata(prompts: list[Prompt], out: Path) -> None:
-    """The line of each prompt, which the scorer reads from the prompt's own folder."""
+    """Write the metadata of each prompt where the scorer reads it: in the prompt's own folder."""
     for prompt in prompts:
         path = out / prompt.name / "metadata.jsonl"
         if not path.is_file():
@@ -47,17 +47,29 @@ def write_metadata(prompts: list[Prompt], out: Path) -> None:
 
 
 def scorer(job: Job, out: Path) -> str:
-    """In a checkout of GenEval."""
+    """The command in a checkout of GenEval."""
     words = ["python", "evaluation/evaluate_images.py", str(out)]
     return shlex.join([*words, "--outfile", str(out / "results.jsonl"), "--model-path", "MODELS"])
 
 
 def scores(out: Path, prompts: int, samples: int) -> Scores:
-    """See :func:`showo_dist.evaluation.results.geneval_scores`."""
-    return geneval_scores(out, prompts * samples)
+    """Share of correct images per category and the mean over categories, from ``results.jsonl``.
+
+    Raises:
+        ValueError: the file does not hold verdicts on all images.
+    """
+    path = out / "results.jsonl"
+    if not path.is_file():
+        return {}
+    tags: dict[str, list[bool]] = {}
+    for record in json_lines(path):
+        tags.setdefault(record["tag"], []).append(bool(record["correct"]))
+    check_count(path, sum(map(len, tags.values())), prompts * samples)
+    shares = {tag: 100 * fmean(verdicts) for tag, verdicts in tags.items()}
+    return {OVERALL: fmean(shares.values()), **shares}
 
 
-GENEVAL = Benchmark(
+GENEVAL = TextToImage(
     help="GenEval's prompts to its folders",
     prompts_help="GenEval's evaluation_metadata.jsonl",
     samples=4,

@@ -9,21 +9,21 @@ from typing import Any
 
 from showo_data.convert.parquet import ParquetFiles
 from showo_data.members import BadSampleError
-from showo_dist.evaluation.answered.benchmark import SHORT as SHORT_ANSWER
-from showo_dist.evaluation.answered.benchmark import Asked, Benchmark, Json, one_line, wrong_layout
-from showo_dist.evaluation.asking import write_json
+from showo_dist.evaluation.generating import Question
+from showo_dist.evaluation.job import Json, write_json
+from showo_dist.evaluation.understanding import SHORT, Understanding, one_line, wrong_layout
 
 _COLUMNS = ("id", "question", "options", "answer", "question_type", "image_1")
 _CHOICE = "multiple-choice"
-# How LLaVA's instruction data puts questions with options.
+# How LLaVA's instruction data asks questions with options.
 _LETTER = "\nAnswer with the option's letter from the given choices directly."
 _MARKER = re.compile(r"<image \d+>")
 
 
-def read(path: Path, images: Path | None) -> list[Asked]:
-    """One Parquet file, or all ``SUBJECT/validation-*.parquet`` below a folder, as the release has them.
+def read(path: Path, images: Path | None) -> list[Question]:
+    """Read one Parquet file, or all ``SUBJECT/validation-*.parquet`` below a folder, as the release has them.
 
-    A question with several images is asked about its first.
+    A question with several images is asked about the first one.
 
     Raises:
         ValueError: no such file, a column is missing, or a row cannot be read.
@@ -32,29 +32,29 @@ def read(path: Path, images: Path | None) -> list[Asked]:
     if not files:
         raise ValueError(f"{path}: no validation-*.parquet below it")
     rows = ParquetFiles(_COLUMNS)
-    asked = []
+    questions = []
     for file, number in rows.places(map(str, files)):
         try:
-            asked.append(_question(rows.row(file, number)))
+            questions.append(_question(rows.row(file, number)))
         except (BadSampleError, KeyError, TypeError, SyntaxError, ValueError) as error:
             raise wrong_layout(Path(file), f"an MMMU question in row {number}", error) from None
-    return asked
+    return questions
 
 
-def _question(row: dict[str, Any]) -> Asked:
+def _question(row: dict[str, Any]) -> Question:
     record: Json = {key: row[key] for key in ("id", "question_type", "answer")}
     text = _MARKER.sub("", row["question"]).strip()
     if row["question_type"] != _CHOICE:
-        return Asked(row["image_1"]["bytes"], text + SHORT_ANSWER, record)
+        return Question(row["image_1"]["bytes"], text + SHORT, record)
     options = [_MARKER.sub("", str(option)).strip() for option in ast.literal_eval(row["options"])]
     choices = dict(zip(ascii_uppercase, options, strict=False))
     record |= {"all_choices": list(choices), "index2ans": choices}
     lines = "".join(f"\n{letter}. {option}" for letter, option in choices.items())
-    return Asked(row["image_1"]["bytes"], f"{text}{lines}{_LETTER}", record)
+    return Question(row["image_1"]["bytes"], f"{text}{lines}{_LETTER}", record)
 
 
-def write(asked: list[Asked], answers: list[str], questions: Path, out: Path) -> list[Path]:
-    """A list per subject, which the scorer's ``main_parse_and_eval.py`` reads."""
+def write(asked: list[Question], answers: list[str], questions: Path, out: Path) -> list[Path]:
+    """Write a list per subject, as the scorer's ``main_parse_and_eval.py`` reads it."""
     subjects: dict[str, list[Json]] = {}
     for item, answer in zip(asked, answers, strict=True):
         subject = "_".join(item.record["id"].split("_")[1:-1])  # validation_Art_Theory_12
@@ -67,15 +67,15 @@ def write(asked: list[Asked], answers: list[str], questions: Path, out: Path) ->
 
 
 def scorer(written: list[Path], questions: Path) -> str:
-    """In MMMU's folder ``eval``."""
+    """The command in MMMU's folder ``eval``."""
     folder = str(written[0].parent.parent)
     return shlex.join(["python", "main_parse_and_eval.py", "--path", folder, "--subject", "ALL"])
 
 
-MMMU = Benchmark(
+MMMU = Understanding(
     help="MMMU's validation questions",
     questions_help="folder of the released SUBJECT/validation-*.parquet, or one such file",
-    suffix="",  # depends on the type of question, and is part of it
+    suffix="",  # it depends on the type of question and is already part of it
     max_new_tokens=32,
     read=read,
     write=write,

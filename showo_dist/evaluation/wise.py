@@ -1,18 +1,23 @@
-"""WISE's layout (arXiv 2503.07265): ``PROMPT_ID.png`` for every prompt of its JSON lists."""
+"""WISE (arXiv 2503.07265): ``PROMPT_ID.png`` for every prompt of its JSON lists."""
 
 import json
 import shlex
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from showo_dist.evaluation.generated.benchmark import Benchmark, Prompt, keys
 from showo_dist.evaluation.generating import ImageFile
 from showo_dist.evaluation.job import Job
-from showo_dist.evaluation.results import Scores, wise_scores
+from showo_dist.evaluation.results import OVERALL, Scores
+from showo_dist.evaluation.text_to_image import Prompt, TextToImage, check_count, json_lines, keys
+
+# WISE (its README): the weights of an image's three marks, each 0, 1 or 2.
+_WEIGHTS = {"consistency": 0.7, "realism": 0.2, "aesthetic_quality": 0.1}
+_BEST_MARK = 2
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """The prompts of one JSON list, or of all ``*.json`` of a folder, by their id.
+    """Read the prompts of one JSON list, or of all ``*.json`` of a folder, ordered by id.
 
     Raises:
         ValueError: a file is not such a list, or two prompts have the same id.
@@ -42,7 +47,7 @@ def _read_list(path: Path) -> list[Prompt]:
 
 
 def image_files(index: int, prompt: Prompt, samples: int) -> list[ImageFile]:
-    """A file per sample; those after the first lie in folders of their own, one scorer run each."""
+    """One file per sample; those after the first are in other folders, one for each run of the scorer."""
     folders = ["images", *(f"images-{number}" for number in range(1, samples))]
     return [
         ImageFile(f"{folder}/{prompt.name}.png", prompt.text, (key,))
@@ -51,7 +56,7 @@ def image_files(index: int, prompt: Prompt, samples: int) -> list[ImageFile]:
 
 
 def scorer(job: Job, out: Path) -> str:
-    """In a checkout of WISE, once for every prompt list; its judge is a paid service."""
+    """The commands in a checkout of WISE, one for every prompt list; its judge is a paid service."""
     return "\n".join(
         _score_list(file.resolve(), out) for file in prompt_files(job.arguments.prompts)
     )
@@ -73,11 +78,31 @@ def _score_list(prompts: Path, out: Path) -> str:
 
 
 def scores(out: Path, prompts: int, samples: int) -> Scores:
-    """See :func:`showo_dist.evaluation.results.wise_scores`."""
-    return wise_scores(out, prompts)
+    """WiScore over all prompts, from ``results/*_scores.jsonl``.
+
+    The published overall score weighs each category by its number of prompts, so it is the plain mean.
+
+    Raises:
+        ValueError: not all prompts were judged.
+    """
+    marks: dict[int, dict[str, Any]] = {}
+    paths = sorted((out / "results").glob("*_scores.jsonl"))
+    for path in paths:
+        marks |= {record["prompt_id"]: record for record in json_lines(path)}
+    if not paths:
+        return {}
+    judged = [record for record in marks.values() if _is_judged(record)]
+    check_count(paths[0].parent, len(judged), prompts)
+    values = (sum(weight * record[name] for name, weight in _WEIGHTS.items()) for record in judged)
+    return {OVERALL: 100 * fmean(values) / _BEST_MARK}
 
 
-WISE = Benchmark(
+def _is_judged(record: dict[str, Any]) -> bool:
+    """Whether all marks are in range: the scorer writes a far larger number when its judge gave none."""
+    return all(record[name] <= _BEST_MARK for name in _WEIGHTS)
+
+
+WISE = TextToImage(
     help="WISE's prompts to PROMPT_ID.png",
     prompts_help="a WISE prompt list (JSON), or the folder of all of them",
     samples=1,

@@ -1,13 +1,13 @@
-"""What the page does: frames go by, an image opens large. Without it every image is still there."""
-
-SCRIPT = """
 'use strict';
+
+// Players: a slider moves all checkpoints of a prompt from round to round.
+
 const veil = (mask, side) => [...mask].map((bit, i) => bit === '1'
   ? `M${i % side} ${Math.floor(i / side)}h1v1h-1z` : '').join('');
 
 for (const player of document.querySelectorAll('.player')) {
   const range = player.querySelector('input[type=range]');
-  const said = player.querySelector('output');
+  const output = player.querySelector('output');
   const play = player.querySelector('.play');
   const stacks = [...player.querySelectorAll('.stack')].map((stack) => ({
     image: stack.querySelector('img'), path: stack.querySelector('path'),
@@ -16,11 +16,11 @@ for (const player of document.querySelectorAll('.player')) {
   const show = () => {
     const round = Number(range.value);
     for (const stack of stacks) {
-      const place = Math.min(round, stack.frames.length) - 1;
+      const place = Math.min(round, stack.frames.length) - 1;  // checkpoints may differ in rounds
       stack.image.src = stack.frames[place];
       stack.path.setAttribute('d', veil(stack.masks[place], stack.side));
     }
-    said.textContent = `round ${round} of ${range.max}`;
+    output.textContent = `round ${round} of ${range.max}`;
   };
   const stop = () => { clearInterval(timer); timer = null; play.textContent = 'Play'; };
   const next = () => {
@@ -31,7 +31,7 @@ for (const player of document.querySelectorAll('.player')) {
   play.addEventListener('click', () => {
     if (timer !== null) { stop(); return; }
     if (range.value === range.max) { range.value = 1; show(); }
-    for (const stack of stacks) for (const file of stack.frames) new Image().src = file;
+    for (const stack of stacks) for (const file of stack.frames) new Image().src = file;  // preload
     timer = setInterval(next, 350);
     play.textContent = 'Pause';
   });
@@ -42,15 +42,17 @@ for (const player of document.querySelectorAll('.player')) {
   show();
 }
 
+// Dialog: one image large; Back and Next go through the checkpoints of its prompt.
+
 const dialog = document.querySelector('dialog');
 let row = [];
 let place = 0;
 const turn = (by) => {
   place = (place + by + row.length) % row.length;
-  const button = row[place];
-  dialog.querySelector('img').src = button.querySelector('img').src;
-  dialog.querySelector('img').alt = button.querySelector('img').alt;
-  dialog.querySelector('p').textContent = button.querySelector('img').alt;
+  const image = row[place].querySelector('img');
+  dialog.querySelector('img').src = image.src;
+  dialog.querySelector('img').alt = image.alt;
+  dialog.querySelector('p').textContent = image.alt;
 };
 for (const button of document.querySelectorAll('.strip button')) {
   button.addEventListener('click', () => {
@@ -61,11 +63,10 @@ for (const button of document.querySelectorAll('.strip button')) {
   });
 }
 dialog.querySelector('.back').addEventListener('click', () => turn(-1));
-dialog.querySelector('.forth').addEventListener('click', () => turn(1));
+dialog.querySelector('.next').addEventListener('click', () => turn(1));
 dialog.querySelector('.close').addEventListener('click', () => dialog.close());
 dialog.addEventListener('keydown', (event) => {
   if (event.key === 'ArrowLeft') turn(-1);
   if (event.key === 'ArrowRight') turn(1);
 });
 dialog.addEventListener('close', () => row[place].focus());
-"""

@@ -1,24 +1,19 @@
-"""Flickr30k captions, for the COCO caption scorer: Karpathy's test split, or any COCO annotation file."""
+"""Flickr30k captions for the COCO caption scorer: Karpathy's test split, or any COCO annotation file."""
 
 import shlex
 from pathlib import Path
 from typing import Any
 
-from showo_dist.evaluation.answered.benchmark import (
-    Asked,
-    Benchmark,
-    one_line,
-    read_json,
-    wrong_layout,
-)
-from showo_dist.evaluation.asking import write_json
+from showo_dist.evaluation.generating import Question
+from showo_dist.evaluation.job import write_json
+from showo_dist.evaluation.understanding import Understanding, one_line, read_json, wrong_layout
 
 QUESTION = "Describe the image in one short sentence."
 _SPLIT = "test"
 
 
-def read(path: Path, images: Path | None) -> list[Asked]:
-    """``dataset_flickr30k.json`` (the images of its test split), or COCO's ``images`` and ``annotations``.
+def read(path: Path, images: Path | None) -> list[Question]:
+    """Read ``dataset_flickr30k.json`` (its test split), or COCO's ``images`` and ``annotations``.
 
     Raises:
         ValueError: it is neither.
@@ -28,7 +23,7 @@ def read(path: Path, images: Path | None) -> list[Asked]:
     try:
         entries = _coco_images(entries) if "annotations" in entries else _test_split(entries)
         return [
-            Asked(images / name, QUESTION, {"image_id": number, "references": captions})
+            Question(images / name, QUESTION, {"image_id": number, "references": captions})
             for number, name, captions in entries
         ]
     except (KeyError, TypeError) as error:
@@ -54,8 +49,8 @@ def _coco_images(entries: Any) -> list[tuple[int, str, list[str]]]:
     ]
 
 
-def write(asked: list[Asked], answers: list[str], questions: Path, out: Path) -> list[Path]:
-    """The captions by ``image_id``, and the true ones in COCO's layout, which the scorer asks for."""
+def write(asked: list[Question], answers: list[str], questions: Path, out: Path) -> list[Path]:
+    """Write the captions by ``image_id``, and the true captions in COCO's layout, which the scorer needs."""
     captions, references = out / "captions.json", out / "references.json"
     write_json(
         captions,
@@ -78,7 +73,7 @@ def write(asked: list[Asked], answers: list[str], questions: Path, out: Path) ->
 
 
 def scorer(written: list[Path], questions: Path) -> str:
-    """With the package ``pycocoevalcap``."""
+    """A command that needs the package ``pycocoevalcap``."""
     captions, references = map(str, written)
     program = (
         "from pycocotools.coco import COCO; from pycocoevalcap.eval import COCOEvalCap; "
@@ -87,7 +82,7 @@ def scorer(written: list[Path], questions: Path) -> str:
     return shlex.join(["python", "-c", program])
 
 
-FLICKR30K = Benchmark(
+FLICKR30K = Understanding(
     help="a caption for each Flickr30k test image",
     questions_help="Karpathy's dataset_flickr30k.json, or a COCO caption file",
     suffix="",

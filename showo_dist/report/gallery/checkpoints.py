@@ -1,4 +1,4 @@
-"""Which checkpoints of which runs are shown."""
+"""Find the runs and checkpoints to show."""
 
 import hashlib
 import json
@@ -15,9 +15,9 @@ class Checkpoint:
     """One column of images.
 
     Attributes:
-        folder: where its files are.
+        folder: with its files.
         run: name of its run.
-        step: of its training; None where its name does not tell.
+        step: optimizer step; None when the folder's name does not hold it.
     """
 
     folder: Path
@@ -26,11 +26,11 @@ class Checkpoint:
 
     @property
     def label(self) -> str:
-        """As the page calls it."""
+        """Its name on the page."""
         return self.run if self.step is None else f"{self.run}, step {self.step:,}"
 
     def digest(self, settings: object) -> str:
-        """Names what is generated from it: changes with its files and with the settings."""
+        """Name of the folder of its images; it changes with the checkpoint's files and the settings."""
         files = sorted(path for path in self.folder.iterdir() if path.is_file())
         stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
         whole = json.dumps([str(self.folder.resolve()), stats, settings])
@@ -39,7 +39,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Run:
-    """A run and those of its checkpoints that are shown, in the order of their steps."""
+    """A run and its checkpoints that are shown, ordered by step."""
 
     folder: Path
     name: str
@@ -47,11 +47,11 @@ class Run:
 
 
 def find_runs(folders: list[Path], columns: int) -> list[Run]:
-    """The runs that the folders are, or hold.
+    """Find the runs in the given folders.
 
     Args:
         folders: each a run, a folder of runs, or a single checkpoint.
-        columns: most checkpoints of a run; more are thinned out evenly, the last always stays.
+        columns: most checkpoints of a run; of more, evenly spaced ones are kept, with the last.
 
     Raises:
         ValueError: a folder is none of these.
@@ -94,7 +94,7 @@ def _run(folder: Path, name: str) -> Run:
 
 
 def _is_checkpoint(folder: Path) -> bool:
-    """Ours and the released ones hold the sizes of the model, which a tokenizer's folder does not."""
+    """Whether a config with the model's sizes is there; the config of a tokenizer does not have them."""
     path = folder / CONFIG_NAME
     return path.is_file() and "llm_vocab_size" in read_json(path)
 

@@ -1,25 +1,28 @@
-"""DPG-Bench's layout (arXiv 2403.05135): one image per prompt, its four samples as a 2×2 grid."""
+"""DPG-Bench (arXiv 2403.05135): one image per prompt, its four samples as a 2×2 grid."""
 
 import csv
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 
-from showo_dist.evaluation.generated.benchmark import Benchmark, Prompt, keys
 from showo_dist.evaluation.generating import ImageFile
 from showo_dist.evaluation.job import Job
-from showo_dist.evaluation.results import Scores, dpg_scores
+from showo_dist.evaluation.results import OVERALL, Scores
+from showo_dist.evaluation.text_to_image import Prompt, TextToImage, check_count, keys
 
 _COLUMNS = 2
+_SCORE = re.compile(r"DPG-Bench score:\s*([\d.]+)")
+_GROUP = re.compile(r"^\t(\w+): ([\d.]+)$")
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """A folder with one ``NAME.txt`` per prompt, or ``dpg_bench.csv``.
+    """Read a folder with one ``NAME.txt`` per prompt, or ``dpg_bench.csv``.
 
     Raises:
-        ValueError: neither; what is missing is named.
+        ValueError: it is neither; the message says what is missing.
     """
     if path.is_dir():
         files = sorted(path.glob("*.txt"))
@@ -50,7 +53,7 @@ def image_files(index: int, prompt: Prompt, samples: int) -> list[ImageFile]:
 
 
 def grid(samples: Sequence[Image.Image]) -> Image.Image:
-    """The samples row by row, two in a row, without a gap: the scorer cuts at multiples of their size."""
+    """The samples row by row, two in a row, without gaps: the scorer cuts at multiples of their size."""
     width, height = samples[0].size
     rows = -(-len(samples) // _COLUMNS)
     sheet = Image.new("RGB", (width * min(_COLUMNS, len(samples)), height * rows))
@@ -61,7 +64,7 @@ def grid(samples: Sequence[Image.Image]) -> Image.Image:
 
 
 def scorer(job: Job, out: Path) -> str:
-    """In a checkout of ELLA, which DPG-Bench is a part of."""
+    """The command in a checkout of ELLA, which DPG-Bench is a part of."""
     options = {
         "--image-root-path": out / "images",
         "--resolution": job.pipeline.resolution,
@@ -73,11 +76,25 @@ def scorer(job: Job, out: Path) -> str:
 
 
 def scores(out: Path, prompts: int, samples: int) -> Scores:
-    """See :func:`showo_dist.evaluation.results.dpg_scores`."""
-    return dpg_scores(out, prompts)
+    """The overall score and the scores of the broad categories, from ``results.txt``.
+
+    Raises:
+        ValueError: the scorer did not finish, or left images out.
+    """
+    path = out / "results.txt"
+    if not path.is_file():
+        return {}
+    text = path.read_text()
+    score = _SCORE.search(text)
+    if score is None:
+        raise ValueError(f"{path}: no line 'DPG-Bench score: …'; the scorer has not finished")
+    check_count(path, len(re.findall(r"^[^\t\n]*\.png, ", text, re.MULTILINE)), prompts)
+    broad, _, _ = text.partition("L2 category scores")
+    groups = (_GROUP.match(line) for line in broad.splitlines())
+    return {OVERALL: float(score[1]), **{m[1]: float(m[2]) for m in groups if m is not None}}
 
 
-DPG = Benchmark(
+DPG = TextToImage(
     help="DPG-Bench's prompts to 2x2 grids",
     prompts_help="DPG-Bench's folder of prompts/*.txt, or its dpg_bench.csv",
     samples=4,

@@ -1,0 +1,134 @@
+"""Common parts of the text-to-image benchmarks: command line, settings, order of the work."""
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from showo_dist.evaluation.generating import ImageFile, Key, generate_files, one_image
+from showo_dist.evaluation.job import RECORD_NAME, Job
+from showo_dist.evaluation.results import Outcome, Scores
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt of a benchmark.
+
+    Attributes:
+        name: the scorer's name for it.
+        text: the prompt itself.
+        metadata: its whole entry in the prompt file.
+    """
+
+    name: str
+    text: str
+    metadata: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TextToImage:
+    """A benchmark whose scorer reads generated images.
+
+    Attributes:
+        help: one line for the command line.
+        prompts_help: which file or folder it takes its prompts from.
+        samples: default number of images per prompt.
+        most_samples: the most its layout has room for; None: any number.
+        read: reads the prompts of a file or folder, in order. Raises ValueError naming the faulty place.
+        files: (index of the prompt, prompt, samples) -> the files to generate.
+        owned: glob patterns of all files of the layout.
+        scorer: (job, absolute output folder) -> the command that scores it.
+        scores: (output folder, prompts, samples per prompt) -> scores read from the scorer's result file,
+            empty without that file. Raises ValueError when it does not cover all images.
+        compose: makes the image of a file from its samples.
+        prepare: (prompts, output folder): writes other files that the scorer needs.
+    """
+
+    help: str
+    prompts_help: str
+    samples: int
+    most_samples: int | None
+    read: Callable[[Path], list[Prompt]]
+    files: Callable[[int, Prompt, int], list[ImageFile]]
+    owned: tuple[str, ...]
+    scorer: Callable[[Job, Path], str]
+    scores: Callable[[Path, int, int], Scores]
+    compose: Callable[[Sequence[Image.Image]], Image.Image] = one_image
+    prepare: Callable[[list[Prompt], Path], None] | None = None
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the options that all of these benchmarks have."""
+        parser.add_argument("--prompts", type=Path, required=True, help=self.prompts_help)
+        parser.add_argument(
+            "--samples", type=int, default=self.samples, help="images per prompt (%(default)s)"
+        )
+        parser.add_argument("--limit", type=int, help="only the first so many prompts")
+
+    def run(self, job: Job) -> Outcome:
+        """Generate the missing images, and read the scorer's results if it ran.
+
+        Raises:
+            ValueError, OSError: the prompts cannot be read, the output folder holds another evaluation, or
+                a rank failed.
+        """
+        samples = job.arguments.samples
+        prompts = self._read_prompts(job.arguments)
+        settings = {"checkpoint": job.checkpoint, "samples": samples, **job.sampling_settings()}
+        ids = [[prompt.name, job.pipeline.text.encode(prompt.text)] for prompt in prompts]
+        job.claim(settings, ids, self.owned)
+        prepare = self.prepare
+        if prepare is not None:
+            job.ranks.first_alone(lambda: prepare(prompts, job.out))
+        files = [
+            file
+            for index, prompt in enumerate(prompts)
+            for file in self.files(index, prompt, samples)
+        ]
+        generate_files(job, files, settings, self.compose)
+        scores = self.scores(job.out, len(prompts), samples) if job.ranks.is_first else {}
+        return Outcome(job.checkpoint, job.out, self.scorer(job, job.out.resolve()), scores)
+
+    def _read_prompts(self, arguments: argparse.Namespace) -> list[Prompt]:
+        if self.most_samples is not None and arguments.samples > self.most_samples:
+            raise ValueError(
+                f"--samples {arguments.samples}: {arguments.framework} takes at most "
+                f"{self.most_samples} per prompt"
+            )
+        prompts = self.read(arguments.prompts)[: arguments.limit]
+        if not prompts:
+            raise ValueError(f"--prompts {arguments.prompts}: holds no prompts")
+        return prompts
+
+
+def keys(index: int, samples: int) -> list[Key]:
+    """The random key of each sample of a prompt."""
+    return [(index, sample) for sample in range(samples)]
+
+
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    """Read a result file of one JSON object per line.
+
+    Raises:
+        ValueError: a line is not JSON.
+    """
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not JSON lines ({error})") from None
+
+
+def check_count(path: Path, found: int, wanted: int) -> None:
+    """Refuse a result file that does not cover every image.
+
+    Raises:
+        ValueError: ``found`` is not ``wanted``.
+    """
+    if found != wanted:
+        raise ValueError(
+            f"{path}: holds verdicts on {found} of {wanted} images; run the scorer again "
+            f"(what was generated is in {RECORD_NAME} beside it)"
+        )
