@@ -1,8 +1,8 @@
-# What the launchers share; sourced by them.
+# Functions that the launchers share; sourced by them.
 root=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
 if [ -x "$root/.venv/bin/python" ]; then PATH=$root/.venv/bin:$PATH; fi
 
-# Variables that every rank gets, wherever it runs. Passwords and keys stay where they are.
+# Environment variables that every rank gets, on every host; names that match SECRET are left out.
 PASSED='^(NCCL|GLOO|TORCH|TORCHINDUCTOR|PYTORCH|TRITON|CUDA|HF|WANDB|DS|OMP|MKL|FI|UCX|SHOWO)_|^(https?_proxy|no_proxy)$'
 SECRET='KEY|TOKEN|SECRET|PASSWORD'
 
@@ -11,7 +11,7 @@ die() {
     exit 2
 }
 
-# split_arguments WORD…: what stands before config=FILE is for the launcher, the rest for the training.
+# split_arguments WORD…: words before config=FILE are for the launcher, the rest for the training.
 split_arguments() {
     launcher_arguments=() training_arguments=()
     while [ $# -gt 0 ] && [[ $1 != config=* ]]; do
@@ -19,10 +19,10 @@ split_arguments() {
         shift
     done
     training_arguments=("$@")
-    [ $# -gt 0 ] || die "config=FILE is missing; options of the launcher stand before it"
+    [ $# -gt 0 ] || die "config=FILE is missing; options of the launcher come before it"
 }
 
-# option NAME DEFAULT: the value of one of the launcher's options.
+# option NAME DEFAULT: prints the value of one of the launcher's options.
 option() {
     local i
     for ((i = 0; i < ${#launcher_arguments[@]}; i++)); do
@@ -34,7 +34,7 @@ option() {
     echo "$2"
 }
 
-# prepare_run: checks the config before anything starts; sets $logs, in the run's folder.
+# prepare_run: checks the config before anything starts; sets $logs, a folder in the run's folder.
 prepare_run() {
     local resolved folder
     resolved=$(showo-dist config "${training_arguments[@]}") || exit 2
@@ -43,19 +43,19 @@ prepare_run() {
     mkdir -p "$logs"
 }
 
-# read_hosts FILE: sets $hosts to the names in a hostfile.
+# read_hosts FILE: sets $hostfile_lines to the checked lines of a hostfile, $hosts to the names or addresses in it
+# (without users) and $slots_of to the number of ranks of each.
 read_hosts() {
-    [ -r "$1" ] || die "$1: no such hostfile"
-    mapfile -t hosts < <(sed 's/#.*//' "$1" | awk 'NF { print $1 }')
-    [ ${#hosts[@]} -gt 0 ] || die "$1: no host in it"
+    local host slots
+    # -S: without site-packages Python starts in a tenth of the time.
+    hostfile_lines=$(PYTHONPATH=$root/launchers python3 -S -m showo_launch.hostfile "$1") || exit 2
+    hosts=() slots_of=()
+    while read -r host slots; do
+        hosts+=("${host#*@}") slots_of+=("${slots#slots=}")
+    done <<<"$hostfile_lines"
 }
 
-# slots_in FILE HOST: the ranks that a hostfile gives a host.
-slots_in() {
-    sed 's/#.*//' "$1" | awk -v host="$2" '$1 == host { sub(/^slots=/, "", $2); print $2 }'
-}
-
-# own_place NAME…: which of the names is this machine, counted from 0.
+# own_place NAME…: prints which of the names is this machine, counted from 0.
 own_place() {
     local place=0 name own
     own=" $(hostname) $(hostname -s) $(hostname -f 2>/dev/null || true) $(hostname -I) "
@@ -66,19 +66,19 @@ own_place() {
     die "this machine is none of: $* (it is called:$own)"
 }
 
-# interface_towards HOST: the network interface through which this machine and HOST talk.
+# interface_towards HOST: prints the network interface through which this machine and HOST talk.
 interface_towards() {
     local address
-    address=$(getent ahostsv4 "$1" | awk '{ print $1; exit }')
+    address=$({ getent ahostsv4 "$1" || getent ahosts "$1"; } | awk '{ print $1; exit }')
     [ -n "$address" ] || die "host $1: unknown"
-    if ip -oneline -4 address show to "$address" | grep -q .; then
-        ip -oneline -4 address show to "$address" | awk '{ print $2; exit }'
+    if ip -oneline address show to "$address" | grep -q .; then
+        ip -oneline address show to "$address" | awk '{ print $2; exit }'
     else
         ip -oneline route get "$address" | sed -n 's/.* dev \([^ ]*\).*/\1/p'
     fi
 }
 
-# prepare_environment HOST: sets what is not set yet; HOST is one that this machine will talk to.
+# prepare_environment HOST: sets the variables below where they are unset; HOST is one this machine talks to.
 prepare_environment() {
     local interface scratch=${TMPDIR:-/tmp}/showo-dist-$(id -un)
     if command -v ip >/dev/null; then
@@ -86,12 +86,12 @@ prepare_environment() {
         export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-$interface}
         export NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-$interface}
     fi
-    # Compiled kernels belong to a host: on a shared disk hosts overwrite each other's.
+    # Caches of compiled kernels are per host: on a shared disk, hosts would overwrite each other's.
     export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$scratch/triton}
     export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$scratch/inductor}
 }
 
-# passed_environment: the variables for the other hosts, NAME=VALUE.
+# passed_environment: prints the variables for the other hosts as NAME=VALUE.
 passed_environment() {
     env | grep -E "$PASSED" | grep -vE "^[^=]*($SECRET)" | grep -v '^DS_ENV_FILE=' || true
 }

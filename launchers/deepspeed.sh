@@ -6,8 +6,8 @@
 set -euo pipefail
 source "$(dirname "$(readlink -f "$0")")/common.sh"
 
-# remote_quoted WORD: DeepSpeed hands words to the remote shells as they are, but puts those with a space into
-# double quotes and escapes the double quotes in them; pdsh takes % for its own.
+# remote_quoted WORD: prints a word such that a remote rank receives it unchanged. DeepSpeed passes words to the remote
+# shell unquoted, but puts those with a space into double quotes and escapes the double quotes in them; pdsh expands %.
 remote_quoted() {
     local word=${1//%/%%}
     if [[ $word == *' '* ]]; then
@@ -20,7 +20,7 @@ remote_quoted() {
     fi
 }
 
-# follow_first_rank: shows rank 0's log while this process lives.
+# follow_first_rank: prints rank 0's log until this process ends.
 follow_first_rank() {
     local log=
     while [ -z "$log" ]; do
@@ -35,11 +35,10 @@ split_arguments "$@"
 hostfile=$(option --hostfile "$(option -H "${HOSTFILE:-$root/launchers/hosts}")")
 read_hosts "$hostfile"
 prepare_run
+# DeepSpeed gets the checked lines: its own reader would take a byte-order mark for a part of the first name.
+echo "$hostfile_lines" >"$logs/hostfile"
 
-options=(--enable_each_rank_log "$logs" --module)
-if [[ " ${launcher_arguments[*]} " != *" --hostfile"* && " ${launcher_arguments[*]} " != *" -H "* ]]; then
-    options=(--hostfile "$hostfile" "${options[@]}")
-fi
+options=(--hostfile "$logs/hostfile" --enable_each_rank_log "$logs" --module)
 arguments=("${training_arguments[@]}")
 if [[ " ${launcher_arguments[*]} " == *" --no_ssh "* ]]; then
     prepare_environment "${hosts[0]}"
@@ -47,13 +46,13 @@ if [[ " ${launcher_arguments[*]} " == *" --no_ssh "* ]]; then
     options=(--node_rank "$place" --master_addr "${hosts[0]}" "${options[@]}")
 else
     prepare_environment "${hosts[-1]}"
-    # A host that is gone ends its ssh within a minute, not never.
+    # ssh to a lost host ends within a minute instead of never.
     export PDSH_SSH_ARGS_APPEND="${PDSH_SSH_ARGS_APPEND:-} -o ServerAliveInterval=15 -o ServerAliveCountMax=4"
-    # One host is started over ssh too, for its words are quoted alike.
+    # A single host is started over ssh too, because remote_quoted assumes a remote shell.
     options=(--force_multi "${options[@]}")
     for i in "${!arguments[@]}"; do arguments[i]=$(remote_quoted "${arguments[i]}"); done
 fi
-# DeepSpeed hands on what this file names; a .deepspeed_env of the user's goes over ours.
+# DeepSpeed passes on the variables in this file; the user's .deepspeed_env comes last and so overrides ours.
 {
     passed_environment
     cat ~/.deepspeed_env .deepspeed_env 2>/dev/null || true

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make .venv: the right torch for this machine, then the project and its tools. Run by make.
+# Create .venv with the torch build for this machine, the project and its tools. Run by make.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -21,8 +21,8 @@ find_python() {
 
 has_gpu() { command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q GPU; }
 
-# The CPU build comes from whatever pip is set up to use, else from PyTorch's own index; PyPI's build,
-# which brings CUDA libraries along, works too and is the last resort.
+# The CPU build comes from the index that pip is configured for, else from PyTorch's own. PyPI's build works
+# on a CPU too, but brings CUDA libraries along; it is the last resort.
 install_torch() {
     if .venv/bin/python -c "import torch; raise SystemExit(torch.__version__.split('+')[0] != '$TORCH')" 2>/dev/null; then
         return
@@ -43,8 +43,8 @@ python=$(find_python)
 }
 echo "install: torch $TORCH"
 install_torch
-echo "install: the project, DeepSpeed, transformers and the rest"
-# DeepSpeed compiles what it needs when it is first used.
+echo "install: the project and its dependencies"
+# DeepSpeed compiles its ops when they are first used.
 DS_BUILD_OPS=0 .venv/bin/pip install --quiet --editable '.[dev]' "torch==$(
     .venv/bin/python -c 'import torch; print(torch.__version__)'
 )"

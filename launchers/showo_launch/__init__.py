@@ -1,1 +1,1 @@
-"""Hosts: hostfiles, checks before a run, restarts, and clusters rehearsed on one machine."""
+"""Launching on hosts: hostfiles, checks before a run, restarts, and clusters rehearsed on one machine."""

@@ -1,4 +1,4 @@
-"""Exit codes of a run, as its ranks set them and as supervisors and Slurm scripts read them."""
+"""Exit codes of a run: set by its ranks, read by the supervisor and the Slurm script."""
 
 DONE = 0
 USER_ERROR = 2  # the config, a file or the command line has to be changed

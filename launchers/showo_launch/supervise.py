@@ -1,4 +1,4 @@
-"""Start a training again when it dies, from its last checkpoint; see ``docs/faults.md``.
+"""Restart a training that died, from its last checkpoint; see ``docs/faults.md``.
 
     launchers/supervise --restarts 5 -- deepspeed --num_gpus 2 --module showo_dist.train config=FILE …
     launchers/supervise --restarts 5 --ranks 4 --on-ranks-left -- \
@@ -23,20 +23,20 @@ from typing import Any
 from showo_launch.exit_codes import DONE, NON_FINITE, PREEMPTED, REPORTS, USER_ERROR
 
 PROGRAM = "supervise"
-# What the same command would run into again, or what somebody asked for.
+# No restart after these: the run is done, was stopped on request, or would fail in the same way again.
 _FINAL = (DONE, USER_ERROR, NON_FINITE, PREEMPTED)
 _DEVICES = "CUDA_VISIBLE_DEVICES"
 
 
 @dataclass(frozen=True)
 class Shape:
-    """How the global batch is split: ``ranks × accumulation`` micro-steps, whatever the ranks.
+    """How the global batch is split into ``ranks × accumulation`` micro-steps; their product is constant.
 
     Attributes:
         ranks: processes to start.
-        accumulation: micro-steps of each per optimizer step.
-        devices: GPU of each, as CUDA_VISIBLE_DEVICES names them.
-        chosen: whether the devices are not simply those that a launcher would take.
+        accumulation: micro-steps of each rank per optimizer step.
+        devices: GPU of each rank, as CUDA_VISIBLE_DEVICES names them.
+        chosen: whether CUDA_VISIBLE_DEVICES has to be set, because a launcher would use other GPUs.
     """
 
     ranks: int
@@ -45,10 +45,10 @@ class Shape:
     chosen: bool = False
 
     def without(self, lost: set[int]) -> "Shape":
-        """On as many of the ranks that are left as share the micro-steps evenly.
+        """The same batch on the largest number of remaining ranks that divides the micro-steps evenly.
 
         Raises:
-            ValueError: none is left.
+            ValueError: no rank remains.
         """
         left = [rank for rank in range(self.ranks) if rank not in lost]
         micro_steps = self.ranks * self.accumulation
@@ -69,10 +69,10 @@ class Shape:
 
 @dataclass(frozen=True)
 class Ending:
-    """How one start ended.
+    """How one start of the command ended.
 
     Attributes:
-        code: what the ranks themselves said, else the launcher's exit code.
+        code: exit code that the ranks reported, else the launcher's.
         lost: ranks that others found dead or hung.
     """
 
@@ -81,7 +81,7 @@ class Ending:
 
 
 class Supervisor:
-    """Starts a command and hands signals on to it.
+    """Starts a command and passes signals on to its ranks.
 
     Args:
         command: with placeholders.
@@ -91,20 +91,21 @@ class Supervisor:
     def __init__(self, command: list[str], folder: Path) -> None:
         self.command, self.folder = command, folder
         self._launcher: subprocess.Popen | None = None
-        self.asked_to_stop = False
+        self.stop_requested = False
 
     def run(self, shape: Shape) -> Ending:
-        """Start once and wait for the end."""
+        """Start the command once and wait until it ends."""
         for path in self.folder.iterdir():
             path.unlink()
         environment = {**os.environ, REPORTS: str(self.folder)}
         if shape.chosen:
             environment[_DEVICES] = ",".join(shape.devices)
-        # A process group of its own: what a terminal sends must come through here alone.
+        # In a process group of its own, so that Ctrl-C reaches it only through pass_on.
         self._launcher = subprocess.Popen(
             shape.filled(self.command), env=environment, process_group=0
         )
         code = self._launcher.wait()
+        self._launcher = None  # its process id and its ranks' may be given to others from now on
         return self._ending(code)
 
     def _reports(self) -> dict[int, dict[str, Any]]:
@@ -114,7 +115,7 @@ class Supervisor:
         }
 
     def _ending(self, launcher_code: int) -> Ending:
-        """The ranks know better than the launcher: torchrun turns every exit code into 1."""
+        """Prefer the exit codes that ranks reported: torchrun turns every code into 1."""
         reports = self._reports().values()
         codes = [report["code"] for report in reports if report["code"] is not None]
         lost = frozenset(rank for report in reports for rank in report["lost"])
@@ -123,15 +124,19 @@ class Supervisor:
             return Ending(known, lost)
         return Ending(launcher_code, lost)
 
-    def hand_on(self, number: int, frame: FrameType | None) -> None:
-        """Ask the ranks themselves to stop, for a launcher would give them 30 seconds; it is asked where none
-        runs yet, and the second time."""
-        ranks = [r["pid"] for r in self._reports().values() if r["code"] is None]
-        launcher = [self._launcher.pid] if self._launcher else []
-        for pid in launcher if self.asked_to_stop else ranks or launcher:
-            with suppress(ProcessLookupError):  # it has just ended
-                os.kill(pid, signal.SIGTERM)
-        self.asked_to_stop = True
+    def pass_on(self, number: int, frame: FrameType | None) -> None:
+        """Signal handler: send SIGTERM to the ranks, or to the launcher where no rank runs yet.
+
+        A launcher would kill the ranks after 30 seconds, too soon for a step and a save. The second signal
+        goes to the launcher.
+        """
+        if self._launcher is not None:
+            ranks = [r["pid"] for r in self._reports().values() if r["code"] is None]
+            launcher = [self._launcher.pid]
+            for pid in launcher if self.stop_requested else ranks or launcher:
+                with suppress(ProcessLookupError):  # it has just ended
+                    os.kill(pid, signal.SIGTERM)
+        self.stop_requested = True
 
 
 def main(argv: list[str]) -> int:
@@ -148,31 +153,32 @@ def main(argv: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="supervise-") as folder:
         supervisor = Supervisor(command, Path(folder))
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            signal.signal(number, supervisor.hand_on)
+            signal.signal(number, supervisor.pass_on)
         return _restart(supervisor, shape, options)
 
 
 def _restart(supervisor: Supervisor, shape: Shape, options: argparse.Namespace) -> int:
+    """Start until the run ends for good or no restart is left; returns the last exit code."""
     for left in range(options.restarts, -1, -1):
         ending = supervisor.run(shape)
-        if ending.code in _FINAL or supervisor.asked_to_stop:
+        if ending.code in _FINAL or supervisor.stop_requested:
             return ending.code
         if not left:
-            _say(f"exit code {ending.code}, and no restart is left")
+            _log(f"exit code {ending.code}, and no restart is left")
             return ending.code
         if options.on_ranks_left and ending.lost:
             shape = shape.without(set(ending.lost))
-        _say(
-            f"exit code {ending.code}; starting again on {shape.ranks} ranks, accumulation "
+        _log(
+            f"exit code {ending.code}; restarting on {shape.ranks} ranks, accumulation "
             f"{shape.accumulation}; {left - 1} restarts are left"
         )
         time.sleep(options.delay)
-        if supervisor.asked_to_stop:
+        if supervisor.stop_requested:
             return ending.code
     raise AssertionError("the last round returns")
 
 
-def _say(line: str) -> None:
+def _log(line: str) -> None:
     print(f"{PROGRAM}: {line}", file=sys.stderr, flush=True)
 
 
@@ -193,11 +199,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=PROGRAM, description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--restarts", type=int, default=5, help="at most (default %(default)s)")
-    parser.add_argument("--delay", type=float, default=5.0, help="seconds before one (%(default)s)")
-    parser.add_argument("--ranks", type=int, default=1, help="what {ranks} is at first")
-    parser.add_argument("--accumulation", type=int, default=1, help="and {accumulation}")
     parser.add_argument(
-        "--on-ranks-left", action="store_true", help="go on without ranks that were lost"
+        "--delay", type=float, default=5.0, help="seconds before a restart (default %(default)s)"
+    )
+    parser.add_argument("--ranks", type=int, default=1, help="first value of {ranks}")
+    parser.add_argument("--accumulation", type=int, default=1, help="first value of {accumulation}")
+    parser.add_argument(
+        "--on-ranks-left", action="store_true", help="restart without the ranks that were lost"
     )
     return parser
 
@@ -206,5 +214,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
     except ValueError as error:
-        _say(str(error))
+        _log(str(error))
         sys.exit(USER_ERROR)

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# One rank of a Slurm step with one task per GPU; train.sbatch starts it.
+# Run one rank of a Slurm step that has one task per GPU; started by train.sbatch.
 set -euo pipefail
 source "$(dirname "$(readlink -f "$0")")/../common.sh"
 
-trap '' USR1 # Slurm's warning goes to every process; once training runs, it listens again
+trap '' USR1 # Slurm sends its warning to every process; the training sets its own handler
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export MASTER_ADDR
 export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS

@@ -1,7 +1,7 @@
-"""What can go wrong in a long run, and how all of its ranks deal with it together."""
+"""Faults of a long run, handled by all ranks together: signals, lost and slow ranks, bad samples."""
 
 import os
 
-# For every connection that breaks torch's C++ side writes a page of its own stack; who is gone is said in one
-# line here. It reads this when it is loaded.
+# Silence torch's C++ stack dump on a lost connection; the lost rank is reported in one line. torch reads the
+# variable when it is loaded.
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

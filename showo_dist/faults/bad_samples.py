@@ -1,4 +1,4 @@
-"""Bad samples of all ranks together: told as they come, and the end of a run that has too many."""
+"""Count the bad samples of all ranks, log them as they grow, and stop a run that has too many."""
 
 from collections.abc import Callable
 
@@ -8,29 +8,29 @@ from showo_data import BadSamples
 
 
 def over_all_ranks(own: BadSamples) -> BadSamples:
-    """What all ranks have counted; collective."""
+    """The bad samples of all ranks together; collective."""
     parts: list[BadSamples] = [own] * dist.get_world_size()
     dist.all_gather_object(parts, own)
     return BadSamples.merged(parts)
 
 
 class BadSampleWatch:
-    """Looks at the bad samples of a run now and then.
+    """Checks the bad samples of a run against a limit.
 
     Args:
-        limit: most bad samples, as a fraction of those that this run has tried.
-        say: takes one line for the log.
+        limit: largest allowed fraction of bad samples among those tried since the start.
+        log: takes one line for the log.
     """
 
-    def __init__(self, limit: float, say: Callable[[str], None]) -> None:
-        self.limit, self.say = limit, say
-        self._told = 0
+    def __init__(self, limit: float, log: Callable[[str], None]) -> None:
+        self.limit, self.log = limit, log
+        self._logged = 0
 
     def __call__(self, own: BadSamples) -> None:
-        """Tell what was skipped whenever it has doubled; collective, and all ranks stop together.
+        """Log the skipped samples whenever their number has doubled; collective, so all ranks stop together.
 
         Raises:
-            ValueError: there are too many; names the worst shards.
+            ValueError: too many samples are bad; names the worst shards.
         """
         bad = over_all_ranks(own)
         if bad.exceeds(self.limit):
@@ -38,8 +38,8 @@ class BadSampleWatch:
                 f"data.max_bad_fraction = {self.limit}: {bad.total / bad.tried:.1%} of "
                 f"{bad.tried} samples are bad: {bad.summary()}"
             )
-            self.say(line)
+            self.log(line)
             raise ValueError(line)
-        if bad.total >= max(1, 2 * self._told):
-            self._told = bad.total
-            self.say(bad.summary())
+        if bad.total >= max(1, 2 * self._logged):
+            self._logged = bad.total
+            self.log(bad.summary())

@@ -1,4 +1,4 @@
-"""What a rank writes down before it gives up: stacks of its threads, and torch's record of collectives."""
+"""Files that a rank writes before it stops: the stacks of its threads, and torch's record of collectives."""
 
 import faulthandler
 import os
@@ -14,17 +14,17 @@ _RECORDED = "2000"  # collectives kept per rank; some MB
 
 
 def record_collectives() -> None:
-    """Switch torch's flight recorder on. Before the process group is made."""
+    """Switch torch's flight recorder on. Call it before the process group is created."""
     os.environ.setdefault("TORCH_FR_BUFFER_SIZE", _RECORDED)
 
 
-def write_down(folder: Path, name: str, lines: Sequence[str], limit_s: float) -> None:
-    """Write ``NAME.txt`` and ``NAME-collectives.json``; gives up after ``limit_s``: a disk may hang too.
+def write(folder: Path, name: str, lines: Sequence[str], limit_s: float) -> None:
+    """Write ``NAME.txt`` and ``NAME-collectives.json``; give up after ``limit_s``: a disk may hang too.
 
     Args:
-        folder: made when absent.
-        name: says which rank, and when.
-        lines: what is known already; the stacks follow them.
+        folder: created if absent.
+        name: contains the step and the rank.
+        lines: text that precedes the stacks.
         limit_s: seconds.
     """
     writer = threading.Thread(target=_write, args=(folder, name, lines), daemon=True)
@@ -44,16 +44,16 @@ def _write(folder: Path, name: str, lines: Sequence[str]) -> None:
 
 
 def table(board: Board) -> list[str]:
-    """What a rank had heard of all ranks, one line each."""
+    """What a rank knew of all ranks, one line each."""
     return [
-        f"rank {rank}  host {heard.beat.host}  pid {heard.beat.pid}  {heard.beat.place}  "
-        f"heard of {board.contact_at - heard.alive_at:.1f} s before the last look"
-        for rank, heard in sorted(board.ranks.items())
+        f"rank {rank}  host {last.beat.host}  pid {last.beat.pid}  {last.beat.place}  "
+        f"last heartbeat {board.contact_at - last.alive_at:.1f} s before the last read"
+        for rank, last in sorted(board.ranks.items())
     ]
 
 
 def _collectives() -> bytes | None:
-    """The flight recorder's JSON; torch offers no public name for it. None where its build has none."""
+    """The flight recorder's JSON, by a private function of torch; None for builds without it."""
     from torch._C import _distributed_c10d as c10d
 
     names = {"nccl": "_dump_nccl_trace_json", "gloo": "_dump_fr_trace_json"}

@@ -1,4 +1,4 @@
-"""Which rank holds the others up: the time that each spends on its own work, without waiting for others."""
+"""Find the rank that slows the others down: time each rank's own work, without its waits for other ranks."""
 
 import socket
 import time
@@ -7,25 +7,26 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 
-_STEADY = 3  # reports in a row before a slow rank is told
+_STEADY = 3  # reports in a row in which a rank must be slow before it is logged
 
 
 class Pace:
-    """Seconds that this rank spends on data and forward passes, compared over ranks now and then.
+    """Seconds that this rank spends on data and forward passes, compared over the ranks in each report.
 
-    All ranks leave a step together, however unequal they are. Reading data and the forward pass wait for
-    nobody (under ZeRO-3 the forward pass does: there only data tells).
+    All ranks leave a step together, so the step time is the same on all of them. Reading data and the forward
+    pass do not wait for other ranks, except under ZeRO-3, where the forward pass gathers weights: there only
+    slow data shows.
 
     Args:
         device: of this rank.
-        slow_factor: a rank that takes this many times the median of the others is told; 0: never.
-        say: takes one line for the log.
+        slow_factor: a rank is logged when it takes this many times the median of the others; 0: never.
+        log: takes one line for the log.
     """
 
     def __init__(
-        self, device: torch.device, slow_factor: float, say: Callable[[str], None]
+        self, device: torch.device, slow_factor: float, log: Callable[[str], None]
     ) -> None:
-        self.device, self.slow_factor, self.say = device, slow_factor, say
+        self.device, self.slow_factor, self.log = device, slow_factor, log
         self._hosts = [socket.gethostname()] * dist.get_world_size()
         dist.all_gather_object(self._hosts, socket.gethostname())
         self._seconds, self._steps = 0.0, 0
@@ -33,19 +34,19 @@ class Pace:
         self._slow_rank, self._reports = -1, 0
 
     def enter(self, phase: str) -> None:
-        """A phase of a step begins, as :class:`~showo_dist.training.step.Stepper` names them."""
+        """Note that a phase of a step begins, named as by :class:`~showo_dist.training.step.Stepper`."""
         if phase == "forward":
             self._forward.start()
         elif phase == "backward":
             self._forward.stop()
 
     def add_data(self, seconds: float) -> None:
-        """A step's data was there after so long."""
+        """Add the time that a step waited for its data."""
         self._seconds += seconds
         self._steps += 1
 
     def read(self) -> dict[str, float]:
-        """Metrics since the last call, seconds per step; collective. Nothing where there is one rank."""
+        """Metrics since the last call, in seconds per step; collective. Empty for a single rank."""
         if len(self._hosts) == 1:
             return {}
         own = (self._seconds + self._forward.read()) / max(1, self._steps)
@@ -57,7 +58,7 @@ class Pace:
         slowest = int(seconds_R.argmax())
         longest = float(seconds_R[slowest])
         others = float(torch.cat([seconds_R[:slowest], seconds_R[slowest + 1 :]]).quantile(0.5))
-        self._tell(slowest, longest, others)
+        self._log_slow(slowest, longest, others)
         return {
             "rank_s_max": longest,
             "rank_s_median": float(seconds_R.quantile(0.5)),
@@ -65,22 +66,22 @@ class Pace:
             "slowest_rank": float(slowest),
         }
 
-    def _tell(self, rank: int, seconds: float, others: float) -> None:
-        """Once a rank has been too slow in several reports in a row; again when it was not meanwhile."""
+    def _log_slow(self, rank: int, seconds: float, others: float) -> None:
+        """Log a rank once when it has been slow in several reports in a row."""
         if not self.slow_factor or seconds <= self.slow_factor * others:
             self._slow_rank, self._reports = -1, 0
             return
         self._reports = self._reports + 1 if rank == self._slow_rank else 1
         self._slow_rank = rank
         if self._reports == _STEADY:
-            self.say(
+            self.log(
                 f"rank {rank} (host {self._hosts[rank]}) is slow: {seconds:.3f} s per step on data and "
                 f"forward pass, the median of the others is {others:.3f} s"
             )
 
 
 class _Clock:
-    """Adds up stretches of time: of the host, or of the GPU, which the host does not wait for."""
+    """A stopwatch of the host, or of the GPU by events, so that the host does not have to wait for it."""
 
     def __init__(self, device: torch.device) -> None:
         self._gpu = device.type == "cuda"

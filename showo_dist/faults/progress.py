@@ -1,11 +1,10 @@
-"""What the main thread of a rank is doing, for the threads that watch over it."""
+"""The place of a rank's main thread in its run, written by that thread and read by those that watch it."""
 
 import threading
 from dataclasses import dataclass
 
-# Phases that may take long without anything being wrong. Of the others, so may those of a process's first
-# step, which compiles.
-LONG_PHASES = ("setup", "save", "images", "end")
+# Phases that may take long without a fault. So may every phase of a process's first step, which compiles.
+LONG_PHASES = ("setup", "save", "validation", "images", "end")
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,11 +12,11 @@ class Place:
     """Where a rank is in its run.
 
     Attributes:
-        step: optimizer step under way, or done last.
+        step: current optimizer step, or the last one.
         phase: ``setup``, ``data``, ``exchange`` (of label counts), ``forward``, ``backward``, ``step``,
             ``log``, ``images``, ``save`` or ``end``.
-        moves: phases entered so far; all ranks enter the same ones in the same order.
-        may_take_long: whether staying here is no sign of trouble for a long while.
+        moves: phases entered so far; all ranks enter the same phases in the same order.
+        may_take_long: whether the phase is long (see :data:`LONG_PHASES`).
     """
 
     step: int = 0
@@ -30,11 +29,11 @@ class Place:
 
 
 class Progress:
-    """Written by the main thread, read by others: a place is replaced as a whole.
+    """The current place; it is replaced as a whole, so that other threads can read it without a lock.
 
     Attributes:
         place: where the main thread is.
-        moved: set whenever that changes.
+        moved: set at each change of the place.
     """
 
     def __init__(self) -> None:
@@ -42,13 +41,13 @@ class Progress:
         self._first_step: int | None = None
 
     def begin_step(self, step: int) -> None:
-        """Optimizer step ``step`` begins, with its data."""
+        """Begin optimizer step ``step``, with its phase ``data``."""
         if self._first_step is None:
             self._first_step = step
         self._move(step, "data")
 
     def enter(self, phase: str) -> None:
-        """The next phase of the step under way."""
+        """Enter the next phase of the current step."""
         self._move(self.place.step, phase)
 
     def _move(self, step: int, phase: str) -> None:

@@ -1,4 +1,4 @@
-"""Signals that ask a rank to stop: noted at once, acted on by all ranks after the step under way."""
+"""Signals that request a stop: recorded at once, obeyed by all ranks together after the current step."""
 
 import signal
 from types import FrameType, TracebackType
@@ -10,12 +10,12 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class StopRequest:
-    """While entered, notes SIGTERM, SIGUSR1 and SIGINT instead of dying of them.
+    """While entered, records SIGTERM, SIGUSR1 and SIGINT instead of ending the process.
 
-    A second SIGINT interrupts at once, as it does without this.
+    A second SIGINT raises KeyboardInterrupt, as usual.
 
     Attributes:
-        signal_name: the last signal that came, or None.
+        signal_name: the last signal received, or None.
     """
 
     def __init__(self) -> None:
@@ -26,8 +26,8 @@ class StopRequest:
         return self.signal_name is not None
 
     def __enter__(self) -> Self:
-        """Only the main thread may enter: Python delivers signals there."""
-        self._before = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+        """Install the handlers; only the main thread may, because Python delivers signals there."""
+        self._before = {number: signal.signal(number, self._record) for number in STOP_SIGNALS}
         return self
 
     def __exit__(
@@ -39,15 +39,15 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         self.signal_name = signal.Signals(number).name
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def who_asked(own: StopRequest, step: int) -> str:
-    """One line on who asked all ranks to stop after ``step``; collective."""
+def stop_message(own: StopRequest, step: int) -> str:
+    """One line that names the ranks and signals that stopped the run after ``step``; collective."""
     names: list[str | None] = [None] * dist.get_world_size()
     dist.all_gather_object(names, own.signal_name)
     asked = ", ".join(f"{name} on rank {rank}" for rank, name in enumerate(names) if name)
-    return f"stopped and saved after step {step} ({asked}); the same command goes on from there"
+    return f"stopped and saved after step {step} ({asked}); the same command resumes from there"

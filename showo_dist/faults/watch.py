@@ -1,7 +1,7 @@
-"""Every rank tells the others that it lives and what it does, and stops with one line when one does not.
+"""Watch over all ranks: when one is lost, the others stop within a time limit, with one line that names it.
 
-Messages are sent and read by a thread of their own, which needs neither the process group nor a main thread
-that moves. A second thread decides, and waits for nobody.
+Two threads do the work, because the main thread may hang in a collective. One sends and reads heartbeats,
+through a store that is separate from the process group. The other judges them and waits for no other rank.
 """
 
 import os
@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 from showo_dist.faults import evidence
 from showo_dist.faults.beats import HOST_RANK, Beat, Board, Channel, Ended, Verdict
-from showo_dist.faults.judge import Patience, judge
+from showo_dist.faults.judge import Timeouts, judge
 from showo_dist.faults.progress import Progress
 from showo_dist.runtime.exits import SIBLING_GRACE_S, StoppedError, leave
 from showo_dist.runtime.ranks import Ranks
@@ -34,10 +34,10 @@ class Settings:
     """How a run is watched.
 
     Attributes:
-        timeout_s: the others stop within it when a rank is dead, frozen or does not move.
-        long_s: phases that may take long have so long.
-        folder: where evidence goes.
-        program: what the line on stderr begins with.
+        timeout_s: within it, the others stop when a rank is dead, frozen or does not move.
+        long_s: limit of the phases that may take long.
+        folder: for the evidence.
+        program: begins the line on stderr.
     """
 
     timeout_s: float
@@ -47,26 +47,26 @@ class Settings:
 
     @property
     def interval_s(self) -> float:
-        """Between two looks at the others, and the longest between two messages of a rank."""
+        """Seconds between two reads of the heartbeats, and at most between two heartbeats of a rank."""
         return min(1.0, self.timeout_s / 20)
 
     @property
     def brief_s(self) -> float:
-        """For each of the last things that a rank does before it stops."""
+        """Seconds for each of the last things that a rank does before it stops."""
         return min(2.0, self.timeout_s / 20)
 
     @property
     def suspicion_s(self) -> float:
-        """Silence that tells who is gone, once a collective has failed."""
+        """Silence that identifies the lost rank once a collective has failed, in seconds."""
         return max(2.0, 4 * self.interval_s)
 
 
 @contextmanager
 def watched(ranks: Ranks, progress: Progress, settings: Settings) -> Iterator[None]:
-    """Watch over all ranks; collective. A lone rank, or a timeout of 0, is not watched.
+    """Watch over all ranks; collective. A single rank, or a timeout of 0, is not watched.
 
-    An error inside tells the others. One that only says that another rank is gone becomes the line that names
-    that rank, and the end of this process.
+    The other ranks learn of an error inside. An error that only shows that another rank is lost does not
+    leave the context: this process ends with the line that names that rank.
     """
     if ranks.world == 1 or not settings.timeout_s:
         yield
@@ -81,64 +81,69 @@ def watched(ranks: Ranks, progress: Progress, settings: Settings) -> Iterator[No
 
 
 class Watch:
-    """The two threads, and what the main thread says to them.
+    """The two threads, and the calls with which the main thread ends them.
 
     Args:
         ranks: this process among the others; the process group exists.
         progress: of the main thread.
-        settings: how.
+        settings: time limits and outputs.
     """
 
     def __init__(self, ranks: Ranks, progress: Progress, settings: Settings) -> None:
         self.rank, self.progress, self.settings = ranks.rank, progress, settings
-        self.patience = Patience.within(settings.timeout_s, settings.long_s)
+        self.timeouts = Timeouts.within(settings.timeout_s, settings.long_s)
         self._beat = Beat(0, socket.gethostname(), os.getpid(), progress.place)
-        self._lost_in: list[str] = []  # where the main thread was when it lost contact
-        self._news: dict[str, Any] = {}  # fields of this rank's next messages
+        self._connection_error: list[
+            str
+        ] = []  # traceback of the main thread, if it lost a connection
+        self._news: dict[str, Any] = {}  # fields of Beat to set in this rank's next heartbeats
         self._channel = Channel(ranks, self._beat, max(60.0, settings.timeout_s))
         self.board = Board.first(self._channel.read(), time.monotonic())
-        self._talking, self._closing = threading.Lock(), threading.Event()
-        loops = (self._talk, self._guard)
+        self._exchanging, self._closing = threading.Lock(), threading.Event()
+        loops = (self._exchange_loop, self._judge_loop)
         self._threads = [threading.Thread(target=f, name=f.__name__, daemon=True) for f in loops]
         for thread in self._threads:
             thread.start()
 
-    def close(self, ended: Ended, words: str = "") -> None:
-        """Tell the others that this rank leaves, and how; stop watching."""
-        self._news.update(ended=ended, words=words)
+    def close(self, ended: Ended, error: str = "") -> None:
+        """Send the others how this rank ends, and stop watching."""
+        self._news.update(ended=ended, error=error)
         self._exchange()
-        self._linger()
+        self._serve_last_reads()
         self._closing.set()
         self.progress.moved.set()
-        # One that came back from the store into an interpreter that is gone would abort this process.
+        # A thread that returned from the store after the interpreter's end would abort this process.
         for thread in self._threads:
             thread.join(self.settings.brief_s)
 
     def fail(self, error: BaseException) -> None:
-        """The main thread ends with ``error``; returns where somebody else will show it."""
+        """The main thread ends with ``error``; returns if the caller has to show it."""
         if lost_contact(error):
             self._wait_for_verdict(error)
         if isinstance(error, (StoppedError, SystemExit)):
             self.close("done")
         elif isinstance(error, (ValueError, OSError)):
-            self.close("mistake")
+            self.close("user_error")
         else:
             traceback.print_exception(error)
             self.close("failed", f"{type(error).__name__}: {_first_line(error)}")
-            leave(1)  # leaving the process group could wait for ever
+            leave(1)  # destroying the process group could hang
 
     def _wait_for_verdict(self, error: BaseException) -> NoReturn:
-        """Another rank is gone: the guard finds out which; after a while it is said without a name."""
-        self._lost_in = traceback.format_exception(error)
-        self.patience = self.patience.alarmed(self.settings.suspicion_s)
+        """Another rank is lost: the judging thread finds out which and ends this process.
+
+        If it cannot within three times the shortened limit, the process ends without a name.
+        """
+        self._connection_error = traceback.format_exception(error)
+        self.timeouts = self.timeouts.shortened(self.settings.suspicion_s)
         time.sleep(3 * self.settings.suspicion_s)
         own = f"rank {self.rank} (host {self._beat.host}, pid {self._beat.pid})"
         text = f"{own} lost contact in {self.progress.place}: {_first_line(error)}"
         self._stop(Verdict((), text))
 
     def _exchange(self, read: bool = True) -> None:
-        """Send and read; what cannot be is a lack of contact, and is judged as such."""
-        if not self._talking.acquire(timeout=self.settings.brief_s):
+        """Send a heartbeat and read the others'; on failure ``contact_at`` stays as it is and is judged."""
+        if not self._exchanging.acquire(timeout=self.settings.brief_s):
             return
         try:
             count, place = self._beat.count + 1, self.progress.place
@@ -146,12 +151,12 @@ class Watch:
             with suppress(dist.DistError):
                 self._channel.send(self._beat)
                 if read:
-                    self.board = self.board.heard(self._channel.read(), time.monotonic())
+                    self.board = self.board.updated(self._channel.read(), time.monotonic())
         finally:
-            self._talking.release()
+            self._exchanging.release()
 
-    def _talk(self) -> None:
-        """A move of the main thread is told soon, so that the others know the last thing it did."""
+    def _exchange_loop(self) -> None:
+        """Send at each move of the main thread, so that others know its place; read once per interval."""
         read_at = 0.0
         while not self._closing.wait(min(_SHORTEST_INTERVAL_S, self.settings.interval_s)):
             self.progress.moved.wait(self.settings.interval_s)
@@ -160,67 +165,73 @@ class Watch:
             read_at = time.monotonic() if read else read_at
             self._exchange(read)
 
-    def _guard(self) -> None:
-        looked_at = time.monotonic()
+    def _judge_loop(self) -> None:
+        judged_at = time.monotonic()
         while not self._closing.wait(self.settings.interval_s / 2):
             now = time.monotonic()
-            if now - looked_at > self.patience.silent_s / 2:  # this process itself stood still
-                self.board = self.board.forgiven(now)
-            looked_at = now
+            # A long gap between two rounds means that this process was stopped (Ctrl-Z, a suspended
+            # machine). Its board is as old, so no other rank may be judged by it.
+            if now - judged_at > self.timeouts.silent_s / 2:
+                self.board = self.board.restarted(now)
+            judged_at = now
             if "ended" not in self._news:
-                self._leave_with_others()
-                verdict = judge(self.board, self.rank, self.patience, now)
+                self._leave_after_user_error()
+                verdict = judge(self.board, self.rank, self.timeouts, now)
                 if verdict is not None:
                     self._stop(verdict)
 
-    def _leave_with_others(self) -> None:
-        """A user's mistake that another rank has met is told by that rank, which needs the time to do so."""
-        ended = [r for r, heard in self.board.ranks.items() if heard.beat.ended == "mistake"]
+    def _leave_after_user_error(self) -> None:
+        """End this process after another rank met a user's mistake; that rank reports it.
+
+        Launchers kill all ranks soon after the first one ends. So the others wait for the rank that reports,
+        unless it is rank 0, which reports without delay.
+        """
+        ended = [r for r, last in self.board.ranks.items() if last.beat.ended == "user_error"]
         if ended:
-            self._news.update(ended="mistake")
+            self._news.update(ended="user_error")
             self._exchange()
             time.sleep(0 if HOST_RANK in ended else 2 * SIBLING_GRACE_S)
             leave(USER_ERROR)
 
     def _stop(self, verdict: Verdict) -> NoReturn:
-        """Tell the others, write down what can be known, say it once, and end this process."""
+        """Send the verdict to the others, write the evidence, print one line on one rank, and exit."""
         self._news.update(verdict=verdict)
         self._exchange()
         name = f"step-{self.progress.place.step:06d}-rank-{self.rank:05d}"
         folder = self.settings.folder
-        lines = [verdict.text, "", *evidence.table(self.board), "", *self._lost_in]
-        evidence.write_down(folder, name, lines, self.settings.brief_s)
-        if self.rank == self._speaker(verdict):
+        lines = [verdict.text, "", *evidence.table(self.board), "", *self._connection_error]
+        evidence.write(folder, name, lines, self.settings.brief_s)
+        if self.rank == self._first_survivor(verdict):
             line = f"{self.settings.program}: {verdict.text}. All ranks stop; see {folder}"
             print(line, file=sys.stderr, flush=True)
-        self._linger()
+        self._serve_last_reads()
         leave(RANK_LOST, verdict.lost)
 
-    def _speaker(self, verdict: Verdict) -> int:
-        """The first rank that is still there to say it."""
-        there = (
+    def _first_survivor(self, verdict: Verdict) -> int:
+        """The first rank that still runs; it prints the line."""
+        running = (
             rank
-            for rank, heard in sorted(self.board.ranks.items())
-            if rank not in verdict.lost and not heard.beat.ended
+            for rank, last in sorted(self.board.ranks.items())
+            if rank not in verdict.lost and not last.beat.ended
         )
-        return next(there, self.rank)
+        return next(running, self.rank)
 
-    def _linger(self) -> None:
-        """The host of the messages stays until the others have read the last ones."""
+    def _serve_last_reads(self) -> None:
+        """The host of the store stays until the others have read the last heartbeats."""
         until = time.monotonic() + self.settings.brief_s
         while self.rank == HOST_RANK and time.monotonic() < until and not self._all_leave():
             self._exchange()
             time.sleep(0.02)
 
     def _all_leave(self) -> bool:
-        beats = [heard.beat for rank, heard in self.board.ranks.items() if rank != self.rank]
+        beats = [last.beat for rank, last in self.board.ranks.items() if rank != self.rank]
         return all(beat.ended or beat.verdict for beat in beats)
 
 
 def lost_contact(error: BaseException) -> bool:
-    """Whether an error says that another rank cannot be reached, and nothing about this one.
+    """Whether an error only shows that another rank cannot be reached.
 
-    Gloo's errors are plain ones that name its source file; one from a background save comes wrapped.
+    Gloo raises plain errors that name its source file; an error of a background save arrives wrapped.
     """
     return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
 

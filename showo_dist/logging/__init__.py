@@ -1,4 +1,4 @@
-"""What a run reports about itself: metrics and events in files, progress on screen, wandb."""
+"""The log of a run: metrics, events and images in files, progress on the screen, wandb."""
 
 from showo_dist.logging.records import read_metrics
 from showo_dist.logging.run import RunLogger

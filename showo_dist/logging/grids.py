@@ -1,4 +1,4 @@
-"""Images side by side, with words: grids with titles, and sheets of images with their texts below."""
+"""Sheets of images: grids with titles, and images with their texts below."""
 
 from collections.abc import Sequence
 from textwrap import wrap
@@ -18,7 +18,7 @@ def _font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
 
 
 def fitted(image: Image.Image, tile: int) -> Image.Image:
-    """The image in ``tile`` pixels, proportions kept; enlarging keeps the pixels visible."""
+    """Resize to a longest side of ``tile`` pixels; enlarging keeps the pixels visible."""
     scale = tile / max(image.size)
     width, height = (max(1, round(side * scale)) for side in image.size)
     how = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
@@ -26,18 +26,18 @@ def fitted(image: Image.Image, tile: int) -> Image.Image:
 
 
 def _lines(text: str, width: int) -> list[str]:
-    """The text in lines of at most ``width`` pixels, about."""
+    """Wrap the text into lines of about ``width`` pixels."""
     characters = max(4, int(width / _CHARACTER_PX))
     return [line for part in text.splitlines() for line in wrap(part, characters)]
 
 
 def _write(
     draw: ImageDraw.ImageDraw,
-    place: tuple[int, int],
+    position: tuple[int, int],
     lines: Sequence[str],
     colour: tuple[int, int, int],
 ) -> None:
-    x, y = place
+    x, y = position
     for number, line in enumerate(lines):
         draw.text((x, y + number * _LINE_PX), line, fill=colour, font=_font())
 
@@ -48,7 +48,7 @@ def labelled_grid(
     row_titles: Sequence[str] = (),
     tile: int = 128,
 ) -> Image.Image:
-    """A grid of images with titles above the columns and left of the rows.
+    """Arrange images in a grid, with titles above the columns and left of the rows.
 
     Args:
         rows: images, row by row; rows may differ in length.
@@ -57,7 +57,7 @@ def labelled_grid(
         tile: longest side of an image in the grid, pixels.
 
     Raises:
-        ValueError: no image at all, or titles that do not fit the grid.
+        ValueError: no image, or a number of titles that does not match the grid.
     """
     columns = max((len(row) for row in rows), default=0)
     if not columns:
@@ -85,7 +85,7 @@ def labelled_grid(
 def captioned_sheet(
     images: Sequence[tuple[Image.Image, str]], columns: int = 6, tile: int = 144
 ) -> Image.Image:
-    """Images in rows, each with its whole text below it.
+    """Arrange images in rows, each with its whole text below it.
 
     Args:
         images: (image, text) pairs; line breaks in the text are kept.

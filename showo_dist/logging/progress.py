@@ -1,4 +1,4 @@
-"""How far a run is: a bar on a terminal, a plain line now and then elsewhere."""
+"""Progress of a run: a bar on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -9,13 +9,14 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-# What is worth a glance, in this order, as far as the trainer measures it.
+# Metrics shown in the progress line, in this order, if the trainer measures them.
 _SHOWN = {
     "loss": "loss {:.3f}",
     "loss/t2i": "t2i {:.3f}",
     "loss/lm": "lm {:.3f}",
     "loss/mmu": "mmu {:.3f}",
     "loss/recon": "recon {:.3f}",
+    "validation/loss": "validation {:.3f}",
     "codes_in_use": "codes in use {:.0f}",
     "eval/psnr": "PSNR {:.1f} dB",
     "lr": "lr {:.1e}",
@@ -26,20 +27,20 @@ _SHOWN = {
 
 
 def summary(metrics: Mapping[str, float]) -> str:
-    """The metrics worth a glance in one line."""
+    """The metrics of ``_SHOWN`` in one line."""
     shown = (text.format(metrics[name]) for name, text in _SHOWN.items() if name in metrics)
     return "  ".join(shown)
 
 
 class PlainProgress:
-    """One line per ``every_s`` seconds, and one at the end: for logs that are files.
+    """Prints one line per ``every_s`` seconds and one at the end, for output that is not a terminal.
 
     Args:
         name: of the run.
         total_steps: of the whole run.
         start_step: steps done before.
         every_s: least seconds between two lines.
-        unit: what a step is called.
+        unit: name of a step.
     """
 
     def __init__(
@@ -70,14 +71,14 @@ class PlainProgress:
         print(f"{self._name}: {message}", flush=True)
 
     def image(self, step: int, name: str, image: Image.Image, caption: str) -> None:
-        """Nothing to show: the file says it."""
+        """Images are not shown; they are in files."""
 
     def close(self) -> None:
-        """Nothing is left open."""
+        """Nothing to close."""
 
 
 class BarProgress:
-    """A bar that stays at the foot of the terminal."""
+    """Shows a bar in the last line of the terminal."""
 
     def __init__(self, name: str, total_steps: int, start_step: int, console: Console) -> None:
         self._progress = Progress(
@@ -103,7 +104,7 @@ class BarProgress:
         self._progress.console.print(message, markup=False, highlight=False)
 
     def image(self, step: int, name: str, image: Image.Image, caption: str) -> None:
-        """Nothing to show: the file says it."""
+        """Images are not shown; they are in files."""
 
     def close(self) -> None:
         self._progress.stop()
@@ -116,7 +117,7 @@ def progress_display(
     every_s: float = 10.0,
     unit: str = "step",
 ) -> PlainProgress | BarProgress:
-    """The bar where stdout is a terminal that can move its cursor, else plain lines."""
+    """A bar if stdout is a terminal that can move its cursor, else plain lines."""
     console = Console()
     if sys.stdout.isatty() and console.is_interactive:
         return BarProgress(name, total_steps, start_step, console)

@@ -1,4 +1,4 @@
-"""The files of a run: one JSON object per line, appended and flushed at once."""
+"""The files of a run's log: JSON lines that are flushed at once, and images."""
 
 import json
 import math
@@ -11,9 +11,11 @@ from typing import Any, TextIO
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from showo_data.files import written_aside
+
 
 def parse_lines(text: str) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines text; a line that a killed writer left unfinished is left out."""
+    """Parse JSON lines; a line that a killed writer left incomplete is skipped."""
     records = []
     for line in text.splitlines():
         try:
@@ -26,28 +28,24 @@ def parse_lines(text: str) -> list[dict[str, Any]]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a ``metrics.jsonl``; none where there is no such file."""
+    """The records of a ``metrics.jsonl``; empty if the file does not exist."""
     return parse_lines(path.read_text()) if path.is_file() else []
 
 
 def drop_after(path: Path, step: int) -> None:
-    """Remove the lines of later steps, and an unfinished one, in one rename.
+    """Remove the lines of later steps, and an incomplete line; the file is replaced in one rename.
 
-    Steps after a checkpoint are run again when it is resumed from; each must stand there once.
+    A run that resumes repeats the steps after its checkpoint, and each step must be in the file once.
     """
     if not path.is_file():
         return
     kept = [record for record in read_metrics(path) if record.get("step", 0) <= step]
-    aside = path.with_name(f".{path.name}.part")
-    with aside.open("w") as file:
-        file.writelines(json.dumps(record) + "\n" for record in kept)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    with written_aside(path) as file:
+        file.writelines(json.dumps(record).encode() + b"\n" for record in kept)
 
 
 def open_lines(path: Path) -> TextIO:
-    """Open for appending; a last line that a killed writer left unfinished is ended first."""
+    """Open for appending; a last line that a killed writer left incomplete is terminated first."""
     file = path.open("a+")
     end = file.seek(0, os.SEEK_END)
     if end:
@@ -58,16 +56,16 @@ def open_lines(path: Path) -> TextIO:
 
 
 def _plain(value: float) -> float | None:
-    """A number that JSON can hold; what is not finite becomes null."""
+    """A number for JSON; NaN and infinities become null."""
     number = float(value)
     return number if math.isfinite(number) else None
 
 
 class RecordFiles:
-    """``metrics.jsonl``, ``events.jsonl`` and ``images/`` of a run.
+    """Writes ``metrics.jsonl``, ``events.jsonl`` and ``images/`` of a run.
 
     Args:
-        folder: of the run, made when absent.
+        folder: of the run, created if absent.
         metrics_name: file of the metrics; None writes none.
         start_step: metrics of later steps are removed first.
     """

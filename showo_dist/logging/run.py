@@ -1,4 +1,4 @@
-"""The one object through which a trainer reports."""
+"""The logger of a run, which passes metrics, events and images to files, the screen and wandb."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +13,7 @@ from showo_dist.logging.wandb_run import WandbRun, effective_mode
 
 
 class Sink(Protocol):
-    """Somewhere that reports go."""
+    """A destination of the log."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
     def event(self, message: str) -> None: ...
@@ -22,7 +22,7 @@ class Sink(Protocol):
 
 
 class RunLogger:
-    """Metrics, events and images of a run; silent on every rank but 0: callers need no branch.
+    """Logs metrics, events and images of a run; does nothing on ranks other than 0.
 
     Args:
         folder: of the run.
@@ -30,14 +30,14 @@ class RunLogger:
         total_steps: optimizer steps of the whole run.
         start_step: steps done before; metrics of later ones are removed from the file.
         config: the resolved config, for wandb.
-        project, name: wandb's; the name also heads the progress lines.
+        project, name: for wandb; the name also begins the progress lines.
         wandb_mode: ``online``, ``offline``, ``disabled``, or ``auto``: online when logged in,
             else offline.
-        wandb_id: run to go on with.
+        wandb_id: wandb run to resume.
         wandb_entity: team or user.
         wandb_resume: ``wandb.init(resume=…)``, used with ``wandb_id``.
         metrics_name: file of the metrics in ``folder``; None writes none.
-        plain_every_s: least seconds between two progress lines where there is no terminal.
+        plain_every_s: least seconds between two progress lines without a terminal.
 
     Raises:
         ValueError: unknown ``wandb_mode``.
@@ -60,7 +60,7 @@ class RunLogger:
         metrics_name: str | None = "metrics.jsonl",
         plain_every_s: float = 10.0,
     ) -> None:
-        effective_mode(wandb_mode)  # a wrong mode is an error on every rank alike
+        effective_mode(wandb_mode)  # raises on every rank, so that all of them stop
         self._sinks: list[Sink] = []
         self._wandb: WandbRun | None = None
         if rank != 0:
@@ -82,11 +82,11 @@ class RunLogger:
 
     @property
     def wandb_id(self) -> str | None:
-        """The wandb run's id, to be kept in checkpoints; None without a run."""
+        """The wandb run's id, which checkpoints keep; None without a wandb run."""
         return None if self._wandb is None else self._wandb.id
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Report the metrics of optimizer step ``step``: numbers, or tensors of one element."""
+        """Log the metrics of optimizer step ``step``: numbers, or tensors of one element."""
         if not self._sinks:
             return
         values = {name: float(value) for name, value in metrics.items()}
@@ -94,17 +94,17 @@ class RunLogger:
             sink.log(step, values)
 
     def event(self, message: str) -> None:
-        """Report one line: what happened, once."""
+        """Log one line about something that happened."""
         for sink in self._sinks:
             sink.event(message)
 
     def images(self, step: int, name: str, image: Image.Image, caption: str) -> None:
-        """Keep an image as ``images/NAME-STEP.png``, and send it to wandb."""
+        """Save an image as ``images/NAME-STEP.png`` and send it to wandb."""
         for sink in self._sinks:
             sink.image(step, name, image, caption)
 
     def close(self) -> None:
-        """End the progress display and the wandb run."""
+        """Close the files, the progress display and the wandb run."""
         for sink in reversed(self._sinks):
             sink.close()
         self._sinks = []

@@ -1,4 +1,4 @@
-"""Weights & Biases as a guest: whatever goes wrong there is one line, and training goes on."""
+"""Weights & Biases as a destination of the log: a failure is one line, and the training continues."""
 
 import netrc
 import os
@@ -12,11 +12,11 @@ from PIL import Image
 
 MODES = ("auto", "online", "offline", "disabled")
 _DEFAULT_SERVER = "https://api.wandb.ai"
-_CONNECT_S = 30  # a server that does not answer must not hold up every rank for long
+_CONNECT_S = 30  # limits how long a silent server can delay all ranks
 
 
 def logged_in() -> bool:
-    """Whether there is a wandb key: ``WANDB_API_KEY``, or the server's entry in the netrc file."""
+    """Whether a wandb key exists: ``WANDB_API_KEY``, or the server's entry in the netrc file."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     server = urlsplit(os.environ.get("WANDB_BASE_URL", _DEFAULT_SERVER)).hostname
@@ -27,7 +27,7 @@ def logged_in() -> bool:
 
 
 def effective_mode(mode: str) -> str:
-    """``auto`` resolved: ``WANDB_MODE`` when set, else online when logged in, else offline.
+    """Resolve ``auto``: ``WANDB_MODE`` if set, else online when logged in, else offline.
 
     Raises:
         ValueError: an unknown mode.
@@ -45,15 +45,13 @@ class WandbRun:
     Args:
         folder: of the training run; wandb writes into ``folder/wandb``.
         mode: one of :data:`MODES`.
-        warn: called with one line when wandb fails; it is not used again after that.
+        log: takes one line when wandb fails; it is not used again after that.
         options: keyword arguments of ``wandb.init`` (project, name, config, id, …).
     """
 
-    def __init__(
-        self, folder: Path, mode: str, warn: Callable[[str], None], **options: Any
-    ) -> None:
+    def __init__(self, folder: Path, mode: str, log: Callable[[str], None], **options: Any) -> None:
         self.id: str | None = None
-        self._warn = warn
+        self._log = log
         self._run: Any = None
         mode = effective_mode(mode)
         if mode != "disabled":
@@ -64,7 +62,7 @@ class WandbRun:
         try:
             import wandb
         except ImportError:
-            self._warn("wandb is not installed: nothing is logged there")
+            self._log("wandb is not installed: nothing is logged there")
             return
         settings = wandb.Settings(console="off", silent=True, init_timeout=_CONNECT_S)
         for mode in modes:
@@ -72,9 +70,9 @@ class WandbRun:
             try:
                 self._run = wandb.init(dir=folder, settings=settings, **options)
                 break
-            except Exception as error:  # wandb raises many kinds; none may end the training
-                self._warn(f"wandb cannot start {mode}: {_reason(error)}")
-        # Steps are a metric of their own: a resumed run may go back behind the last step it sent.
+            except Exception as error:  # of any kind: none may end the training
+                self._log(f"wandb cannot start {mode}: {_reason(error)}")
+        # Our own step metric: wandb's must not decrease, but a resumed run may repeat steps.
         self._use(lambda run: run.define_metric("*", step_metric="step"))
         if self._run is not None:
             self.id = self._run.id
@@ -86,7 +84,7 @@ class WandbRun:
             action(self._run)
         except Exception as error:  # as above
             self._run = None
-            self._warn(f"wandb failed and is not used any more: {_reason(error)}")
+            self._log(f"wandb failed and is not used any more: {_reason(error)}")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self._use(lambda run: run.log({"step": step, **metrics}))
@@ -100,7 +98,7 @@ class WandbRun:
         self._use(send)
 
     def event(self, message: str) -> None:
-        """Events stay in the run's own files."""
+        """Events are not sent."""
 
     def close(self) -> None:
         self._use(lambda run: run.finish())

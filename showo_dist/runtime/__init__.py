@@ -1,1 +1,1 @@
-"""What every command that runs on ranks shares: the ranks, the number format, and how a run ends."""
+"""The base of every command: ranks, number format, random generators, and how a run exits."""

@@ -1,4 +1,4 @@
-"""How a run on several ranks ends, and the exit codes that say so."""
+"""How a run on several ranks ends: one line for the user, an exit code, and a report for the supervisor."""
 
 import atexit
 import json
@@ -16,11 +16,11 @@ SIBLING_GRACE_S = 5.0  # a launcher ends the other ranks well within it once ran
 
 
 class StoppedError(Exception):
-    """The run ends here, on all ranks alike; rank 0 says why in one line.
+    """The run stops here on all ranks; rank 0 prints the reason.
 
     Args:
         code: exit code.
-        message: the line.
+        message: the reason, one line.
     """
 
     def __init__(self, code: int, message: str) -> None:
@@ -28,12 +28,12 @@ class StoppedError(Exception):
         self.code = code
 
 
-class OwnMistakeError(ValueError):
-    """What a user can mend, seen by this rank alone: it says so at once, naming rank and host itself."""
+class OneRankError(ValueError):
+    """A user's mistake that only this rank sees; it prints it at once. The message names rank and host."""
 
 
 def report(code: int | None, lost: Sequence[int] = ()) -> None:
-    """Tell the supervisor, where there is one, that this rank runs (None) or ends with ``code``.
+    """Report to the supervisor, if there is one, that this rank runs (None) or ends with ``code``.
 
     Args:
         code: exit code.
@@ -44,47 +44,47 @@ def report(code: int | None, lost: Sequence[int] = ()) -> None:
         return
     path = Path(folder) / f"rank-{rank_of_environment():05d}.json"
     aside = path.with_suffix(f".{os.getpid()}")
-    with suppress(OSError):  # nobody reads it any more; that must not change how the run ends
+    with suppress(OSError):  # a failed report must not change how the run ends
         aside.write_text(json.dumps({"pid": os.getpid(), "code": code, "lost": sorted(lost)}))
         aside.replace(path)
 
 
 def rank_of_environment() -> int:
-    """What a launcher said about this process, before there is a process group."""
+    """This process's rank according to its launcher, before there is a process group."""
     return int(os.environ.get("RANK", 0))
 
 
-def exit_plainly(program: str, run: Callable[[], int]) -> None:
-    """Run and exit. What a user can mend is one line on stderr, not a traceback on every rank.
+def run_and_exit(program: str, run: Callable[[], int]) -> None:
+    """Run and exit. A user's mistake becomes one line on stderr instead of a traceback on every rank.
 
-    All ranks see most mistakes alike: rank 0 speaks at once, any other only if it is still alive a moment
-    later, which means that the mistake is its own. The process then ends without waiting for others that may
-    be stuck in a collective.
+    All ranks see most mistakes: rank 0 prints the line at once, another rank only if it still runs a few
+    seconds later, because then the mistake is its own. The process does not wait for ranks that may hang in a
+    collective.
 
-    The interpreter is never torn down. A process group outlives its destruction where DeepSpeed still refers
-    to it, and a thread of gloo's that lets go of the last collective's tensors in an interpreter that is gone
-    aborts a run that was good (pytorch/pytorch#190489).
+    The interpreter is never torn down. A process group outlives its destruction while DeepSpeed refers to it,
+    and a gloo thread that releases the last collective's tensors after the interpreter's end aborts a run
+    that succeeded (pytorch/pytorch#190489).
 
     Args:
-        program: what the line begins with.
-        run: gives the exit code.
+        program: begins the line.
+        run: returns the exit code.
     """
-    code = 1  # of an error that nobody foresaw
-    atexit.register(lambda: leave(code))  # the handlers registered from now on come before it
+    code = 1  # of an unexpected error
+    atexit.register(lambda: leave(code))  # atexit runs it after the handlers registered from now on
     report(None)
     try:
         code = run()
     except StoppedError as stopped:
         if rank_of_environment() == 0:
-            _say(f"{program}: {stopped}")
+            _print_error(f"{program}: {stopped}")
         leave(stopped.code)
     except (ValueError, OSError) as error:
         rank = rank_of_environment()
         report(USER_ERROR)
-        own = isinstance(error, OwnMistakeError)
+        own = isinstance(error, OneRankError)
         if rank and not own:
             time.sleep(SIBLING_GRACE_S)
-        _say(f"{program}{f' (rank {rank})' if rank and not own else ''}: {error}")
+        _print_error(f"{program}{f' (rank {rank})' if rank and not own else ''}: {error}")
         leave(USER_ERROR)
     except SystemExit as asked:
         code = asked.code if isinstance(asked.code, int) else int(asked.code is not None)
@@ -92,12 +92,12 @@ def exit_plainly(program: str, run: Callable[[], int]) -> None:
     sys.exit(code)
 
 
-def _say(line: str) -> None:
+def _print_error(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
 def leave(code: int, lost: Sequence[int] = ()) -> NoReturn:
-    """End this process now, from any thread, whatever its other threads wait for."""
+    """Report, then end this process at once, from any thread, whatever its other threads wait for."""
     report(code, lost)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -1,10 +1,10 @@
-"""Which number format the forward pass computes in."""
+"""The number format of the forward pass."""
 
 import torch
 
 
 def autocast(setting: str, device: torch.device) -> torch.autocast:
-    """The autocast context of ``auto``, ``bf16`` or ``fp32``; ``auto`` takes bf16 where it is fast."""
+    """The autocast context of ``auto``, ``bf16`` or ``fp32``; ``auto`` is bf16 where that is fast."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=uses_bf16(setting, device))
 
 

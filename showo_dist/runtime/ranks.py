@@ -1,4 +1,4 @@
-"""The processes of a run: one without a launcher, else those that torchrun or DeepSpeed started."""
+"""The ranks of a run: a single process, or those that torchrun or DeepSpeed started."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those of the run."""
+    """This process among the ranks of the run."""
 
     rank: int
     world: int
@@ -21,14 +21,14 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes files and speaks to the user."""
+        """Whether this is rank 0, which writes files and prints to the user."""
         return self.rank == 0
 
     def mean(self, value: Tensor, share: float) -> Tensor:
-        """Mean over the ranks, each weighted by its ``share``; the gradient goes to ``value`` alone.
+        """Mean over the ranks, weighted by each rank's ``share``; gradients reach this rank's ``value`` only.
 
-        With every rank's loss multiplied by its share, the gradients' sum over the ranks then is the
-        gradient of whatever is computed from the mean.
+        If every rank multiplies its loss by its share, the gradients' sum over the ranks is the gradient of
+        the loss of the mean.
         """
         if self.world == 1:
             return value
@@ -42,10 +42,10 @@ class Ranks:
         return value
 
     def first_alone(self, action: Callable[[], object]) -> None:
-        """Let the first rank act while the others wait; what a user has to mend is an error on all of them.
+        """Call ``action`` on rank 0 while the others wait; collective.
 
         Raises:
-            ValueError, OSError: the first rank's, everywhere.
+            ValueError, OSError: raised on rank 0, and so on every rank.
         """
         outcome: list[Exception | None] = [None]
         if self.is_first:
@@ -65,7 +65,7 @@ class Ranks:
 
 
 def _from_environment() -> Ranks:
-    """What torchrun, DeepSpeed's launcher, or nobody said about this process."""
+    """The rank and device that the launcher's environment variables give; rank 0 of 1 without a launcher."""
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank = int(os.environ.get("LOCAL_RANK", rank))
     if not torch.cuda.is_available():
@@ -76,7 +76,7 @@ def _from_environment() -> Ranks:
 
 
 def _share_cores(world: int) -> None:
-    """Split this machine's cores among its ranks, unless the environment says otherwise."""
+    """Split this machine's cores among its ranks, unless OMP_NUM_THREADS is set."""
     if "OMP_NUM_THREADS" in os.environ:
         return
     ranks_here = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world
@@ -89,7 +89,7 @@ def joined(timeout_s: float | None = None, always_group: bool = False) -> Iterat
 
     Args:
         timeout_s: of collectives; None is torch's default.
-        always_group: make a group of one when there is no launcher, for those who need one (DeepSpeed).
+        always_group: create a group of one rank without a launcher too; DeepSpeed needs a group.
     """
     ranks = _from_environment()
     _share_cores(ranks.world)
@@ -98,7 +98,7 @@ def joined(timeout_s: float | None = None, always_group: bool = False) -> Iterat
     if ranks.world > 1:
         dist.init_process_group(backend, timeout=timeout)
     elif always_group:
-        os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it
+        os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed reads it
         dist.init_process_group(
             backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout
         )

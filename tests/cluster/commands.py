@@ -8,7 +8,7 @@ from pathlib import Path
 
 from showo_launch.rehearsal import Cluster
 
-LIMIT_S = 900.0  # for a machine that is busy with other things; alone it takes a twentieth
+LIMIT_S = 900.0  # for a busy machine; an idle one takes a twentieth
 
 
 def on_first(
@@ -18,7 +18,7 @@ def on_first(
     environment: Mapping[str, str] | None = None,
     limit_s: float = LIMIT_S,
 ) -> int:
-    """Run a command on the first host to its end; its words go into ``log``."""
+    """Run a command on the first host until it ends; its output goes to ``log``."""
     with started(cluster, words, log, environment) as process:
         return process.wait(limit_s)
 
@@ -27,7 +27,7 @@ def on_first(
 def started(
     cluster: Cluster, words: list[str], log: Path, environment: Mapping[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A command that runs on the first host while the context is open."""
+    """Run a command on the first host while the context is open."""
     with log.open("w") as file:
         process = cluster.start(cluster.names[0], words, environment, file)
         try:
@@ -38,7 +38,7 @@ def started(
 
 
 def wait_for(what: str, found: Callable[[], bool], limit_s: float = LIMIT_S) -> None:
-    """Wait until something is so; fails with its name when it is not in time."""
+    """Wait until ``found()`` is true; fails with the name ``what`` after ``limit_s``."""
     deadline = time.monotonic() + limit_s
     while not found():
         assert time.monotonic() < deadline, f"not in {limit_s:g} s: {what}"

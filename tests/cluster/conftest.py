@@ -1,4 +1,4 @@
-"""Rehearsed hosts and real training on them; skipped, with the reason, where no hosts can be made."""
+"""Training on rehearsed hosts; skipped, with the reason, where hosts cannot be created."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from showo_dist.logging.records import read_metrics
-from showo_launch.rehearsal import what_is_missing
+from showo_launch.rehearsal import missing_requirement
 from tests.cluster.commands import LIMIT_S
 from tests.training.conftest import TinyWorld, tiny_world
 
@@ -19,8 +19,8 @@ TOLERANCE = 1e-4
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Everything here needs hosts."""
-    missing = what_is_missing(slurm=True)
+    """Mark all tests of this folder, and skip them where hosts cannot be created."""
+    missing = missing_requirement(slurm=True)
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.cluster)
@@ -30,7 +30,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def from_the_project_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands are typed there, with the environment's programs at hand."""
+    """Run commands in the project's folder, with the environment's programs on the PATH."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
 
@@ -47,7 +47,7 @@ def arguments(world: TinyWorld, run: Path, steps: int, *changes: str) -> list[st
 
 
 def train_alone(world: TinyWorld, run: Path, steps: int, ranks: int) -> dict[int, float]:
-    """The losses of one process without hosts that takes the batches of ``ranks``, one after the other."""
+    """The losses of one process, without hosts, that computes the micro-batches of all ``ranks`` in turn."""
     accumulate = f"training.gradient_accumulation_steps={ranks}"
     words = [sys.executable, "-m", "showo_dist.train", *arguments(world, run, steps, accumulate)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

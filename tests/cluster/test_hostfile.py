@@ -1,11 +1,12 @@
-"""DeepSpeed's launcher over ssh on six hosts: the losses are those of one process."""
+"""DeepSpeed's launcher over ssh on six hosts gives the losses of one process."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from showo_launch.rehearsal import Cluster, read_hostfile
+from showo_launch.hostfile import read_hostfile
+from showo_launch.rehearsal import Cluster
 from tests.cluster.commands import on_first, started, wait_for
 from tests.cluster.conftest import TOLERANCE, arguments, losses, train_alone
 from tests.training.conftest import TinyWorld
@@ -25,7 +26,7 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def alone(tiny_world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
-    """What one process on no rehearsed host gets for the same batches."""
+    """The losses of one process, without hosts, for the same batches."""
     return train_alone(tiny_world, tmp_path_factory.mktemp("alone") / "run", STEPS, HOSTS)
 
 
@@ -47,9 +48,15 @@ def test_the_hostfile_command_trains_zero_3_as_one_process_does(
 def test_the_script_trains_zero_2_as_one_process_does(
     cluster: Cluster, tiny_world: TinyWorld, alone: dict[int, float], tmp_path: Path
 ) -> None:
-    """``launchers/deepspeed.sh``: odd arguments arrive as they were typed, each rank has its log."""
+    """``launchers/deepspeed.sh``: special characters in arguments arrive unchanged, each rank has its log.
+
+    The hostfile has a byte-order mark, CRLF and users, which DeepSpeed's own reader would not all accept.
+    """
     run, name = tmp_path / "run", "it's {1,2} $HOME %h"
-    words = ["launchers/deepspeed.sh", "--hostfile", str(HOSTFILE), "--num_gpus", "1"]
+    hostfile = tmp_path / "hosts"
+    lines = [f"root@{host} slots={slots}\r\n" for host, slots in cluster.slots.items()]
+    hostfile.write_bytes(("\ufeff" + "\r\n".join(lines)).encode())
+    words = ["launchers/deepspeed.sh", "--hostfile", str(hostfile), "--num_gpus", "1"]
     changes = [f"experiment.name={name}", "distributed.zero_stage=2"]
     code = on_first(
         cluster, [*words, *arguments(tiny_world, run, STEPS, *changes)], tmp_path / "log"
@@ -68,7 +75,7 @@ def test_every_host_starts_its_own_ranks_without_ssh(
 ) -> None:
     """``deepspeed.sh --no_ssh`` and ``torchrun.sh``, each on two hosts at once."""
     hostfile = tmp_path / "hosts"
-    hostfile.write_text("host5 slots=1\nhost2 slots=1\n")
+    hostfile.write_bytes(b"root@host5 slots=1\r\n\r\nhost2 slots=1\r\n")
     undisturbed = train_alone(tiny_world, tmp_path / "alone", STEPS, 2)
     for script in (["launchers/deepspeed.sh", "--no_ssh"], ["launchers/torchrun.sh"]):
         run = tmp_path / Path(script[0]).stem
@@ -82,7 +89,7 @@ def test_every_host_starts_its_own_ranks_without_ssh(
 
 
 @pytest.mark.slow
-def test_the_others_name_a_host_without_network(
+def test_a_host_without_network_is_named_by_the_others(
     cluster: Cluster, tiny_world: TinyWorld, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -96,13 +103,13 @@ def test_the_others_name_a_host_without_network(
         try:
             wait_for("both name rank 2 on host3", lambda: _both_name_host3(run), FAULT_TIMEOUT_S)
         finally:
-            cluster.mend("host3")
+            cluster.reconnect("host3")
     (log,) = (run / "logs").glob("*_rank0.log")
     assert "rank 2 (host host3" in log.read_text()
 
 
 def _both_name_host3(run: Path) -> bool:
-    """Whether what ranks 0 and 1 have written down begins with the host that is gone."""
+    """Whether the evidence of ranks 0 and 1 begins with the lost rank and its host."""
     found = [list(run.rglob(f"*-rank-0000{rank}.txt")) for rank in (0, 1)]
     return all(
         paths and "rank 2 (host host3" in paths[0].read_text().partition("\n")[0] for paths in found
@@ -112,7 +119,7 @@ def _both_name_host3(run: Path) -> bool:
 @pytest.mark.slow
 @pytest.mark.cluster48
 def test_48_ranks_take_three_steps(cluster: Cluster, tiny_world: TinyWorld, tmp_path: Path) -> None:
-    """The whole of ``launchers/hosts``: 6 hosts with 8 ranks each."""
+    """All of ``launchers/hosts``: 6 hosts with 8 ranks each."""
     run = tmp_path / "run"
     words = ["launchers/deepspeed.sh", "--hostfile", str(HOSTFILE), *arguments(tiny_world, run, 3)]
     code = on_first(cluster, words, tmp_path / "log", limit_s=3600)

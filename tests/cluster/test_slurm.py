@@ -1,4 +1,4 @@
-"""``train.sbatch`` under real Slurm: a host dies in mid-run, and the run ends as if none had."""
+"""``train.sbatch`` under real Slurm: a run that loses a host has the same losses as an undisturbed one."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -13,17 +13,17 @@ from tests.cluster.conftest import TOLERANCE, arguments, losses, train_alone
 from tests.training.conftest import TinyWorld
 
 STEPS, SAVE_EVERY, NODES = 24, 8, 4
-# Slurm waits two minutes before a requeued job may start.
+# Slurm delays a requeued job by two minutes.
 AT_ONCE = ("StartTime=now", "TimeLimit=UNLIMITED")
-# train.sbatch asks for a warning 300 s before the end: now it is due. Slurm looks twice a minute.
+# train.sbatch requests a warning 300 s before the end: it is due now. Slurm checks twice a minute.
 ALMOST_OVER = ("TimeLimit=4",)
-# At this speed the run still has steps to take when Slurm looks: each sends three times 100 KB and more.
+# Slow enough for the run to have steps left when Slurm checks: each step sends at least three times 100 KB.
 SLOW = ("tc", "qdisc", "replace", "dev", "eth0", "root", "tbf", "rate", "1mbit")
 SLOW += ("burst", "65536", "latency", "100ms")
 
 
 def _submit(folder: Path, *training: str) -> list[str]:
-    """The command that a user types, and its output in ``folder``."""
+    """The command that a user types, with its output in ``folder``."""
     options = [f"--nodes={NODES}", "--gpus-per-node=1", f"--output={folder}/batch.log"]
     return ["sbatch", "--wait", *options, "launchers/slurm/train.sbatch", *training]
 
@@ -46,29 +46,29 @@ def _update(cluster: Cluster, changes: Sequence[str]) -> None:
 
 
 def _start_requeued(cluster: Cluster) -> None:
-    """Wait until Slurm has queued the job again, and let it start at once."""
-    wait_for("job queued again", lambda: _states(cluster) == ["PD"])
+    """Wait until Slurm has requeued the job, and let it start at once."""
+    wait_for("job requeued", lambda: _states(cluster) == ["PD"])
     _update(cluster, AT_ONCE)
 
 
 def _printed(run: Path, restart: int) -> str:
-    """What rank 0 of a start of the job printed."""
+    """The output of rank 0 in one start of the job."""
     (log,) = (run / "logs").glob(f"slurm-*-{restart}-task0.log")
     return log.read_text()
 
 
-def _goes_on_after(run: Path) -> int:
-    """The saved step from which the second start goes on; the next one is the first that it takes."""
+def _resumed_step(run: Path) -> int:
+    """The saved step from which the second start resumed; the step after it must be its first."""
     printed = _printed(run, 1)
-    ((saved, step),) = re.findall(rf"going on from {run}/checkpoint-(\d+) at step (\d+)", printed)
+    ((saved, step),) = re.findall(rf"resuming from {run}/checkpoint-(\d+) at step (\d+)", printed)
     assert int(saved) == int(step), printed
-    # What is printed is thinned out by time, but not the first step.
+    # Progress lines are limited in time, but the first step always has one.
     taken = [int(number) for number in re.findall(rf"step (\d+)/{STEPS}", printed)]
     assert (taken[0], taken[-1]) == (int(saved) + 1, STEPS), printed
     return int(saved)
 
 
-def test_a_host_dies_and_the_job_goes_on_elsewhere(
+def test_a_host_dies_and_the_job_resumes_on_another(
     cluster: Cluster, tiny_world: TinyWorld, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -82,15 +82,15 @@ def test_a_host_dies_and_the_job_goes_on_elsewhere(
         assert sbatch.wait(LIMIT_S) == 0, (tmp_path / "batch.log").read_text()
     first = _printed(run, 0)
     assert "starting at step 0" in first and f"step {STEPS}/{STEPS}" not in first
-    assert _goes_on_after(run) in range(SAVE_EVERY, STEPS, SAVE_EVERY)
+    assert _resumed_step(run) in range(SAVE_EVERY, STEPS, SAVE_EVERY)
     assert losses(run) == pytest.approx(undisturbed, rel=TOLERANCE)
 
 
 @pytest.mark.slow
-def test_a_warning_saves_and_the_job_is_queued_again(
+def test_a_warning_saves_and_requeues_the_job(
     cluster: Cluster, tiny_world: TinyWorld, tmp_path: Path
 ) -> None:
-    """One torchrun per node; Slurm warns before the time is up, as the batch file asks it to."""
+    """One torchrun per node; Slurm signals before the time limit, as the batch file requests."""
     run = tmp_path / "run"
     cluster.boot("host3")
     cluster.wait_until_idle()
@@ -106,7 +106,7 @@ def test_a_warning_saves_and_the_job_is_queued_again(
             cluster.hosts[name].call("tc", "qdisc", "delete", "dev", "eth0", "root")
         _start_requeued(cluster)
         assert sbatch.wait(LIMIT_S) == 0, (tmp_path / "batch.log").read_text()
-    assert f"stopped and saved after step {_goes_on_after(run)} (" in _printed(run, 0)
+    assert f"stopped and saved after step {_resumed_step(run)} (" in _printed(run, 0)
     assert losses(run) == pytest.approx(undisturbed, rel=TOLERANCE)
 
 

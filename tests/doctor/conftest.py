@@ -1,4 +1,4 @@
-"""Rehearsed hosts that a test can break one way or another."""
+"""Rehearsed hosts for doctor, which a test gives one fault or another."""
 
 import os
 import shutil
@@ -13,14 +13,14 @@ import pytest
 
 from showo_launch.rehearsal.cluster import HOSTFILE, SHARED, Cluster
 from showo_launch.rehearsal.network import Link
-from showo_launch.rehearsal.programs import what_is_missing
+from showo_launch.rehearsal.programs import missing_requirement
 
 LIMIT_S = 900.0
 DOCTOR = [sys.executable, "-m", "showo_dist.cli", "doctor"]
 HOSTS = ("host1", "host2", "host3")
-# Without a rate a link is as fast as the processors just then, and two may differ by more than doctor allows.
+# Without a rate, links are as fast as the busy processors allow, and may differ by more than doctor permits.
 ALIKE = dict.fromkeys(HOSTS, Link(rate="200mbit"))
-# Starts the real interpreter, under a wrong clock where a host has one. /run differs from host to host.
+# Starts the real interpreter, with a wrong clock if the host has clock.so: /run is each host's own.
 _INTERPRETER = """\
 #!/bin/sh
 if [ -e /run/clock.so ]; then export LD_PRELOAD=/run/clock.so; fi
@@ -29,19 +29,19 @@ exec {python} "$@"
 
 
 @dataclass
-class Hospital:
-    """Hosts, and the doctor who looks at them from the first one.
+class CheckedHosts:
+    """Hosts, and the doctor command that checks them from the first one.
 
     Attributes:
         cluster: the hosts.
-        call: what stands before the doctor's options.
+        call: the words before doctor's options.
     """
 
     cluster: Cluster
     call: list[str]
 
     def doctor(self, *options: str) -> subprocess.CompletedProcess[str]:
-        """Run the command on the first host."""
+        """Run doctor on the first host."""
         command = [*self.call, "--python", f"{SHARED}/python"]
         command += ["--shared", SHARED, "--scratch", "/run"]
         command += ["--free-gb", "0.001", "--megabytes", "4"]
@@ -58,37 +58,37 @@ class Hospital:
 
 
 @contextmanager
-def opened(call: list[str], links: dict[str, Link], slurm: bool = False) -> Iterator[Hospital]:
-    """Three hosts while the context is open; skips the test where none can be made."""
-    reason = what_is_missing(slurm)
+def opened(call: list[str], links: dict[str, Link], slurm: bool = False) -> Iterator[CheckedHosts]:
+    """Three hosts while the context is open; skips the test where hosts cannot be created."""
+    reason = missing_requirement(slurm)
     if reason:
         pytest.skip(reason)
     with Cluster(dict.fromkeys(HOSTS, 1), links, slurm) as cluster:
         interpreter = cluster.shared / "python"
         interpreter.write_text(_INTERPRETER.format(python=sys.executable))
         interpreter.chmod(0o755)
-        yield Hospital(cluster, call)
+        yield CheckedHosts(cluster, call)
 
 
 @pytest.fixture
-def hospital(request: pytest.FixtureRequest) -> Iterator[Hospital]:
-    """Three hosts of a hostfile with links alike; the parameter, where there is one, gives others by host."""
+def hosts(request: pytest.FixtureRequest) -> Iterator[CheckedHosts]:
+    """Three hosts of a hostfile with equal links, except those in the test's parameter, by host."""
     links: dict[str, Link] = ALIKE | getattr(request, "param", {})
-    with opened([*DOCTOR, "--hostfile", HOSTFILE], links) as hosts:
-        yield hosts
+    with opened([*DOCTOR, "--hostfile", HOSTFILE], links) as opened_hosts:
+        yield opened_hosts
 
 
 @pytest.fixture
-def allocation() -> Iterator[Hospital]:
-    """Three hosts that Slurm gives; the link of the last one is slow."""
+def allocation() -> Iterator[CheckedHosts]:
+    """Three hosts of a Slurm allocation; the link of the last one is slow."""
     call = ["salloc", "--quiet", f"--nodes={len(HOSTS)}", *DOCTOR]
-    with opened(call, ALIKE | {"host3": Link(rate="20mbit")}, slurm=True) as hosts:
-        yield hosts
+    with opened(call, ALIKE | {"host3": Link(rate="20mbit")}, slurm=True) as opened_hosts:
+        yield opened_hosts
 
 
 @pytest.fixture(scope="session")
 def wrong_clock(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A library under which a process sees a clock that is an hour ahead."""
+    """A library that puts the clock of a process an hour ahead."""
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("needs a C compiler")

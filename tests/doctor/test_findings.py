@@ -1,16 +1,21 @@
-"""Which host is blamed."""
+"""Findings name the host that differs, and what doctor checks on this host alone."""
+
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from showo_launch.doctor import main
 from showo_launch.doctor.findings import different, slow_links, wrong_clocks
+from showo_launch.doctor.probe import code_digest, source_folders
 
 
 def test_the_odd_one_out_is_named() -> None:
     (finding,) = different("torch", {"a": "1", "b": "2", "c": "1"})
     assert (finding.host, finding.problem) == ("b", "2; others: 1")
     (finding,) = different("torch", {"a": "1", "b": "2"})
-    assert finding.host == "b", "of two hosts the first one is believed"
+    assert finding.host == "b", "of two hosts the first one counts as right"
     assert not different("torch", {"a": "1", "b": "1"})
 
 
@@ -19,7 +24,7 @@ def test_a_clock_is_compared_with_the_others(ahead: float) -> None:
     (finding,) = wrong_clocks({"a": 0.1, "b": ahead, "c": -0.1}, most_s=1)
     assert finding.host == "b"
     assert not wrong_clocks({"a": 40.0, "b": 40.2, "c": 39.9}, most_s=1), (
-        "ours may be the wrong one"
+        "our own clock may be the wrong one"
     )
 
 
@@ -39,7 +44,7 @@ def test_a_slow_cable_between_two_hosts_names_both() -> None:
     assert finding.host == "b–c"
 
 
-def test_even_links_are_slow_only_against_a_wish() -> None:
+def test_equal_links_are_slow_only_against_a_limit() -> None:
     assert not slow_links(ring(1, 1.2, 0.9), least_gbit=None)
     assert len(slow_links(ring(1, 1.2, 0.9), least_gbit=5)) == 3
 
@@ -52,3 +57,21 @@ def test_this_host_alone(capsys: pytest.CaptureFixture[str]) -> None:
 def test_too_little_space_is_an_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--free-gb", "1e9"]) == 1
     assert "disk" in capsys.readouterr().out
+
+
+def test_the_digest_covers_every_source_file(tmp_path: Path) -> None:
+    names = {folder.name for folder in source_folders()}
+    assert names == {"showo_dist", "showo_kernels", "showo_data", "showo_launch"}
+    digests = {code_digest([tmp_path])}
+    for name, text in (("a.py", "1"), ("a.py", "2"), ("b.py", "2"), ("cpu/gelu.cpp", "2")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+        digests.add(code_digest([tmp_path]))
+    assert len(digests) == 5
+
+
+def test_the_probe_starts_without_torch() -> None:
+    """It takes long to load from a shared disk, and ``--quick`` does without."""
+    code = "import sys, showo_launch.doctor.probe as p; p.facts([]); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

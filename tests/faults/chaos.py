@@ -1,4 +1,4 @@
-"""Kills ranks of a run at random moments, starts it again, and keeps what each life left behind."""
+"""Kill the ranks of a run at random moments, restart it, and check what each life of it left behind."""
 
 import os
 import random
@@ -17,7 +17,7 @@ from showo_dist.logging import read_metrics
 from showo_launch.exit_codes import RANK_LOST
 from tests.faults.processes import KILLED, Life, start
 
-LIMIT_S = 600.0  # for anything that a machine with other work to do may take long over
+LIMIT_S = 600.0  # for anything, on a busy machine
 KEYS = ("loss", "loss/t2i", "loss/lm", "grad_norm", "masking_rate/t2i")
 WORLD = 2
 KINDS = ("start", "step", "step", "folder", "rename")
@@ -25,7 +25,7 @@ KINDS = ("start", "step", "step", "folder", "rename")
 
 @dataclass
 class Chaos:
-    """One run under fire.
+    """One run that is killed and restarted; a life is the time between a start and the next kill.
 
     Attributes:
         arguments: of the training, without the run's folder.
@@ -33,11 +33,11 @@ class Chaos:
         steps: of the whole run.
         batches: samples per rank and step of each flow.
         reference: metrics of the undisturbed run by step.
-        rng: of the kills.
-        kills: kind and victims of each so far.
-        repeated: steps that one life had logged and a later one did again.
-        torn: kills that left something half-done, by what: a checkpoint that was being written (``partial``)
-            or removed (``deleted``), or a complete one that ``latest`` does not name yet.
+        rng: decides the kills.
+        kills: kind and killed ranks of each kill so far.
+        repeated: steps that a life logged and a later one repeated.
+        torn: kills that interrupted an operation, by the operation: a checkpoint was being written
+            (``partial``) or removed (``deleted``), or ``latest`` does not name a complete one yet.
     """
 
     arguments: list[str]
@@ -51,8 +51,8 @@ class Chaos:
     torn: Counter[str] = field(default_factory=Counter)
     _reached: int = 0
 
-    def unleash(self, kills: int) -> None:
-        """Kill so many times, then let the run come to its end."""
+    def run_with_kills(self, kills: int) -> None:
+        """Kill the run ``kills`` times, then let it end."""
         while len(self.kills) < kills:
             self._check(self._one_life(kills - len(self.kills)))
         life = self._start()
@@ -64,7 +64,7 @@ class Chaos:
         return start(arguments, self.run, WORLD, len(self.kills))
 
     def _one_life(self, kills_left: int) -> Life:
-        # Whoever dies while the ranks look for each other leaves the others to their launcher.
+        # Before the ranks are connected only a launcher notices a dead one: both are killed then.
         roomy = self.steps - self._reached > 5 * kills_left
         kind = self.rng.choice(KINDS) if roomy else "start"
         victims = (0, 1) if kind == "start" else self.rng.choice([(0,), (1,), (0, 1), (0, 1)])
@@ -93,7 +93,7 @@ class Chaos:
         return life
 
     def _left(self) -> set[Path]:
-        """What unfinished saves and removals have left behind; the next start clears it away."""
+        """Folders that interrupted saves and removals left behind; the next start deletes them."""
         return set(self.run.glob(".checkpoint-*"))
 
     def _note_torn(self, left_before: set[Path]) -> None:
@@ -102,14 +102,14 @@ class Chaos:
         self.torn["latest"] += bool(newest) and newest[0] != latest(self.run)
 
     def _await_step(self, life: Life) -> None:
-        """Somewhere in the first steps after those that an earlier life has saved."""
-        life.wait_for_setup(LIMIT_S)  # which removes the lines of steps to be done again
+        """Wait for one of the first steps after the newest checkpoint."""
+        life.wait_for_setup(LIMIT_S)  # which removes the metrics of steps to be repeated
         saved = [int(path.name.rpartition("-")[2]) for path in complete_checkpoints(self.run)]
         life.wait_for_step(max(saved, default=0) + self.rng.randint(1, 4), LIMIT_S)
         time.sleep(self.rng.uniform(0, 0.1))
 
     def _await_folder(self, life: Life) -> None:
-        """In the middle of writing, renaming or removing a checkpoint."""
+        """Wait until a checkpoint is being written, renamed or removed."""
         for _ in range(self.rng.randint(1, 4)):
             before, until = self._names(), time.monotonic() + LIMIT_S
             while self._names() == before:
@@ -118,7 +118,7 @@ class Chaos:
         time.sleep(self.rng.choice([0, self.rng.uniform(0, 0.03)]))
 
     def _await_rename(self, life: Life) -> None:
-        """Right after a folder was renamed: a checkpoint has become visible, or is about to be removed."""
+        """Wait until a folder was renamed: a checkpoint became visible, or is about to be removed."""
         for _ in range(self.rng.randint(1, 4)):
             before, until = self._renamed(), time.monotonic() + LIMIT_S
             while self._renamed() == before:
@@ -129,8 +129,8 @@ class Chaos:
         return {name for name in names if "checkpoint" in name and not name.endswith(".partial")}
 
     def _names(self) -> set[str]:
-        """Of everything about checkpoints in the run's folder, and of the files in an unfinished one."""
-        with suppress(FileNotFoundError):  # renamed or removed while we look
+        """Names of all checkpoints in the run's folder, and of the files in an unfinished one."""
+        with suppress(FileNotFoundError):  # renamed or removed meanwhile
             top = [path for path in self.run.iterdir() if "checkpoint" in path.name]
             hidden = [path for path in top if path.name.startswith(".") and path.is_dir()]
             return {str(p) for p in [*top, *(f for h in hidden for f in h.iterdir())]}
@@ -141,7 +141,7 @@ class Chaos:
         self._check_checkpoints()
 
     def _check_metrics(self, life: Life) -> None:
-        """Every line of every life is the undisturbed run's, to the last bit."""
+        """Every metric of every life equals the undisturbed run's, to the last bit."""
         began = re.search(r" at step (\d+)$", life.printed(0), re.MULTILINE)
         steps = [0]
         for line in read_metrics(self.run / "metrics.jsonl"):
@@ -155,10 +155,10 @@ class Chaos:
         self._reached = max(self._reached, steps[-1])
 
     def _check_checkpoints(self) -> None:
-        """What is offered can be read, and goes on with the sample after its last."""
-        offered = complete_checkpoints(self.run)
-        assert latest(self.run) in (None, *offered)
-        for path in offered:
+        """Every visible checkpoint can be read, and resumes with the sample after its last one."""
+        visible = complete_checkpoints(self.run)
+        assert latest(self.run) in (None, *visible)
+        for path in visible:
             state = CheckpointReader(path).state
             wanted = {flow: state.step * WORLD * size for flow, size in self.batches.items()}
             assert state.positions == wanted, path

@@ -1,4 +1,4 @@
-"""The very small world of the training tests."""
+"""The fixture of the training tests: a very small model, tokenizers and data."""
 
 from tests.training.conftest import tiny_world
 

@@ -1,4 +1,4 @@
-"""Ranks of a training as processes of their own, started cheaply: forks of a server that has all imported."""
+"""Ranks of a training as processes, forked from a server that has imported everything: they start fast."""
 
 import multiprocessing
 import os
@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-# A signal that ends a process shows as a negative exit code.
+# A process that a signal ended has a negative exit code.
 KILLED = -signal.SIGKILL
 
 
 def _train(arguments: list[str], environment: dict[str, str], log: Path) -> None:
-    """What ``python -m showo_dist.train`` does, in a process that a test may do anything to."""
+    """Run what ``python -m showo_dist.train`` runs, in a process that a test may kill."""
     os.environ.update(environment)
     os.setpgrp()
     with log.open("ab", buffering=0) as file:
@@ -24,11 +24,11 @@ def _train(arguments: list[str], environment: dict[str, str], log: Path) -> None
         os.dup2(file.fileno(), sys.stderr.fileno())
     import torch
 
-    from showo_dist.runtime.exits import exit_plainly
+    from showo_dist.runtime.exits import run_and_exit
     from showo_dist.train import PROGRAM, main
 
     torch.set_num_threads(1)
-    exit_plainly(PROGRAM, lambda: main(arguments))
+    run_and_exit(PROGRAM, lambda: main(arguments))
 
 
 def free_port() -> int:
@@ -38,7 +38,7 @@ def free_port() -> int:
 
 
 def environment_of(rank: int, ranks: int, port: int) -> dict[str, str]:
-    """What a launcher tells a rank."""
+    """The environment variables that a launcher sets for a rank."""
     return {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -56,7 +56,7 @@ class Life:
     Attributes:
         run: the run's folder.
         processes: one per rank.
-        logs: what each printed.
+        logs: output of each.
     """
 
     run: Path
@@ -69,10 +69,10 @@ class Life:
                 os.kill(self.processes[rank].pid, number)
 
     def codes(self, limit_s: float, ranks: Sequence[int] | None = None) -> list[int]:
-        """Exit codes once all of ``ranks`` (default: all) have ended by themselves.
+        """Wait until ``ranks`` (default: all) have ended and return their exit codes.
 
         Raises:
-            AssertionError: they have not in time; all are killed.
+            AssertionError: some still run after ``limit_s``; all are killed.
         """
         watched = [
             self.processes[r] for r in (range(len(self.processes)) if ranks is None else ranks)
@@ -87,25 +87,25 @@ class Life:
         return [process.exitcode for process in watched]
 
     def end(self) -> None:
-        """Kill what is left."""
+        """Kill the processes that still run."""
         self.send(signal.SIGKILL, *range(len(self.processes)))
         for process in self.processes:
             process.join()
 
     def printed(self, rank: int | None = None) -> str:
-        """What ranks printed, one after the other."""
+        """The output of all ranks, one after the other, or of one."""
         logs = self.logs if rank is None else [self.logs[rank]]
         return "\n".join(log.read_text() for log in logs if log.exists())
 
     def wait_for_setup(self, limit_s: float) -> None:
-        """Until the first rank says where it starts."""
+        """Wait until rank 0 logs the step at which it starts."""
         deadline = time.monotonic() + limit_s
         while " at step " not in self.printed(0):
             assert time.monotonic() < deadline, f"no start:\n{self.printed()}"
             time.sleep(0.01)
 
     def wait_for_step(self, step: int, limit_s: float = 120) -> None:
-        """Until the metrics of ``step`` are in the file."""
+        """Wait until the metrics of ``step`` are in the file."""
         deadline = time.monotonic() + limit_s
         metrics = self.run / "metrics.jsonl"
         while not (metrics.is_file() and f'"step": {step},' in metrics.read_text()):
@@ -121,7 +121,7 @@ def start(arguments: list[str], run: Path, ranks: int, number: int = 0) -> Life:
         arguments: of ``showo_dist.train``.
         run: the run's folder.
         ranks: number of processes.
-        number: of this life of the run; its logs are called by it.
+        number: of this life of the run; part of the names of its logs.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["showo_dist.train", "showo_dist.training.trainer"])

@@ -1,4 +1,4 @@
-"""One rank that trains tiny models on windows of which one is not finite, under every engine."""
+"""A rank that trains tiny models, with one step that is not finite, under every engine."""
 
 import os
 import warnings
@@ -13,8 +13,8 @@ import torch.distributed as dist
 from showo_dist.models.showo import ShowO
 from showo_dist.runtime.ranks import joined
 from showo_dist.sequences import PackedBatch, pack
-from showo_dist.training import engine_state
-from showo_dist.training.deepspeed_engine import build_engine
+from showo_dist.training.deepspeed_engine import build_deepspeed_engine
+from showo_dist.training.deepspeed_state import held
 from showo_dist.training.step import StepLosses, Stepper
 from showo_dist.training.torch_engine import TorchEngine, build_torch_engine
 from tests.single_pass.batches import VOCABULARY, build_tiny, global_batch, split
@@ -26,11 +26,11 @@ State = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Trained:
-    """What one rank found.
+    """The result of one training on one rank.
 
     Attributes:
         losses: of each step.
-        states: weights, moments and learning rate after each.
+        states: weights, moments and learning rate after each step.
     """
 
     losses: list[StepLosses]
@@ -46,7 +46,7 @@ def _window(step: int, width: int) -> list[PackedBatch]:
 
 
 def _spoil(window: list[PackedBatch]) -> None:
-    """An image whose features are not numbers, in the first micro-step of the last rank."""
+    """Make a feature of an image NaN, in the first micro-step of the last rank."""
     if dist.get_rank() == dist.get_world_size() - 1:
         window[0].features_FC[0, 0] = torch.nan
 
@@ -60,16 +60,16 @@ def _state(engine: Any) -> State:
             for key, value in engine.optimizer.state.get(p, {}).items():
                 tensors[f"{key}/{name}"] = value
     else:
-        tensors = {f"{p.kind}/{p.key}": p.values_N for p in engine_state.held(engine)}
-        tensors["steps"] = torch.tensor(float(engine_state.optimizer_steps(engine)))
-    tensors["lr"] = torch.tensor(engine.lr_scheduler.get_last_lr()[0])
+        tensors = {f"{p.kind}/{p.key}": p.values_N for p in held(engine.raw)}
+        tensors["steps"] = torch.tensor(float(engine.optimizer_steps()))
+    tensors["lr"] = torch.tensor(engine.schedule_state()["_last_lr"][0])
     return {name: tensor.float().numpy().copy() for name, tensor in tensors.items()}
 
 
 def train(case: Case, seeds: list[int], spoiled: int | None, model: ShowO) -> Trained:
-    """Train on the windows of ``seeds``; the one of ``spoiled`` has a sample that is not finite."""
+    """Train on the windows of ``seeds``; that of ``spoiled`` has a sample that is not finite."""
     config = config_of(case)
-    build = build_torch_engine if case.engine == "torch" else build_engine
+    build = build_torch_engine if case.engine == "torch" else build_deepspeed_engine
     engine = build(model, config, torch.device("cpu"))
     stepper = Stepper(engine, COEFFICIENTS, "global", torch.device("cpu"))
     losses, states = [], []
@@ -80,12 +80,12 @@ def train(case: Case, seeds: list[int], spoiled: int | None, model: ShowO) -> Tr
         losses.append(stepper(window))
         states.append(_state(engine))
     if case.engine != "torch":
-        engine.destroy()
+        engine.raw.destroy()
     return Trained(losses, states)
 
 
 def hopeless() -> ShowO:
-    """A model for which every target has an infinite loss, and a finite gradient."""
+    """A model in which every target has an infinite loss and a finite gradient."""
     model = build_tiny()
     with torch.no_grad():
         model.showo.lm_head.bias.fill_(-torch.inf)
@@ -93,8 +93,8 @@ def hopeless() -> ShowO:
     return model
 
 
-def both(case: Case) -> tuple[Trained, Trained, Trained]:
-    """With a spoiled window, without that window, and with an infinite loss."""
+def train_all(case: Case) -> tuple[Trained, Trained, Trained]:
+    """Train with a spoiled window, without that window, and with an infinite loss."""
     return (
         train(case, [0, 1, 2], 1, build_tiny()),
         train(case, [0, 2], None, build_tiny()),
@@ -103,10 +103,10 @@ def both(case: Case) -> tuple[Trained, Trained, Trained]:
 
 
 def serve(pipe: Connection, environment: dict[str, str], cases: list[Case]) -> None:
-    """Entry of a process: sends what it found for each case."""
+    """Entry of a process: sends the results of each case."""
     os.environ.update(environment)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", FutureWarning)  # DeepSpeed's use of torch's old names
     with joined(timeout_s=600, always_group=True):
         for case in cases:
-            pipe.send(both(case))
+            pipe.send(train_all(case))

@@ -1,4 +1,4 @@
-"""Dead, frozen and failing ranks in real processes: the others stop in time with one line that names them."""
+"""Dead, frozen and failed ranks in real processes: the others stop in time with one line that names them."""
 
 import os
 import signal
@@ -15,12 +15,12 @@ from tests.training.conftest import TinyWorld
 LIMIT_S = 600.0
 TIMEOUT_S = 30.0
 ENDLESS = 1_000_000
-# A rank tells the others where it is once a second; the step has to have got about before it is lost.
+# Heartbeats are read once a second; the others must know a rank's step before it is lost.
 HEARD_S = 3.0
 
 
 def _running(world: TinyWorld, run: Path, ranks: int, *changes: str) -> Life:
-    """A training in its third step, or later, and all ranks know."""
+    """A training in its third step or later, of which all ranks have heartbeats."""
     arguments = [
         f"config={world.config}",
         f"experiment.output_dir={run}",
@@ -52,7 +52,7 @@ def _only_line(life: Life) -> str:
 @pytest.mark.parametrize(
     ("number", "victim", "ranks"),
     [(signal.SIGSTOP, 2, 4), (signal.SIGSTOP, 0, 2), (signal.SIGKILL, 0, 2)],
-    ids=["frozen", "frozen-host-of-the-messages", "dead-host-of-the-messages"],
+    ids=["frozen", "frozen-host-of-the-store", "dead-host-of-the-store"],
 )
 def test_a_lost_rank_is_named_in_time(
     tiny_world: TinyWorld, tmp_path: Path, number: int, victim: int, ranks: int
@@ -101,10 +101,8 @@ def test_a_signal_to_one_rank_saves_and_stops_all(
 
 
 @pytest.mark.slow
-def test_a_rank_with_an_error_of_its_own_is_named_with_it(
-    tiny_world: TinyWorld, tmp_path: Path
-) -> None:
-    """Every data worker of one rank is killed: an error that torch raises there, and nowhere else."""
+def test_a_rank_that_failed_is_named_with_its_error(tiny_world: TinyWorld, tmp_path: Path) -> None:
+    """Every data worker of one rank is killed: torch raises an error on that rank only."""
     life = _running(tiny_world, tmp_path / "run", 2, "dataset.params.num_workers=1")
     try:
         _kill_children(life.processes[1].pid)
@@ -122,7 +120,7 @@ def test_a_rank_with_an_error_of_its_own_is_named_with_it(
 def test_data_workers_outlive_the_signals_that_stop_their_rank(
     tiny_world: TinyWorld, tmp_path: Path
 ) -> None:
-    """Launchers and terminals signal every process there is."""
+    """Launchers and terminals signal all processes."""
     life = _running(tiny_world, tmp_path / "run", 2, "dataset.params.num_workers=1")
     for rank in (0, 1):
         for pid in [*_children(life.processes[rank].pid), life.processes[rank].pid]:
@@ -132,8 +130,8 @@ def test_data_workers_outlive_the_signals_that_stop_their_rank(
 
 
 @pytest.mark.slow
-def test_a_mistake_of_one_rank_alone_is_its_line(tiny_world: TinyWorld, tmp_path: Path) -> None:
-    """The first rank alone writes metrics; here it must not."""
+def test_a_users_mistake_on_one_rank_is_one_line(tiny_world: TinyWorld, tmp_path: Path) -> None:
+    """Only rank 0 writes events, and here it cannot."""
     run = tmp_path / "run"
     run.mkdir()
     (run / "events.jsonl").mkdir()

@@ -1,4 +1,4 @@
-"""A step that is not finite changes nothing on any rank, under any engine; later ones know nothing of it."""
+"""A step that is not finite changes nothing on any rank, under any engine, nor any later step."""
 
 import multiprocessing
 from collections.abc import Callable
@@ -19,7 +19,7 @@ Found = dict[str, list[tuple[Trained, Trained, Trained]]]
 
 @pytest.fixture(scope="module")
 def found() -> Found:
-    """What both ranks found, by case."""
+    """The results of both ranks, by case."""
     context = multiprocessing.get_context("forkserver")
     port, pipes, processes = free_port(), [], []
     for rank in range(RANKS):
@@ -70,7 +70,7 @@ def test_weights_moments_and_schedule_are_untouched(found: Found, case: str) -> 
 
 
 @for_every_engine
-def test_flow_and_micro_step_are_known_on_their_rank_alone(found: Found, case: str) -> None:
+def test_flow_and_micro_step_are_reported_on_their_rank_only(found: Found, case: str) -> None:
     innocent, guilty = found[case]
     assert innocent[0].losses[1].bad_flows == [set(), set()]
     assert guilty[0].losses[1].bad_flows == [{"mmu"}, set()]

@@ -1,4 +1,4 @@
-"""A rank that is slower than the others, in real processes: the run goes on, and its log names the rank."""
+"""A rank that is slower than the others, in real processes: the run continues, and its log names the rank."""
 
 import signal
 import socket
@@ -17,12 +17,12 @@ from tests.training.conftest import TinyWorld
 
 LIMIT_S = 600.0
 RANKS, SLOW = 3, 1
-STOPPED_S, RUNNING_S = 0.18, 0.012  # in turn: the rank has a sixteenth of the time
+STOPPED_S, RUNNING_S = 0.18, 0.012  # in turn: the rank runs a sixteenth of the time
 
 
 @contextmanager
 def _slowed(life: Life, rank: int) -> Iterator[None]:
-    """One rank stands still most of the time, as on a machine that something else keeps busy."""
+    """Stop one rank most of the time, as on a machine that another program keeps busy."""
     done = threading.Event()
 
     def pulse() -> None:
@@ -41,7 +41,7 @@ def _slowed(life: Life, rank: int) -> Iterator[None]:
         thread.join()
 
 
-def _told(life: Life) -> list[str]:
+def _logged(life: Life) -> list[str]:
     return [
         line["event"]
         for line in read_metrics(life.run / "events.jsonl")
@@ -62,7 +62,7 @@ def test_a_slow_rank_is_named(tiny_world: TinyWorld, tmp_path: Path) -> None:
         life.wait_for_step(10, LIMIT_S)
         with _slowed(life, SLOW):
             until = time.monotonic() + LIMIT_S
-            while not _told(life):
+            while not _logged(life):
                 assert time.monotonic() < until, life.printed()
                 time.sleep(0.1)
         life.send(signal.SIGTERM, 0)
@@ -70,7 +70,7 @@ def test_a_slow_rank_is_named(tiny_world: TinyWorld, tmp_path: Path) -> None:
     finally:
         life.end()
     name = f"rank {SLOW} (host {socket.gethostname()}) is slow: "
-    assert all(line.startswith(name) for line in _told(life)), _told(life)
+    assert all(line.startswith(name) for line in _logged(life)), _logged(life)
     reports = read_metrics(life.run / "metrics.jsonl")
     slow = [r for r in reports if r["rank_s_max"] > 1.5 * r["rank_s_median"]]
     assert len(slow) >= 3 and {r["slowest_rank"] for r in slow[-3:]} == {SLOW}

@@ -1,4 +1,4 @@
-"""Data that meets a broken weight: samples are named; too many end a run with its last good checkpoint."""
+"""A broken weight: the samples that use it are named; too many such steps stop the run with one line."""
 
 import json
 import shutil
@@ -45,13 +45,13 @@ def _texts(world: TinyWorld) -> dict[str, list[int]]:
 
 
 def _rare_token(texts: dict[str, list[int]]) -> int:
-    """One that a few texts hold."""
+    """A token that a few texts contain."""
     uses = {t: sum(t in ids for ids in texts.values()) for ids in texts.values() for t in ids}
     return min(token for token, count in uses.items() if 3 <= count <= 5)
 
 
 def _with_broken_row(checkpoint: Path, token: int, folder: Path) -> Path:
-    """Weights to start from, in which the embedding of one token is not a number."""
+    """Initial weights in which the embedding of one token is NaN."""
     reader = CheckpointReader(checkpoint)
     tensors = {name: reader.read("weight", name) for name in reader.names()}
     (table,) = [tensor for name, tensor in tensors.items() if name.endswith("embed_tokens.weight")]

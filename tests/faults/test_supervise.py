@@ -1,4 +1,4 @@
-"""The supervisor: when it starts again, on which ranks, and what it hands on."""
+"""The supervisor: when it restarts, on which ranks, and which signals and codes it passes on."""
 
 import os
 import signal
@@ -19,9 +19,9 @@ from tests.training.conftest import TinyWorld
 
 ROOT = Path(__file__).resolve().parents[2]
 SUPERVISE = str(ROOT / "launchers" / "supervise")
-LIMIT_S = 600.0  # for anything, on a machine with other work to do
+LIMIT_S = 600.0  # for anything, on a busy machine
 
-# Stands for a launcher: notes its arguments, reports as a rank does, and exits with the next code of a list.
+# A fake launcher: records its arguments, reports as a rank does, and exits with the next code of a list.
 LAUNCHER = """
 import pathlib, sys, time
 from showo_dist.runtime.exits import report
@@ -29,8 +29,8 @@ notes, codes, *arguments = sys.argv[1:]
 path = pathlib.Path(notes)
 starts = path.read_text().splitlines() if path.exists() else []
 path.write_text("\\n".join([*starts, " ".join(arguments)]))
-own, said, *lost = map(int, codes.split(",")[len(starts)].split(":"))
-report(said, lost)
+own, reported, *lost = map(int, codes.split(",")[len(starts)].split(":"))
+report(reported, lost)
 sys.exit(own)
 """
 
@@ -38,7 +38,7 @@ sys.exit(own)
 def _supervised(
     tmp_path: Path, codes: str, *options: str, arguments: tuple[str, ...] = ("x",)
 ) -> tuple[int, list[str], str]:
-    """Exit code, the arguments of every start, and what was said.
+    """Exit code, the arguments of every start, and stderr.
 
     Args:
         tmp_path: for notes.
@@ -73,44 +73,44 @@ def _supervised(
         ("76:76,75:75", 2, PREEMPTED),
     ],
 )
-def test_only_what_may_help_is_done_again(
+def test_restarts_only_where_that_may_help(
     tmp_path: Path, codes: str, starts: int, code: int
 ) -> None:
     found = _supervised(tmp_path, codes, "--restarts", "3")
     assert (found[0], len(found[1])) == (code, starts), found[2]
 
 
-def test_the_ranks_that_are_left_share_the_global_batch(tmp_path: Path) -> None:
-    code, starts, said = _supervised(
+def test_the_remaining_ranks_share_the_global_batch(tmp_path: Path) -> None:
+    code, starts, stderr = _supervised(
         tmp_path,
         "76:76:2,76:76:0,0:0",
         *("--restarts", "3", "--ranks", "4", "--on-ranks-left"),
         arguments=("--n={ranks}", "--a={accumulation}", "--d={devices}", "{000..001}.tar"),
     )
-    assert code == DONE, said
+    assert code == DONE, stderr
     assert starts == [
         "--n=4 --a=1 --d=0,1,2,3 {000..001}.tar",
         "--n=2 --a=2 --d=0,1 {000..001}.tar",
         "--n=1 --a=4 --d=1 {000..001}.tar",
     ]
-    assert "starting again on 2 ranks, accumulation 2; 2 restarts are left" in said
+    assert "restarting on 2 ranks, accumulation 2; 2 restarts are left" in stderr
 
 
-def test_devices_alone_say_on_which_ranks(tmp_path: Path) -> None:
-    """As DeepSpeed's launcher is told on GPUs."""
-    code, starts, said = _supervised(
+def test_devices_alone_select_the_ranks(tmp_path: Path) -> None:
+    """As DeepSpeed's launcher takes them on GPUs."""
+    code, starts, stderr = _supervised(
         tmp_path,
         "76:76:0,0:0",
         *("--ranks", "2", "--on-ranks-left"),
         arguments=("--include", "localhost:{devices}"),
     )
-    assert code == DONE, said
+    assert code == DONE, stderr
     assert starts == ["--include localhost:0,1", "--include localhost:1"]
 
 
 @pytest.mark.parametrize("ranks", range(1, 9))
 @pytest.mark.parametrize("accumulation", [1, 2, 3, 4])
-def test_micro_steps_are_kept_whoever_is_lost(ranks: int, accumulation: int) -> None:
+def test_the_number_of_micro_steps_is_constant(ranks: int, accumulation: int) -> None:
     devices = tuple(f"gpu{rank}" for rank in range(ranks))
     whole = Shape(ranks, accumulation, devices)
     for lost in range(ranks):
@@ -138,7 +138,7 @@ def test_mistakes_are_one_line(arguments: list[str], words: str) -> None:
 
 
 def _training(launcher: str, world: TinyWorld, run: Path) -> list[str]:
-    """The commands of docs/faults.md, on a CPU."""
+    """The commands of docs/faults.md, for a CPU."""
     port = str(free_port())
     start = {
         "torchrun": ["--nproc-per-node", "{ranks}", "--master-port", port, "-m"],
@@ -169,13 +169,13 @@ def _children(pid: int) -> list[int]:
 
 
 def _rank_of(pid: int) -> int | None:
-    """What its launcher said to a process; None to one that is no rank."""
+    """The rank in a process's environment; None if it is not a rank."""
     variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     return next((int(v.removeprefix(b"RANK=")) for v in variables if v.startswith(b"RANK=")), None)
 
 
 def _ranks_of(supervisor: int) -> dict[int, int]:
-    """Process ids by rank: the first ones below the supervisor that are ranks, however deep."""
+    """Process ids by rank, of the nearest descendants of the supervisor that are ranks."""
     found, seen = {}, _children(supervisor)
     while seen:
         pid = seen.pop()
@@ -189,7 +189,7 @@ def _ranks_of(supervisor: int) -> dict[int, int]:
 
 @contextmanager
 def _supervising(*arguments: str) -> Iterator[subprocess.Popen]:
-    """The supervisor at work; whatever happens, nothing of it is left."""
+    """Run the supervisor; it is terminated when the context closes."""
     supervised = subprocess.Popen(
         [SUPERVISE, "--delay", "0", "--ranks", "2", *arguments],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -208,7 +208,7 @@ def _supervising(*arguments: str) -> Iterator[subprocess.Popen]:
 def undisturbed(
     tiny_world: TinyWorld, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[int, float]:
-    """Losses of the same run on two ranks that nobody touches."""
+    """Losses of the same run on two ranks, undisturbed."""
     run = tmp_path_factory.mktemp("undisturbed") / "run"
     arguments = [f"config={tiny_world.config}", f"experiment.output_dir={run}", *_SMALL]
     life = start(arguments, run, 2)
@@ -225,7 +225,7 @@ launchers = pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
 
 @pytest.mark.slow
 @launchers
-def test_a_run_goes_on_without_the_rank_that_died(
+def test_a_run_resumes_without_the_rank_that_died(
     tiny_world: TinyWorld, undisturbed: dict[int, float], tmp_path: Path, launcher: str
 ) -> None:
     run = tmp_path / "run"
@@ -233,9 +233,9 @@ def test_a_run_goes_on_without_the_rank_that_died(
     with _supervising(*command) as supervised:
         _wait_for_step(run, 7)
         os.kill(_ranks_of(supervised.pid)[1], signal.SIGKILL)
-        said = supervised.communicate(timeout=LIMIT_S)[1]
-    assert supervised.returncode == 0, said[-3000:]
-    assert "rank 1 (host " in said and "starting again on 1 ranks, accumulation 2" in said
+        stderr = supervised.communicate(timeout=LIMIT_S)[1]
+    assert supervised.returncode == 0, stderr[-3000:]
+    assert "rank 1 (host " in stderr and "restarting on 1 ranks, accumulation 2" in stderr
     assert _losses(run) == pytest.approx(undisturbed, rel=1e-4)
 
 
@@ -249,6 +249,6 @@ def test_a_signal_to_the_supervisor_reaches_the_ranks(
     with _supervising("--restarts", "5", "--", *command) as supervised:
         _wait_for_step(run, 2)
         supervised.send_signal(signal.SIGTERM)
-        said = supervised.communicate(timeout=LIMIT_S)[1]
-    assert supervised.returncode == PREEMPTED, said[-3000:]
-    assert "stopped and saved after step" in said
+        stderr = supervised.communicate(timeout=LIMIT_S)[1]
+    assert supervised.returncode == PREEMPTED, stderr[-3000:]
+    assert "stopped and saved after step" in stderr

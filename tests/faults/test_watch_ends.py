@@ -1,4 +1,4 @@
-"""A run that ends as it should leaves no thread that could still be in the middle of a message."""
+"""After a run that succeeded no watching thread is left."""
 
 import os
 import socket
@@ -11,7 +11,7 @@ import sys, threading
 from pathlib import Path
 from showo_dist.faults.progress import Progress
 from showo_dist.faults.watch import Settings, watched
-from showo_dist.runtime.exits import exit_plainly
+from showo_dist.runtime.exits import run_and_exit
 from showo_dist.runtime.ranks import joined
 
 settings = Settings(timeout_s=60, long_s=60, folder=Path(sys.argv[1]), program="test")
@@ -23,12 +23,12 @@ def run():
         print(*(thread.name for thread in threading.enumerate()))
     return 0
 
-exit_plainly("test", run)
+run_and_exit("test", run)
 """
 
 
 def test_the_watching_threads_end_before_the_process_does(tmp_path: Path) -> None:
-    """One that comes back from the store into an interpreter that is gone aborts the process."""
+    """A thread that returns from the store after the interpreter's end would abort the process."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

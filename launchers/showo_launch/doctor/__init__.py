@@ -1,4 +1,4 @@
-"""Whether hosts are fit for a run: reachable, alike, sharing what they should, and well connected."""
+"""Checks of the hosts of a run before it starts: reachable, alike, sharing their folders, well connected."""
 
 from showo_launch.doctor.cli import main
 

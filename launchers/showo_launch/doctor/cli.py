@@ -1,4 +1,4 @@
-"""``showo-dist doctor [--hostfile FILE]``: are these hosts fit for a run?"""
+"""``showo-dist doctor [--hostfile FILE]``: check the hosts of a run before it starts."""
 
 from __future__ import annotations
 
@@ -12,17 +12,22 @@ from rich.console import Console
 from rich.table import Table
 
 from showo_launch.doctor.examination import Examination, Examiner, Limits
-from showo_launch.doctor.hosts import find_hosts
+from showo_launch.doctor.sessions import find_hosts
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options."""
+    """The parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="showo-dist doctor",
-        description="Examine the hosts of a hostfile, of the Slurm allocation, or this one.",
+        description="Check the hosts of a hostfile, of the Slurm allocation, or this host alone.",
     )
     add = parser.add_argument
-    add("--hostfile", type=Path, metavar="FILE", help="hosts as DeepSpeed reads them, by ssh")
+    add(
+        "--hostfile",
+        type=Path,
+        metavar="FILE",
+        help="DeepSpeed's hostfile; its hosts are reached by ssh",
+    )
     add(
         "--shared",
         nargs="+",
@@ -35,23 +40,44 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[tempfile.gettempdir()],
         metavar="DIR",
-        help="folders that each host has for itself; only their free space is looked at",
+        help="folders of each host's own; only their free space is checked (default: %(default)s)",
     )
-    add("--free-gb", type=float, default=20.0, metavar="GB", help="least free space (default: 20)")
-    add("--skew-s", type=float, default=1.0, metavar="S", help="largest clock skew (default: 1)")
-    add("--port", type=int, default=29500, metavar="P", help="where ranks meet (default: 29500)")
     add(
-        "--gbit", type=float, metavar="G", help="least speed between hosts (default: by comparison)"
+        "--free-gb",
+        type=float,
+        default=20.0,
+        metavar="GB",
+        help="least free space (default: %(default)g)",
     )
-    add("--megabytes", type=float, default=64.0, metavar="MB", help="size of the all-reduce probe")
-    add("--quick", action="store_true", help="without the all-reduce probe, which loads torch")
+    add(
+        "--skew-s",
+        type=float,
+        default=1.0,
+        metavar="S",
+        help="largest clock skew (default: %(default)g)",
+    )
+    add("--port", type=int, default=29500, metavar="P", help="master port (default: %(default)s)")
+    add(
+        "--gbit",
+        type=float,
+        metavar="G",
+        help="least bandwidth between hosts, Gb/s (default: a third of the fastest pair's)",
+    )
+    add(
+        "--megabytes",
+        type=float,
+        default=64.0,
+        metavar="MB",
+        help="size of the measured all-reduce",
+    )
+    add("--quick", action="store_true", help="skip the all-reduce, which loads torch")
     add("--python", default=sys.executable, metavar="PATH", help="interpreter on the hosts")
-    add("--timeout-s", type=float, default=120.0, metavar="S", help="of every answer")
+    add("--timeout-s", type=float, default=120.0, metavar="S", help="of each question to a host")
     return parser
 
 
 def main(argv: Sequence[str]) -> int:
-    """Examine, print, and return the exit code: 0, or 1 when something is wrong.
+    """Check the hosts and print the findings; returns exit code 0, or 1 if there is a finding.
 
     Raises:
         ValueError, OSError: an option or the hostfile is wrong.

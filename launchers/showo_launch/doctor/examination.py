@@ -1,9 +1,8 @@
-"""The checks, in an order in which each can rely on the ones before it."""
+"""Run the checks, in an order in which each can rely on the ones before it."""
 
 from __future__ import annotations
 
 import os
-import socket
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,19 +17,19 @@ from showo_launch.doctor.sessions import Host, HostError, Session
 
 @dataclass(frozen=True)
 class Limits:
-    """What hosts are held to.
+    """What is checked, and the limits.
 
     Attributes:
-        shared: folders that all hosts must see alike.
-        scratch: folders that each host has for itself.
-        free_gb: least free space in each of them.
-        skew_s: largest difference of a clock.
-        port: that the ranks will meet at.
-        gbit: least speed between two hosts; None: none much slower than the fastest.
+        shared: folders that must be the same on all hosts.
+        scratch: folders of each host's own.
+        free_gb: least free space in each of these folders, GB.
+        skew_s: largest difference of a clock from the median, seconds.
+        port: port of the master.
+        gbit: least bandwidth between two hosts, Gb/s; None: compare the pairs with the fastest one.
         megabytes: size of the all-reduce that measures it.
-        quick: do without measuring it.
+        quick: skip the all-reduce.
         python: interpreter on the hosts.
-        timeout_s: of every answer.
+        timeout_s: of each question to a host.
     """
 
     shared: Sequence[str]
@@ -47,14 +46,14 @@ class Limits:
 
 @dataclass
 class Examination:
-    """What was found out.
+    """The result of all checks.
 
     Attributes:
-        hosts: asked for.
-        facts: what each host that answered said about itself.
+        hosts: all hosts.
+        facts: of each host that answered, see :func:`showo_launch.doctor.probe.facts`.
         skews: seconds that its clock is ahead of ours.
         speeds: ``gbit`` and ``latency_ms`` of pairs of neighbours.
-        found: what is wrong.
+        found: the findings.
     """
 
     hosts: Sequence[Host]
@@ -65,7 +64,7 @@ class Examination:
 
 
 def clock_skew(session: Session, rounds: int = 5) -> float:
-    """Seconds that a host's clock is ahead of ours, of the quickest of a few questions."""
+    """Seconds that a host's clock is ahead of ours, from the fastest of a few round trips."""
     best = (float("inf"), 0.0)
     for _ in range(rounds):
         before = time.time()
@@ -76,26 +75,26 @@ def clock_skew(session: Session, rounds: int = 5) -> float:
 
 
 class Examiner:
-    """Asks hosts, and notes what is wrong.
+    """Asks the hosts and collects the findings.
 
     Args:
         hosts: the master first.
-        limits: what they are held to.
-        say: called with what is being done.
+        limits: what is checked.
+        log: called with one line as each check starts.
     """
 
-    def __init__(self, hosts: Sequence[Host], limits: Limits, say: Callable[[str], None]) -> None:
+    def __init__(self, hosts: Sequence[Host], limits: Limits, log: Callable[[str], None]) -> None:
         self.result = Examination(hosts)
-        self.limits, self._say = limits, say
+        self.limits, self._log = limits, log
 
     def run(self) -> Examination:
-        """All checks; a host that stops answering ends them."""
+        """Run all checks; a host that stops answering ends them early."""
         with ExitStack() as stack, ThreadPoolExecutor(max(1, len(self.result.hosts))) as pool:
             sessions = [
                 stack.enter_context(Session(host, self.limits.python, self.limits.timeout_s))
                 for host in self.result.hosts
             ]
-            self._say("asking every host")
+            self._log("asking every host")
             list(pool.map(self._meet, sessions))
             reached = [s for s in sessions if s.host.name in self.result.facts]
             if reached:
@@ -107,13 +106,13 @@ class Examiner:
         return self.result
 
     def _between(self, sessions: Sequence[Session], pool: ThreadPoolExecutor) -> None:
-        """What hosts are to each other: files, port, speed."""
+        """Checks between hosts: shared folders, the master's port, bandwidth."""
         for folder in self.limits.shared:
-            self._say(f"is {folder} shared")
+            self._log(f"is {folder} shared")
             self._is_shared(folder, sessions)
         if len(sessions) < 2:
             return
-        self._say(f"port {self.limits.port} of {sessions[0].host.name}")
+        self._log(f"port {self.limits.port} of {sessions[0].host.name}")
         if self._port_is_open(sessions, pool) and not self.limits.quick:
             self._links(sessions, pool)
 
@@ -131,7 +130,7 @@ class Examiner:
             self._note(name, "reachable", str(error))
 
     def _compare(self) -> None:
-        # In the hosts' order, not in that of their answers.
+        # In the order of the hosts, not of their answers.
         facts = {
             h.name: self.result.facts[h.name]
             for h in self.result.hosts
@@ -168,11 +167,11 @@ class Examiner:
     def _port_is_open(self, sessions: Sequence[Session], pool: ThreadPoolExecutor) -> bool:
         first, *others = sessions
         port, name = self.limits.port, first.host.name
-        refused = first.ask("listen", port=port)
+        address = first.host.resolve()
+        refused = first.ask("listen", address=address, port=port)
         if refused is not None:
             self._note(name, "port", f"{port}: {refused}")
             return False
-        address = address_of(first.host)
         answers = list(pool.map(lambda s: s.ask("connect", address=address, port=port), others))
         first.ask("close", port=port)
         for session, problem in zip(others, answers, strict=True):
@@ -181,13 +180,13 @@ class Examiner:
         return not any(answers)
 
     def _links(self, sessions: Sequence[Session], pool: ThreadPoolExecutor) -> None:
-        """Each host with the next; of more than two hosts also the last with the first."""
-        self._say("loading torch on every host")
+        """Measure each host with the next one; with more than two hosts also the last with the first."""
+        self._log("loading torch on every host")
         list(pool.map(lambda session: session.ask("load_torch"), sessions))
         following = [*sessions[1:], *(sessions[:1] if len(sessions) > 2 else [])]
         for number, (left, right) in enumerate(zip(sessions, following, strict=False), start=1):
             names = (left.host.name, right.host.name)
-            self._say(f"all-reduce between {names[0]} and {names[1]}")
+            self._log(f"all-reduce between {names[0]} and {names[1]}")
             try:
                 self.result.speeds[names] = self._speed(
                     left, right, self.limits.port + number, pool
@@ -200,10 +199,10 @@ class Examiner:
         self, left: Session, right: Session, port: int, pool: ThreadPoolExecutor
     ) -> dict[str, float]:
         common = {
-            "address": address_of(left.host),
+            "address": left.host.resolve(),
             "port": port,
             "megabytes": self.limits.megabytes,
-            "timeout_s": self.limits.timeout_s / 2,  # so that the probe says why before we give up
+            "timeout_s": self.limits.timeout_s / 2,  # the probe gives up first, and reports why
         }
         both = [
             pool.submit(session.ask, "all_reduce", rank=rank, **common)
@@ -211,8 +210,3 @@ class Examiner:
         ]
         speeds = [answer.result() for answer in both]
         return min(speeds, key=lambda speed: speed["gbit"])
-
-
-def address_of(host: Host) -> str:
-    """The address that the name stands for here."""
-    return socket.gethostbyname(host.name)

@@ -1,4 +1,4 @@
-"""From what hosts answered to what is wrong, and with which host."""
+"""Compare the answers of the hosts: which host differs, lacks something, or is slow."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 
 from showo_launch.doctor.sessions import Host
 
-# A pair of hosts is slow when the fastest pair is that many times faster.
+# A pair of hosts is slow when the fastest pair is this many times faster.
 SLOW_FACTOR = 3.0
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something wrong.
+    """One problem of one host, or of a pair of hosts.
 
     Attributes:
-        host: with whom; two hosts are joined by ``–``.
-        check: what was looked at.
-        problem: what was found, and what it should be.
+        host: its name; a pair is joined by ``–``.
+        check: name of the check.
+        problem: what was found, and what was expected.
     """
 
     host: str
@@ -29,7 +29,7 @@ class Finding:
 
 
 def different(check: str, values: Mapping[str, str]) -> list[Finding]:
-    """Hosts whose value is not the most frequent one (of equally frequent ones: the first host's)."""
+    """Hosts whose value is not the most frequent one; of equally frequent values the first host's counts."""
     if len(set(values.values())) < 2:
         return []
     usual, _ = Counter(values.values()).most_common(1)[0]
@@ -41,21 +41,19 @@ def different(check: str, values: Mapping[str, str]) -> list[Finding]:
 
 
 def differing_facts(facts: Mapping[str, dict[str, Any]]) -> list[Finding]:
-    """Hosts that do not run what the others run."""
-    found = different("python", {host: said["python"] for host, said in facts.items()})
+    """Hosts whose Python, packages, source files or GPUs differ from the others'."""
+    found = different("python", {host: own["python"] for host, own in facts.items()})
     for package in next(iter(facts.values()))["packages"]:
-        found += different(
-            package, {host: said["packages"][package] for host, said in facts.items()}
-        )
-    found += different("commit", {host: said["commit"] for host, said in facts.items()})
-    found += different("source files", {host: said["code"] for host, said in facts.items()})
-    kinds = {host: ", ".join(sorted(set(said["gpus"]))) or "none" for host, said in facts.items()}
+        found += different(package, {host: own["packages"][package] for host, own in facts.items()})
+    found += different("commit", {host: own["commit"] for host, own in facts.items()})
+    found += different("source files", {host: own["code"] for host, own in facts.items()})
+    kinds = {host: ", ".join(sorted(set(own["gpus"]))) or "none" for host, own in facts.items()}
     return found + different("GPUs and driver", kinds)
 
 
 def missing_gpus(hosts: Sequence[Host], facts: Mapping[str, dict[str, Any]]) -> list[Finding]:
-    """Hosts with fewer GPUs than slots, where there are GPUs at all."""
-    if not any(said["gpus"] for said in facts.values()):
+    """Hosts with fewer GPUs than slots, if any host has a GPU."""
+    if not any(own["gpus"] for own in facts.values()):
         return []
     return [
         Finding(host.name, "GPUs", f"{len(facts[host.name]['gpus'])}; the hostfile: {host.slots}")
@@ -65,32 +63,32 @@ def missing_gpus(hosts: Sequence[Host], facts: Mapping[str, dict[str, Any]]) -> 
 
 
 def full_disks(facts: Mapping[str, dict[str, Any]], least_gb: float) -> list[Finding]:
-    """Folders with less free space than wanted."""
+    """Folders with less free space than ``least_gb``."""
     return [
         Finding(host, "disk", f"{folder}: {free / 1e9:.2f} GB free, wanted {least_gb:g}")
-        for host, said in facts.items()
-        for folder, free in said["free"].items()
+        for host, own in facts.items()
+        for folder, free in own["free"].items()
         if free < least_gb * 1e9
     ]
 
 
 def missing_interface(facts: Mapping[str, dict[str, Any]], wanted: str | None) -> list[Finding]:
-    """Hosts without the interface that the environment names."""
+    """Hosts without the network interface ``wanted``."""
     if not wanted:
         return []
     return [
-        Finding(host, "interface", f"no {wanted}; it has {', '.join(said['interfaces'])}")
-        for host, said in facts.items()
-        if wanted not in said["interfaces"]
+        Finding(host, "interface", f"no {wanted}; it has {', '.join(own['interfaces'])}")
+        for host, own in facts.items()
+        if wanted not in own["interfaces"]
     ]
 
 
 def wrong_clocks(skews: Mapping[str, float], most_s: float) -> list[Finding]:
-    """Hosts whose clock is not the usual one.
+    """Hosts whose clock is more than ``most_s`` from the median.
 
     Args:
-        skews: seconds that a host is ahead of this one.
-        most_s: allowed from the median.
+        skews: seconds that each host is ahead of this one.
+        most_s: seconds.
     """
     usual = sorted(skews.values())[(len(skews) - 1) // 2]
     return [
@@ -103,11 +101,11 @@ def wrong_clocks(skews: Mapping[str, float], most_s: float) -> list[Finding]:
 def slow_links(
     speeds: Mapping[tuple[str, str], Mapping[str, float]], least_gbit: float | None
 ) -> list[Finding]:
-    """Slow pairs, as one finding for a host all of whose pairs are slow.
+    """Slow pairs of hosts; a host all of whose pairs are slow is one finding.
 
     Args:
         speeds: ``gbit`` by pair of hosts.
-        least_gbit: wanted; None: no pair may be much slower than the fastest.
+        least_gbit: least bandwidth; None: that of the fastest pair divided by :data:`SLOW_FACTOR`.
     """
     if not speeds:
         return []
@@ -115,9 +113,7 @@ def slow_links(
     wanted = least_gbit if least_gbit is not None else fastest / SLOW_FACTOR
     slow = {pair: speed["gbit"] for pair, speed in speeds.items() if speed["gbit"] < wanted}
     names = dict.fromkeys(name for pair in speeds for name in pair)
-    guilty = [
-        name for name in names if len(_of(name, speeds)) > 1 and _all_slow(name, speeds, slow)
-    ]
+    guilty = [name for name in names if 1 < len(_of(name, speeds)) == len(_of(name, slow))]
     found = [
         Finding(name, "link", f"{max(_of(name, slow).values()):.2f} Gb/s at best{_than(wanted)}")
         for name in guilty
@@ -130,14 +126,6 @@ def slow_links(
 
 def _of(name: str, pairs: Mapping[tuple[str, str], Any]) -> dict[tuple[str, str], Any]:
     return {pair: value for pair, value in pairs.items() if name in pair}
-
-
-def _all_slow(
-    name: str,
-    speeds: Mapping[tuple[str, str], Any],
-    slow: Mapping[tuple[str, str], float],
-) -> bool:
-    return _of(name, slow).keys() == _of(name, speeds).keys()
 
 
 def _than(wanted: float) -> str:

@@ -1,4 +1,4 @@
-"""Talking to a probe on a host: through ssh, srun, or here."""
+"""The hosts of a run, and sessions with a probe on each of them: through ssh, srun, or locally."""
 
 from __future__ import annotations
 
@@ -6,19 +6,23 @@ import json
 import os
 import selectors
 import shlex
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
+from showo_launch.hostfile import address, read_hostfile
+
 Way = Literal["ssh", "srun", "here"]
-# What the probe needs of our environment; sshd hands nothing on.
+# Environment variables that the probe needs; sshd passes none on.
 _PASSED = ("PYTHONPATH", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "OMP_NUM_THREADS")
 
 
 class HostError(Exception):
-    """A host cannot be reached, or does not answer.
+    """A host cannot be reached, or did not answer a question.
 
     Attributes:
         host: its name.
@@ -34,14 +38,46 @@ class Host:
     """One host of a run.
 
     Attributes:
-        name: as the hostfile or Slurm calls it.
-        slots: ranks that it is to hold; 0: unknown.
+        name: in the hostfile or in Slurm; with ``USER@`` where the hostfile has it.
+        slots: ranks that will run there; 0: unknown.
         way: how it is reached.
     """
 
     name: str
     slots: int
     way: Way
+
+    def resolve(self) -> str:
+        """Its IP address, as seen from this host; IPv4 where it has both.
+
+        Raises:
+            HostError: the name is unknown.
+        """
+        name = address(self.name)
+        try:
+            found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+        except OSError as error:
+            raise HostError(self.name, f"{name}: {error.strerror}") from None
+        return str(min(found, key=lambda entry: entry[0] != socket.AF_INET)[4][0])
+
+
+def find_hosts(hostfile: Path | None) -> list[Host]:
+    """The hosts of a hostfile, of the Slurm allocation around this process, or this host; the master first.
+
+    Raises:
+        ValueError, OSError: the hostfile cannot be read.
+    """
+    if hostfile is not None:
+        return [Host(name, slots, "ssh") for name, slots in read_hostfile(hostfile).items()]
+    if "SLURM_JOB_NODELIST" in os.environ:
+        names = subprocess.run(
+            ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.split()
+        return [Host(name, 0, "srun") for name in names]
+    return [Host(socket.gethostname(), 0, "here")]
 
 
 def _command(host: Host, python: str, connect_s: float) -> list[str]:
@@ -63,7 +99,7 @@ class Session:
     """A probe that runs on a host while the context is open.
 
     Args:
-        host: where.
+        host: where it runs.
         python: the interpreter there.
         timeout_s: of connecting and of each answer.
     """
@@ -92,43 +128,43 @@ class Session:
         self._process.kill()
         self._process.communicate()
 
-    def ask(self, what: str, **arguments: Any) -> Any:
-        """The probe's answer to one of :data:`showo_launch.doctor.probe.ANSWERS`.
+    def ask(self, name: str, **arguments: Any) -> Any:
+        """Call one of :data:`showo_launch.doctor.probe.ANSWERS` on the host and return its value.
 
         Raises:
-            HostError: there is none in time, or the probe failed.
+            HostError: it did not answer in time, or failed.
         """
         assert self._process.stdin is not None
-        question = json.dumps({"ask": what, "with": arguments}) + "\n"
+        question = json.dumps({"ask": name, "with": arguments}) + "\n"
         try:
             self._process.stdin.write(question.encode())
             self._process.stdin.flush()
         except OSError:
-            raise HostError(self.host.name, self._last_words()) from None
+            raise HostError(self.host.name, self._failure()) from None
         reply = json.loads(self._line())
         if "error" in reply:
-            raise HostError(self.host.name, f"{what}: {reply['error']}")
+            raise HostError(self.host.name, f"{name}: {reply['error']}")
         return reply["answer"]
 
     def _line(self) -> bytes:
-        """One line of the probe's, which comes in pieces."""
+        """Read one line from the probe, which may come in several pieces."""
         assert self._process.stdout is not None
         with selectors.DefaultSelector() as selector:
             selector.register(self._process.stdout, selectors.EVENT_READ)
             while b"\n" not in self._unread:
                 if not selector.select(self.timeout_s):
-                    self._process.kill()  # a late answer must not be taken for the next one
+                    self._process.kill()  # or a late answer would be taken for the next one
                     raise HostError(self.host.name, f"no answer within {self.timeout_s:g} s")
                 piece = os.read(self._process.stdout.fileno(), 65536)
                 if not piece:
-                    raise HostError(self.host.name, self._last_words())
+                    raise HostError(self.host.name, self._failure())
                 self._unread += piece
         line, _, self._unread = self._unread.partition(b"\n")
         return line
 
-    def _last_words(self) -> str:
-        """Why the probe ended, as ssh, srun or Python said it last."""
+    def _failure(self) -> str:
+        """Why the probe ended: the last line on stderr of ssh, srun or Python."""
         self._process.kill()
-        _, said = self._process.communicate()
-        lines = said.decode(errors="replace").strip().splitlines()
+        _, stderr = self._process.communicate()
+        lines = stderr.decode(errors="replace").strip().splitlines()
         return lines[-1] if lines else "the connection ended"

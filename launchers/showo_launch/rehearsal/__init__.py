@@ -1,8 +1,7 @@
-"""Several hosts on one Linux machine, to rehearse what will run on a real cluster."""
+"""Several hosts on one Linux machine, to rehearse a launch on a cluster."""
 
-from showo_launch.hostfile import read_hostfile
 from showo_launch.rehearsal.cluster import HOSTFILE, SHARED, Cluster
 from showo_launch.rehearsal.network import Link
-from showo_launch.rehearsal.programs import what_is_missing
+from showo_launch.rehearsal.programs import missing_requirement
 
-__all__ = ["HOSTFILE", "SHARED", "Cluster", "Link", "read_hostfile", "what_is_missing"]
+__all__ = ["HOSTFILE", "SHARED", "Cluster", "Link", "missing_requirement"]

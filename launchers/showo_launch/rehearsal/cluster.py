@@ -1,4 +1,4 @@
-"""Several hosts on one Linux machine, each with its own name, network, processes, ``/run`` and sshd."""
+"""A cluster of hosts on one Linux machine, each with its own name, network, processes, ``/run`` and sshd."""
 
 import os
 import subprocess
@@ -12,18 +12,18 @@ from showo_launch.rehearsal.network import INTERFACE, Link, Switch, hosts_file
 from showo_launch.rehearsal.programs import (
     CLIENT_FILE,
     SERVER_FILE,
+    missing_requirement,
     path_to,
-    what_is_missing,
     write_ssh,
 )
 from showo_launch.rehearsal.slurm import start_slurm, wait_until_idle, write_slurm
 
 SHARED = "/run/rehearsal"
-"""Folder that all hosts, and nobody else, share."""
+"""Folder that the hosts share with each other and not with this machine."""
 HOSTFILE = f"{SHARED}/hostfile"
-# No name server is reached from there, and asking for one takes seconds.
+# No name server can be reached from the hosts, and a query would take seconds to time out.
 _NO_NAME_SERVER = "passwd: files\ngroup: files\nshadow: files\nhosts: files\n"
-# What a host differs in from this machine, besides network and processes. /run/hosts is shared by all.
+# Gives a host its own name, /run, /dev/shm, /etc/hosts and ssh settings. /run/hosts is common to all hosts.
 _FURNISH = """
 hostname "$1"
 own="/run/hosts/$1"
@@ -43,18 +43,18 @@ if [ -e /dev/nvidiactl ]; then mount --bind /dev/null /dev/nvidiactl; fi
 class Cluster:
     """Hosts that exist while the context is open.
 
-    They share all files with this machine but ``/run``, ``/dev/shm``, ``/etc/hosts`` and the settings of ssh
-    (and Slurm). ssh and pdsh work between them as root. They reach each other and nothing else, and
-    several clusters at once know nothing of each other. GPUs are hidden: several hosts cannot share one.
+    They share all files with this machine except ``/run``, ``/dev/shm``, ``/etc/hosts`` and the settings of
+    ssh (and Slurm). ssh and pdsh work between them as root. They reach each other and nothing else; several
+    clusters at once are isolated. GPUs are hidden: several hosts cannot share one.
 
     Args:
-        slots: ranks that each host is said to hold, by its name.
-        links: speed and delay by host; the others are as fast as the machine.
-        slurm: run Slurm on them too.
+        slots: ranks of each host in the hostfile, by its name.
+        links: bandwidth and delay by host; other links are as fast as the machine.
+        slurm: run Slurm on the hosts too.
 
     Raises:
-        OSError: this machine cannot make hosts, or a daemon does not start.
-        ValueError: a link belongs to no host, or ``tc`` does not take it.
+        OSError: this machine cannot create hosts, or a daemon does not start.
+        ValueError: a link belongs to no host, or ``tc`` refuses it.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Cluster:
         self.names = list(self.slots)
         if unknown := self.links.keys() - self.slots.keys():
             raise ValueError(f"link of {sorted(unknown)}: the hosts are {', '.join(self.names)}")
-        if missing := what_is_missing(slurm):
+        if missing := missing_requirement(slurm):
             raise OSError(missing)
         self.hosts: dict[str, Namespaces] = {}
 
@@ -98,7 +98,7 @@ class Cluster:
 
     @property
     def shared(self) -> Path:
-        """The hosts' ``/run/rehearsal``, as seen by us."""
+        """The path of the hosts' ``/run/rehearsal`` on this machine."""
         return Path(f"{self._ground.root}{SHARED}")
 
     def _write_settings(self) -> None:
@@ -113,7 +113,7 @@ class Cluster:
             write_slurm(self.shared, SHARED, self.names, max(self.slots.values()))
 
     def login(self) -> dict[str, str]:
-        """What the environment on every host has besides the system's own."""
+        """Environment variables that every session on a host gets in addition to the system's."""
         return {
             "DS_ACCELERATOR": "cpu",
             "GLOO_SOCKET_IFNAME": INTERFACE,
@@ -124,7 +124,7 @@ class Cluster:
         }
 
     def boot(self, name: str) -> None:
-        """Start a host: for the first time, or again (it is killed first if it still runs).
+        """Start a host, for the first time or again; it is killed first if it still runs.
 
         Raises:
             OSError: a daemon does not start.
@@ -141,7 +141,7 @@ class Cluster:
             start_slurm(host, name, SHARED, max(self.slots.values()), is_first=number == 0)
 
     def wait_until_idle(self) -> None:
-        """Wait until Slurm would give jobs to all hosts.
+        """Wait until Slurm reports all hosts idle.
 
         Raises:
             OSError: it does not in time.
@@ -160,8 +160,8 @@ class Cluster:
         Args:
             name: of the host.
             words: the command.
-            environment: goes over the rest.
-            output: takes stdout and stderr; None: ours.
+            environment: overrides the rest.
+            output: file for stdout and stderr; None: this process's own.
         """
         # Entering a mount namespace leaves the working folder behind.
         inside = ["env", "--chdir", os.getcwd(), *words]
@@ -173,18 +173,18 @@ class Cluster:
         )
 
     def kill(self, name: str) -> None:
-        """Pull a host's plug: its network and its processes are gone at once."""
+        """Power a host off: its network and its processes end at once."""
         if self.hosts[name].alive:
             self._switch.unplug(self.names.index(name))
             self.hosts[name].kill()
 
     def cut(self, name: str) -> None:
-        """Pull a host's network cable; its processes go on."""
+        """Disconnect a host's network; its processes continue."""
         self._switch.cut(self.names.index(name))
 
-    def mend(self, name: str) -> None:
-        """Put a host's network cable back."""
-        self._switch.mend(self.names.index(name))
+    def reconnect(self, name: str) -> None:
+        """Undo :meth:`cut`."""
+        self._switch.reconnect(self.names.index(name))
 
     def logs(self, lines: int = 5) -> str:
         """The last lines of every daemon's log."""

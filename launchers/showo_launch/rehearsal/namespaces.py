@@ -1,4 +1,4 @@
-"""Linux namespaces that live exactly as long as the first process in them."""
+"""Linux namespaces that exist exactly as long as the first process in them."""
 
 import os
 import signal
@@ -9,22 +9,22 @@ from pathlib import Path
 
 from showo_launch.rehearsal.programs import call
 
-# The first process of a set of namespaces. A shell that waits also reaps the orphans it is handed.
+# The first process of a set of namespaces. A shell that waits also reaps orphans, which become its children.
 _FIRST_PROCESS = "echo up; exec >/dev/null; sleep infinity & wait"
 _UP_WITHIN_S = 30.0
 
 
 @dataclass(frozen=True)
 class Namespaces:
-    """Network, mount, host name, IPC and process namespaces of their own.
+    """A set of network, mount, host name, IPC and process namespaces.
 
-    Nothing of them has a name and nothing is written to disk: when the first process ends, the kernel ends
-    every process inside, and with the last one the interfaces and mounts are gone. The first process
-    is killed when ours dies, however that happens, so that nothing can be left behind.
+    They have no names, and nothing is written to disk. When the first process ends, the kernel kills every
+    process inside, and with the last one removes the interfaces and mounts. The first process is killed when
+    this process dies, however that happens, so nothing can be left behind.
 
     Attributes:
-        holder: our child, through which they were opened.
-        pid: their first process, as seen by us.
+        holder: the child process that created them.
+        pid: process id of their first process, on this machine.
     """
 
     holder: subprocess.Popen[str]
@@ -32,41 +32,41 @@ class Namespaces:
 
     @property
     def root(self) -> Path:
-        """Their file system, as seen by us."""
+        """The path of their file system on this machine."""
         return Path(f"/proc/{self.pid}/root")
 
     def entered(self) -> list[str]:
-        """The words before a command that shall run inside."""
+        """The words that make the command after them run inside."""
         kinds = ("--mount", "--uts", "--ipc", "--net", "--pid")
         return ["nsenter", "--target", str(self.pid), *kinds, "--"]
 
     def call(self, *words: str, timeout_s: float = 30.0) -> str:
-        """Run a program inside to its end; as ``programs.call``."""
+        """Run a program inside until it ends; see :func:`showo_launch.rehearsal.programs.call`."""
         return call([*self.entered(), *words], timeout_s)
 
     def call_on_network(self, *words: str) -> str:
-        """Run a program on their network, but with our files and process ids."""
+        """Run a program in their network, but with the files and process ids of this machine."""
         return call(["nsenter", "--target", str(self.pid), "--net", "--", *words])
 
     @property
     def alive(self) -> bool:
-        """Whether they still exist."""
+        """Whether the first process runs."""
         return self.holder.poll() is None
 
     def kill(self) -> None:
-        """End everything inside, at once."""
+        """Kill every process inside."""
         if self.alive:
             os.kill(self.pid, signal.SIGKILL)
             self.holder.wait()
 
 
 def open_namespaces(inside: Namespaces | None = None) -> Namespaces:
-    """New namespaces with nothing in them but their first process.
+    """Create namespaces that contain only their first process.
 
-    To be called from a thread that lives on: they die with it.
+    Call it from a thread that outlives them: they end with that thread.
 
     Args:
-        inside: others, on whose end these end too.
+        inside: namespaces to nest these in; they end together.
 
     Raises:
         OSError: the kernel refuses.
@@ -80,7 +80,7 @@ def open_namespaces(inside: Namespaces | None = None) -> Namespaces:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        start_new_session=True,  # Ctrl-C is for the command that is being rehearsed
+        start_new_session=True,  # Ctrl-C is for the rehearsed command only
     )
     assert holder.stdout and holder.stderr
     with holder.stdout, holder.stderr:

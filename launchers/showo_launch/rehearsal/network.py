@@ -1,4 +1,4 @@
-"""The wires of a rehearsal: one bridge, one link per host, each with a speed and a delay."""
+"""The network of a rehearsal: one bridge and one link per host, each with a bandwidth and a delay."""
 
 import ipaddress
 from collections.abc import Sequence
@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from showo_launch.rehearsal.namespaces import Namespaces
 
 INTERFACE = "eth0"
-_SUBNET = ipaddress.ip_network("10.77.0.0/16")  # nobody else is on this network
-_BURST_BYTES = 65536  # the largest packet that passes a link at once; smaller bursts throttle it
-_QUEUE = "100ms"  # what waits longer at a full link is dropped, as a switch does
-# Not the machine's own choice: BBR takes what passes in a burst for the link's speed, and leaves a shaped
-# link idle for up to half of a transfer. This one any kernel allows in a namespace.
+_SUBNET = ipaddress.ip_network("10.77.0.0/16")  # isolated: it may be in use outside
+_BURST_BYTES = 65536  # largest packet that passes at once; smaller bursts throttle the link
+_QUEUE = "100ms"  # packets that wait longer at a full link are dropped, as by a switch
+# Instead of the machine's own choice: BBR mistakes the rate of a burst for the link's bandwidth and leaves a
+# shaped link idle for up to half of a transfer. Every kernel allows Reno in a namespace.
 _SETTINGS = "echo reno >/proc/sys/net/ipv4/tcp_congestion_control"
 
 
 @dataclass(frozen=True)
 class Link:
-    """Speed and delay of a host's link, each way, in the units of ``tc``.
+    """Bandwidth and delay of a host's link, in each direction, in the units of ``tc``.
 
     Attributes:
         rate: as ``1gbit`` or ``200mbit``; None: as fast as the machine.
@@ -32,7 +32,7 @@ class Link:
         """Read ``rate=1gbit,delay=5ms``.
 
         Raises:
-            ValueError: it says something else.
+            ValueError: the text has another form.
         """
         pairs = dict(part.partition("=")[::2] for part in text.split(","))
         if not pairs.keys() <= {"rate", "delay"} or not all(pairs.values()):
@@ -42,7 +42,7 @@ class Link:
         return cls(pairs.get("rate"), pairs.get("delay"))
 
     def shaping(self, interface: str) -> list[list[str]]:
-        """The ``tc`` commands that give an interface this speed and delay on the way out."""
+        """The ``tc`` commands that give an interface this bandwidth and delay for outgoing packets."""
         start = ["tc", "qdisc", "add", "dev", interface]
         commands, place = [], ["root"]
         if self.delay:
@@ -55,7 +55,7 @@ class Link:
 
 
 def address_of(number: int) -> str:
-    """The address of the host with this number, counted from 0."""
+    """The IP address of the host with this number, counted from 0."""
     return str(_SUBNET[number + 1])
 
 
@@ -66,10 +66,10 @@ def hosts_file(names: Sequence[str]) -> str:
 
 
 class Switch:
-    """The bridge that joins the hosts, on a network apart from this machine's.
+    """The bridge that connects the hosts, isolated from this machine's network.
 
     Args:
-        place: the namespaces it stands in.
+        place: the namespaces that contain it.
     """
 
     def __init__(self, place: Namespaces) -> None:
@@ -81,10 +81,10 @@ class Switch:
         """Give a host its interface and address, and shape its link.
 
         Raises:
-            ValueError: ``tc`` does not take the link's speed or delay.
+            ValueError: ``tc`` refuses the link's bandwidth or delay.
         """
         port, address = _port(number), f"{address_of(number)}/{_SUBNET.prefixlen}"
-        # Booted again, a host still has its card.
+        # A fixed hardware address: other hosts still have it cached when this one is booted again.
         card = f"02:00:{ipaddress.ip_address(address_of(number)).packed.hex(':')}"
         peer = ["peer", "name", INTERFACE, "address", card, "netns", str(host.pid)]
         self.place.call_on_network("ip", "link", "add", port, "type", "veth", *peer)
@@ -101,15 +101,15 @@ class Switch:
             raise ValueError(f"link rate={link.rate}, delay={link.delay}: {error}") from None
 
     def unplug(self, number: int) -> None:
-        """Take a host's interface away, for good."""
+        """Remove a host's interface."""
         self.place.call_on_network("ip", "link", "delete", _port(number))
 
     def cut(self, number: int) -> None:
-        """Pull a host's cable."""
+        """Disconnect a host."""
         self.place.call_on_network("ip", "link", "set", _port(number), "down")
 
-    def mend(self, number: int) -> None:
-        """Put a host's cable back."""
+    def reconnect(self, number: int) -> None:
+        """Undo :meth:`cut`."""
         self.place.call_on_network("ip", "link", "set", _port(number), "up")
 
 

@@ -1,6 +1,4 @@
-"""The system's programs that a rehearsal is made of.
-
-Keys and settings with which every rehearsed host reaches every other as root."""
+"""The system programs that a rehearsal needs, and the ssh settings with which its hosts reach each other."""
 
 import os
 import shutil
@@ -16,15 +14,15 @@ _SYSTEM_PATH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
 
 
 def path_to(program: str) -> str | None:
-    """Where a program is; also looks where only administrators do."""
+    """Path of a program; also searches the folders that only root has on its PATH."""
     return shutil.which(program, path=f"{os.environ.get('PATH', '')}:{_SYSTEM_PATH}")
 
 
-def what_is_missing(slurm: bool = False) -> str | None:
-    """Why no hosts can be made on this machine, with the cure; None when they can.
+def missing_requirement(slurm: bool = False) -> str | None:
+    """Why hosts cannot be created on this machine, with what to install; None when they can.
 
     Args:
-        slurm: whether Slurm is to run on them.
+        slurm: whether Slurm has to run on them.
     """
     if os.geteuid() != 0:
         return "needs root: hosts are made of Linux namespaces"
@@ -37,10 +35,10 @@ def what_is_missing(slurm: bool = False) -> str | None:
 
 
 def call(words: Sequence[str], timeout_s: float = 30.0) -> str:
-    """Run a program to its end and return what it wrote on stdout.
+    """Run a program until it ends and return its stdout.
 
     Raises:
-        OSError: it failed or took too long; with its own words.
+        OSError: it failed or took too long; contains its stderr.
     """
     try:
         done = subprocess.run(
@@ -58,7 +56,7 @@ def call(words: Sequence[str], timeout_s: float = 30.0) -> str:
     return done.stdout
 
 
-# One key pair serves as everybody's host key and everybody's own: these hosts trust each other.
+# One key pair is the host key and the user key on all hosts: they trust each other.
 _SERVER = """\
 HostKey {folder}/key
 AuthorizedKeysFile {folder}/key.pub
@@ -83,10 +81,10 @@ SERVER_FILE, CLIENT_FILE = "sshd_config", "ssh_config"
 
 
 def write_ssh(folder: Path, seen_as: str, names: Sequence[str], login: Mapping[str, str]) -> None:
-    """Write keys and settings of ssh and sshd.
+    """Write the key and the settings of ssh and sshd.
 
     Args:
-        folder: where to.
+        folder: written to.
         seen_as: that folder's path on the hosts.
         names: of the hosts.
         login: environment of every session.

@@ -34,14 +34,14 @@ SlurmdLogFile={logs}/slurmd-%n.log
 NodeName={names} CPUs={cpus} Gres=gpu:{slots} State=UNKNOWN
 PartitionName=rehearsal Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
-# Slurm counts the files of its GPUs; what is in them is of no interest here.
+# Slurm counts the device files of GPUs; empty files are enough.
 _GRES = "Name=gpu File=/run/slurm/gpu[0-{last}]\n"
 _CGROUP = """\
 CgroupPlugin=cgroup/v1
 CgroupAutomount=yes
 CgroupMountpoint=/run/slurm/cgroup
 """
-# Slurm and munge read their settings from these folders alone, on every host.
+# Slurm and munge read their settings only from these folders, on every host.
 _PREPARE = """
 mkdir -p /run/munge /run/slurm/state /run/slurm/spool /run/slurm/cgroup
 for gpu in $(seq 0 "$3"); do touch "/run/slurm/gpu$gpu"; done
@@ -52,17 +52,17 @@ munged --force --key-file=/run/munge/key --socket=/run/munge/munge.socket.2 \
 """
 _READY_WITHIN_S = 60.0
 SILENCE_S = 10
-"""Seconds after which Slurm gives up on a host that does not answer, and requeues its jobs."""
+"""Seconds after which Slurm marks a silent host as down and requeues its jobs."""
 
 
 def write_slurm(folder: Path, seen_as: str, names: Sequence[str], slots: int) -> None:
-    """Write Slurm's settings and the key of munge.
+    """Write Slurm's settings and munge's key.
 
     Args:
-        folder: where to.
+        folder: written to.
         seen_as: that folder's path on the hosts.
         names: of the hosts.
-        slots: GPUs that each host pretends to have.
+        slots: GPUs that Slurm assumes on each host.
     """
     settings = folder / "slurm"
     settings.mkdir()
@@ -94,7 +94,7 @@ def start_slurm(host: Namespaces, name: str, seen_as: str, slots: int, is_first:
 
 
 def wait_until_idle(first: Namespaces, hosts: int, diagnosis: Callable[[], str]) -> None:
-    """Wait until Slurm would give jobs to all hosts.
+    """Wait until Slurm reports all hosts idle.
 
     Raises:
         OSError: it does not in time.
