@@ -1,12 +1,12 @@
-"""Attention backends on packed rows of Show-o's layouts, against what they replace.
+"""Compare the attention backends on packed rows of Show-o's layouts with padded and with mask-free attention.
 
     python benchmarks/attention.py [--device cuda] [--size show-o] [--dtype bf16] [--json FILE]
 
 Every backend runs one layer's attention, forward and backward, over one packed row of t2i, mmu and
-reconstruction documents. Beside them: the published way (each flow padded to its length, a dense boolean
-mask, ``scaled_dot_product_attention``), and the library's attention without any mask over the same documents,
-all causal and all full. TFLOP/s count visible pairs alone: 4 D forward and 10 D backward per pair and head.
-Needs torch alone.
+reconstruction documents. For comparison: the published way (each flow padded to its length, a dense boolean
+mask, ``scaled_dot_product_attention``), and torch's attention without any mask over the same documents, all
+causal and all full. TFLOP/s count visible pairs only: 4 D forward and 10 D backward per pair and head.
+Needs torch only.
 """
 
 from collections import Counter
@@ -27,12 +27,12 @@ from showo_kernels.runs import find_runs
 HEAD_DIM = 64
 SCALE = HEAD_DIM**-0.5
 FORWARD_FLOPS, BACKWARD_FLOPS = 4 * HEAD_DIM, 10 * HEAD_DIM  # per pair and head
-DENSE_LIMIT = 4 << 30  # bytes of scores above which the oracle is left out
+DENSE_LIMIT = 4 << 30  # bytes of scores above which ``dense`` is left out
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Heads, documents per flow, parts of the documents, and the lengths that they are padded to."""
+    """Heads, documents per flow, tokens of their parts, and the lengths that they are padded to."""
 
     heads: int
     documents: int
@@ -55,12 +55,12 @@ Documents = list[list[Span]]
 
 
 def _texts(count: int, longest: int) -> list[int]:
-    """Text lengths evenly spread below ``longest``."""
+    """Return text lengths evenly spread below ``longest``."""
     return [max(1, longest * (i + 1) // (count + 1)) for i in range(count)]
 
 
 def layouts(sizes: Sizes) -> list[tuple[Documents, int]]:
-    """Documents of each flow (docs/specification.md, section 4) with the length that they are padded to."""
+    """Return the documents of each flow (docs/specification.md, section 4) and their padded length."""
     n, image, clip = sizes.documents, sizes.image, Span(sizes.clip, True, True)
     t2i = [[Span(t), Span(image + 2, True)] for t in _texts(n, sizes.t2i_length - image - 2)]
     mmu = [[Span(30), clip, Span(t)] for t in _texts(n, sizes.mmu_text)]
@@ -72,14 +72,14 @@ def layouts(sizes: Sizes) -> list[tuple[Documents, int]]:
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and how attention runs."""
+    """Heads, device and dtype of the attention."""
 
     heads: int
     device: torch.device
     dtype: torch.dtype
 
     def draw(self, batch: int, tokens: int) -> list[Tensor]:
-        """Query, key, value and the output's gradient, each (B, H, T, D)."""
+        """Sample query, key, value and the output's gradient, each (B, H, T, D)."""
         shape = (batch, self.heads, tokens, HEAD_DIM)
         generator = torch.Generator(self.device).manual_seed(tokens)
         tensors = [
@@ -90,13 +90,7 @@ class Setting:
 
 
 class Packed:
-    """One backend over the packed row.
-
-    Args:
-        backend: its name.
-        documents: of all flows.
-        setting: of the benchmark.
-    """
+    """One backend over the packed row of all documents."""
 
     def __init__(self, backend: str, documents: Documents, setting: Setting) -> None:
         self.backend, self.setting = backend, setting
@@ -116,7 +110,7 @@ class Packed:
 
 
 class PaddedDense:
-    """The published way: per flow a padded batch and a (B, 1, L, L) mask."""
+    """The published way: for each flow a padded batch and a (B, 1, L, L) mask."""
 
     def __init__(self, flows: Sequence[tuple[Documents, int]], setting: Setting) -> None:
         self.flows, self.setting = flows, setting
@@ -146,9 +140,9 @@ class PaddedDense:
 
 
 class Plain:
-    """The library's attention over the documents as if each were all causal or all full.
+    """torch's attention without a mask, as if each document were all causal or all full.
 
-    On a GPU this is one FlashAttention call, which no exact omni-attention can beat per pair.
+    On a GPU this is one FlashAttention call: the lower bound of the time per pair.
     """
 
     def __init__(self, causal: bool, documents: Documents, setting: Setting) -> None:
@@ -180,7 +174,7 @@ class Plain:
 
 
 def pairs_by_kind(visibility: Visibility) -> Counter[str]:
-    """Visible pairs that lie in causal and in full runs."""
+    """Count the visible pairs in causal and in full runs."""
     pairs: Counter[str] = Counter()
     for run in find_runs(visibility):
         hidden = run.rows * (run.rows - 1) // 2 if run.causal else 0
@@ -189,7 +183,7 @@ def pairs_by_kind(visibility: Visibility) -> Counter[str]:
 
 
 def usable_backends(tokens: int, setting: Setting) -> tuple[list[str], str]:
-    """The backends that run here, the automatic one first, and why."""
+    """Return the backends that can run here, that of ``auto`` first, and the reason for it."""
     chosen, reason = select_backend("auto", setting.device, setting.dtype)
     names = [chosen]
     for name in ("flash", "flex", "native", "sdpa", "dense"):
@@ -209,7 +203,7 @@ def usable_backends(tokens: int, setting: Setting) -> tuple[list[str], str]:
 def row(
     name: str, timings: dict[str, Timing], pairs: int, heads: int, memory: int | None
 ) -> dict[str, Any]:
-    """One line of the table."""
+    """Return one row of the table."""
     wall = {stage: timing.wall_s for stage, timing in timings.items()}
 
     def rate(stage: str, flops: int) -> float | None:
@@ -234,7 +228,7 @@ def attention_ms(line: dict[str, Any]) -> float:
 
 
 def compare(chosen: str, rows: dict[str, dict[str, Any]], kinds: Counter[str]) -> dict[str, float]:
-    """What the automatic backend is worth."""
+    """Compare the backend of ``auto`` with padded attention and with attention without a mask."""
     ours = attention_ms(rows[chosen])
     equal = sum(
         attention_ms(rows[f"plain {kind}"]) * kinds[kind] / rows[f"plain {kind}"]["pairs"]

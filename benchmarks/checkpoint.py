@@ -31,10 +31,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from showo_dist.checkpoint import BatchShape, CheckpointReader, RunState
 from showo_dist.checkpoint.writer import CheckpointWriter
 from showo_dist.config.experiment import ExperimentConfig
-from showo_dist.runtime.exits import exit_plainly
+from showo_dist.runtime.exits import run_and_exit
 from showo_dist.runtime.ranks import joined
 from showo_dist.sequences import pack
-from showo_dist.training import engine_state
 from showo_dist.training.step import Stepper
 from showo_dist.training.torch_engine import TorchEngine
 
@@ -61,7 +60,6 @@ class Loop:
         self.engine = TorchEngine(
             model, optimizer, schedule, micro_steps=1, max_norm=None, bf16=device.type == "cuda"
         )
-        engine_state.prepare(self.engine)
         self.stepper = Stepper(self.engine, {"recon": 1.0}, "global", device)
         sequences = [make_sequence("recon", i, sizes) for i in range(sizes.recon)]
         batch = pack(sequences, pad_id=sizes.vocabulary.pad, feature_width=model.feature_width)
@@ -79,7 +77,7 @@ class Loop:
 
     def state(self) -> RunState:
         batch = BatchShape(1, 1, {"recon": len(self.window)})
-        steps = engine_state.optimizer_steps(self.engine)
+        steps = self.engine.optimizer_steps()
         return RunState(self.step, {}, {}, steps, None, {}, batch)
 
     def train_one(self) -> None:
@@ -181,7 +179,7 @@ def forget_cached(folder: Path) -> None:
 def load(loop: Loop, folder: Path, check: bool) -> None:
     """As a run goes on from a checkpoint."""
     reader = CheckpointReader(folder, check=check)
-    engine_state.restore(loop.engine, reader.read_piece, reader.state.optimizer_steps)
+    loop.engine.restore(reader.read_piece, reader.state.optimizer_steps)
 
 
 def load_rate(loop: Loop, folder: Path, check: bool) -> float:
@@ -274,4 +272,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    exit_plainly("checkpoint", main)
+    run_and_exit("checkpoint", main)

@@ -1,4 +1,4 @@
-"""What the benchmarks share: fair timing, peak memory, the printed table and the JSON beside it."""
+"""Shared by the benchmarks: interleaved timing, peak memory, the printed table and its JSON."""
 
 import argparse
 import ctypes
@@ -23,8 +23,8 @@ class Timing:
     """Seconds of one stage.
 
     Attributes:
-        wall_s: on a GPU between two CUDA events, else by the clock.
-        cpu_s: of this process, all threads: what other processes of the machine disturb least.
+        wall_s: wall-clock time; on a GPU between two CUDA events.
+        cpu_s: CPU time of this process, all threads; other processes of the machine disturb it least.
     """
 
     wall_s: float
@@ -32,10 +32,10 @@ class Timing:
 
 
 class Clock:
-    """Times the stages of one side of a comparison.
+    """Timer for the stages of one side of a comparison.
 
     Args:
-        device: where the work is done; a GPU is waited for.
+        device: where the work is done; a GPU is synchronized before and after a stage.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -43,7 +43,7 @@ class Clock:
         self._samples: dict[str, list[Timing]] = {}
 
     def __call__(self, stage: str, work: Callable[[], Result]) -> Result:
-        """Do the work and remember its time under ``stage``."""
+        """Do the work and record its time under ``stage``."""
         cpu_start = time.process_time()
         result, wall_s = (self._on_gpu if self.device.type == "cuda" else self._on_cpu)(work)
         timing = Timing(wall_s, time.process_time() - cpu_start)
@@ -65,7 +65,7 @@ class Clock:
         return result, start.elapsed_time(end) / 1e3
 
     def medians(self) -> dict[str, Timing]:
-        """The median of each stage."""
+        """Return the median of each stage."""
         return {
             stage: Timing(
                 statistics.median(sample.wall_s for sample in samples),
@@ -81,13 +81,13 @@ Side = Callable[[Clock], object]
 def interleaved(
     sides: Mapping[str, Side], device: torch.device, repeats: int, warm_up: bool = True
 ) -> dict[str, dict[str, Timing]]:
-    """Run all sides in turn, ``repeats`` times, so that a disturbance meets all alike.
+    """Run all sides in turn, ``repeats`` times, so that a disturbance affects all of them.
 
     Args:
-        sides: what is compared.
-        device: where.
+        sides: the sides of the comparison, by name.
+        device: where they run.
         repeats: how often each is timed.
-        warm_up: run each once before; False where that was done already.
+        warm_up: run each side once before; False if that was done already.
 
     Returns:
         Median timings by side and stage.
@@ -102,13 +102,13 @@ def interleaved(
 
 
 def _resident(key: str) -> int:
-    """A line of this process's status, in bytes."""
+    """Read an entry of this process's status, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
 
 
 def peak_bytes(work: Callable[[], object], device: torch.device) -> int | None:
-    """Memory that ``work`` needs at its peak, over what is held before; None where it cannot be read."""
+    """Return the peak memory of ``work`` above the memory in use before; None if it cannot be measured."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -118,30 +118,30 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int | None:
         return torch.cuda.max_memory_allocated(device) - before
     if not sys.platform.startswith("linux"):
         return None
-    ctypes.CDLL(None).malloc_trim(0)  # what was freed is not at hand for the work
+    ctypes.CDLL(None).malloc_trim(0)  # return freed memory to the system before measuring
     before = _resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # forget the highest mark so far
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak (VmHWM)
     work()
     return _resident("VmHWM") - before
 
 
 def arguments(description: str, sizes: Sequence[str], repeats: int = 5) -> argparse.Namespace:
-    """The options that every comparison has; ``repeats`` unless the command line says otherwise."""
+    """Parse the common options; ``repeats`` is the default of ``--repeats``."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--size", choices=sizes, help="small on a CPU, show-o on a GPU")
+    parser.add_argument("--size", choices=sizes, help="default: small on a CPU, show-o on a GPU")
     parser.add_argument(
         "--dtype", default="auto", choices=["auto", "bf16", "fp32"], help="auto: as in training"
     )
     parser.add_argument("--repeats", type=int, default=repeats)
-    parser.add_argument("--json", type=Path, help="also write the rows there")
+    parser.add_argument("--json", type=Path, help="also write the result to this file")
     parsed = parser.parse_args()
     parsed.size = parsed.size or {"cpu": "small", "cuda": "show-o"}[parsed.device]
     return parsed
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What the numbers depend on."""
+    """Describe the machine and the versions that the numbers depend on."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
     return {
         "device": name or platform.machine(),
@@ -158,7 +158,7 @@ def _cell(value: Any) -> str:
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Columns as wide as their widest cell, the first to the left."""
+    """Format a table; the first column is aligned to the left, the others to the right."""
     columns = list(rows[0])
     lines = [columns, *([_cell(row[column]) for column in columns] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -179,8 +179,8 @@ def report(
 
     Args:
         name: of the benchmark.
-        rows: with the same columns, units in their names; None is printed as a dash.
-        findings: the comparisons that the benchmark was made for.
+        rows: all with the same columns, units in their names; None is printed as a dash.
+        findings: the comparisons that the benchmark is for.
         settings: sizes.
         options: from :func:`arguments`.
     """

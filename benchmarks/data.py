@@ -1,10 +1,10 @@
-"""What reading costs: images and encoded samples per second of one worker, first batch, resume, memory.
+"""Measure reading: images and encoded samples per second of one worker, first batch, resume, memory.
 
     python benchmarks/data.py --json data.json
 
-Everything is measured on shards that it writes to a temporary folder: photograph-like JPEGs, the same with
-codes instead, and an index of ten million samples. Rates are those of one process; those "by CPU time" are
-what a core of its own would give, whatever else the machine does. Sides of a comparison take turns.
+It reads shards that it writes to a temporary folder: photograph-like JPEGs, encoded samples, and an index of
+ten million samples. Rates are of one process; a rate "by CPU time" is that of an otherwise idle core. Sides
+of a comparison run in turn.
 """
 
 import argparse
@@ -27,15 +27,15 @@ from showo_data import FlowSpec, Sample, Source, build_loader, vq_transform
 from showo_data.shards import index_path, load_index, write_shard
 
 CPU = torch.device("cpu")
-NEEDED_PER_S = 45  # 512-px samples that one GPU takes in training Show-o
+NEEDED_PER_S = 45  # 512-px samples per second that one GPU needs in training Show-o
 BATCH = 10
-DRAWN = 400  # samples taken from a running loader: far more than it has ready at first
+TAKEN = 400  # samples per measurement of a running loader: many more than it has prefetched
 SHARDS, SHARD_SAMPLES = 1000, 10_000  # of the long index
-START = 10**6  # the position in it to go on from
+START = 10**6  # the position in it to resume from
 
 
 def photograph(rng: np.random.Generator, width: int = 640, height: int = 480) -> bytes:
-    """A JPEG with detail of all scales, about as large as a photograph of its size."""
+    """Make a JPEG with detail at all scales, with about as many bytes as a photograph of its size."""
     pixels_HW3 = np.zeros((height, width, 3))
     for cell in (160, 40, 8, 2):
         small = rng.uniform(0, 255, (height // cell + 1, width // cell + 1, 3)).astype(np.uint8)
@@ -47,7 +47,7 @@ def photograph(rng: np.random.Generator, width: int = 640, height: int = 480) ->
 
 
 def codes(rng: np.random.Generator) -> bytes:
-    """1024 codes of a 512-px image, as ``showo-dist encode`` writes them."""
+    """Make 1024 codes of a 512-px image, as ``showo-dist encode`` writes them."""
     stream = io.BytesIO()
     np.save(stream, rng.integers(0, 8192, 1024).astype(np.uint16))
     return stream.getvalue()
@@ -64,7 +64,7 @@ def spec(urls: tuple[str, ...], kind: Any, resolution: int, **options: Any) -> F
 
 
 def bare(images: list[bytes], resolution: int) -> None:
-    """Decode, resize the short side, crop, to tensor: nothing else."""
+    """Decode, resize the short side, crop, convert to a tensor; nothing else."""
     for data in images:
         image = Image.open(io.BytesIO(data)).convert("RGB")
         scale = resolution / min(image.size)
@@ -77,7 +77,7 @@ def bare(images: list[bytes], resolution: int) -> None:
 
 
 def plain_webdataset(shard: str, resolution: int) -> webdataset.WebDataset:
-    """webdataset's own pipeline, bytes shuffled before decoding, with our transform."""
+    """Build webdataset's own pipeline, which shuffles bytes before decoding, with our transform."""
     transform = vq_transform(resolution)
 
     def image(sample: dict[str, Any]) -> Tensor:
@@ -92,8 +92,8 @@ def read_all(flow: FlowSpec, count: int) -> None:
     assert all(isinstance(source[p], Sample) for p in range(count))
 
 
-def drawn(batches: Iterator[Any], count: int) -> None:
-    """Take batches of ``count`` samples in all from a loader that is running."""
+def take(batches: Iterator[Any], count: int) -> None:
+    """Take ``count`` samples in batches from a running loader."""
     for _ in range(count // BATCH):
         next(batches)
 
@@ -108,7 +108,7 @@ def one_webdataset_worker(shard: str, resolution: int) -> Iterator[Any]:
 
 
 def image_rows(folder: Path, resolution: int, count: int, repeats: int) -> list[dict[str, Any]]:
-    """Bare loop, our source and loader, and webdataset's, on the same images; loaders are running."""
+    """Measure a bare loop, our source and loader, and webdataset's, on the same images; loaders are warm."""
     rng = np.random.default_rng(0)
     images = [photograph(rng) for _ in range(count)]
     shard = written(
@@ -124,8 +124,8 @@ def image_rows(folder: Path, resolution: int, count: int, repeats: int) -> list[
         "webdataset": lambda clock: clock(
             "s", lambda: sum(1 for _ in plain_webdataset(shard, resolution))
         ),
-        "showo_data, 1 worker": lambda clock: clock("s", lambda: drawn(ours, DRAWN)),
-        "webdataset, 1 worker": lambda clock: clock("s", lambda: drawn(theirs, DRAWN)),
+        "showo_data, 1 worker": lambda clock: clock("s", lambda: take(ours, TAKEN)),
+        "webdataset, 1 worker": lambda clock: clock("s", lambda: take(theirs, TAKEN)),
     }
     timings = interleaved(sides, CPU, repeats)
     return [_rate(f"{resolution} px, {side}", count, timings[side]["s"]) for side in sides]
@@ -133,7 +133,7 @@ def image_rows(folder: Path, resolution: int, count: int, repeats: int) -> list[
 
 def _rate(name: str, count: int, timing: Any) -> dict[str, Any]:
     if name.endswith("1 worker"):
-        return {"side": name, "samples/s": DRAWN / timing.wall_s, "samples/s by CPU time": None}
+        return {"side": name, "samples/s": TAKEN / timing.wall_s, "samples/s by CPU time": None}
     by_cpu = count / timing.cpu_s
     return {"side": name, "samples/s": count / timing.wall_s, "samples/s by CPU time": by_cpu}
 
@@ -148,14 +148,14 @@ def encoded_rows(folder: Path, repeats: int, count: int = 4000) -> list[dict[str
     batches = one_worker(flow)
     sides: dict[str, Side] = {
         "showo_data": lambda clock: clock("s", lambda: read_all(flow, count)),
-        "showo_data, 1 worker": lambda clock: clock("s", lambda: drawn(batches, DRAWN)),
+        "showo_data, 1 worker": lambda clock: clock("s", lambda: take(batches, TAKEN)),
     }
     timings = interleaved(sides, CPU, repeats)
     return [_rate(f"encoded, {side}", count, timings[side]["s"]) for side in sides]
 
 
 def long_index(folder: Path) -> tuple[str, ...]:
-    """A thousand shards of 10,000 samples: one file under a thousand names, each with its index."""
+    """Make a thousand shards of 10,000 samples: links to one file, each with a link to its index."""
     first = written(
         folder, "long", ({"__key__": f"{i:05d}", "txt": "words"} for i in range(SHARD_SAMPLES))
     )
@@ -167,14 +167,14 @@ def long_index(folder: Path) -> tuple[str, ...]:
 
 
 def first_batch_s(flow: FlowSpec, start: int, workers: int = 0) -> float:
-    """From the list of shards to the first batch at position ``start``, with nothing kept from before."""
+    """Time from the list of shards to the first batch at position ``start``, without any cache."""
     begin = time.perf_counter()
     next(iter(build_loader([flow], start_positions={"f": start}, num_workers=workers)))
     return time.perf_counter() - begin
 
 
 def findings(rows: list[dict[str, Any]], folder: Path, resolutions: list[int]) -> dict[str, float]:
-    """The comparisons that the loader is judged by."""
+    """Compute the comparisons that the loader is judged by."""
     rate = {row["side"]: row["samples/s by CPU time"] or row["samples/s"] for row in rows}
     found = {}
     for side in resolutions:
@@ -196,7 +196,7 @@ def findings(rows: list[dict[str, Any]], folder: Path, resolutions: list[int]) -
 
 
 def memory(flow: FlowSpec, resolution: int) -> dict[str, float]:
-    """What reading a shard adds to a process, ours with a window of all samples."""
+    """Measure the memory that reading a shard adds to a process, ours with a window of all samples."""
     samples = len(Source(flow))
     sides = {
         "showo_data": lambda: read_all(flow, samples),
@@ -211,7 +211,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=100, help="per resolution")
     parser.add_argument("--resolutions", type=int, nargs="+", default=[256, 512])
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="also write the rows there")
+    parser.add_argument("--json", type=Path, help="also write the result to this file")
     options = parser.parse_args()
     options.device = "cpu"
     torch.set_num_threads(1)

@@ -1,20 +1,19 @@
 #!/usr/bin/env bash
-# GPU tests and benchmarks, with their output in one folder:
+# Run the GPU tests and benchmarks and write their output to one folder:
 #
 #     benchmarks/gpu_suite.sh [FOLDER]        default: runs/gpu
-#     benchmarks/gpu_suite.sh --tests         the tests alone (make test-gpu)
+#     benchmarks/gpu_suite.sh --tests         only the tests (make test-gpu)
 #
-# Runs on a bare CUDA image: torch (2.10 or later), numpy, pytest and hypothesis are enough for the kernels'
-# tests and the benchmarks of attention and losses; parts whose imports are missing are left out by name. No installed copy
-# of this project is needed. PYTHON=... chooses the interpreter. The exit code says whether all that was run
-# passed.
+# It runs on a bare CUDA image: torch (2.10 or later), numpy, pytest and hypothesis are enough for the kernels'
+# tests and the benchmarks of attention and losses. Parts whose imports fail are skipped and named. The project
+# need not be installed. PYTHON=... chooses the interpreter. The exit code is 0 if every part that ran passed.
 
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
 python=${PYTHON:-python3}
 [ -z "${PYTHON:-}" ] && [ -x .venv/bin/python ] && python=.venv/bin/python
-export PYTHONPATH=".:kernels:data_pipelines${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONPATH=".:kernels:data_pipelines:launchers${PYTHONPATH:+:$PYTHONPATH}"
 
 # The kernels' tests, and every other file with GPU tests whose imports this image has.
 gpu_tests() {
@@ -24,7 +23,7 @@ gpu_tests() {
         if "$python" -m pytest -q --collect-only -p no:cacheprovider "$file" >/dev/null 2>&1; then
             echo "$file"
         else
-            echo "left out, its imports fail here: $file" >&2
+            echo "skipped, its imports fail here: $file" >&2
         fi
     done < <(grep -rl --include='test_*.py' --exclude-dir=kernels 'pytest.mark.gpu' tests | sort)
 }
@@ -53,7 +52,7 @@ benchmark() {
     if "$python" "$file" --help >/dev/null 2>&1; then
         part "$1" "$python" "$file" --device cuda --json "$out/$1.json"
     else
-        echo "left out, its imports fail here: $file"
+        echo "skipped, its imports fail here: $file"
     fi
 }
 

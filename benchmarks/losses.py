@@ -1,9 +1,9 @@
-"""Head and cross-entropy over labelled rows: ours, the plain way, and liger-kernel's where it is installed.
+"""Compare head and cross-entropy over labelled rows: flow_losses, plain torch, and liger-kernel if installed.
 
     python benchmarks/losses.py [--device cuda] [--size show-o] [--dtype bf16] [--json FILE]
 
-The plain side has logits of all rows at once, in fp32 for the loss, as published. liger-kernel needs a GPU.
-All sides are checked for the same loss and gradients first. Needs torch alone.
+The plain side computes the logits of all rows at once, in fp32 for the loss, as published. liger-kernel needs
+a GPU. Before timing, all sides are checked to give the same loss and gradients. Needs torch only.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from showo_kernels import flow_losses
 
 @dataclass(frozen=True)
 class Sizes:
-    """Labelled rows, width of the model, vocabulary."""
+    """Labelled rows, model width, vocabulary."""
 
     labels: int
     width: int
@@ -61,41 +61,41 @@ def _liger() -> Loss:
 
 
 class Head:
-    """One way to compute the loss and its gradients.
+    """One side: a way to compute the loss, with inputs that are the same for all sides.
 
     Args:
-        loss: the way.
-        sizes: of everything.
-        device: where.
+        loss: the function.
+        sizes: of the inputs.
+        device: of the inputs.
         dtype: of hidden states and weights.
     """
 
     def __init__(self, loss: Loss, sizes: Sizes, device: torch.device, dtype: torch.dtype) -> None:
         generator = torch.Generator(device).manual_seed(0)
 
-        def drawn(*shape: int, scale: float) -> Tensor:
+        def sample(*shape: int, scale: float) -> Tensor:
             x = torch.randn(shape, generator=generator, device=device) * scale
             return x.to(dtype).requires_grad_()
 
         self.loss = loss
         self.inputs = (
-            drawn(sizes.labels, sizes.width, scale=1.0),
-            drawn(sizes.vocabulary, sizes.width, scale=0.02),
-            drawn(sizes.vocabulary, scale=0.02),
+            sample(sizes.labels, sizes.width, scale=1.0),
+            sample(sizes.vocabulary, sizes.width, scale=0.02),
+            sample(sizes.vocabulary, scale=0.02),
         )
         self.targets_P = torch.randint(
             sizes.vocabulary, (sizes.labels,), generator=generator, device=device
         )
 
     def __call__(self, clock: Clock) -> tuple[Tensor, ...]:
-        """The loss and the gradients of hidden states, weight and bias."""
+        """Compute the loss and the gradients of hidden states, weight and bias."""
         loss = clock("forward", lambda: self.loss(*self.inputs, self.targets_P))
         gradients = clock("backward", lambda: torch.autograd.grad(loss, self.inputs))
         return (loss.detach(), *gradients)
 
 
 def check_equal(found: Head, wanted: Head, tolerance: float) -> None:
-    """Same loss, same gradients, as shares of the largest entry."""
+    """Check that loss and gradients are equal within ``tolerance`` times the largest entry."""
     clock = Clock(found.targets_P.device)
     for x, y in zip(found(clock), wanted(clock), strict=True):
         error = float((x - y).float().abs().max() / y.float().abs().max())
@@ -103,7 +103,7 @@ def check_equal(found: Head, wanted: Head, tolerance: float) -> None:
 
 
 def row(name: str, timings: dict[str, Timing], memory: int | None) -> dict[str, Any]:
-    """One line of the table."""
+    """Return one row of the table."""
     return {
         "head": name,
         **{f"{stage} ms": 1e3 * timing.wall_s for stage, timing in timings.items()},

@@ -1,9 +1,9 @@
-"""Seconds of a step that ``showo-dist plan`` predicts, against real steps over links of three speeds.
+"""Compare the seconds of a step that ``showo-dist plan`` predicts with real steps over links of three speeds.
 
     python benchmarks/plan.py [--json FILE]        # root; needs the packages of docs/launchers/rehearse.md
 
-Two ranks on two hosts of network namespaces train the mini world's model under ZeRO 0 to 3. Compute is what
-a step takes where the link is as fast as the machine; the rest is the plan's. Run it on a quiet machine.
+Two ranks, on two hosts made of network namespaces, train the mini world's model with ZeRO 0 to 3. Compute is
+the time of a step over an unlimited link; the rest is predicted. Run it on a quiet machine.
 """
 
 import argparse
@@ -19,7 +19,7 @@ sys.path.insert(
 )  # for the ranks that the tests measure too
 
 from showo_dist.plan.timing import Cluster, Compute, step_time
-from showo_launch.rehearsal.programs import what_is_missing
+from showo_launch.rehearsal.programs import missing_requirement
 from tests.plan.links import HOSTS, STAGES, Measured, measure_links, profile
 
 
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the rows there")
     options = parser.parse_args()
     options.device = "cpu"
-    if reason := what_is_missing():
+    if reason := missing_requirement():
         parser.error(reason)
     with tempfile.TemporaryDirectory() as folder:
         table = rows(measure_links(Path(folder) / "traffic.json"))

@@ -1,14 +1,14 @@
-"""One packed pass against the padded step of two forwards, on the same samples and weights.
+"""Compare one packed pass with the padded step of two forwards, on the same samples and weights.
 
     python benchmarks/single_pass.py [--device cuda] [--size show-o] [--dtype bf16] [--json FILE]
 
-The padded side is a re-creation of how RecA's CLIP variant is published: understanding and reconstruction
-are padded to their fixed lengths and run through two forwards with a dense additive mask, the head is applied
-to every place, logits become fp32, and the cross-entropy ignores what is not supervised; one backward for the
-sum. It has the same weights, the library's attention, and the library's activation (``gelu_new``, eight
-kernels); in "padded, fused gelu" that is exchanged for ours. The text-to-image flow, which the published step
-also runs, with coefficient 0, is left out. Totals are forward and backward; making the batch and its masks,
-which both sides can do ahead of time on the CPU, stands beside them.
+The padded side re-creates RecA's published CLIP variant: understanding and reconstruction are padded to
+their fixed lengths and run through two forwards with a dense additive mask; the head is applied at every
+position, logits are cast to fp32, and the cross-entropy ignores unsupervised positions; one backward for the
+sum. It uses the same weights, transformers' attention and transformers' activation (``gelu_new``, eight
+kernels); the row "padded, fused gelu" uses our activation. The published step also runs the text-to-image
+flow with coefficient 0; it is left out here. Totals are forward plus backward. The time to build the batch
+and its masks, which both sides can do ahead of time on the CPU, has its own column.
 """
 
 from collections.abc import Iterator
@@ -23,8 +23,7 @@ from torch import Tensor, nn
 from transformers import PhiConfig
 from transformers.activations import NewGELUActivation
 
-from showo_dist.models.attention import ATTENTION
-from showo_dist.models.showo import ShowO
+from showo_dist.models.showo import ATTENTION, ShowO
 from showo_dist.runtime.precision import uses_bf16
 from showo_dist.sequences import FLOWS, PackedBatch, Sequence, Vocabulary, builders, pack
 from showo_dist.sequences.builders import CLIP_RECON_TEXT_WIDTH
@@ -40,12 +39,12 @@ from showo_kernels import TanhGELU, Visibility, build_plan, select_backend
 
 SYSTEM_TOKENS = 28  # docs/specification.md, section 3
 MMU_TEXT, MMU_ANSWER = (64, 224), 0.7  # tokens of a conversation, and the share that is supervised
-PROMPT_TEXT = (15, 35)  # tokens of a request for a description
+PROMPT_TEXT = (15, 35)  # tokens of a reconstruction prompt
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Model and batch; ``budget`` is M, ``image`` is N of the specification."""
+    """Model and batch; ``budget`` is M and ``image`` is N of docs/specification.md, section 3."""
 
     layers: int
     width: int
@@ -84,13 +83,15 @@ def build_model(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> ShowO
     print(f"attention {backend}: {reason}")
     with device:
         model = ShowO(config, sizes.clip_width, backend)
-    for parameter in model.parameters():  # as DeepSpeed does: the rotary table stays fp32
+    for (
+        parameter
+    ) in model.parameters():  # like DeepSpeed: parameters only, the rotary table stays fp32
         parameter.data = parameter.data.to(dtype)
     return model
 
 
 def make_sequence(flow: str, position: int, sizes: Sizes) -> Sequence:
-    """A sample of random tokens with the lengths of real ones."""
+    """A sample of random tokens with the lengths of real samples."""
     rng, vocabulary = sample_rng(0, flow, position), sizes.vocabulary
 
     def text(shortest: int, longest: int) -> list[int]:
@@ -116,7 +117,7 @@ def mmu_length(sizes: Sizes) -> int:
 
 
 def recon_length(sizes: Sizes) -> int:
-    """Published length of the reconstruction rows: 128 for the text part, CLIP, soi, image and eoi."""
+    """Published length of the reconstruction rows: text part (128), CLIP, soi, image, eoi."""
     return CLIP_RECON_TEXT_WIDTH + sizes.clip_tokens + sizes.image + 2
 
 
@@ -125,11 +126,11 @@ class PaddedBatch:
     """Rows of one flow at their published length.
 
     Attributes:
-        ids_BL: token ids; the places of features hold the pad id.
+        ids_BL: token ids; feature positions have the pad id.
         features_BSC, start: features and the column of the first.
-        mask_B1LL: what is added to the scores, in the model's dtype: 0 where a place sees another, else the
-            dtype's least number; padding sees itself.
-        labels_BL: the id wanted at each place, IGNORE elsewhere.
+        mask_B1LL: added to the attention scores, in the model's dtype: 0 where a key is visible, else the
+            dtype's minimum; padding sees itself.
+        labels_BL: target ids, IGNORE at unsupervised positions.
     """
 
     ids_BL: Tensor
@@ -140,7 +141,7 @@ class PaddedBatch:
 
 
 def _pad_row(sequence: Sequence, length: int, pad: int) -> tuple[Tensor, Tensor, Tensor]:
-    """ids, labels and mask of one row; places come from the position ids."""
+    """Ids, labels and mask of one row; columns come from the position ids."""
     positions = sequence.position_ids_L
     places = torch.arange(len(sequence)) if positions is None else positions
     ids_L, labels_L = torch.full((length,), pad), torch.full((length,), IGNORE)
@@ -167,9 +168,9 @@ def padded_loss(model: ShowO, batch: PaddedBatch, kept: slice, device: torch.dev
     """One forward: mean cross-entropy over the labels of a flow.
 
     Args:
-        model: whose attention is transformers' own ``sdpa`` meanwhile.
+        model: its attention must be transformers' own ``sdpa``.
         batch: of the flow.
-        kept: columns whose logits the loss is taken from.
+        kept: columns that the loss reads.
         device: of the model.
     """
     ids_BL, labels_BL = batch.ids_BL.to(device), batch.labels_BL.to(device)
@@ -186,7 +187,7 @@ def padded_loss(model: ShowO, batch: PaddedBatch, kept: slice, device: torch.dev
 
 @contextmanager
 def library_modules(model: ShowO, activation: nn.Module) -> Iterator[None]:
-    """The backbone with transformers' own attention and the given activation."""
+    """Give the backbone transformers' own attention and ``activation`` inside the block."""
     perceptrons = [layer.mlp for layer in model.showo.model.layers]
     ours = [mlp.activation_fn for mlp in perceptrons]
     model.config._attn_implementation = "sdpa"
@@ -211,7 +212,7 @@ class Padded:
 
     @property
     def tokens(self) -> int:
-        """Places computed."""
+        """Positions computed."""
         return len(self.mmu) * mmu_length(self.sizes) + len(self.recon) * recon_length(self.sizes)
 
     def _prepare(self) -> tuple[PaddedBatch, PaddedBatch]:
@@ -230,7 +231,7 @@ class Padded:
             )
 
     def __call__(self, clock: Clock) -> dict[str, float]:
-        """One step; the losses of the flows. Gradients stay in the model."""
+        """Run one step and return the flow losses. Gradients stay in the model."""
         self.model.zero_grad()
         batches = clock("prepare", self._prepare)
         mmu, recon = clock("forward", lambda: self._forward(*batches))
@@ -249,7 +250,7 @@ class Packed:
 
     @property
     def tokens(self) -> int:
-        """Places computed."""
+        """Positions computed."""
         return self.batch.tokens
 
     def _prepare(self) -> PackedBatch:
@@ -267,7 +268,7 @@ class Packed:
         return total, sums_F * scale_F
 
     def __call__(self, clock: Clock) -> dict[str, float]:
-        """One step; the losses of the flows. Gradients stay in the model."""
+        """Run one step and return the flow losses. Gradients stay in the model."""
         self.model.zero_grad()
         batch = clock("prepare", self._prepare)
         total, means_F = clock("forward", lambda: self._forward(batch))
@@ -277,7 +278,7 @@ class Packed:
 
 
 def check_equal(packed: Packed, padded: Packed | Padded, tolerance: float) -> None:
-    """Both sides give the same losses, and the same gradient as one vector."""
+    """Fail unless both sides give the same losses and the same gradient (as one vector)."""
     outcomes = []
     for side in (packed, padded):
         losses = side(Clock(side.device))
@@ -311,7 +312,7 @@ def row(
 
 
 def plan_ms(packed: Packed, repeats: int) -> float:
-    """What the attention plan, which the packed forward contains, takes by itself."""
+    """Median time of building the attention plan, a part of the packed forward."""
     clock, model = Clock(packed.device), packed.model
     for _ in range(repeats):
         clock("plan", lambda: build_plan(model.attention, packed.batch.visibility, packed.device))
@@ -319,7 +320,7 @@ def plan_ms(packed: Packed, repeats: int) -> float:
 
 
 def compare(packed: dict[str, Any], others: list[dict[str, Any]]) -> dict[str, float]:
-    """How much more each padded step needs."""
+    """Ratios of each padded step to the packed step."""
     return {
         f"{other['step']} / packed, {column}": other[column] / packed[column]
         for other in others

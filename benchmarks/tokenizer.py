@@ -1,9 +1,9 @@
-"""What a trained image tokenizer is worth on the mini world, and what it costs.
+"""Measure the quality of a trained image tokenizer on the mini world, and its cost.
 
     python benchmarks/tokenizer.py runs/mini/tokenizer/final 'data/mini/val-*.tar'
 
-Prints fidelity (PSNR, objects that the checker reads back from reconstructions), codes in use, the time to
-encode an image, and how many codes change with the batch size and with bf16.
+Prints PSNR, the objects that the checker reads from reconstructions, codes in use, the time to encode an
+image, and the fraction of codes that change with the batch size and with bf16.
 """
 
 import argparse
@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from showo_data import FlowSpec, Sample, Source, vq_transform
+from showo_data.images import to_images
 from showo_data.mini import read_image
 from showo_dist.models.magvitv2 import MAGVITv2
-from showo_dist.models.magvitv2.images import to_images
 from showo_dist.runtime.precision import autocast
 from showo_dist.tokenizer.metrics import evaluate
 
@@ -41,7 +41,7 @@ def tokenizer_roundtrip(model: MAGVITv2, pixels_B3HW: Tensor) -> Tensor:
 
 
 def read_back(pixels_B3HW: Tensor, output_B3HW: Tensor) -> tuple[float, float]:
-    """Objects whose colour and shape survive, and images whose objects are all as before."""
+    """Fractions of objects whose colour and shape are read again, and of images where all objects are."""
     kept = total = same = 0
     for before, after in zip(to_images(pixels_B3HW), to_images(output_B3HW), strict=True):
         wanted, seen = (
@@ -53,7 +53,7 @@ def read_back(pixels_B3HW: Tensor, output_B3HW: Tensor) -> tuple[float, float]:
 
 
 def flips(model: MAGVITv2, pixels_B3HW: Tensor) -> dict[str, float]:
-    """Share of codes that differ from those of images encoded one by one in fp32."""
+    """Fraction of codes that differ from those of images encoded one by one in fp32."""
     single = torch.cat([model.encode(part) for part in pixels_B3HW.split(1)])
     batch = torch.cat([model.encode(part) for part in pixels_B3HW.split(32)])
     with autocast("bf16", CPU):

@@ -1,4 +1,4 @@
-"""Shards in, samples out; knows no model and no process group."""
+"""Data pipeline: WebDataset shards in, samples out. It knows no model and no process group."""
 
 from showo_data.images import clip_transform, vq_transform
 from showo_data.loader import Loader, MicroBatch, build_loader

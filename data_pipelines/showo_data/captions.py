@@ -1,20 +1,18 @@
-"""Captions that lie outside the shards, as the recaptioned SA-1B, LAION-12M and CC12M have them.
+"""Captions in files outside the shards, as the recaptioned SA-1B, LAION-12M and CC12M have them.
 
-A sample's set is known by names: "SA1B" in its key; "laion" or "cc12m" in the path of its shard. Where its
-caption lies:
+The data set of a sample follows from names: "SA1B" in its key; "laion" or "cc12m" in the path of its shard.
+Its caption is the first line of this file:
 
     SA-1B       FOLDER/NAME.txt                NAME: the key without its folders
     LAION-12M   FOLDER/SHARD/KEY.caption       SHARD: the shard's file name up to the first dot
     CC12M       FOLDER/SHARD/NAME.caption
-
-The caption is the first line of the file.
 """
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-# Openings that say nothing about the image; captioning models write many of them.
+# Openings without information about the image, which captioning models write often.
 _OPENINGS = re.compile(
     r"The image (?:captures|depicts|features|is|portrays|presents|showcases) "
     r"|The image you've sent is, "
@@ -29,14 +27,14 @@ _OPENINGS = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class ExternalCaptions:
-    """Where captions outside the shards are looked up.
+    """The folders of captions outside the shards.
 
     Attributes:
-        sa1b: folder of the captions of SA-1B; None: its samples have their own text. The others likewise.
-        laion12m: folder of the captions of LAION-12M.
-        cc12m: folder of the captions of CC12M.
-        variants: for images from text: the first sentence or the whole caption, either without openings
-            such as "The image depicts"; else the whole caption as it stands.
+        sa1b: captions of SA-1B; None: its samples use their own text.
+        laion12m: captions of LAION-12M; None likewise.
+        cc12m: captions of CC12M; None likewise.
+        variants: True for t2i: choose the first sentence or the whole caption, either without openings such
+            as "The image depicts". False: the whole caption, unchanged.
     """
 
     sa1b: str | None = None
@@ -45,10 +43,9 @@ class ExternalCaptions:
     variants: bool = False
 
     def find(self, shard: str, key: str) -> tuple[str, ...] | None:
-        """The captions to choose from; none where the file is missing or empty.
+        """Return the captions to choose from, an empty tuple if the file is missing or empty.
 
-        Returns:
-            None where the sample belongs to no set that lies outside: its own text counts.
+        None means that the sample belongs to none of the sets with external captions and has its own text.
         """
         path = self._path(shard, key)
         if path is None:
@@ -71,18 +68,18 @@ class ExternalCaptions:
 
 
 def short_or_long(caption: str) -> tuple[str, ...]:
-    """The first sentence and the whole caption, both without openings; what is empty then is left out."""
+    """Return the first sentence and the whole caption, both without openings, unless they are empty."""
     cleaned = (without_openings(caption.partition(".")[0]), without_openings(caption))
     return tuple(text for text in cleaned if text)
 
 
 def without_openings(caption: str) -> str:
-    """The caption without phrases such as "The image depicts", wherever they stand."""
+    """Remove phrases such as "The image depicts" anywhere in the caption."""
     return _OPENINGS.sub("", caption)
 
 
 def _first_line(path: Path) -> str:
-    """The first line; empty where there is no such file, or no UTF-8 text in it."""
+    """Read the first line; empty if the file does not exist or is not UTF-8."""
     try:
         with path.open(encoding="utf-8") as stream:
             return stream.readline().strip()

@@ -18,10 +18,10 @@ _URLS = "paths or brace patterns such as 'data/train-{000000..000009}.tar'"
 
 
 def main_shards(argv: list[str]) -> int:
-    """``shards index|verify|show|from-…``; returns the exit code, 1 when ``verify`` finds something wrong.
+    """Run ``shards index|verify|show|from-…``; returns the exit code, 1 if ``verify`` finds a damaged shard.
 
     Raises:
-        ValueError, OSError: what the user can mend, for the caller to print as one line.
+        ValueError, OSError: errors that the user can correct, for the caller to print as one line.
     """
     arguments = _shards_parser().parse_args(argv)
     actions = {"index": _index, "verify": _verify, "show": _show}
@@ -29,7 +29,7 @@ def main_shards(argv: list[str]) -> int:
 
 
 def main_mini(argv: list[str]) -> int:
-    """``mini-data OUT``: write the mini world; what is there and complete is kept."""
+    """Run ``mini-data OUT``: write the mini world; shards that are already complete are kept."""
     parser = argparse.ArgumentParser(
         prog="showo-dist mini-data", description="Write the mini world as WebDataset shards."
     )
@@ -50,12 +50,14 @@ def main_mini(argv: list[str]) -> int:
 
 
 def _shards_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="showo-dist shards", description="Look after shards.")
+    parser = argparse.ArgumentParser(
+        prog="showo-dist shards", description="Index, check, show and convert shards."
+    )
     actions = parser.add_subparsers(dest="action", required=True)
     for name, text in (
         ("index", "write the index of every shard beside it"),
         ("verify", "compare every shard with the checksum in its index"),
-        ("show", "print some samples, and lay their images on one sheet"),
+        ("show", "print some samples, and write their images on one sheet"),
     ):
         action = actions.add_parser(name, help=text)
         action.add_argument("urls", nargs="+", metavar="URLS", help=_URLS)

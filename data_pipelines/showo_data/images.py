@@ -1,4 +1,4 @@
-"""From bytes of an image to a tensor, with Pillow alone."""
+"""Decode and transform images with Pillow: from bytes to tensors, and back to images."""
 
 import io
 import warnings
@@ -19,32 +19,32 @@ _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class UnfitImageError(ValueError):
-    """An image of a size that cannot be used; ``reason`` is a short code."""
+    """The size of the image cannot be used; ``reason`` is a short code."""
 
     reason = "unfit-image"
 
 
 class TooLargeError(UnfitImageError):
-    """An image has, or would be resized to, more pixels than ``PIL.Image.MAX_IMAGE_PIXELS``."""
+    """The image has, or would be resized to, more pixels than ``PIL.Image.MAX_IMAGE_PIXELS``."""
 
     reason = "image-too-large"
 
 
 class TooSmallError(UnfitImageError):
-    """An image of a single pixel: what web pages count visitors with."""
+    """The image is a single pixel, as tracking images of web pages are."""
 
     reason = "image-too-small"
 
 
 def open_image(data: bytes) -> Image.Image:
-    """The image in ``data`` with its header read and its pixels not.
+    """Open the image in ``data``: its header is read, its pixels are not.
 
     Raises:
-        TooLargeError: the header announces too many pixels.
-        TooSmallError: the header announces a single pixel.
+        TooLargeError: by its header, the image has too many pixels.
+        TooSmallError: by its header, the image is a single pixel.
         Exception: whatever Pillow raises on broken data (its formats do not share an exception).
     """
-    with warnings.catch_warnings():  # Pillow raises only at twice its limit, and warns before
+    with warnings.catch_warnings():  # Pillow raises at twice its limit only, and warns below that
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             image = Image.open(io.BytesIO(data))
@@ -56,19 +56,19 @@ def open_image(data: bytes) -> Image.Image:
 
 
 def decode(data: bytes) -> Image.Image:
-    """The RGB image in ``data``, turned as its EXIF orientation says; of an animation, the first frame.
+    """Decode the RGB image in ``data``, turned by its EXIF orientation; of an animation, the first frame.
 
     Raises:
-        Exception: as :func:`open_image`, before any pixel is decoded or for broken pixels.
+        Exception: as :func:`open_image`, before any pixel is decoded; or for broken pixels.
     """
     image = _eight_bits(open_image(data))
     ImageOps.exif_transpose(image, in_place=True)
-    image.load()  # broken pixels are found here, and not in a transform
+    image.load()  # so that broken pixels raise here, not in a transform
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """A 16-bit grey image scaled to 8 bits; Pillow's own conversion would clip it to white."""
+    """Scale a 16-bit grey image to 8 bits; Pillow's own conversion would clip it to white."""
     if not image.mode.startswith("I"):
         return image
     grey_HW = np.clip(np.asarray(image, dtype=np.int64) >> 8, 0, 255).astype(np.uint8)
@@ -87,7 +87,7 @@ class VQTransform:
     def __call__(self, image: Image.Image) -> Tensor:
         if self.resize == "short":
             resized = _short_side(image, self.resolution)
-            # Halves of odd margins go to the even number, as torchvision's CenterCrop rounds them.
+            # round() rounds halves to the even number, as torchvision's CenterCrop does.
             left, top = (round((length - self.resolution) / 2) for length in resized.size)
             square = _crop(resized, left, top, self.resolution)
         else:
@@ -111,10 +111,13 @@ class CLIPTransform:
 
 
 def vq_transform(resolution: int, resize: Literal["short", "squash"] = "short") -> Transform:
-    """RGB image → float32 (3, resolution, resolution) in [-1, 1], for the image tokenizer.
+    """Return the transform for the image tokenizer: RGB image → fp32 (3, resolution, resolution) in [-1, 1].
 
-    ``short`` resizes the shorter side (bicubic) and crops the middle; ``squash`` resizes both sides and so
-    changes the proportions, as the published reconstruction data does. The result pickles.
+    ``short`` resizes the shorter side (bicubic) and crops the centre; ``squash`` resizes both sides and so
+    changes the proportions, as the published reconstruction data does. The transform can be pickled.
+
+    Raises:
+        ValueError: another ``resize``.
     """
     if resize not in ("short", "squash"):
         raise ValueError(f"resize must be 'short' or 'squash', not {resize!r}")
@@ -122,9 +125,9 @@ def vq_transform(resolution: int, resize: Literal["short", "squash"] = "short") 
 
 
 def clip_transform(size: int = 336) -> Transform:
-    """RGB image → float32 (3, size, size), normalised as CLIP's image processor does.
+    """Return CLIP's image preprocessing: RGB image → fp32 (3, size, size), normalised.
 
-    The result pickles.
+    The transform can be pickled.
     """
     return CLIPTransform(size)
 
@@ -133,7 +136,7 @@ def _short_side(image: Image.Image, side: int) -> Image.Image:
     """Resize the shorter side to ``side`` pixels (bicubic), the longer one in proportion, rounded down."""
     short = min(image.size)
     width, height = (int(side * length / short) for length in image.size)
-    # A line of 1 × 20,000 pixels would grow to billions.
+    # An image of 1 × 20,000 pixels would grow to billions.
     if width * height > (Image.MAX_IMAGE_PIXELS or float("inf")):
         raise TooLargeError(f"{width}x{height} pixels after resizing")
     return image.resize((width, height), Image.Resampling.BICUBIC)
@@ -144,6 +147,12 @@ def _crop(image: Image.Image, left: int, top: int, side: int) -> Image.Image:
 
 
 def _unit(image: Image.Image) -> Tensor:
-    """8-bit RGB → float32 (3, height, width) in [0, 1]."""
+    """Convert 8-bit RGB to fp32 (3, H, W) in [0, 1]."""
     pixels_HW3 = torch.from_numpy(np.array(image, dtype=np.uint8))
     return pixels_HW3.permute(2, 0, 1).contiguous().float().div_(255)
+
+
+def to_images(pixels_B3HW: Tensor) -> list[Image.Image]:
+    """Pixels in [-1, 1], clipped, → 8-bit RGB images: the inverse of :func:`vq_transform`."""
+    bytes_BHW3 = ((pixels_B3HW.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
+    return [Image.fromarray(image) for image in bytes_BHW3.cpu().numpy()]

@@ -1,4 +1,4 @@
-"""From the bytes of a sample's members to what a flow needs; what is wrong becomes a reason."""
+"""Decode the members of a sample; a member that cannot be used raises :class:`BadSampleError`."""
 
 import io
 import json
@@ -22,16 +22,16 @@ FEATURES: Final = "features.npy"
 JSON = "json"
 Encoded = Literal["codes.npy", "condition.npy", "features.npy"]
 
-# Returns the bytes of the member with that extension, or None where the sample has none.
+# Returns the bytes of the member with an extension, or None if the sample has none.
 Reader = Callable[[str], bytes | None]
 
 
 class BadSampleError(Exception):
-    """A sample that cannot be used; the argument is the reason, a short code."""
+    """The sample cannot be used; the argument is the reason, a short code (see docs/data.md)."""
 
 
 def read_image(read: Reader) -> Image.Image:
-    """The image of a sample."""
+    """Decode the image of a sample."""
     data = first_of(read, IMAGES)
     if data is None:
         raise BadSampleError("no-image")
@@ -39,12 +39,12 @@ def read_image(read: Reader) -> Image.Image:
         return decode(data)
     except UnfitImageError as unfit:
         raise BadSampleError(unfit.reason) from None
-    except Exception as error:  # what Pillow raises on broken data is not one family
+    except Exception as error:  # Pillow raises unrelated types on broken data
         raise BadSampleError("broken-image") from error
 
 
 def read_codes(read: Reader, extension: str) -> Tensor | None:
-    """Image codes that were computed before, int64 of shape (N,); None where the sample has none."""
+    """Read the stored image codes: int64 (N,); None if the sample has none."""
     codes = _read_array(read, extension, "broken-codes")
     if codes is None:
         return None
@@ -54,7 +54,7 @@ def read_codes(read: Reader, extension: str) -> Tensor | None:
 
 
 def read_features(read: Reader) -> Tensor | None:
-    """Features that were computed before, fp32 of shape (P, C); None where the sample has none."""
+    """Read the stored CLIP features: fp32 (S, C); None if the sample has none."""
     features = _read_array(read, FEATURES, "broken-features")
     if features is None:
         return None
@@ -64,19 +64,19 @@ def read_features(read: Reader) -> Tensor | None:
 
 
 def _read_array(read: Reader, extension: str, reason: str) -> np.ndarray | None:
-    """An array as NumPy stores it; None where the sample has none."""
+    """Read a member in NumPy's format; None if the sample has none."""
     data = read(extension)
     if data is None:
         return None
     try:
-        # Not np.load, which also opens archives. A header may claim more numbers than there is memory.
+        # Not np.load, which also opens archives. MemoryError: a header may claim any number of entries.
         return read_array(io.BytesIO(data), allow_pickle=False)
     except (ValueError, EOFError, MemoryError) as error:
         raise BadSampleError(reason) from error
 
 
 def read_texts(read: Reader) -> tuple[str, ...]:
-    """The texts to choose from: a text member, else ``captions`` or ``caption`` in the JSON."""
+    """Return the sample's texts: a text member, else ``captions`` or ``caption`` of its JSON."""
     data = first_of(read, TEXTS)
     if data is not None:
         return (_utf8(data),)
@@ -92,7 +92,7 @@ def read_texts(read: Reader) -> tuple[str, ...]:
 
 
 def read_conversation(read: Reader) -> list[tuple[str, str]]:
-    """The rounds of a LLaVA conversation: (role, value), roles in turn, the first a human's."""
+    """Return a LLaVA conversation as (role, value); the roles alternate, the first is "human"."""
     rounds = _read_json(read, "no-conversation").get("conversations")
     if not rounds:
         raise BadSampleError("no-conversation")
@@ -110,7 +110,7 @@ def read_conversation(read: Reader) -> list[tuple[str, str]]:
 
 
 def first_of(read: Reader, extensions: tuple[str, ...]) -> bytes | None:
-    """The first member there is of those ``extensions``."""
+    """Return the first member that exists of those ``extensions``; None if none does."""
     for extension in extensions:
         data = read(extension)
         if data is not None:
@@ -124,10 +124,8 @@ def _read_json(read: Reader, reason_if_absent: str) -> Mapping[str, Any]:
         raise BadSampleError(reason_if_absent)
     try:
         value = json.loads(_utf8(data))
-    except (
-        ValueError,
-        RecursionError,
-    ):  # also a number of thousands of digits, and endless nesting
+    # ValueError also for a number with thousands of digits, RecursionError for deep nesting.
+    except (ValueError, RecursionError):
         raise BadSampleError("broken-json") from None
     if not isinstance(value, dict):
         raise BadSampleError("broken-json")

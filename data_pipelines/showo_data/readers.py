@@ -1,11 +1,10 @@
-"""A sample as its shard stores it, before anything is decoded.
+"""Read the stored members of a flow's samples, before decoding, in one of two orders.
 
-Exact sampling: every sample once per epoch, its place given by arithmetic.
-
-Resampled reading, as published: webdataset's own endless draw of shards, with replacement.
-
-Shards are read from front to back and need no index. There are no epochs; where a run goes on after a stop,
-or on another number of ranks or loader processes, it goes on with other draws.
+* Exact (:class:`ExactReader`): every sample once per epoch. The place of a position is arithmetic (see
+  :mod:`showo_data.streams`), and members are read by their byte offset in the shard's index.
+* Resampled (:class:`ResampledReader`), as published: webdataset draws shards with replacement and reads them
+  from front to back, without an index. There are no epochs. A resumed run, or another number of ranks or
+  workers, gets other samples.
 """
 
 import random
@@ -24,13 +23,13 @@ from showo_data.streams import CanonicalStream, MixedStream, part_seed
 
 @dataclass(frozen=True, slots=True)
 class RawSample:
-    """Where a sample lies, and its bytes.
+    """A stored sample, whose members are read on demand.
 
     Attributes:
-        shard: its path or URL.
-        key: of the sample; empty where it could not be read.
-        read: gives the bytes of the member with an extension; raises as :func:`sample_reader` says.
-        reason: why there is nothing to read; None where there is.
+        shard: path or URL of the shard.
+        key: of the sample; empty if it could not be read.
+        read: returns the bytes of the member with an extension; raises as :func:`sample_reader`.
+        reason: why the sample cannot be read, as a short code; None if it can.
     """
 
     shard: str
@@ -40,33 +39,33 @@ class RawSample:
 
 
 class RawReader(Protocol):
-    """Gives the samples of a flow."""
+    """The stored samples of a flow by position."""
 
     def read(self, position: int) -> RawSample:
-        """The sample at ``position`` ≥ 0."""
+        """Return the sample at ``position`` ≥ 0."""
         ...
 
     def __len__(self) -> int:
-        """Samples in one epoch; 0 where there are no epochs."""
+        """Samples in one epoch; 0 without epochs."""
         ...
 
 
 def nothing(extension: str) -> None:
-    """The reader of a sample that has no members."""
+    """Read no member: the reader of a sample that cannot be read."""
 
 
 def reason_of(error: OSError) -> str:
-    """The short code of what happened to a shard."""
+    """Return the reason, a short code, for an error of a shard."""
     return str(getattr(error, "reason", "unreadable-shard"))
 
 
 def sample_reader(files: OpenShards, shard: str, index: int) -> Reader:
-    """Reads the members of sample number ``index`` of a shard by their extension.
+    """Return a function that reads the members of sample number ``index`` of a shard by their extension.
 
     Raises:
-        BadSampleError: the sample stands for a damaged spot, or two members have one extension; from the
-            reader, that the shard ends inside a member.
-        OSError: the shard cannot be read; also from the reader.
+        BadSampleError: the sample marks a damaged part of the shard, or two members have the same extension.
+            From the returned function: the shard ends inside the member.
+        OSError: the shard cannot be read; also from the returned function.
     """
     stored = files.table(shard).members(index)
     members = {member.extension: member for member in stored}
@@ -88,18 +87,18 @@ def sample_reader(files: OpenShards, shard: str, index: int) -> Reader:
 
 
 class ExactReader:
-    """Position → stored sample. Holds headers only; shards are opened where samples are read."""
+    """Map from position to stored sample; shards are opened when a sample is read."""
 
     def __init__(self, spec: FlowSpec) -> None:
-        """Loads the index of every shard, building what is missing.
+        """Load the index of every shard, and build those that are missing.
 
         Raises:
-            OSError: a shard does not exist or, being without an index, cannot be read.
-            ValueError: a source holds no samples; weights that cannot be.
+            OSError: a shard does not exist, or has no index and cannot be read.
+            ValueError: a source holds no samples, or its weight is not possible.
         """
         self.shards: list[ShardHeader] = []
         self._files = OpenShards(storage=spec.storage)
-        streams = []
+        streams = []  # the shards of all sources are numbered consecutively
         for number, part in enumerate(spec.parts):
             headers = load_index(part.urls, spec.storage)
             counts = [header.samples for header in headers]
@@ -116,12 +115,12 @@ class ExactReader:
         return self.stream.samples
 
     def extensions(self) -> tuple[str, ...]:
-        """Extensions of the members in the first shard that holds any sample."""
+        """Return the extensions of all members in the first shard that holds samples."""
         first = next(shard.path for shard in self.shards if shard.samples)
         return self._files.table(first).extensions
 
     def read(self, position: int) -> RawSample:
-        """The sample at ``position`` ≥ 0; what cannot be read of it is its reason."""
+        """Return the sample at ``position`` ≥ 0, with a reason if it cannot be read."""
         _, number, index = self.stream.locate(position)
         shard, key = self.shards[number].path, ""
         try:
@@ -131,15 +130,16 @@ class ExactReader:
             return RawSample(shard, key, nothing, str(bad))
         except OSError as error:
             return RawSample(shard, key, nothing, reason_of(error))
-        except IndexError:  # its index was replaced by that of a shorter shard
+        except IndexError:
+            # During the run, the index was replaced by that of a shorter shard.
             return RawSample(shard, key, nothing, "changed-shard")
 
 
 class ResampledReader:
-    """Any position → the next stored sample that this process draws."""
+    """Return the next randomly drawn sample of this process, whatever the position."""
 
     def __init__(self, spec: FlowSpec) -> None:
-        """Checks the names of the shards.
+        """Check the names of the shards.
 
         Raises:
             FileNotFoundError, ValueError: as :func:`showo_data.shards.expand`.
@@ -152,19 +152,25 @@ class ResampledReader:
         return 0
 
     def read(self, position: int) -> RawSample:
-        """The next sample; the first position that a process asks for is the seed of all its draws."""
+        """Return the next sample; the first position that a process reads is the seed of its draws.
+
+        So the processes of a run, which begin at different positions, draw different samples.
+        """
         if self._draws is None:
             self._draws = self._mixed(part_seed(self._spec.seed, 1 + position))
         return next(self._draws)
 
     def _mixed(self, seed: int) -> Iterator[RawSample]:
+        """Draw a source by weight for every sample."""
         rng, weights = random.Random(seed), [part.weight for part in self._spec.parts]
         parts = [self._shuffled(shards, part_seed(seed, i)) for i, shards in enumerate(self._parts)]
         while True:
             yield next(rng.choices(parts, weights)[0])
 
     def _shuffled(self, shards: list[str], seed: int) -> Iterator[RawSample]:
+        """Draw shards with replacement, and shuffle their samples in a buffer of ``window``."""
         rng = random.Random(seed)
+        # worker_seed and deterministic: webdataset would otherwise add process id and time to the seed.
         drawn = webdataset.ResampledShards(
             shards, seed=seed, worker_seed=lambda: 0, deterministic=True
         )
@@ -172,12 +178,12 @@ class ResampledReader:
         return iter(webdataset.shuffle(self._spec.window, rng=rng)(stored))
 
     def _stored(self, shard: str) -> Iterator[RawSample]:
-        """The samples of a shard, then what could not be read of it."""
+        """Yield the samples of a shard, then one unreadable sample for each of its errors."""
         failures: list[Exception] = []
 
         def note(failure: Exception) -> bool:
             failures.append(failure)
-            return True
+            return True  # continue behind the fault
 
         try:
             with open_whole(shard, self._spec.storage) as stream:
@@ -191,4 +197,5 @@ class ResampledReader:
             yield RawSample(shard, "", nothing, reason)
 
     def __getstate__(self) -> dict[str, object]:
+        # A generator cannot be pickled; a worker process begins its own draws.
         return {**self.__dict__, "_draws": None}

@@ -1,6 +1,4 @@
-"""What the pipelines hand out: samples, the reasons why others are absent, and what a flow asks for.
-
-Counts what was skipped, by reason and shard."""
+"""Samples, skipped samples and their counts, and the settings of a flow's data."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -16,17 +14,23 @@ from showo_data.shards import Storage
 
 Kind = Literal["caption", "conversation", "text", "image"]
 KINDS: tuple[Kind, ...] = ("caption", "conversation", "text", "image")
-TENSORS = ("image_3HW", "codes_N", "condition_codes_G", "features_PC")  # attributes of a sample
+TENSORS = ("image_3HW", "codes_N", "condition_codes_G", "features_SC")  # attributes of a sample
 
 
 @dataclass(slots=True)
 class Sample:
-    """One sample of a flow; what its kind does not need is None.
+    """One sample of a flow; attributes that its kind does not need are None.
 
-    A shard that was encoded gives what its flow needs (``FlowSpec.encoded``) and no image: ``codes_N``,
-    int64 image codes; ``condition_codes_G``, those of the condition image; ``features_PC``, fp32 features.
-    ``conversation`` is a list of (role, value), roles as stored ("human", "gpt"), the first a human's.
-    ``shard`` is the path or URL that it came from.
+    Attributes:
+        flow, position: the flow, and the position of its stream.
+        key: of the sample in its shard.
+        image_3HW: the transformed image; None if the sample is encoded (``FlowSpec.encoded``).
+        codes_N: int64, image codes.
+        condition_codes_G: int64, image codes of RecA's condition image.
+        features_SC: fp32, CLIP features, S feature slots of C channels.
+        text: caption or plain text.
+        conversation: (role, value) in turn; roles as stored ("human", "gpt"), the first is "human".
+        shard: path or URL of the shard.
     """
 
     flow: str
@@ -35,7 +39,7 @@ class Sample:
     image_3HW: Tensor | None = None
     codes_N: Tensor | None = None
     condition_codes_G: Tensor | None = None
-    features_PC: Tensor | None = None
+    features_SC: Tensor | None = None
     text: str | None = None
     conversation: list[tuple[str, str]] | None = None
     shard: str = ""
@@ -51,7 +55,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A sample that is absent. ``reason`` is one of a few short codes such as "broken-image"."""
+    """A sample that cannot be used; ``reason`` is a short code such as "broken-image" (see docs/data.md)."""
 
     flow: str
     position: int
@@ -62,9 +66,9 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class Weighted:
-    """One source of a mixture: shards, and how often they are drawn from, relative to the others.
+    """One source of a mixture: its shards, and its weight relative to the other sources.
 
-    Each source of a mixture has its own epochs and its own order, which does not depend on the weights.
+    Each source has its own epochs and its own order, which does not depend on the weights.
     """
 
     urls: tuple[str, ...]
@@ -73,22 +77,22 @@ class Weighted:
 
 @dataclass(frozen=True, kw_only=True)
 class FlowSpec:
-    """What one flow reads.
+    """The data of one flow.
 
     Attributes:
-        flow: its name, as losses and positions are reported.
+        flow: name, under which losses and positions are reported.
         kind: "caption" (image, text), "conversation" (image, LLaVA rounds), "text", or "image".
         urls: shards, as paths, URLs or brace patterns.
-        mixture: several weighted sources instead of ``urls``.
-        batch: samples per rank and micro-step, bad ones counted.
-        transform: from the decoded image to ``Sample.image_3HW``; may be None for text and encoded shards.
-        encoded: members that stand for the image in a sample that has them all.
-        captions: captions outside the shards; None: captions are members of the samples.
+        mixture: weighted sources, instead of ``urls``.
+        batch: samples per rank and micro-step, including the skipped ones.
+        transform: decoded image → ``Sample.image_3HW``; may be None for text and encoded shards.
+        encoded: members that replace the image in a sample that has all of them.
+        captions: where to find captions outside the shards; None: they are members of the samples.
         seed: of the order of the samples.
-        streams: canonical streams an epoch is cut into.
-        window: samples within which a stream is shuffled.
-        sampling: "exact", or "resampled" as :mod:`showo_data.readers` says.
-        storage: how shards are reached.
+        streams: number of streams that an epoch is cut into.
+        window: samples of a stream that are shuffled together.
+        sampling: "exact" or "resampled"; see :mod:`showo_data.readers`.
+        storage: how to access the shards.
     """
 
     flow: str
@@ -107,7 +111,7 @@ class FlowSpec:
 
     @property
     def parts(self) -> tuple[Weighted, ...]:
-        """The sources, at least one."""
+        """The sources; ``urls`` are one with weight 1."""
         return self.mixture or (Weighted(self.urls),)
 
     def __post_init__(self) -> None:
@@ -123,26 +127,26 @@ class FlowSpec:
             raise ValueError(f"flow {self.flow!r}: give urls or a mixture, not both")
 
 
-# Fewer samples than this say nothing about a fraction: one early bad sample must not stop a run.
+# A fraction of fewer samples than this means nothing: one early bad sample must not stop a run.
 _ENOUGH = 200
 
 
 class BadSamples:
-    """Bad samples seen so far; adding is cheap, reporting is one line."""
+    """Counts of skipped samples by reason and shard, and of all samples tried."""
 
     def __init__(self) -> None:
         self.counts: Counter[tuple[str, str]] = Counter()
         self.tried = 0
 
     def add(self, skipped: Iterable[Skipped], good: int = 0) -> None:
-        """Count every one of ``skipped``, and ``good`` samples that were read beside them."""
+        """Count the ``skipped`` samples, and ``good`` ones that were read in the same micro-step."""
         bad = Counter((item.reason, item.shard) for item in skipped)
         self.counts.update(bad)
         self.tried += bad.total() + good
 
     @classmethod
     def merged(cls, parts: Iterable["BadSamples"]) -> "BadSamples":
-        """The sum of what several ranks have counted."""
+        """Return the sum of the counts of several ranks."""
         whole = cls()
         for part in parts:
             whole.counts.update(part.counts)
@@ -151,23 +155,23 @@ class BadSamples:
 
     @property
     def total(self) -> int:
-        """How many were counted."""
+        """Samples skipped."""
         return self.counts.total()
 
     def exceeds(self, fraction: float) -> bool:
-        """Whether more than ``fraction`` of the samples are bad; a start of 200 samples is taken as given."""
+        """Whether more than ``fraction`` of the samples were skipped; fewer than 200 tried count as 200."""
         return self.total > fraction * max(self.tried, _ENOUGH)
 
     def by_reason(self) -> dict[str, int]:
-        """Counts per reason, the most frequent first."""
+        """Return the counts per reason, the largest first."""
         return self._sums(0)
 
     def by_shard(self) -> dict[str, int]:
-        """Counts per shard, the worst first."""
+        """Return the counts per shard, the largest first."""
         return self._sums(1)
 
     def summary(self) -> str:
-        """One line: how many, why, and the three worst shards."""
+        """Describe in one line how many samples were skipped, why, and in which shards most."""
         if not self.counts:
             return "no sample was skipped"
         reasons = ", ".join(f"{reason} {n}" for reason, n in self.by_reason().items())

@@ -1,4 +1,4 @@
-"""A look into shards: some of their images on one sheet, with keys and texts."""
+"""Preview shards: keys and texts of some samples, and their images on one contact sheet."""
 
 from collections.abc import Iterable
 from contextlib import suppress
@@ -15,7 +15,7 @@ _SPACE = 4
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """One sample as a person looks at it; ``image`` is None where there is none or a broken one."""
+    """One sample to show; ``image`` is None if it has none or a broken one."""
 
     shard: str
     key: str
@@ -27,7 +27,7 @@ class Preview:
 def previews(
     urls: str | Iterable[str], limit: int, storage: Storage | None = None
 ) -> list[Preview]:
-    """``limit`` samples spread evenly over all shards (all of them where there are fewer)."""
+    """Read ``limit`` samples spread evenly over all shards, or all samples if there are fewer."""
     headers, files = load_index(urls, storage), OpenShards(storage=storage)
     places = [(header.path, i) for header in headers for i in range(header.samples)]
     step = max(1, len(places) // limit)
@@ -37,7 +37,7 @@ def previews(
 
 
 def contact_sheet(images: list[Image.Image], tile: int = 128) -> Image.Image:
-    """The images in rows of eight on grey, each fitted into ``tile`` pixels."""
+    """Arrange the images in rows of eight on grey, each fitted into a square of ``tile`` pixels."""
     columns, rows = min(_COLUMNS, len(images)), -(-len(images) // _COLUMNS)
     pitch = tile + _SPACE
     sheet = Image.new("RGB", (columns * pitch + _SPACE, rows * pitch + _SPACE), (128, 128, 128))

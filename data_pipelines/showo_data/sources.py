@@ -1,4 +1,4 @@
-"""A flow's shards as an endless, numbered list of samples."""
+"""The samples of one flow by position: read from their shard, decoded and transformed, or skipped."""
 
 import random
 from collections.abc import Callable
@@ -25,23 +25,23 @@ from showo_data.members import (
 from showo_data.readers import ExactReader, RawReader, ResampledReader, reason_of
 from showo_data.samples import FlowSpec, Sample, Skipped
 
-# Where what a member holds belongs in a sample, and what reads it.
+# Member of an encoded sample → attribute of a Sample, and the function that reads it.
 _ENCODED: dict[Encoded, tuple[str, Callable[[Reader], Tensor | None]]] = {
     CODES: ("codes_N", partial(read_codes, extension=CODES)),
     CONDITION: ("condition_codes_G", partial(read_codes, extension=CONDITION)),
-    FEATURES: ("features_PC", read_features),
+    FEATURES: ("features_SC", read_features),
 }
 
 
 class Source:
-    """Position → sample of one flow. Holds headers only; shards are opened where samples are read."""
+    """Map from position to sample of one flow; shards are opened when a sample is read."""
 
     def __init__(self, spec: FlowSpec) -> None:
-        """Loads the index of every shard, building what is missing; resampling needs none.
+        """Load the index of every shard, and build those that are missing; resampling needs none.
 
         Raises:
-            OSError: a shard does not exist or, being without an index, cannot be read.
-            ValueError: the shards hold nothing, or images and the flow has no transform for them.
+            OSError: a shard does not exist, or has no index and cannot be read.
+            ValueError: the shards hold no samples, or they hold images and the flow has no transform.
         """
         self.spec = spec
         self.reader: RawReader
@@ -58,11 +58,11 @@ class Source:
                 )
 
     def __len__(self) -> int:
-        """Samples in one epoch; 0 where there are no epochs."""
+        """Samples in one epoch; 0 without epochs (resampling)."""
         return len(self.reader)
 
     def __getitem__(self, position: int) -> Sample | Skipped:
-        """The sample at ``position`` ≥ 0, or why it is absent."""
+        """Return the sample at ``position`` ≥ 0, or the reason why it is skipped."""
         raw = self.reader.read(position)
         reason = raw.reason
         if reason is None:
@@ -87,25 +87,26 @@ class Source:
         return sample
 
     def _text(self, position: int, shard: str, key: str, read: Reader) -> str:
-        """The caption outside the shard or the sample's own text; of several, one drawn by the position."""
+        """Return the external caption or else the sample's own text; of several, the position chooses one."""
         outside = self.spec.captions.find(shard, key) if self.spec.captions else None
         texts = read_texts(read) if outside is None else outside
         if not texts:
             raise BadSampleError("no-caption")
         if len(texts) == 1:
             return texts[0]
+        # From the position alone, so that a resumed run chooses the same on any number of ranks.
         draw = random.Random(f"text/{self.spec.seed}/{self.spec.flow}/{position}")
         return draw.choice(texts)
 
     def _add_image(self, sample: Sample, read: Reader) -> None:
-        """What was encoded of the image; the image, transformed, where that is not all."""
+        """Add the encoded members, and the transformed image unless the sample has all of them."""
         found = {member: _ENCODED[member][1](read) for member in self.spec.encoded}
         for member, tensor in found.items():
             setattr(sample, _ENCODED[member][0], tensor)
         missing = [member for member, tensor in found.items() if tensor is None]
         if not missing:
             return
-        # Shards that were encoded for another use have no image either: then the member is what is missing.
+        # A shard that was encoded for another flow has no image either: report the missing member.
         encoded = len(missing) < len(found) and first_of(read, IMAGES) is None
         if self.spec.transform is None or encoded:
             raise BadSampleError(f"no-{missing[0].partition('.')[0]}")

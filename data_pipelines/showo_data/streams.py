@@ -1,15 +1,16 @@
-"""Canonical streams: position p of a flow names one sample, by arithmetic.
+"""Canonical streams: position p of a flow is one sample, found by arithmetic.
 
-One epoch has N positions. Its shards are put in a seeded order; the samples of all shards, end to end in
-that order, are cut into K pieces of nearly equal length, the streams. Position q of the epoch is entry
-q // K of stream q % K, so neighbouring positions come from K different places. Inside a stream, entries are
-shuffled within windows of W. Nothing depends on ranks or workers: rank r of w simply takes the positions
-p ≡ r (mod w), and resuming at p costs nothing.
+An epoch has as many positions as samples. Its shards are put in a seeded order; the samples of all shards,
+concatenated in that order, are cut into ``streams`` pieces of nearly equal length. Position q of the epoch is
+entry ``q // streams`` of stream ``q % streams``, so neighbouring positions come from different shards. Inside
+a stream, entries are shuffled within windows of ``window``. Nothing depends on ranks or workers: rank r takes
+the positions p ≡ r (mod world), and resuming at p needs no replay.
 
-A mixture deals the positions of a flow to several such streams, in blocks: each block of 1000 positions
-holds the same number of positions of each stream, in a seeded order. So how many positions a stream has had
-before p is a product and one look-up, and each stream runs through its own samples in its own order, whatever
-the weights.
+A mixture assigns the positions of a flow to several sources, each with a canonical stream, in blocks of 1000
+positions. Every block holds the same number of positions of each source, in a seeded order. So the number of
+positions that a source had before p is a product and one look-up, and no weight changes a source's order.
+
+Letters: S shards, B positions of one block.
 """
 
 import hashlib
@@ -22,11 +23,11 @@ import numpy.typing as npt
 
 Integers = npt.NDArray[np.int64]
 
-_BLOCK = 1000  # positions; part of the order of every mixture
+_BLOCK = 1000  # positions; another value changes the order of every mixture
 
 
 class Place(NamedTuple):
-    """Where a position leads: the epoch, the number of the shard, and of the sample in it."""
+    """The sample of a position: the epoch, the number of the shard, and the number of the sample in it."""
 
     epoch: int
     shard: int
@@ -34,15 +35,21 @@ class Place(NamedTuple):
 
 
 class CanonicalStream:
-    """The endless order of the samples of one flow."""
+    """The endless order of the samples of one source."""
 
     def __init__(
         self, counts_per_shard: Sequence[int], seed: int, streams: int = 8, window: int = 1000
     ) -> None:
-        """``counts_per_shard``: samples of each shard, in the order the config lists them.
+        """Define the order.
+
+        Args:
+            counts_per_shard: samples of each shard, in the order of the config.
+            seed: of the order.
+            streams: pieces that an epoch is cut into.
+            window: entries of a stream that are shuffled together.
 
         Raises:
-            ValueError: there is no sample at all, or ``streams`` or ``window`` is not positive.
+            ValueError: there are no samples, or ``streams`` or ``window`` is below 1.
         """
         if streams < 1 or window < 1:
             raise ValueError(f"streams and window must be at least 1, not {streams} and {window}")
@@ -51,26 +58,28 @@ class CanonicalStream:
         if self.samples == 0:
             raise ValueError("the shards hold no samples")
         self.seed, self.streams, self.window = seed, streams, window
-        self._counts = self.counts_S.tobytes()  # hashable: a key of the cache of orders
+        self._counts = self.counts_S.tobytes()  # hashable, for the cache of orders
 
     def locate(self, position: int) -> Place:
-        """The sample at ``position`` ≥ 0."""
+        """Return the sample at ``position`` ≥ 0."""
         assert position >= 0, position
         epoch, q = divmod(position, self.samples)
         entry, stream = divmod(q, self.streams)
-        rank = self._start(stream) + self._shuffled(epoch, stream, entry)
+        # Number in the epoch's concatenated list of samples; the running totals lead to the shard.
+        number = self._start(stream) + self._shuffled(epoch, stream, entry)
         order_S, ends_S = _order_of_shards(self.seed, epoch, self._counts)
-        slot = int(np.searchsorted(ends_S, rank, side="right"))
+        slot = int(np.searchsorted(ends_S, number, side="right"))
         shard = int(order_S[slot])
-        return Place(epoch, shard, rank - int(ends_S[slot] - self.counts_S[shard]))
+        return Place(epoch, shard, number - int(ends_S[slot] - self.counts_S[shard]))
 
     def _start(self, stream: int) -> int:
-        """Where a stream begins in the epoch's list of samples."""
+        """Return where a stream begins in the epoch's list of samples."""
+        # The first streams are one entry longer where the samples do not divide evenly.
         length, longer = divmod(self.samples, self.streams)
         return stream * length + min(stream, longer)
 
     def _shuffled(self, epoch: int, stream: int, entry: int) -> int:
-        """The place of ``entry`` inside its stream after the shuffle of its window."""
+        """Return the entry of the unshuffled stream that the shuffle of its window puts at ``entry``."""
         length = self._start(stream + 1) - self._start(stream)
         number, offset = divmod(entry, self.window)
         first = number * self.window
@@ -81,15 +90,20 @@ class CanonicalStream:
 
 
 class MixedStream:
-    """The endless order of the samples of a flow with several weighted sources."""
+    """The endless order of the samples of a flow with several weighted sources (also a single one)."""
 
     def __init__(
         self, streams: Sequence[CanonicalStream], weights: Sequence[float], seed: int
     ) -> None:
-        """``weights`` are relative; shards are numbered through all streams.
+        """Define the order.
+
+        Args:
+            streams: one per source; their shards are numbered consecutively.
+            weights: relative, one per source.
+            seed: of the order of the sources within a block.
 
         Raises:
-            ValueError: a weight is negative, all are 0, or one is positive and less than a thousandth.
+            ValueError: a weight is negative, all are 0, or one is less than a thousandth of their sum.
         """
         self.streams, self.seed = tuple(streams), seed
         self.quotas = _quotas(weights)
@@ -98,26 +112,26 @@ class MixedStream:
 
     @property
     def samples(self) -> int:
-        """Samples of all streams that have a weight."""
+        """Samples of all sources with a weight above 0."""
         pairs = zip(self.streams, self.quotas, strict=True)
         return sum(stream.samples for stream, quota in pairs if quota)
 
-    def deal(self, position: int) -> tuple[int, int]:
-        """The stream that ``position`` belongs to, and the position within that stream."""
+    def assign(self, position: int) -> tuple[int, int]:
+        """Return the number of the source that ``position`` belongs to, and the position in its stream."""
         block, offset = divmod(position, _BLOCK)
-        stream_B, before_B = _dealt(f"mixture/{self.seed}/{block}", self.quotas)
+        stream_B, before_B = _assignment(f"mixture/{self.seed}/{block}", self.quotas)
         stream = int(stream_B[offset])
         return stream, block * self.quotas[stream] + int(before_B[offset])
 
     def locate(self, position: int) -> Place:
-        """The sample at ``position`` ≥ 0."""
-        stream, own_position = self.deal(position)
+        """Return the sample at ``position`` ≥ 0."""
+        stream, own_position = self.assign(position)
         place = self.streams[stream].locate(own_position)
         return place._replace(shard=place.shard + self._first_shard[stream])
 
 
 def part_seed(seed: int, part: int) -> int:
-    """Seed of the order of one source of a mixture; the first one has the order it would have alone."""
+    """Return the seed of source number ``part``; the first source has the order it has without a mixture."""
     if part == 0:
         return seed
     name = f"part/{seed}/{part}".encode()
@@ -125,11 +139,12 @@ def part_seed(seed: int, part: int) -> int:
 
 
 def _quotas(weights: Sequence[float]) -> tuple[int, ...]:
-    """Positions of each stream in a block: the weights' shares, rounded to make up the block."""
+    """Return the positions of each source in a block: its share, rounded so that the sum is the block."""
     if min(weights) < 0 or not sum(weights) > 0:
         raise ValueError(f"weights must be 0 or more, and not all 0: {list(weights)}")
     shares = [weight / sum(weights) * _BLOCK for weight in weights]
     quotas = [int(share) for share in shares]
+    # Largest remainder: the positions that rounding down leaves go to the largest fractions.
     by_remainder = sorted(range(len(shares)), key=lambda i: quotas[i] - shares[i])
     for i in by_remainder[: _BLOCK - sum(quotas)]:
         quotas[i] += 1
@@ -140,8 +155,8 @@ def _quotas(weights: Sequence[float]) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=256)
-def _dealt(name: str, quotas: tuple[int, ...]) -> tuple[Integers, Integers]:
-    """The streams of the positions of a block, and how often each stream has come before in it."""
+def _assignment(name: str, quotas: tuple[int, ...]) -> tuple[Integers, Integers]:
+    """For each position of a block: its source, and how often that source came before in the block."""
     order_B = _permutation(name, _BLOCK)
     sorted_B = np.repeat(np.arange(len(quotas)), quotas)
     before_B = np.empty(_BLOCK, dtype=np.int64)
@@ -155,7 +170,7 @@ def _dealt(name: str, quotas: tuple[int, ...]) -> tuple[Integers, Integers]:
 
 @lru_cache(maxsize=32)
 def _order_of_shards(seed: int, epoch: int, counts: bytes) -> tuple[Integers, Integers]:
-    """The shards of an epoch in their order, and the running total of their samples."""
+    """Return the shards of an epoch in their order, and the running totals of their samples."""
     counts_S = np.frombuffer(counts, dtype=np.int64)
     order_S = _permutation(f"shards/{seed}/{epoch}", len(counts_S))
     return order_S, np.cumsum(counts_S[order_S])
@@ -163,10 +178,10 @@ def _order_of_shards(seed: int, epoch: int, counts: bytes) -> tuple[Integers, In
 
 @lru_cache(maxsize=1024)
 def _permutation(name: str, length: int) -> Integers:
-    """A permutation of ``range(length)`` that depends on ``name`` alone, on every machine.
+    """Return a permutation of ``range(length)`` that depends on ``name`` alone, on every machine.
 
-    Sorted raw words of Philox: NumPy guarantees a bit generator's words across its versions, which it does
-    not for ``Generator.permutation``.
+    It is the order of raw random words of Philox: NumPy guarantees these across its versions, but not the
+    results of ``Generator.permutation``.
     """
     key = np.frombuffer(hashlib.blake2b(name.encode(), digest_size=16).digest(), dtype="<u8")
     return np.argsort(np.random.Philox(key=key).random_raw(length), kind="stable")

@@ -1,4 +1,4 @@
-"""Attention and loss kernels for packed omni-attention sequences; needs torch alone."""
+"""Attention and loss kernels for packed sequences with Show-o's attention visibility; needs torch alone."""
 
 from showo_kernels.attention import AttentionPlan, attend, build_plan
 from showo_kernels.cached import CachedPlan

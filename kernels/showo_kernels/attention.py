@@ -1,4 +1,7 @@
-"""One signature for every attention backend."""
+"""The attention backends behind one signature: build a plan per micro-batch, attend in every layer.
+
+Letters: B batch (always 1: a packed row), H heads, T tokens of the row, D head width.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +20,15 @@ from showo_kernels.visibility import Visibility
 
 
 class AttentionPlan(Protocol):
-    """What a backend prepares once per micro-batch and every layer shares."""
+    """The attention visibility of one micro-batch in a backend's own form; all layers share it."""
 
     def __len__(self) -> int:
-        """Tokens of the row the plan was built for."""
+        """Tokens of the row that the plan was built for."""
 
     def attend(
         self, query_BHTD: Tensor, key_BHTD: Tensor, value_BHTD: Tensor, scale: float
     ) -> Tensor:
-        """Attention of one layer; shapes as in :func:`attend`."""
+        """Compute attention of one layer; shapes as in :func:`attend`."""
 
 
 BUILDERS: dict[str, Callable[[Visibility, torch.device], AttentionPlan]] = {
@@ -40,18 +43,17 @@ BUILDERS: dict[str, Callable[[Visibility, torch.device], AttentionPlan]] = {
 def build_plan(
     backend: str, visibility: Visibility, device: torch.device | str | None = None
 ) -> AttentionPlan:
-    """Prepare ``visibility`` for a backend.
+    """Build the plan of a backend, once per micro-batch.
 
     Args:
         backend: ``flex``, ``flash``, ``native``, ``sdpa`` or ``dense``.
-        visibility: the packed row; the plan serves every layer of one micro-batch. All but ``flex``
-            and ``dense`` are planned on the CPU: leave the visibility there and name the ``device``,
-            and nothing waits for the GPU.
+        visibility: of the packed row. All backends but ``flex`` and ``dense`` plan on the CPU: keep
+            the visibility there and pass ``device``, so that planning does not wait for the GPU.
         device: where attention will run; the visibility's device when None.
 
     Raises:
-        ValueError: if ``backend`` is none of these, ``flex`` gets a row whose length is no multiple
-            of 128, or ``native`` cannot run here.
+        ValueError: an unknown ``backend``; a row whose length is no multiple of 128 for ``flex``; or
+            ``native`` cannot run on this machine.
     """
     if backend not in BUILDERS:
         raise ValueError(f"attention backend is {backend!r}: allowed are {', '.join(BUILDERS)}")
@@ -67,13 +69,13 @@ def attend(
     *,
     scale: float,
 ) -> Tensor:
-    """Attention over a packed row, differentiable.
+    """Compute attention over a packed row; differentiable.
 
     Args:
-        query_BHTD: B is 1; T is the length of the plan's row.
-        key_BHTD, value_BHTD: H may be a divisor of the query's H (grouped-query attention).
+        query_BHTD: (1, H, T, D), T the length of the plan's row.
+        key_BHTD, value_BHTD: (1, H, T, D); H may be a divisor of the query's (grouped-query attention).
         plan: from :func:`build_plan`, on the same device.
-        scale: factor of the scores, usually ``D ** -0.5``.
+        scale: factor of the scores before softmax, usually ``D ** -0.5``.
 
     Returns:
         (1, H, T, D) in the query's dtype.

@@ -1,4 +1,4 @@
-"""``dense`` backend: the rule as a boolean matrix. The oracle of the tests, never the default."""
+"""``dense`` backend: a (T, T) boolean matrix. The reference of the tests, never the default."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from showo_kernels.visibility import Visibility
 
 @dataclass(frozen=True)
 class DensePlan:
-    """The (T, T) boolean matrix of a visibility."""
+    """The attention visibility as a boolean (T, T) matrix, rows are queries."""
 
     visible_TT: Tensor
 
     @classmethod
     def build(cls, visibility: Visibility, device: torch.device) -> DensePlan:
-        """Write the rule out: T squared bytes."""
+        """Evaluate the rule for all pairs: T² bytes."""
         return cls(visibility.to(device).dense())
 
     def __len__(self) -> int:
@@ -27,7 +27,7 @@ class DensePlan:
     def attend(
         self, query_BHTD: Tensor, key_BHTD: Tensor, value_BHTD: Tensor, scale: float
     ) -> Tensor:
-        """Softmax attention over the written-out matrix, accumulated in fp32 or better."""
+        """Compute masked softmax attention in fp32 or better; see :func:`showo_kernels.attend`."""
         dtype = torch.promote_types(query_BHTD.dtype, torch.float32)
         groups = query_BHTD.shape[1] // key_BHTD.shape[1]
         key_BHTD = key_BHTD.to(dtype).repeat_interleave(groups, dim=1)

@@ -1,9 +1,11 @@
-"""Row gathers whose backward is a gather too: fast, and the same result every time.
+"""``flash`` backend: one packed row in two variable-length FlashAttention calls, without a mask.
 
-``flash`` backend: the runs of a visibility in two variable-length FlashAttention calls.
+The row is cut into runs (see :mod:`showo_kernels.runs`). One call takes all causal runs, aligned to the
+bottom right of their keys; the other takes all full runs. Only visible pairs are computed (apart from the
+edges of the kernel's tiles). A token may be a key of several runs, so rows and keys are gathered first.
 
-One call holds all causal runs, aligned to the bottom right of their keys; one holds all full
-runs. Nothing is masked, so only visible pairs are computed (whole tiles aside).
+Letters: T tokens of the row, Q query rows of a call, K keys of a call, S runs of one call, C copied rows
+of a gather, H heads, D head width.
 """
 
 from __future__ import annotations
@@ -24,70 +26,14 @@ from showo_kernels.visibility import Visibility
 
 
 @dataclass(frozen=True)
-class Gather:
-    """A gather of K rows out of T of which every one is used at least once.
-
-    Attributes:
-        index_K: the row each output row is a copy of.
-        first_T: for every row, where its first copy is.
-        again: for the second, third, ... copies: the rows that have one, and where it is.
-    """
-
-    index_K: Tensor
-    first_T: Tensor
-    again: tuple[tuple[Tensor, Tensor], ...]
-
-    @classmethod
-    def build(cls, index_K: Tensor, device: torch.device) -> Gather:
-        """Find every row's copies, on the CPU; the result is on ``device``."""
-        order_K = index_K.argsort(stable=True)
-        copies_T = index_K.bincount()
-        first_T = copies_T.cumsum(0) - copies_T
-        assert bool((copies_T > 0).all()), "a row that nobody gathers would get no gradient"
-        again = []
-        for copy in range(1, int(copies_T.max()) if copies_T.numel() else 0):
-            rows = (copies_T > copy).nonzero().squeeze(1)
-            again.append((rows.to(device), order_K[first_T[rows] + copy].to(device)))
-        return cls(index_K.to(device), order_K[first_T].to(device), tuple(again))
-
-    def __call__(self, x_THD: Tensor) -> Tensor:
-        """The gathered rows (K, H, D), differentiable."""
-        return _GatherRows.apply(x_THD, self)
-
-
-class _GatherRows(torch.autograd.Function):
-    """``index_select`` whose backward adds up copies in a fixed order, in fp32 or better.
-
-    The library's own backward uses atomic additions in the gradient's dtype on a GPU.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x_THD: Tensor, gather: Gather) -> Tensor:
-        ctx.gather = gather
-        return x_THD.index_select(0, gather.index_K)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_KHD: Tensor) -> tuple[Tensor, None]:
-        gather: Gather = ctx.gather
-        grad_THD = grad_KHD.index_select(0, gather.first_T)
-        if gather.again:
-            grad_THD = grad_THD.to(torch.promote_types(grad_KHD.dtype, torch.float32))
-        for rows, copies in gather.again:
-            # No row is named twice here, so the additions cannot collide.
-            grad_THD.index_add_(0, rows, grad_KHD.index_select(0, copies).to(grad_THD.dtype))
-        return grad_THD.to(grad_KHD.dtype), None
-
-
-@dataclass(frozen=True)
 class VarlenCall:
-    """The sequences of one call, back to back: sequence i is rows ``cu[i]:cu[i + 1]``.
+    """The S runs of one call, end to end: run i has the query rows ``cu_rows[i]:cu_rows[i + 1]``.
 
     Attributes:
-        cu_rows_S, cu_keys_S: int32 boundaries of the queries and of the keys.
-        max_rows, max_keys: longest sequence.
+        cu_rows_S, cu_keys_S: int32 boundaries of the runs' query rows and keys, S + 1 each.
+        max_rows, max_keys: of the longest run.
         rows, keys: totals.
-        causal: row r of n sees all but the last n - 1 - r keys of its sequence.
+        causal: row r of n attends to all but the last n - 1 - r keys of its run.
     """
 
     cu_rows_S: Tensor
@@ -99,11 +45,12 @@ class VarlenCall:
     causal: bool
 
 
-# (query (rows, H, D), key and value (keys, H or a divisor, D), call, scale) -> (rows, H, D)
+# (query (Q, H, D), key and value (K, H or a divisor, D), call, scale) -> (Q, H, D)
 VarlenFunction = Callable[[Tensor, Tensor, Tensor, VarlenCall, float], Tensor]
 
 
 def _torch_varlen() -> VarlenFunction | None:
+    """Return torch's ``varlen_attn`` behind our signature; None where this torch has none."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
@@ -115,14 +62,14 @@ def _torch_varlen() -> VarlenFunction | None:
         q_QHD: Tensor, k_KHD: Tensor, v_KHD: Tensor, call: VarlenCall, scale: float
     ) -> Tensor:
         options: dict[str, Any] = {}
-        # torch 2.10 says is_causal, later versions name a window of (left, right) neighbours.
+        # torch 2.10 has is_causal; later versions take a window of (left, right) neighbours instead.
         if "is_causal" in accepted:
             options["is_causal"] = call.causal
         else:
             options["window_size"] = (-1, 0) if call.causal else (-1, -1)
         if "scale" in accepted:
             options["scale"] = scale
-        else:
+        else:  # the kernel itself scales by D ** -0.5
             q_QHD = q_QHD * (scale * q_QHD.shape[-1] ** 0.5)
         groups = q_QHD.shape[1] // k_KHD.shape[1]
         if groups > 1 and "enable_gqa" in accepted:
@@ -144,6 +91,7 @@ def _torch_varlen() -> VarlenFunction | None:
 
 
 def _package_varlen() -> VarlenFunction | None:
+    """Return the ``flash_attn`` package's kernel behind our signature; None where it is not installed."""
     if find_spec("flash_attn") is None:
         return None
     from flash_attn import flash_attn_varlen_func
@@ -168,7 +116,7 @@ def _package_varlen() -> VarlenFunction | None:
 
 @cache
 def find_varlen() -> tuple[str, VarlenFunction] | None:
-    """The variable-length kernel of this installation and its name; torch's own comes first."""
+    """Return the name and function of the installed kernel, torch's own first; None if there is none."""
     for name, load in (("torch varlen_attn", _torch_varlen), ("flash_attn", _package_varlen)):
         function = load()
         if function is not None:
@@ -179,6 +127,7 @@ def find_varlen() -> tuple[str, VarlenFunction] | None:
 def _installed_varlen(
     q_QHD: Tensor, k_KHD: Tensor, v_KHD: Tensor, call: VarlenCall, scale: float
 ) -> Tensor:
+    """Call the installed kernel; a ValueError names what to change where it cannot run."""
     if q_QHD.dtype not in (torch.bfloat16, torch.float16):
         raise ValueError(
             f"attention backend flash computes in bfloat16 or float16, not {q_QHD.dtype}: "
@@ -192,36 +141,97 @@ def _installed_varlen(
     return found[1](q_QHD, k_KHD, v_KHD, call, scale)
 
 
+@dataclass(frozen=True)
+class Gather:
+    """A gather of C rows out of T in which every row is copied at least once.
+
+    Its backward is a gather as well: a row's gradient is that of its first copy, plus those of the further
+    copies. It is as fast as the forward gather, and the result is the same every time.
+
+    Attributes:
+        index_C: the row that each output row is a copy of.
+        first_T: for every row, the output row that is its first copy.
+        again: for the second, third, … copy: the rows that have one, and the output rows that are it.
+    """
+
+    index_C: Tensor
+    first_T: Tensor
+    again: tuple[tuple[Tensor, Tensor], ...]
+
+    @classmethod
+    def build(cls, index_C: Tensor, device: torch.device) -> Gather:
+        """Find the copies of every row, on the CPU; the result is on ``device``."""
+        order_C = index_C.argsort(stable=True)  # the copies of row 0, then those of row 1, …
+        copies_T = index_C.bincount()
+        first_T = copies_T.cumsum(0) - copies_T
+        assert bool((copies_T > 0).all()), "a row that is not gathered would get no gradient"
+        again = []
+        for copy in range(1, int(copies_T.max()) if copies_T.numel() else 0):
+            rows = (copies_T > copy).nonzero().squeeze(1)
+            again.append((rows.to(device), order_C[first_T[rows] + copy].to(device)))
+        return cls(index_C.to(device), order_C[first_T].to(device), tuple(again))
+
+    def __call__(self, x_THD: Tensor) -> Tensor:
+        """Return the gathered rows (C, H, D), differentiable."""
+        return _GatherRows.apply(x_THD, self)
+
+
+class _GatherRows(torch.autograd.Function):
+    """``index_select`` whose backward adds the copies in a fixed order, in fp32 or better.
+
+    On a GPU, torch's own backward uses atomic additions in the gradient's dtype: another order and so
+    another rounding in every run.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_THD: Tensor, gather: Gather) -> Tensor:
+        ctx.gather = gather
+        return x_THD.index_select(0, gather.index_C)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_CHD: Tensor) -> tuple[Tensor, None]:
+        gather: Gather = ctx.gather
+        grad_THD = grad_CHD.index_select(0, gather.first_T)
+        if gather.again:
+            grad_THD = grad_THD.to(torch.promote_types(grad_CHD.dtype, torch.float32))
+        for rows, copies in gather.again:
+            # A row occurs once per pass, so the additions cannot collide.
+            grad_THD.index_add_(0, rows, grad_CHD.index_select(0, copies).to(grad_THD.dtype))
+        return grad_THD.to(grad_CHD.dtype), None
+
+
 def _ragged(start_S: Tensor, length_S: Tensor) -> Tensor:
-    """``start_S[0], start_S[0] + 1, ...`` for ``length_S[0]`` places, then the next sequence."""
+    """Concatenate the ranges ``start_S[i], start_S[i] + 1, …`` of ``length_S[i]`` numbers each."""
     before_S = length_S.cumsum(0) - length_S
     index = torch.arange(int(length_S.sum()))
     return index + torch.repeat_interleave(start_S - before_S, length_S)
 
 
 def _boundaries(length_S: Tensor) -> Tensor:
+    """0 and the running totals of the lengths: int32 (S + 1)."""
     return torch.nn.functional.pad(length_S.cumsum(0), (1, 0)).int()
 
 
 def _keys_of(runs: Runs, chosen_S: Tensor) -> tuple[Tensor, Tensor]:
-    """Key places of the chosen runs, later global keys first, and the number per run."""
+    """Return the tokens that are keys of the chosen runs, later global tokens first, and the keys per run."""
     global_length_S = (runs.global_stop_R - runs.global_start_R)[chosen_S]
     prefix_length_S = (runs.key_stop_R - runs.key_start_R)[chosen_S]
-    # Two stretches per run, interleaved: a slice of the global tokens, then the prefix. Both are
-    # looked up in one table: the global tokens' places, followed by all places in order.
-    places = torch.cat([runs.global_G, torch.arange(int(runs.row_stop_R.max()))])
+    # Each run has two ranges: a slice of the list of global tokens, then its prefix of the document. One
+    # table serves both: first the global tokens' indices, then the indices of all tokens in order.
+    table = torch.cat([runs.global_G, torch.arange(int(runs.row_stop_R.max()))])
     start_S2 = torch.stack(
         [runs.global_start_R[chosen_S], runs.key_start_R[chosen_S] + runs.global_G.numel()], dim=1
     )
     length_S2 = torch.stack([global_length_S, prefix_length_S], dim=1)
-    index_K = places[_ragged(start_S2.flatten(), length_S2.flatten())]
+    index_K = table[_ragged(start_S2.flatten(), length_S2.flatten())]
     return index_K, global_length_S + prefix_length_S
 
 
 def _varlen_call(
     runs: Runs, causal: bool, device: torch.device
 ) -> tuple[VarlenCall, Tensor, Tensor]:
-    """All runs of one kind, with the places of their rows and of their keys."""
+    """Return the call for all runs of one kind, and the tokens that are its query rows and its keys."""
     chosen_S = (runs.causal_R == causal).nonzero().squeeze(1)
     rows_S = (runs.row_stop_R - runs.row_start_R)[chosen_S]
     row_index = _ragged(runs.row_start_R[chosen_S], rows_S)
@@ -240,7 +250,7 @@ def _varlen_call(
 
 @dataclass(frozen=True)
 class FlashPlan:
-    """Gathers that lay rows and keys out for the calls, and back; built once per micro-batch."""
+    """The calls of one packed row, and the gathers from the row into the calls' order and back."""
 
     calls: tuple[VarlenCall, ...]
     take_rows: Gather
@@ -255,32 +265,34 @@ class FlashPlan:
         device: torch.device,
         varlen: VarlenFunction = _installed_varlen,
     ) -> FlashPlan:
-        """Plan on the CPU; the tensors end on ``device``.
+        """Plan on the CPU, then copy the plan to ``device``.
 
         Args:
-            visibility: the packed row, at least one token.
+            visibility: of the packed row, at least one token.
             device: where attention will run.
             varlen: the kernel; by default the installed one (bf16 and fp16 on a GPU).
         """
         runs = find_runs(visibility)
         parts = [_varlen_call(runs, causal, device) for causal in (True, False)]
-        parts = [part for part in parts if part[0].rows]
+        parts = [part for part in parts if part[0].rows]  # no call for a kind without runs
         row_index_T = torch.cat([rows for _, rows, _ in parts])
         return cls(
             calls=tuple(call for call, _, _ in parts),
             take_rows=Gather.build(row_index_T, device),
             take_keys=Gather.build(torch.cat([keys for _, _, keys in parts]), device),
+            # The runs cover every row once, so row_index is a permutation and its argsort the inverse.
             restore_rows=Gather.build(row_index_T.argsort(), device),
             varlen=varlen,
         )
 
     def __len__(self) -> int:
-        return self.take_rows.index_K.numel()
+        return self.take_rows.index_C.numel()
 
     def attend(
         self, query_BHTD: Tensor, key_BHTD: Tensor, value_BHTD: Tensor, scale: float
     ) -> Tensor:
-        """Two kernel calls; see :func:`showo_kernels.attend`."""
+        """Compute attention in at most two kernel calls; see :func:`showo_kernels.attend`."""
+        # Variable-length kernels have tokens as the first dimension.
         query_THD, key_THD, value_THD = (
             x_BHTD[0].transpose(0, 1) for x_BHTD in (query_BHTD, key_BHTD, value_BHTD)
         )

@@ -1,4 +1,7 @@
-"""``flex`` backend: FlexAttention with a block mask computed from the visibility's arrays."""
+"""``flex`` backend: FlexAttention with a block mask that is computed from the visibility's arrays.
+
+Letters: N blocks of the row, W tokens of one block (128); B, H, T, D as in :mod:`showo_kernels.attention`.
+"""
 
 from __future__ import annotations
 
@@ -17,54 +20,59 @@ BLOCK = 128
 
 @cache
 def _kernel(device_type: str) -> Any:
-    """FlexAttention, compiled on a GPU; capacities are fixed, so static shapes compile once each.
+    """Return FlexAttention, compiled on a GPU; with static shapes it compiles once per capacity.
 
-    On a CPU it stays the slow reference, which has no backward.
+    On a CPU this is torch's slow reference, which has no backward.
     """
     return torch.compile(flex_attention, dynamic=False) if device_type == "cuda" else flex_attention
 
 
 def _blocks_seen(visibility: Visibility) -> tuple[Tensor, Tensor]:
-    """Which blocks of keys hold a visible pair, and which nothing else: two bool (N, N).
+    """Find the pairs of blocks with a visible pair of tokens, and those with visible pairs only.
 
-    Documents are intervals and reach does not decrease, so a block's first and last token decide:
-    two different blocks share at most the document that the earlier one ends with and the later
-    one begins with.
+    Documents are intervals and ``reach`` does not decrease, so the first and last token of a block
+    decide: two different blocks share at most one document, with which the earlier block ends and the
+    later one begins.
+
+    Returns:
+        ``seen``, ``full``: bool (N, N), rows are blocks of queries.
     """
-    document_NB, reach_NB, is_global_NB = (
+    document_NW, reach_NW, is_global_NW = (
         x_T.view(-1, BLOCK)
         for x_T in (visibility.document_T, visibility.reach_T, visibility.is_global_T)
     )
-    place_NB = torch.arange(document_NB.numel(), device=document_NB.device).view(-1, BLOCK)
-    first_N, last_N = document_NB[:, 0], document_NB[:, -1]
-    block_N = place_NB[:, 0] // BLOCK
-    later_NN = block_N[:, None] < block_N
+    index_NW = torch.arange(document_NW.numel(), device=document_NW.device).view(-1, BLOCK)
+    first_N, last_N = document_NW[:, 0], document_NW[:, -1]
+    block_N = index_NW[:, 0] // BLOCK
+    later_NN = block_N[:, None] < block_N  # the keys' block is behind the queries'
     shared_NN = torch.where(later_NN, last_N[:, None] == first_N, first_N[:, None] == last_N)
-    global_N = (is_global_NB & (document_NB == first_N[:, None])).any(1)
-    ahead_NN = (reach_NB[:, -1:] >= place_NB[:, 0]) | global_N
+    # Of a later block, the document it begins with counts: is one of its tokens there global?
+    global_N = (is_global_NW & (document_NW == first_N[:, None])).any(1)
+    # The last row of a block has the largest reach: does it get to the first key of the later block?
+    ahead_NN = (reach_NW[:, -1:] >= index_NW[:, 0]) | global_N
     seen_NN = (shared_NN & (~later_NN | ahead_NN)) | (block_N[:, None] == block_N)
 
-    # A key that is not global must be within reach of every row, so of the first.
-    last_plain_N = torch.where(is_global_NB, -1, place_NB).amax(1)
+    # Full: one document, and the last key that is not global is within the smallest reach, the first row's.
+    last_plain_N = torch.where(is_global_NW, -1, index_NW).amax(1)
     one_document_NN = (first_N[:, None] == last_N) & (last_N[:, None] == first_N)
-    full_NN = one_document_NN & (last_plain_N <= reach_NB[:, :1])
+    full_NN = one_document_NN & (last_plain_N <= reach_NW[:, :1])
     return seen_NN, full_NN
 
 
 def _in_order(chosen_NN: Tensor) -> tuple[Tensor, Tensor]:
-    """Number of chosen blocks per row of blocks, and their columns, in front and ascending."""
+    """Return the number of chosen blocks per row, and all columns with the chosen ones first, ascending."""
     order_NN = chosen_NN.int().argsort(dim=1, descending=True, stable=True)
     return chosen_NN.sum(1, dtype=torch.int32)[None, None], order_NN.int()[None, None]
 
 
 def block_mask(visibility: Visibility) -> BlockMask:
-    """The visibility as a block mask, on its device and without waiting for the device.
+    """Compute the block mask on the visibility's device, without synchronizing with the host.
 
-    The rule is evaluated per pair of blocks, never per pair of tokens; inside partly visible
-    blocks the kernel evaluates it itself.
+    The rule is evaluated per pair of blocks, not per pair of tokens; in partly visible blocks the
+    kernel evaluates it per pair of tokens.
 
     Raises:
-        ValueError: if the row's length is no multiple of 128.
+        ValueError: the row's length is no multiple of 128.
     """
     size = len(visibility)
     if size == 0 or size % BLOCK:
@@ -93,13 +101,13 @@ def block_mask(visibility: Visibility) -> BlockMask:
 
 @dataclass(frozen=True)
 class FlexPlan:
-    """A block mask, built once per micro-batch."""
+    """The block mask of one packed row."""
 
     mask: BlockMask
 
     @classmethod
     def build(cls, visibility: Visibility, device: torch.device) -> FlexPlan:
-        """See :func:`block_mask`."""
+        """Compute the block mask on ``device``; see :func:`block_mask`."""
         return cls(block_mask(visibility.to(device)))
 
     def __len__(self) -> int:
@@ -108,7 +116,7 @@ class FlexPlan:
     def attend(
         self, query_BHTD: Tensor, key_BHTD: Tensor, value_BHTD: Tensor, scale: float
     ) -> Tensor:
-        """One kernel call; see :func:`showo_kernels.attend`. No backward on a CPU."""
+        """Compute attention in one kernel call; see :func:`showo_kernels.attend`. No backward on a CPU."""
         return _kernel(query_BHTD.device.type)(
             query_BHTD,
             key_BHTD,

@@ -1,7 +1,10 @@
-"""Exact decomposition of a visibility into runs of rows that need no mask.
+"""Decompose an attention visibility exactly into runs of rows that need no mask.
 
-A run is a stretch of rows of one document that all see one contiguous prefix of it, completely
-(full) or aligned to its end (causal), and after it the same tokens of later global spans.
+A run is a range of rows of one document with the same keys: one contiguous prefix of the document and the
+tokens of later global spans. In a full run every row attends to all of them; in a causal run the last row
+does, and each row above it to one key less.
+
+Letters: T tokens of the packed row, R runs, G global tokens.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from showo_kernels.visibility import Visibility
 
 @dataclass(frozen=True)
 class Run:
-    """One run as plain numbers; the fields are those of :class:`Runs`."""
+    """One run; fields as in :class:`Runs`. ``masked``: the backend must mask some of its pairs."""
 
     row_start: int
     row_stop: int
@@ -30,12 +33,12 @@ class Run:
 
     @property
     def rows(self) -> int:
-        """Number of rows."""
+        """The number of rows."""
         return self.row_stop - self.row_start
 
     @property
     def keys(self) -> int:
-        """Number of keys, those of later global spans included."""
+        """The number of keys, including those of later global spans."""
         return self.key_stop - self.key_start + self.global_stop - self.global_start
 
 
@@ -43,17 +46,16 @@ class Run:
 class Runs:
     """R runs in row order that cover every row once; all tensors are int64 on the CPU.
 
-    A run's keys are the global tokens ``global_G[global_start:global_stop]`` followed by the
-    tokens ``key_start:key_stop``. With the global keys in front, attention aligned to the bottom
-    right ("the last row sees everything, each row above it one key less") is exact for a
-    causal run.
+    The keys of a run are the global tokens ``global_G[global_start:global_stop]`` followed by the tokens
+    ``key_start:key_stop``. The global keys come first so that a causal run is exactly causal attention
+    aligned to the bottom right: the last row attends to all keys, each row above it to one key less.
 
     Attributes:
         row_start_R, row_stop_R: the rows.
-        key_start_R, key_stop_R: the prefix of the document that the last row sees.
+        key_start_R, key_stop_R: the prefix of the document that the last row attends to.
         global_start_R, global_stop_R: the later global tokens, as a slice of ``global_G``.
-        causal_R: bool; the other runs are full.
-        global_G: all global tokens, ascending.
+        causal_R: bool; the remaining runs are full.
+        global_G: indices of all global tokens, ascending.
     """
 
     row_start_R: Tensor
@@ -79,17 +81,17 @@ class Runs:
 
 
 def _next_true(flag_T: Tensor) -> Tensor:
-    """For every place the first place at or after it where ``flag_T`` holds; T if there is none."""
+    """For every index, find the first one at or after it where ``flag_T`` is true; T if there is none."""
     index_T = torch.arange(flag_T.numel())
     marked_T = torch.where(flag_T, index_T, flag_T.numel())
     return marked_T.flip(0).cummin(0).values.flip(0)
 
 
 def _extended_reach(document_T: Tensor, reach_T: Tensor, is_global_T: Tensor) -> Tensor:
-    """Reach, moved to the end of a global stretch that begins right behind it.
+    """Move a reach that ends right before a range of global tokens to the end of that range.
 
-    It changes nothing about who sees whom, but the rows of a global span (and the row before it)
-    then share one reach, so they form one full run instead of a run per row.
+    This leaves the visibility unchanged, since global tokens are visible anyway. But the rows of a global
+    span, and the row before it, then share one reach and form one full run instead of one run per row.
     """
     size = document_T.numel()
     ends_T = torch.ones(size, dtype=torch.bool)
@@ -101,7 +103,7 @@ def _extended_reach(document_T: Tensor, reach_T: Tensor, is_global_T: Tensor) ->
 
 
 def find_runs(visibility: Visibility) -> Runs:
-    """Cut a visibility into as few runs as its rows allow, vectorised, on the CPU."""
+    """Cut a visibility into as few runs as possible, with vectorised operations on the CPU."""
     visibility = visibility.to("cpu")
     document_T, is_global_T = visibility.document_T, visibility.is_global_T
     reach_T = _extended_reach(document_T, visibility.reach_T.long(), is_global_T)
@@ -110,6 +112,8 @@ def find_runs(visibility: Visibility) -> Runs:
     new_document_T, new_reach_T = torch.ones(2, size, dtype=torch.bool)
     new_document_T[1:] = document_T[1:] != document_T[:-1]
     new_reach_T[1:] = reach_T[1:] != reach_T[:-1]
+    # A run starts with a document or a new reach, except between two causal rows: these attend to themselves
+    # last, so their reach is new in every row and yet they belong together.
     causal_T = (reach_T == index_T) & new_reach_T
     starts_T = new_document_T | new_reach_T
     starts_T[1:] &= new_document_T[1:] | ~(causal_T[1:] & causal_T[:-1])

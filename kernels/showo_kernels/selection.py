@@ -1,4 +1,4 @@
-"""Which attention backend a device gets, and why."""
+"""Choose the attention backend for a device."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from importlib.util import find_spec
 
 import torch
 
+from showo_kernels.attention import BUILDERS
 from showo_kernels.cpu import compiled
 from showo_kernels.cpu.attention import DTYPES
 from showo_kernels.flash import find_varlen
 
 log = logging.getLogger(__name__)
 
-BACKENDS = ("flex", "flash", "native", "sdpa", "dense")
 HALF = (torch.bfloat16, torch.float16)
 
 
 def _flash_obstacle(device: torch.device, dtype: torch.dtype | None) -> str | None:
-    """What keeps ``flash`` from running, or None."""
+    """Return why ``flash`` cannot run, or None if it can."""
     if device.type != "cuda":
         return f"flash has no kernel for {device.type}"
     if dtype is not None and dtype not in HALF:
@@ -31,7 +31,7 @@ def _flash_obstacle(device: torch.device, dtype: torch.dtype | None) -> str | No
 
 
 def _flex_obstacle(device: torch.device) -> str | None:
-    """What keeps ``flex`` from training, or None."""
+    """Return why ``flex`` cannot train, or None if it can."""
     if device.type != "cuda":
         return f"flex has no backward on {device.type}"
     if find_spec("triton") is None:
@@ -40,7 +40,7 @@ def _flex_obstacle(device: torch.device) -> str | None:
 
 
 def _native_obstacle(device: torch.device, dtype: torch.dtype | None) -> str | None:
-    """What keeps ``native`` from running, or None; compiles it where that was not done yet."""
+    """Return why ``native`` cannot run, or None if it can; compiles it at first use."""
     if device.type != "cpu":
         return f"native has no kernel for {device.type}"
     if dtype is not None and dtype not in DTYPES:
@@ -50,6 +50,7 @@ def _native_obstacle(device: torch.device, dtype: torch.dtype | None) -> str | N
 
 
 def _automatic(device: torch.device, dtype: torch.dtype | None) -> tuple[str, str]:
+    """Return the fastest backend that can train on ``device``, and the reason."""
     if device.type != "cuda":
         no_native = _native_obstacle(device, dtype)
         if no_native is None:
@@ -75,24 +76,24 @@ def _automatic(device: torch.device, dtype: torch.dtype | None) -> tuple[str, st
 def select_backend(
     name: str, device: torch.device | str, dtype: torch.dtype | None = None
 ) -> tuple[str, str]:
-    """Resolve the ``attention`` setting.
+    """Resolve the setting ``model.attention``; see docs/kernels.md for the order of ``auto``.
 
     Args:
-        name: ``auto``, or a backend by name.
+        name: ``auto``, or the name of a backend.
         device: where attention will run.
-        dtype: what it will run in, if known; FlashAttention only exists for 16-bit floats.
+        dtype: of query, key and value, if known; FlashAttention exists for 16-bit floats only.
 
     Returns:
-        The backend's name and the reason, for the log.
+        The backend's name and the reason for it, for the log.
 
     Raises:
-        ValueError: if ``name`` is unknown, or is ``flash`` or ``native`` where it cannot run.
+        ValueError: ``name`` is unknown, or is ``flash`` or ``native`` and cannot run on ``device``.
     """
     device = torch.device(device)
     if name == "auto":
         return _automatic(device, dtype)
-    if name not in BACKENDS:
-        raise ValueError(f"attention is {name!r}: allowed are auto, {', '.join(BACKENDS)}")
+    if name not in BUILDERS:
+        raise ValueError(f"attention is {name!r}: allowed are auto, {', '.join(BUILDERS)}")
     obstacles = {"flash": _flash_obstacle, "native": _native_obstacle}
     obstacle = obstacles[name](device, dtype) if name in obstacles else None
     if obstacle is not None:

@@ -1,4 +1,7 @@
-"""Who sees whom in a packed row of documents, as three integers or flags per token."""
+"""Attention visibility: which tokens attend to which in a packed row, as three numbers per token.
+
+Letters: T tokens of the row, S spans, P tokens of padding, Q queries, K keys.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +11,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Padding is cut into documents of at most this many tokens, so that it costs next to nothing.
+# Padding is cut into documents of at most this many tokens: causal attention over one long document
+# would cost its length squared, over many short ones next to nothing.
 PADDING_DOCUMENT = 128
 
 
 @dataclass(frozen=True)
 class Span:
-    """A stretch of one document: ``length`` tokens that are seen in the same way.
+    """``length`` consecutive tokens of one document with the same visibility.
 
-    Tokens of a causal span see what is before them; tokens of a ``bidirectional`` span also see
-    the whole span; tokens of an ``is_global`` span are seen by every token of the document.
+    A token of a causal span attends to itself and to every earlier token of the document; a token of
+    a ``bidirectional`` span attends to the rest of the span as well. Every token of the document, also
+    an earlier one, attends to the tokens of an ``is_global`` span.
 
     Raises:
-        ValueError: if ``length`` is below 1.
+        ValueError: ``length`` is below 1.
     """
 
     length: int
@@ -34,16 +39,16 @@ class Span:
 
 @dataclass(frozen=True)
 class Visibility:
-    """The attention rule of Show-o and RecA for documents laid end to end in one row of T tokens.
+    """Attention visibility of documents that are packed end to end into one row of T tokens.
 
-    ``visible(q, k) = document[q] == document[k] and (k <= reach[q] or is_global[k])``, which is
-    the single rule behind every mask of both systems (arXiv 2408.12528, 2509.07295).
+    ``visible(q, k) = document[q] == document[k] and (k <= reach[q] or is_global[k])``: this one rule
+    gives every mask of Show-o and RecA (arXiv 2408.12528, 2509.07295; docs/specification.md, section 4).
 
     Attributes:
         document_T: int32, non-decreasing: the document a token belongs to.
-        reach_T: int32, non-decreasing, at least the token's own index: the last index it sees by
-            position: its own, or the end of its bidirectional span. Never outside its document.
-        is_global_T: bool: the token is seen by every token of its document.
+        reach_T: int32, non-decreasing: index of the last token that a token attends to by position.
+            It is the token's own index, or the last index of its bidirectional span.
+        is_global_T: bool: every token of the document attends to this one.
     """
 
     document_T: Tensor
@@ -52,7 +57,7 @@ class Visibility:
 
     @classmethod
     def from_documents(cls, documents: Sequence[Sequence[Span]]) -> Visibility:
-        """Lay ``documents`` (each a row of spans) end to end; the tensors are on the CPU."""
+        """Pack ``documents``, each a list of spans, end to end; the tensors are on the CPU."""
         spans = [span for document in documents for span in document]
         length_S = torch.tensor([span.length for span in spans], dtype=torch.int64)
         owner_S = torch.tensor(
@@ -71,23 +76,23 @@ class Visibility:
         return self.document_T.numel()
 
     def to(self, device: torch.device | str) -> Visibility:
-        """The same rule with its tensors on ``device``."""
+        """Return a copy on ``device``."""
         return Visibility(
             self.document_T.to(device), self.reach_T.to(device), self.is_global_T.to(device)
         )
 
     def between(self, rows_Q: Tensor, keys_K: Tensor) -> Tensor:
-        """The rule between the tokens ``rows_Q`` and ``keys_K``: bool (Q, K)."""
+        """Evaluate the rule for queries ``rows_Q`` and keys ``keys_K`` (token indices): bool (Q, K)."""
         same_QK = self.document_T[rows_Q][:, None] == self.document_T[keys_K]
         return same_QK & ((keys_K <= self.reach_T[rows_Q][:, None]) | self.is_global_T[keys_K])
 
     def dense(self) -> Tensor:
-        """The rule written out: bool (T, T), rows are queries. For tests and small inputs."""
+        """Evaluate the rule for all pairs: bool (T, T), rows are queries. For tests and small inputs."""
         index_T = torch.arange(len(self), device=self.document_T.device)
         return self.between(index_T, index_T)
 
     def pairs(self) -> int:
-        """Visible (query, key) pairs, counted without a T×T matrix."""
+        """Count the visible (query, key) pairs, without a T×T matrix."""
         document_T, reach_T = self.document_T.long(), self.reach_T.long()
         if not len(self):
             return 0
@@ -99,20 +104,22 @@ class Visibility:
         return int((reach_T + 1 - starts_T + later_T).sum())
 
     def pad_to(self, capacity: int) -> Visibility:
-        """Append causal padding documents up to ``capacity`` tokens, so that shapes repeat.
+        """Append causal padding documents up to ``capacity`` tokens.
 
-        Every padding row sees itself, so no row is empty and none becomes NaN; no other row sees
-        padding. A fixed multiple of 128 keeps compiled kernels from recompiling.
+        A padding token attends to itself at least, so no softmax is empty and none becomes NaN; no
+        token of a document attends to padding. The same capacity in every step, a multiple of 128,
+        keeps compiled kernels from recompiling.
 
         Raises:
-            ValueError: if the documents hold more than ``capacity`` tokens.
+            ValueError: the documents hold more than ``capacity`` tokens.
         """
         size = len(self)
         if capacity < size:
             raise ValueError(f"capacity is {capacity}, but the documents hold {size} tokens")
         device = self.document_T.device
         index_P = torch.arange(size, capacity, device=device, dtype=torch.int32)
-        # Cut at multiples of the block size: padding then only touches diagonal blocks.
+        # Cut at multiples of the block size of FlexAttention: padding is then visible in diagonal
+        # blocks only.
         order_P = index_P // PADDING_DOCUMENT - size // PADDING_DOCUMENT
         first = int(self.document_T[-1]) + 1 if size else 0
         return Visibility(

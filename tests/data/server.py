@@ -82,7 +82,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = cut or self.close_connection
 
     def log_message(self, format: str, *values: object) -> None:
-        """Say nothing."""
+        """Do not log requests."""
 
 
 @contextmanager

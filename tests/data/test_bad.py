@@ -1,4 +1,4 @@
-"""Everything that is known to go wrong in data, as real files: skipped with a reason, or read rightly."""
+"""All known faults of data, as real files: the sample is skipped with a reason, or read correctly."""
 
 import io
 import json
@@ -84,7 +84,7 @@ def _archive() -> bytes:
 
 
 def _claimed_codes(count: int) -> bytes:
-    """An array file whose header tells of ``count`` numbers, of which none follow."""
+    """An array file whose header claims ``count`` numbers, of which none follow."""
     stream = io.BytesIO()
     header = {"descr": "<i8", "fortran_order": False, "shape": (count,)}
     np.lib.format.write_array_header_1_0(stream, header)
@@ -239,13 +239,13 @@ def test_a_damaged_shard_is_counted_in_every_epoch(
         assert Counter(i.reason for i in items if isinstance(i, Skipped)) == reasons
 
 
-def test_scattered_members_find_together(tmp_path: Path) -> None:
+def test_scattered_members_are_one_sample(tmp_path: Path) -> None:
     files = [("a.png", _image()), ("b.png", _image()), ("a.txt", b"of a"), ("b.txt", b"of b")]
     source = Source(_spec(_tar(tmp_path / "a.tar", files), "caption"))
     assert [getattr(source[p], "text", None) for p in range(2)] == ["of a", "of b"]
 
 
-def test_a_shard_gone_in_mid_run(tmp_path: Path) -> None:
+def test_a_shard_deleted_during_a_run(tmp_path: Path) -> None:
     shards = [_tar(tmp_path / f"{name}.tar", _texts(4)) for name in "ab"]
     source = Source(FlowSpec(flow="f", kind="text", urls=tuple(shards), batch=1))
     Path(shards[1]).unlink()

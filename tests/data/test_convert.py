@@ -106,7 +106,7 @@ def test_the_summary_names_reasons_and_first_inputs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stop", [0, 7, 10, 19, 24])
-def test_a_stopped_conversion_goes_on_after_its_last_finished_shard(
+def test_a_stopped_conversion_resumes_after_its_last_finished_shard(
     tmp_path: Path, stop: int
 ) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -114,7 +114,7 @@ def test_a_stopped_conversion_goes_on_after_its_last_finished_shard(
     with pytest.raises(KeyboardInterrupt):
         convert(Inputs(25, bad=(8,), stop=stop), Target(out=parts, shard_size=10))
     assert len(list(parts.glob("*.tar"))) == stop // 10
-    assert not list(parts.glob(".*")), "nothing half written is left"
+    assert not list(parts.glob(".*")), "no unfinished file is left"
     rest = Inputs(25, bad=(8,))
     report = convert(rest, Target(out=parts, shard_size=10))
     assert rest.read == list(range(stop // 10 * 10, 25)) and report.kept == stop // 10
@@ -124,7 +124,7 @@ def test_a_stopped_conversion_goes_on_after_its_last_finished_shard(
     }
 
 
-def test_a_killed_process_is_made_up_for(tmp_path: Path) -> None:
+def test_shards_after_a_kill_equal_those_without(tmp_path: Path) -> None:
     source, killed, whole = tmp_path / "source", tmp_path / "killed", tmp_path / "whole"
     source.mkdir()
     for number in range(600):
@@ -166,7 +166,7 @@ def test_lost_and_damaged_shards_are_made_again(tmp_path: Path) -> None:
     assert {name: data for name, (data, _) in snapshot(tmp_path).items()} == before
 
 
-def test_a_larger_limit_goes_on_and_fills_the_last_shard(tmp_path: Path) -> None:
+def test_a_larger_limit_resumes_and_fills_the_last_shard(tmp_path: Path) -> None:
     convert(Inputs(45), Target(out=tmp_path, shard_size=10, limit=13))
     assert len(files(tmp_path)) == 13
     again = Inputs(45)
@@ -188,7 +188,8 @@ def test_a_line_of_the_journal_that_a_kill_cut_short_is_passed_over(tmp_path: Pa
 
 def test_conversions_of_other_settings_do_not_mix(tmp_path: Path) -> None:
     convert(Inputs(5), Target(out=tmp_path, settings={"source": "a"}))
-    with pytest.raises(ValueError, match=r"train\.convert\.jsonl belongs .* \"a\".*--prefix"):
+    message = r"train\.convert\.jsonl belongs .*, source 'a', not 'b': name .*--prefix"
+    with pytest.raises(ValueError, match=message):
         convert(Inputs(5), Target(out=tmp_path, settings={"source": "b"}))
     convert(Inputs(5), Target(out=tmp_path, settings={"source": "b"}, prefix="other"))
 
@@ -273,7 +274,7 @@ def _reason(data: bytes) -> str:
     return str(caught.value)
 
 
-def test_bytes_that_are_no_image_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytes_that_are_no_image_are_distinguished(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _reason(b"") == _reason(b"not an image") == "broken-image"
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     assert _reason(image(1)) == "image-too-large"

@@ -42,7 +42,7 @@ def _texts(items: list[Sample | Skipped]) -> dict[str, str | None]:
     return {item.key: item.text if isinstance(item, Sample) else item.reason for item in items}
 
 
-def test_openings_are_removed_wherever_they_stand() -> None:
+def test_openings_are_removed_anywhere() -> None:
     assert without_openings("The image depicts a cat") == "a cat"
     assert without_openings("In this image, we see a cat. This is nice.") == "a cat. nice."
     assert without_openings("In this image, a cat") == "a cat"

@@ -8,7 +8,7 @@ import pytest
 from showo_data.captions import ExternalCaptions
 from showo_data.cli import main_shards
 from showo_dist.config import load
-from showo_dist.training.data_checks import check_data_paths, external_captions
+from showo_dist.training.setup import check_data_paths, external_captions
 from tests.data.converting import image, samples
 
 PARAMS = "dataset.params"

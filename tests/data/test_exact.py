@@ -1,4 +1,4 @@
-"""Stop anywhere, go on with other ranks and workers: every sample once per epoch, in one global order.
+"""Stop anywhere and resume with other ranks and workers: every sample once per epoch, in one global order.
 
 Cases are drawn from a fixed seed: shards of uneven sizes, one shard, fewer shards than ranks, bad samples and
 damaged shards among them. Loaders are real. Every world meets every number of workers once, with real
@@ -134,7 +134,7 @@ def test_any_stop_and_any_world(layouts: dict[str, tuple[str, ...]], case: int) 
 def test_every_world_with_every_number_of_workers(
     layouts: dict[str, tuple[str, ...]], world: int, workers: int
 ) -> None:
-    """A run begins without workers, goes on on this world with them, and ends on another without."""
+    """A run begins without workers, resumes with workers on this world size, and ends without on another."""
     rng = random.Random(f"{world} ranks, {workers} workers")
     urls = layouts[rng.choice(sorted(layouts))]
     batch = rng.choice((1, 2))

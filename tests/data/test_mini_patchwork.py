@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from showo_data.mini import draw, scene
-from showo_data.mini import drawing as patchwork
+from showo_data.mini import draw, patchwork, scene
 from showo_data.mini.world import CELL, RESOLUTION, crowd
 from tests.data.conftest import SMALL
 

@@ -1,4 +1,4 @@
-"""Scenes come in the intended shares, and every word said about them is true."""
+"""Scenes come in the intended shares, and every text about them is true."""
 
 import random
 import re
@@ -95,7 +95,7 @@ def test_captions_vary() -> None:
 
 
 def _truth(drawn: Scene, question: str) -> str | None:
-    """An independent answer to the questions that need no words of their own."""
+    """An independent answer to the questions that need no further words."""
     things = drawn.objects
     if found := re.fullmatch(r"is there a (\w+) (\w+)\?", question):
         present = any((t.colour, t.shape) == found.groups() for t in things)

@@ -32,7 +32,7 @@ def test_each_stream_runs_through_its_own_positions(
     first = block * BLOCK
     dealt: dict[int, list[int]] = defaultdict(list)
     for position in range(first, first + length):
-        stream, own = mixed.deal(position)
+        stream, own = mixed.assign(position)
         dealt[stream].append(own)
     for stream, positions in dealt.items():
         begin = block * mixed.quotas[stream]
@@ -43,7 +43,7 @@ def test_each_stream_runs_through_its_own_positions(
 @given(weights.filter(any))
 def test_every_block_has_the_shares_of_the_weights(weights: list[float]) -> None:
     mixed = _mixed(weights)
-    counts = Counter(mixed.deal(3 * BLOCK + i)[0] for i in range(BLOCK))
+    counts = Counter(mixed.assign(3 * BLOCK + i)[0] for i in range(BLOCK))
     for stream, weight in enumerate(weights):
         assert abs(counts[stream] - BLOCK * weight / sum(weights)) < 1
         assert weight > 0 or counts[stream] == 0
@@ -55,7 +55,7 @@ def test_a_weight_changes_no_order_inside_a_source(before: list[float], after: l
     """Whatever the other sources and their weights are, even where there are none."""
 
     def first_of_the_first_source(mixed: MixedStream) -> list[tuple[int, ...]]:
-        places = (mixed.locate(p) for p in range(40 * BLOCK) if mixed.deal(p)[0] == 0)
+        places = (mixed.locate(p) for p in range(40 * BLOCK) if mixed.assign(p)[0] == 0)
         return [tuple(next(places)) for _ in range(30)]
 
     alone = CanonicalStream([7, 0, 5], 0, streams=3, window=4)
@@ -68,14 +68,14 @@ def test_ranks_share_every_source() -> None:
     """The order is no round robin, in which each of two ranks would get a source of its own."""
     mixed = _mixed([1.0, 1.0])
     for rank in range(2):
-        counts = Counter(mixed.deal(p)[0] for p in range(rank, 4 * BLOCK, 2))
+        counts = Counter(mixed.assign(p)[0] for p in range(rank, 4 * BLOCK, 2))
         assert all(abs(count - BLOCK) < 120 for count in counts.values()), counts
 
 
 def test_the_mixture_is_frozen() -> None:
     """A saved position must mean the same sample in every later version: these numbers may not change."""
     mixed = _mixed([2.0, 1.0], seed=42)
-    assert [mixed.deal(p) for p in (0, 1, 2, 999, 1000, 10**9)] == FROZEN
+    assert [mixed.assign(p) for p in (0, 1, 2, 999, 1000, 10**9)] == FROZEN
 
 
 FROZEN = [(0, 0), (0, 1), (0, 2), (1, 332), (1, 333), (0, 667000000)]
@@ -111,7 +111,7 @@ def _texts(spec: FlowSpec, start: int, world: int, steps: int) -> dict[int, str 
     return seen
 
 
-def test_a_mixture_goes_on_anywhere_on_any_number_of_ranks(
+def test_a_mixture_resumes_anywhere_on_any_number_of_ranks(
     mixture: tuple[Weighted, Weighted],
 ) -> None:
     spec = FlowSpec(flow="lm", kind="text", mixture=mixture, batch=2, window=4)
@@ -159,4 +159,4 @@ def test_resampling_draws_from_all_sources_by_weight(mixture: tuple[Weighted, We
     share = sum(text is not None and text[0] == "c" for text in texts) / len(texts)
     assert 0.18 < share < 0.32
     assert draw(0) == texts, "the same start draws the same"
-    assert draw(1000) != texts, "another start draws anew"
+    assert draw(1000) != texts, "another start draws others"

@@ -18,7 +18,7 @@ def test_everything_arrives_where_it_belongs() -> None:
             "recon": [
                 Sample("recon", 7, "r", codes_N=torch.arange(4), condition_codes_G=torch.arange(2)),
                 Sample("recon", 8, "s", image_3HW=torch.rand(3, 4, 4)),
-                Sample("recon", 9, "u", codes_N=torch.arange(4), features_PC=torch.rand(2, 3)),
+                Sample("recon", 9, "u", codes_N=torch.arange(4), features_SC=torch.rand(2, 3)),
             ],
             "lm": [Sample("lm", 1, "t", text="words")],
             "mmu": [],

@@ -185,7 +185,7 @@ def test_a_published_index_of_another_shard_is_not_believed(folder: Path, tmp_pa
     assert headers[0].samples == SAMPLES
 
 
-def test_a_image_and_its_text_come_in_one_request(server: FaultyServer, tmp_path: Path) -> None:
+def test_an_image_and_its_text_come_in_one_request(server: FaultyServer, tmp_path: Path) -> None:
     spec = _spec(server.url, Storage(cache_dir=str(tmp_path)))
     source = Source(spec)
     raw = source.reader.read(0)
@@ -269,7 +269,7 @@ def test_a_command_in_a_url_needs_the_option(folder: Path, tmp_path: Path) -> No
 
 
 def test_captions_are_put_into_remote_shards(server: FaultyServer, tmp_path: Path) -> None:
-    """They are looked for where the options say; these hold texts alone."""
+    """The options say where the captions are; these shards hold no images."""
     options = ["--for", "mmu", "--out", str(tmp_path / "out"), "--cache-dir", str(tmp_path / "a")]
     with pytest.raises(ValueError, match="no-image"):
         main_shards(["from-captions", f"{server.url}/s-0.tar", *options])

@@ -27,10 +27,10 @@ def _fill(size: int, pause_s: float = 0.0, log: Path | None = None) -> object:
 
 
 def _open(
-    cache: ShardCache, name: str, size: int, told: int | None = -1, **options: object
+    cache: ShardCache, name: str, size: int, size_known: int | None = -1, **options: object
 ) -> int | None:
-    told = size if told == -1 else told
-    return cache.open(name, lambda: told, _fill(size, **options))  # type: ignore[arg-type]
+    size_known = size if size_known == -1 else size_known
+    return cache.open(name, lambda: size_known, _fill(size, **options))  # type: ignore[arg-type]
 
 
 def _names(cache: ShardCache) -> set[str]:
@@ -58,10 +58,10 @@ def test_an_open_copy_stays_readable_when_it_is_removed(tmp_path: Path) -> None:
     os.close(first)
 
 
-@pytest.mark.parametrize("told", [101, None])
-def test_what_does_not_fit_is_not_kept(tmp_path: Path, told: int | None) -> None:
+@pytest.mark.parametrize("size_known", [101, None])
+def test_what_does_not_fit_is_not_kept(tmp_path: Path, size_known: int | None) -> None:
     cache = ShardCache(tmp_path, limit=100)
-    assert _open(cache, "a", 101, told) is None
+    assert _open(cache, "a", 101, size_known) is None
     assert [path for path in tmp_path.iterdir() if path.is_file()] == []
 
 

@@ -88,7 +88,7 @@ def test_the_index_leads_to_every_byte(tmp_path: Path) -> None:
     files.close()
 
 
-def test_members_belong_together_by_key_wherever_they_are(tmp_path: Path) -> None:
+def test_members_are_grouped_by_key_wherever_they_are(tmp_path: Path) -> None:
     files = [
         ("d/a.x.npy", b"1"),
         ("d/b.txt", b"2"),

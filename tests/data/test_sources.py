@@ -120,8 +120,8 @@ def test_features_replace_the_image(tmp_path: Path) -> None:
     }
     sample = _only(tmp_path, "conversation", members, encoded=(FEATURES,))
     assert isinstance(sample, Sample) and sample.image_3HW is None and sample.codes_N is None
-    assert sample.features_PC is not None and sample.features_PC.dtype == torch.float32
-    assert np.array_equal(sample.features_PC.numpy(), stored)
+    assert sample.features_SC is not None and sample.features_SC.dtype == torch.float32
+    assert np.array_equal(sample.features_SC.numpy(), stored)
 
 
 def test_the_image_is_read_where_not_all_of_it_was_encoded(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_the_image_is_read_where_not_all_of_it_was_encoded(tmp_path: Path) -> No
     sample = _only(tmp_path, "image", members, encoded=(CODES, FEATURES))
     assert isinstance(sample, Sample)
     assert sample.codes_N is not None and sample.image_3HW is not None
-    assert sample.features_PC is None
+    assert sample.features_SC is None
 
 
 BAD: dict[str, tuple[str, dict[str, Any]]] = {
@@ -245,7 +245,7 @@ def test_a_member_stored_twice_is_skipped(tmp_path: Path) -> None:
     assert sum(isinstance(item, Sample) for item in (source[0], source[1])) == 1
 
 
-def test_a_shard_cut_short_in_mid_run(tmp_path: Path) -> None:
+def test_a_shard_truncated_during_a_run(tmp_path: Path) -> None:
     shard = tmp_path / "a.tar"
     write_shard(shard, [{"__key__": f"{i}", "txt": b"x" * 600} for i in range(4)])
     source = _text_source(shard)
@@ -256,7 +256,7 @@ def test_a_shard_cut_short_in_mid_run(tmp_path: Path) -> None:
     assert {item.reason for item in items[1:] if isinstance(item, Skipped)} == {"truncated"}
 
 
-def test_a_shard_gone_in_mid_run(tmp_path: Path) -> None:
+def test_a_shard_deleted_during_a_run(tmp_path: Path) -> None:
     shard = tmp_path / "a.tar"
     write_shard(shard, [{"__key__": "a", "txt": b"x"}])
     source = _text_source(shard)

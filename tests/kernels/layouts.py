@@ -67,7 +67,7 @@ NAMED = {
 
 
 def rule(documents: list[list[Span]]) -> Tensor:
-    """Who sees whom as the specification words it, from the spans themselves: bool (T, T)."""
+    """The visibility as in docs/specification.md, section 4, from the spans themselves: bool (T, T)."""
     tokens = [
         (number, place, span)
         for number, document in enumerate(documents)

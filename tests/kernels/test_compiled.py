@@ -1,4 +1,4 @@
-"""Making the CPU kernel: once per machine, never half, and never in the way."""
+"""Compile the CPU kernels: once per machine, atomically, and with a fallback."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from tests.kernels.layouts import NO_NATIVE
 
 pytestmark = pytest.mark.skipif(NO_NATIVE is not None, reason=f"{NO_NATIVE}")
 
-SAY = "from showo_kernels import select_backend; print(*select_backend('auto', 'cpu'))"
+SELECT = "from showo_kernels import select_backend; print(*select_backend('auto', 'cpu'))"
 
 
 def compiler(folder: Path, *lines: str) -> Path:
@@ -29,7 +29,7 @@ def start(folder: Path, cxx: str | Path, **settings: str) -> subprocess.Popen[st
     """A process of its own group that asks for the backend of a CPU."""
     settings |= {"TORCH_EXTENSIONS_DIR": str(folder / "cache"), "CXX": str(cxx)}
     return subprocess.Popen(
-        [sys.executable, "-c", SAY],
+        [sys.executable, "-c", SELECT],
         cwd=ROOT,
         env=os.environ | settings,
         stdout=subprocess.PIPE,
@@ -46,22 +46,25 @@ def answer(process: subprocess.Popen[str]) -> str:
 
 
 def test_without_a_compiler_it_is_sdpa(tmp_path: Path) -> None:
-    said = answer(start(tmp_path, "no-such-compiler"))
-    assert said.startswith(
+    selected = answer(start(tmp_path, "no-such-compiler"))
+    assert selected.startswith(
         "sdpa native: it could not be compiled: no C++ compiler 'no-such-compiler'"
     )
-    assert "apt install g++" in said
+    assert "apt install g++" in selected
 
 
 def test_without_the_instructions_it_is_sdpa(tmp_path: Path) -> None:
-    # torch's own switch: it then takes the processor for an older one.
-    said = answer(start(tmp_path, "g++", ATEN_CPU_CAPABILITY="avx2"))
-    assert said == "sdpa native: the processor has no AVX-512"
+    # torch's own switch, which makes it report an older processor.
+    selected = answer(start(tmp_path, "g++", ATEN_CPU_CAPABILITY="avx2"))
+    assert selected == "sdpa native: the processor has no AVX-512"
 
 
 def test_an_error_of_the_compiler_is_named(tmp_path: Path) -> None:
-    said = answer(start(tmp_path, compiler(tmp_path, "echo 'x.h: error: gone' >&2; exit 1")))
-    assert said.startswith("sdpa native: it could not be compiled:") and "x.h: error: gone" in said
+    selected = answer(start(tmp_path, compiler(tmp_path, "echo 'x.h: error: gone' >&2; exit 1")))
+    assert (
+        selected.startswith("sdpa native: it could not be compiled:")
+        and "x.h: error: gone" in selected
+    )
 
 
 def test_killed_while_compiling_then_made_once_for_two(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ def sources(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
     return text.requires_grad_(), features.requires_grad_()
 
 
-def test_rows_land_where_they_belong_and_padding_is_zero() -> None:
+def test_rows_are_placed_and_padding_is_zero() -> None:
     text, features = sources()
     joined = join_flows(text, TEXT_ROWS, features, FEATURE_ROWS, 7)
     assert torch.equal(joined[TEXT_ROWS], text) and torch.equal(joined[FEATURE_ROWS], features)

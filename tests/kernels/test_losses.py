@@ -133,7 +133,7 @@ def test_no_positions_give_zero_gradients_not_missing_ones() -> None:
         assert leaf.grad is not None and leaf.grad.shape == leaf.shape and not leaf.grad.any()
 
 
-def test_the_weight_may_be_gone_at_backward() -> None:
+def test_the_weight_may_be_released_before_backward() -> None:
     """ZeRO-3 frees a gathered parameter after forward; what it holds then must not matter."""
     inputs = cast(problem(30), torch.float32)
     wanted = torch.autograd.grad(flow_losses(**inputs)[0], trained(inputs))

@@ -15,8 +15,8 @@ def test_gather_and_its_gradient() -> None:
 
 
 def test_half_precision_copies_are_added_in_fp32() -> None:
-    index_K = torch.zeros(257, dtype=torch.int64)
-    gather = Gather.build(index_K, torch.device("cpu"))
+    index_C = torch.zeros(257, dtype=torch.int64)
+    gather = Gather.build(index_C, torch.device("cpu"))
     x_THD = torch.zeros(1, 1, 1, dtype=torch.bfloat16, requires_grad=True)
     gather(x_THD).sum().backward()
     # Adding ones in bfloat16 stops at 256; 257 rounds to 256 once at the end, 260 would not.

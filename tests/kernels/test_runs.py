@@ -21,7 +21,7 @@ EXPECTED_RUNS = {
 
 @settings(max_examples=300, deadline=None)
 @given(LAYOUTS)
-def test_runs_say_exactly_what_the_rule_says(documents: list[list[Span]]) -> None:
+def test_runs_equal_the_rule(documents: list[list[Span]]) -> None:
     visibility = Visibility.from_documents(documents)
     runs = find_runs(visibility)
     rebuilt = torch.zeros(len(visibility), len(visibility), dtype=torch.bool)

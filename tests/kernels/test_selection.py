@@ -18,7 +18,7 @@ def test_a_cpu_that_can_gets_the_native_kernel(dtype: torch.dtype | None) -> Non
     assert select_backend("native", "cpu", dtype)[0] == "native"
 
 
-def test_a_cpu_that_cannot_gets_sdpa_and_is_told_why(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_that_cannot_gets_sdpa_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, "obstacle", lambda: "the processor has no AVX-512")
     assert select_backend("auto", "cpu") == ("sdpa", "native: the processor has no AVX-512")
     with pytest.raises(ValueError, match=r"'native', but .* no AVX-512: choose auto or sdpa"):
@@ -38,7 +38,7 @@ def test_a_name_is_taken_as_it_is(name: str, caplog: pytest.LogCaptureFixture) -
     assert not caplog.records
 
 
-def test_flex_on_a_cpu_is_said_to_be_forward_only(caplog: pytest.LogCaptureFixture) -> None:
+def test_flex_on_a_cpu_warns_that_it_cannot_train(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         assert select_backend("flex", "cpu")[0] == "flex"
     assert "cannot train" in caplog.text

@@ -1,4 +1,4 @@
-"""Every source of Show-o and RecA to shards: streamed, resumable by shard, images byte for byte."""
+"""Convert the data sets of Show-o and RecA to shards: streamed, resumable, images copied byte for byte."""
 
 from showo_data.convert.imagenet import imagenet_items
 from showo_data.convert.images import folder_items, image_items

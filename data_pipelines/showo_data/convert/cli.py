@@ -22,14 +22,14 @@ from showo_data.shards.storage import add_storage_options, storage_of
 
 Parser = argparse.ArgumentParser
 _FILES = "paths, brace patterns or wildcards"
-# Arguments that do not decide what a shard holds.
+# Arguments that do not influence the content of a shard.
 _STORAGE = ("cache_dir", "cache_gb", "retries", "allow_pipe")
 _NOT_CONTENT = ("out", "prefix", "shard_size", "limit", "part", *_STORAGE)
 
 
 @dataclass(frozen=True, slots=True)
 class Converter:
-    """One command: its help, its arguments, and its inputs from the parsed arguments."""
+    """One command: its help, a function that adds its arguments, and one that yields its inputs."""
 
     help: str
     arguments: Callable[[Parser], None]
@@ -63,16 +63,16 @@ def add_converters(actions: Any) -> None:
 
 
 def _part(text: str) -> tuple[int, int]:
-    """``I/N`` as numbers; what they may be, :class:`Target` checks."""
+    """Parse ``I/N``; :class:`Target` checks the range."""
     number, _, parts = text.partition("/")
     return int(number), int(parts)
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
-    """Convert, with progress; prints what came out and the pattern for the config.
+    """Run a conversion with a progress line; prints the result and the shard pattern for the config.
 
     Raises:
-        ValueError, OSError: what the user can mend.
+        ValueError, OSError: errors that the user can correct.
     """
     content = vars(arguments).items()
     target = Target(

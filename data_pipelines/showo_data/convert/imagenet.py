@@ -1,6 +1,7 @@
-"""Names of the ImageNet classes, from one of the files that come with the data set or with code for it.
+"""Convert ImageNet-1k with the names of its classes as captions.
 
-ImageNet-1k: class folders, the official tar of each class, or the one tar that holds all of those."""
+The images are class folders, the official tar of each class, or the one tar that holds all of these.
+"""
 
 import json
 import re
@@ -18,53 +19,13 @@ from showo_data.convert.images import SUFFIXES, image_member, read_bytes
 from showo_data.convert.items import Item, Members
 from showo_data.members import BadSampleError
 
+Synonyms = Literal["first", "random"]
+
 _LINE = re.compile(r"(\w+)(?::\s*|\s+)(\S.*)")
 
 
-def read_class_names(path: str | Path) -> dict[str, tuple[str, ...]]:
-    """Class → its synonyms, the usual one first. A class is its folder's name, or its number in their order.
-
-    Three forms are read:
-
-    * ``n01440764 tench, Tinca tinca`` per line (``LOC_synset_mapping.txt``, ``synset_words.txt``);
-    * ``0: tench`` per line, classes by number;
-    * JSON ``{"0": ["n01440764", "tench"], …}``.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: it has none of these forms.
-    """
-    text = Path(path).read_text(encoding="utf-8")
-    pairs = _from_json(text) if text.lstrip().startswith("{") else _from_lines(text)
-    if not pairs:
-        raise ValueError(
-            f"class names {path}: expected lines such as 'n01440764 tench, Tinca tinca' or '0: tench', "
-            'or JSON {"0": ["n01440764", "tench"], ...}'
-        )
-    return {name: _synonyms(words) for name, words in pairs.items()}
-
-
-def _from_json(text: str) -> dict[str, str]:
-    try:
-        return {str(wnid): str(words) for wnid, words in json.loads(text).values()}
-    except (json.JSONDecodeError, ValueError, TypeError):
-        return {}
-
-
-def _from_lines(text: str) -> dict[str, str]:
-    matches = [_LINE.fullmatch(line.strip()) for line in text.splitlines() if line.strip()]
-    return {match[1]: match[2] for match in matches if match} if all(matches) else {}
-
-
-def _synonyms(words: str) -> tuple[str, ...]:
-    return tuple(word.strip().replace("_", " ") for word in words.split(",") if word.strip())
-
-
-Synonyms = Literal["first", "random"]
-
-
 class _Class(Protocol):
-    """The images of one class."""
+    """The images of one class, in a folder or in a tar."""
 
     @property
     def name(self) -> str: ...
@@ -97,7 +58,7 @@ class _Folder:
 
 @dataclass(frozen=True, slots=True)
 class _Tar:
-    """A class inside a tar: byte offsets and sizes, so that no archive stays open."""
+    """The images of one class in a tar, by byte offset and size, so that no archive stays open."""
 
     name: str
     path: Path
@@ -127,26 +88,26 @@ def imagenet_items(
     seed: int = 0,
     max_side: int | None = None,
 ) -> Iterator[Item]:
-    """Images with the names of their classes, all classes mixed by a seeded shuffle.
+    """Yield images with the names of their classes, all classes mixed by a seeded shuffle.
 
-    Only names and offsets are held, about 100 bytes per image.
+    It holds names and offsets only, about 100 bytes per image.
 
     Args:
         source: a folder of class folders, a folder of class tars (``n01440764.tar``), or the tar of these.
-        names: see :func:`showo_data.convert.imagenet.read_class_names`.
+        names: see :func:`read_class_names`.
         synonyms: ``first``: the caption is the class's first name, as published; ``random``: all names are
-            kept, and one is drawn whenever the sample is read.
+            stored, and one is sampled each time the sample is read.
         seed: of the shuffle.
         max_side: see :func:`showo_data.convert.images.image_member`.
 
     Raises:
         FileNotFoundError: ``source`` or ``names`` does not exist.
-        ValueError: no classes in ``source``, or one that ``names`` does not know.
+        ValueError: ``source`` holds no classes, or one without a name in ``names``.
     """
     classes = _classes(Path(source))
     texts = _texts(classes, names, synonyms)
     ends = np.cumsum([len(one) for one in classes])
-    # Raw words of Philox, which NumPy keeps the same across its versions.
+    # Raw random words of Philox, which NumPy guarantees across its versions.
     order = np.argsort(np.random.Philox(key=seed).random_raw(int(ends[-1])), kind="stable")
     for place in order.tolist():
         number = int(np.searchsorted(ends, place, side="right"))
@@ -159,7 +120,7 @@ def _load(one: _Class, index: int, text: Members, max_side: int | None) -> list[
 
 
 def _texts(classes: Sequence[_Class], names: str | Path, synonyms: Synonyms) -> list[Members]:
-    """The text members of each class."""
+    """Return the text member of each class."""
     known = read_class_names(names)
     texts: list[Members] = []
     for number, one in enumerate(classes):
@@ -173,7 +134,7 @@ def _texts(classes: Sequence[_Class], names: str | Path, synonyms: Synonyms) -> 
 
 
 def _classes(source: Path) -> Sequence[_Class]:
-    """The classes in the order of their names."""
+    """Find the classes, in the order of their names."""
     if not source.exists():
         raise FileNotFoundError(f"no folder or tar {str(source)!r}")
     found: Sequence[_Class]
@@ -200,7 +161,7 @@ def _tar(path: Path) -> _Tar:
 
 
 def _nested(path: Path) -> list[_Tar]:
-    """The class tars inside one tar."""
+    """Find the class tars inside one tar."""
     found = []
     with tarfile.open(path, "r:") as outer:
         for entry in outer:
@@ -212,7 +173,7 @@ def _nested(path: Path) -> list[_Tar]:
 
 
 def _index(name: str, path: Path, archive: tarfile.TarFile, start: int) -> _Tar:
-    """Offsets and sizes of the images of ``archive``, which begins at byte ``start`` of ``path``."""
+    """List offsets and sizes of the images of ``archive``, which begins at byte ``start`` of ``path``."""
     files = [entry for entry in archive if entry.isreg()]
     return _Tar(
         name,
@@ -220,3 +181,42 @@ def _index(name: str, path: Path, archive: tarfile.TarFile, start: int) -> _Tar:
         np.array([start + entry.offset_data for entry in files], dtype=np.int64),
         np.array([entry.size for entry in files], dtype=np.int64),
     )
+
+
+def read_class_names(path: str | Path) -> dict[str, tuple[str, ...]]:
+    """Read the names of the classes: class → its synonyms, the usual one first.
+
+    A class is its folder's name, or its number in the order of the folders. The file has one of these forms:
+
+    * ``n01440764 tench, Tinca tinca`` per line (``LOC_synset_mapping.txt``, ``synset_words.txt``);
+    * ``0: tench`` per line, classes by number;
+    * JSON ``{"0": ["n01440764", "tench"], …}``.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: the file has none of these forms.
+    """
+    text = Path(path).read_text(encoding="utf-8")
+    pairs = _from_json(text) if text.lstrip().startswith("{") else _from_lines(text)
+    if not pairs:
+        raise ValueError(
+            f"class names {path}: expected lines such as 'n01440764 tench, Tinca tinca' or '0: tench', "
+            'or JSON {"0": ["n01440764", "tench"], ...}'
+        )
+    return {name: _synonyms(words) for name, words in pairs.items()}
+
+
+def _from_json(text: str) -> dict[str, str]:
+    try:
+        return {str(wnid): str(words) for wnid, words in json.loads(text).values()}
+    except (json.JSONDecodeError, ValueError, TypeError):
+        return {}
+
+
+def _from_lines(text: str) -> dict[str, str]:
+    matches = [_LINE.fullmatch(line.strip()) for line in text.splitlines() if line.strip()]
+    return {match[1]: match[2] for match in matches if match} if all(matches) else {}
+
+
+def _synonyms(words: str) -> tuple[str, ...]:
+    return tuple(word.strip().replace("_", " ") for word in words.split(",") if word.strip())

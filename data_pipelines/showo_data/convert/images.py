@@ -1,8 +1,4 @@
-"""Images into shards: the bytes as they are, unless a format is not for shards or a size was asked for.
-
-Images embedded in Parquet files, as the Hugging Face hub serves them.
-
-One's own images: a folder, with a text file beside each image where there are captions."""
+"""Convert images that are embedded in Parquet files, or that are files in a folder."""
 
 import io
 import os
@@ -19,19 +15,19 @@ from showo_data.members import TEXTS, BadSampleError, read_image
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 _EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
-# Quality of images that are made smaller; at 95 no difference is seen at the sizes of training.
+# JPEG quality of images that are made smaller; at 95 no difference is visible at the sizes of training.
 _JPEG_QUALITY = 95
 
 
 def image_member(data: bytes, max_side: int | None = None) -> dict[str, bytes]:
-    """The member of a sample that holds the image ``data``: its extension and its bytes.
+    """Return the member of a sample for the image ``data``, as extension and bytes.
 
-    JPEG, PNG and WebP are copied; other formats become PNG. The header is read, the pixels are not: a
-    image that breaks off is found in training. With ``max_side``, one with a longer side is decoded,
-    made smaller (bicubic) and stored as JPEG.
+    JPEG, PNG and WebP are copied; other formats become PNG. Only the header is checked: a truncated image is
+    found in training. An image with a side longer than ``max_side`` (pixels) is resized (bicubic) and stored
+    as JPEG.
 
     Raises:
-        BadSampleError: no image, or one of too many pixels.
+        BadSampleError: not an image, or one with too many pixels.
     """
     kind, longest = _header(data)
     if max_side is not None and longest > max_side:
@@ -42,7 +38,7 @@ def image_member(data: bytes, max_side: int | None = None) -> dict[str, bytes]:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of an image's file.
+    """Read an image file.
 
     Raises:
         BadSampleError: it is missing or cannot be read.
@@ -56,13 +52,13 @@ def read_bytes(path: Path) -> bytes:
 
 
 def _header(data: bytes) -> tuple[str, int]:
-    """Pillow's name of the format, and the longer side in pixels."""
+    """Return Pillow's name of the format, and the longer side in pixels."""
     try:
         with open_image(data) as image:
             return image.format or "", max(image.size)
     except UnfitImageError as unfit:
         raise BadSampleError(unfit.reason) from None
-    except Exception as error:  # what Pillow raises on broken data is not one family
+    except Exception as error:  # Pillow raises unrelated types on broken data
         raise BadSampleError("broken-image") from error
 
 
@@ -85,7 +81,7 @@ def image_items(
     text: str | None = None,
     max_side: int | None = None,
 ) -> Iterator[Item]:
-    """Images and perhaps their captions.
+    """Yield the images of Parquet files as the Hugging Face hub serves them, and their captions if any.
 
     Args:
         patterns: files, as paths, brace patterns or wildcards.
@@ -94,7 +90,8 @@ def image_items(
         max_side: see :func:`showo_data.convert.images.image_member`.
 
     Raises:
-        FileNotFoundError, ValueError: as :class:`showo_data.convert.parquet.ParquetRows`.
+        FileNotFoundError: a pattern matches no file.
+        ValueError: as :class:`showo_data.convert.parquet.ParquetRows`.
     """
     files = ParquetFiles([image] if text is None else [image, text])
     for path, number in files.places(find_files(patterns)):
@@ -117,7 +114,7 @@ def _load_row(
 
 
 def folder_items(source: str | Path, *, max_side: int | None = None) -> Iterator[Item]:
-    """All images below ``source``, folder by folder in the order of their names.
+    """Yield all images in ``source`` and its subfolders, folder by folder in the order of their names.
 
     ``x.txt`` (or ``x.text``, ``x.caption``) beside ``x.jpg`` is its caption.
 
@@ -126,12 +123,12 @@ def folder_items(source: str | Path, *, max_side: int | None = None) -> Iterator
         max_side: see :func:`showo_data.convert.images.image_member`.
 
     Raises:
-        FileNotFoundError: no such folder.
+        FileNotFoundError: the folder does not exist.
     """
     if not Path(source).is_dir():
         raise FileNotFoundError(f"no folder {str(source)!r}")
     for folder, subfolders, files in os.walk(source):
-        subfolders.sort()  # os.walk goes on in this order
+        subfolders.sort()  # os.walk visits them in this order
         for name in sorted(files):
             path = Path(folder, name)
             if path.suffix.lower() in SUFFIXES:

@@ -1,4 +1,4 @@
-"""What every converter hands to the writer: inputs in a fixed order, not yet read."""
+"""Inputs of a conversion: every converter yields them in a fixed order, to be loaded by the writer."""
 
 import glob
 from collections.abc import Callable, Iterable
@@ -10,7 +10,7 @@ from braceexpand import braceexpand
 
 from showo_data.members import BadSampleError
 
-# The files of one sample: extension → bytes, text, or what JSON can hold.
+# The members of one sample: extension → bytes, text, or an object for JSON.
 Members = dict[str, Any]
 
 
@@ -19,9 +19,9 @@ class Item:
     """One input.
 
     Attributes:
-        name: where it lies, for a person who looks for a bad one.
-        load: reads it; usually one sample, several for a text that is cut into pieces.
-            Raises :class:`showo_data.members.BadSampleError` with the reason when it cannot be used.
+        name: where it comes from, to find a bad one.
+        load: reads it and returns one sample, or several for a text that is cut into pieces. Raises
+            :class:`showo_data.members.BadSampleError` with the reason if it cannot be used.
     """
 
     name: str
@@ -29,10 +29,10 @@ class Item:
 
 
 def find_files(patterns: Iterable[str]) -> list[str]:
-    """The files that paths, brace patterns and wildcards name, in the order of the patterns.
+    """Find the files of paths, brace patterns and wildcards, in the order of the patterns.
 
     Raises:
-        FileNotFoundError: a pattern names no file.
+        FileNotFoundError: a pattern matches no file.
         ValueError: a pattern's braces do not close.
     """
     found: list[str] = []
@@ -46,10 +46,10 @@ def find_files(patterns: Iterable[str]) -> list[str]:
 
 
 def text_of(value: Any) -> str:
-    """The text in a cell or field.
+    """Return ``value`` if it is a text.
 
     Raises:
-        BadSampleError: it is empty or no text.
+        BadSampleError: it is empty, or not a text.
     """
     if not isinstance(value, str) or not value.strip():
         raise BadSampleError("no-text")

@@ -1,4 +1,4 @@
-"""LLaVA's JSON and its image folder: the pretraining and the tuning set have one layout."""
+"""Convert LLaVA's JSON and its image folder; the pretraining and the tuning set have the same layout."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from showo_data.members import BadSampleError, read_conversation
 
 # Characters read at a time from the JSON file.
 _CHUNK = 1 << 20
-# No element is longer, in characters: what is still incomplete then is broken.
+# Characters of the longest element: one that is still incomplete then is broken.
 _LONGEST = 64 << 20
 _SEPARATORS = re.compile(r"[\s,]*")
 
@@ -21,10 +21,10 @@ _SEPARATORS = re.compile(r"[\s,]*")
 def llava_items(
     path: str | Path, images: str | Path, *, max_side: int | None = None
 ) -> Iterator[Item]:
-    """Conversations about images.
+    """Yield conversations about images.
 
-    Items without an image are left out, as in the published loader, and counted as ``text-only``. An item
-    whose image cannot be read is left out as well, where the published loader shows a black one.
+    Items without an image are skipped, as in the published loader, and counted as ``text-only``. Items whose
+    image cannot be read are skipped as well, where the published loader uses a black image.
 
     Args:
         path: a JSON list of ``{"id": …, "image": "coco/…/x.jpg", "conversations": […]}``.
@@ -53,7 +53,7 @@ def _load(entry: Any, folder: Path, max_side: int | None) -> list[Members]:
 
 
 def _conversation(entry: dict[str, Any]) -> bytes:
-    """The JSON member, checked as training will check it."""
+    """Return the JSON member, after the same check as in training."""
     kept = {"conversations": entry.get("conversations")}
     try:
         data = json.dumps(kept, ensure_ascii=False).encode("utf-8")
@@ -64,7 +64,7 @@ def _conversation(entry: dict[str, Any]) -> bytes:
 
 
 def _inside(folder: Path, name: Any) -> Path:
-    """The path of an image, which must lie in the folder whatever the JSON says."""
+    """Return the path of an image, which must be in the folder, whatever the JSON contains."""
     if not isinstance(name, str):
         raise BadSampleError("malformed-item")
     path = folder / name
@@ -74,12 +74,12 @@ def _inside(folder: Path, name: Any) -> Path:
 
 
 def read_array(path: str | Path) -> Iterator[Any]:
-    """The elements of the JSON list in a file, one after the other: the file may be larger than memory.
+    """Yield the elements of the JSON list in a file, which may be larger than memory.
 
-    Bytes that are not UTF-8 become surrogates, so that one bad element does not spoil the others.
+    Bytes that are not UTF-8 become surrogates, so that a bad element does not affect the others.
 
     Raises:
-        ValueError: no list, or broken after so many elements.
+        ValueError: the file holds no list, or is broken; the message has the number of elements before.
     """
     decoder, count, at = json.JSONDecoder(), 0, 1
     with open(path, encoding="utf-8", errors="surrogateescape") as stream:
@@ -93,6 +93,7 @@ def read_array(path: str | Path) -> Iterator[Any]:
             try:
                 value, at = decoder.raw_decode(text, at)
             except json.JSONDecodeError:
+                # The element may end in a part of the file that is not read yet.
                 more = stream.read(_CHUNK)
                 if not more or len(text) - at > _LONGEST:
                     raise ValueError(f"{path}: broken JSON after {count} elements") from None
@@ -104,5 +105,5 @@ def read_array(path: str | Path) -> Iterator[Any]:
 
 def _end_of_separators(text: str, at: int) -> int:
     match = _SEPARATORS.match(text, at)
-    assert match is not None  # it matches nothing at all, too
+    assert match is not None  # it also matches the empty text
     return match.end()

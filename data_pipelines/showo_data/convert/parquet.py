@@ -1,4 +1,4 @@
-"""Rows of Parquet files one after the other, a few of them in memory."""
+"""Read Parquet files row by row, with a few rows in memory at a time."""
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
@@ -7,20 +7,20 @@ from typing import Any
 
 from showo_data.members import BadSampleError
 
-# Rows decoded at a time: images of a few MB each stay within a few hundred MB.
+# Rows decoded at a time: at a few MB per image, a few hundred MB.
 _ROWS = 64
-# Bytes read at a time, so that pyarrow holds a page of a column and not all of its row group.
+# Bytes read at a time, so that pyarrow holds a page of a column instead of the whole row group.
 _BUFFER = 1 << 20
 
 
 class ParquetRows:
-    """Rows of one Parquet file; going forward is cheap, within a row group nothing is skipped unread."""
+    """Rows of one Parquet file. Reading forward is cheap; a row needs the rows before it in its row group."""
 
     def __init__(self, path: str, columns: Sequence[str]) -> None:
-        """Opens ``path``.
+        """Open ``path``.
 
         Raises:
-            ValueError: not a Parquet file, a column is missing, or pyarrow is not installed.
+            ValueError: ``path`` is not a Parquet file, a column is missing, or pyarrow is not installed.
         """
         parquet = _pyarrow_parquet()
         try:
@@ -45,7 +45,7 @@ class ParquetRows:
         return self._starts[-1]
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        """Row ``number`` as a dictionary of the columns.
+        """Return row ``number`` as a dictionary of the columns.
 
         Raises:
             BadSampleError: the file is damaged there.
@@ -64,7 +64,7 @@ class ParquetRows:
         try:
             batch = next(self._batches, None)
         except (ValueError, OSError):  # pyarrow's errors are of these two families
-            batch = None  # the iterator is spent: the rest of the group is bad as well
+            batch = None  # the iterator has ended: the rest of the row group is bad as well
         if batch is None:
             raise BadSampleError("unreadable-rows")
         self._first += len(self._rows)
@@ -72,7 +72,7 @@ class ParquetRows:
 
 
 class ParquetFiles:
-    """Rows of many Parquet files, one of them open at a time."""
+    """Rows of many Parquet files, of which one is open at a time."""
 
     def __init__(self, columns: Sequence[str]) -> None:
         self._columns = columns
@@ -80,13 +80,13 @@ class ParquetFiles:
         self._open: ParquetRows | None = None
 
     def places(self, paths: Iterable[str]) -> Iterator[tuple[str, int]]:
-        """The file and number of every row; reads the footers alone."""
+        """Yield the file and number of every row; reads only the footers."""
         for path in paths:
             for number in range(len(ParquetRows(path, self._columns))):
                 yield path, number
 
     def row(self, path: str, number: int) -> dict[str, Any]:
-        """A row as a dictionary of the columns; see :class:`ParquetRows`."""
+        """Return a row as a dictionary of the columns; raises as :class:`ParquetRows`."""
         if self._open is None or path != self._path:
             self._path, self._open = path, ParquetRows(path, self._columns)
         return self._open[number]

@@ -1,4 +1,4 @@
-"""Shards whose captions lie outside, to shards that hold them."""
+"""Convert shards with external captions to shards that hold the captions."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -24,18 +24,18 @@ def recaptioned_items(
     max_side: int | None = None,
     storage: Storage | None = None,
 ) -> Iterator[Item]:
-    """The samples of shards with the captions that lie outside, or with their own where they have no others.
+    """Yield the samples of shards with their external captions, or their own if they have no external ones.
 
     Args:
         urls: shards, as paths or brace patterns.
         outside: captions of SA-1B, LAION-12M and CC12M.
         journeydb: a JSON file ``{key: [caption, …]}``; read into memory.
         max_side: see :func:`showo_data.convert.images.image_member`.
-        storage: how the shards are reached.
+        storage: how to access the shards.
 
     Raises:
         FileNotFoundError: a shard or the JSON file does not exist.
-        ValueError: the JSON file has another form.
+        ValueError: the JSON file has another layout.
     """
     files, book = OpenShards(storage=storage), _read_book(journeydb) if journeydb else {}
     for header in load_index(urls, storage):
@@ -76,7 +76,7 @@ def _read_book(path: str | Path) -> Book:
 
 
 def _captions(value: object) -> tuple[str, ...]:
-    """The captions of one key; a single text counts as a list of one."""
+    """Return the captions of one key; a single text counts as a list of one."""
     captions = (value,) if isinstance(value, str) else value
     if not isinstance(captions, list | tuple) or not all(isinstance(c, str) for c in captions):
         raise TypeError(value)

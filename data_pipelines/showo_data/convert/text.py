@@ -1,4 +1,4 @@
-"""Plain text: Parquet (RefinedWeb's ``content``) and JSON lines."""
+"""Convert plain text in Parquet (RefinedWeb's column ``content``) and in JSON lines."""
 
 import gzip
 import json
@@ -22,19 +22,19 @@ def text_items(
     max_chars: int = 8000,
     newlines: Newlines = "space",
 ) -> Iterator[Item]:
-    """Texts, long ones in pieces.
+    """Yield texts, long ones in pieces.
 
     Args:
         patterns: ``.parquet``, ``.jsonl`` or ``.jsonl.gz`` files, as paths, brace patterns or wildcards.
         column: column or field of the text.
-        max_chars: longest piece in characters; cut between words. The published loader draws one window of
-            8000 characters from a longer text whenever it reads it.
-        newlines: what becomes of line breaks: ``keep``, a ``space`` for each run of them, or ``remove``,
-            as the published loader does, which joins the words around them.
+        max_chars: characters of the longest piece; texts are cut between words. The published loader samples
+            one window of 8000 characters from a longer text each time it reads it.
+        newlines: ``keep`` line breaks, replace each run of them by a ``space``, or ``remove`` them as the
+            published loader does, which joins the words around them.
 
     Raises:
-        FileNotFoundError: a pattern names no file.
-        ValueError: a file of another kind, or as :class:`showo_data.convert.parquet.ParquetRows`.
+        FileNotFoundError: a pattern matches no file.
+        ValueError: another kind of file, or as :class:`showo_data.convert.parquet.ParquetRows`.
     """
     if max_chars < 1:
         raise ValueError(f"--max-chars must be at least 1, not {max_chars}")
@@ -87,9 +87,9 @@ def _pieces(value: Any, max_chars: int, newlines: Newlines) -> list[Members]:
 
 
 def cut_text(text: str, max_chars: int) -> list[str]:
-    """``text`` in pieces of at most ``max_chars`` characters; cut at a space where there is one.
+    """Cut ``text`` into pieces of at most ``max_chars`` characters, at a space if there is one.
 
-    Joined they give the text again, but for the spaces at the cuts.
+    Joined, the pieces give the text without the spaces at the cuts.
     """
     pieces = []
     while len(text) > max_chars:

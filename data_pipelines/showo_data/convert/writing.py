@@ -1,9 +1,9 @@
-"""Inputs to shards: shard n holds the inputs from n · size on, so any shard can be made without the others.
+"""Write the inputs of a conversion to shards: shard n holds the inputs from n · size on.
 
-Beside the shards lies a journal, ``PREFIX.convert.jsonl``: the settings, then one line per finished shard.
-A conversion that was stopped goes on after the last finished shard; equal inputs and settings give equal
-bytes. An input that cannot be used is absent from its shard. Several processes may each write a part of
-the shards, with a journal of its own.
+So any shard can be written without the others, and equal inputs and settings give equal bytes. An input that
+cannot be used is absent from its shard. The journal ``PREFIX.convert.jsonl`` beside the shards holds the
+settings and one line per finished shard; a conversion resumes after the last one. Several processes may each
+write a part of the shards, each with its own journal.
 """
 
 import json
@@ -15,22 +15,22 @@ from pathlib import Path
 from typing import Any
 
 from showo_data.convert.items import Item
-from showo_data.files import written_aside
+from showo_data.files import remove_unfinished, unlike, written_aside
 from showo_data.members import BadSampleError
 from showo_data.shards import index_path, load_index, write_shard
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """Where shards go.
+    """The shards to write.
 
     Attributes:
-        out: folder; created when it is missing.
+        out: their folder; created when it is missing.
         prefix: the shards are ``PREFIX-000000.tar`` and so on.
         shard_size: inputs per shard.
-        limit: convert only so many inputs.
-        part: (i, n): only every n-th shard, from number i on.
-        settings: all that decides the content, for the journal: two conversions that differ in it do not mix.
+        limit: number of inputs to convert; None: all.
+        part: (i, n): write only every n-th shard, from number i on.
+        settings: everything else that decides the content; a folder and prefix hold one conversion only.
     """
 
     out: Path
@@ -62,7 +62,7 @@ class Target:
 
     @property
     def journals(self) -> list[Path]:
-        """The journals of all parts that there are."""
+        """The paths of the journals of all parts that exist, and of the whole."""
         whole = self.out / f"{self.prefix}.convert.jsonl"
         return sorted({*self.out.glob(f"{self.prefix}.part-*.convert.jsonl"), whole})
 
@@ -73,13 +73,13 @@ class Target:
 
 @dataclass(slots=True)
 class Report:
-    """What came out, of this call and of earlier ones that it went on from.
+    """The result of a conversion, including that of earlier calls that it resumed.
 
     Attributes:
-        shards, inputs, samples: how many, of this part.
-        all_shards: shards of all parts.
-        kept: shards that an earlier call had finished.
-        skipped: inputs that were left out, by reason.
+        shards, inputs, samples: their numbers in this part.
+        all_shards: number of shards of all parts.
+        kept: shards that an earlier call finished.
+        skipped: inputs that cannot be used, by reason.
         examples: the first such input of each reason.
     """
 
@@ -92,7 +92,7 @@ class Report:
     examples: dict[str, str] = field(default_factory=dict)
 
     def add(self, record: dict[str, Any]) -> None:
-        """Count one finished shard."""
+        """Add a finished shard, given its line of the journal."""
         self.shards += 1
         self.inputs += record["inputs"]
         self.samples += record["samples"]
@@ -100,7 +100,7 @@ class Report:
         self.examples = record["examples"] | self.examples
 
     def summary(self) -> str:
-        """A line on what there is, and one per reason for what is not."""
+        """Describe the result: one line with the totals, and one per reason for skipped inputs."""
         kept = f" ({self.kept} from before)" if self.kept else ""
         lines = [f"{self.shards} shards{kept}, {self.samples} samples of {self.inputs} inputs"]
         for reason, count in self.skipped.most_common():
@@ -111,22 +111,22 @@ class Report:
 def convert(
     items: Iterable[Item], target: Target, progress: Callable[[Report], None] = lambda _: None
 ) -> Report:
-    """Write ``items`` to shards with their indexes; ``progress`` is called after each shard.
+    """Write ``items`` to shards with their indices; ``progress`` is called after each shard.
 
     Raises:
-        ValueError: ``target`` holds a conversion of other settings, or not one input could be used.
+        ValueError: ``target`` holds a conversion with other settings, or no input can be used.
     """
     chunks = _chunks(items, target)
-    first = next(chunks, [])  # mistakes in the arguments show here, before anything is written
+    first = next(chunks, [])  # errors in the arguments are raised here, before anything is written
     target.out.mkdir(parents=True, exist_ok=True)
-    done = _claim(target)
+    done = _finished_shards(target)
     report = Report()
     for number, chunk in enumerate(chain([first] if first else [], chunks)):
         report.all_shards += 1
         if not target.has(number):
             continue
         record = done.get(target.shard(number).name)
-        if record is not None and _finished(target.shard(number), record, len(chunk)):
+        if record is not None and _is_finished(target.shard(number), record, len(chunk)):
             report.kept += 1
         else:
             record = _write(target.shard(number), number * target.shard_size, chunk)
@@ -146,9 +146,8 @@ def _chunks(items: Iterable[Item], target: Target) -> Iterator[list[Item]]:
 
 
 def _write(shard: Path, first: int, chunk: list[Item]) -> dict[str, Any]:
-    """Write one shard, of the inputs from number ``first`` on; returns its line for the journal."""
-    for unfinished in shard.parent.glob(f".{shard.name}.*.partial"):
-        unfinished.unlink()  # a killed process left it
+    """Write one shard of the inputs from number ``first`` on; returns its line for the journal."""
+    remove_unfinished(shard.parent, shard.name)
     skipped: Counter[str] = Counter()
     examples: dict[str, str] = {}
 
@@ -174,15 +173,19 @@ def _write(shard: Path, first: int, chunk: list[Item]) -> dict[str, Any]:
     }
 
 
-def _finished(shard: Path, record: dict[str, Any], inputs: int) -> bool:
-    """Whether a shard is there as its line in the journal says, made of all its inputs."""
+def _is_finished(shard: Path, record: dict[str, Any], inputs: int) -> bool:
+    """Whether a shard exists as described by its line of the journal, with all its inputs."""
     if record["inputs"] != inputs or not shard.exists() or not index_path(str(shard)).exists():
         return False
     return load_index(str(shard))[0].samples == record["samples"]
 
 
-def _claim(target: Target) -> dict[str, dict[str, Any]]:
-    """The finished shards of this conversion, whoever wrote them; begins this part's journal if need be."""
+def _finished_shards(target: Target) -> dict[str, dict[str, Any]]:
+    """Return the journal lines of the finished shards of all parts; begins this part's journal if necessary.
+
+    Raises:
+        ValueError: a journal is of a conversion with other settings.
+    """
     settings = {**target.settings, "shard_size": target.shard_size}
     done: dict[str, dict[str, Any]] = {}
     begun = False
@@ -190,9 +193,9 @@ def _claim(target: Target) -> dict[str, dict[str, Any]]:
         lines = list(_complete_lines(journal)) if journal.exists() else []
         if len(lines) < 2:  # no shard was finished
             continue
-        if lines[0] != settings:
+        if differences := unlike(lines[0], settings):
             raise ValueError(
-                f"{journal} belongs to a conversion with other settings, {json.dumps(lines[0])}: "
+                f"{journal} belongs to a conversion with other settings, {differences}: "
                 "name another --out or --prefix, or remove it and its shards"
             )
         done |= {record["shard"]: record for record in lines[1:]}
@@ -204,7 +207,7 @@ def _claim(target: Target) -> dict[str, dict[str, Any]]:
 
 
 def _complete_lines(journal: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a journal; one that a killed process left half written is passed over."""
+    """Yield the lines of a journal, without one that a killed process left incomplete."""
     for line in journal.read_text(encoding="utf-8").splitlines():
         try:
             yield json.loads(line)
@@ -213,7 +216,8 @@ def _complete_lines(journal: Path) -> Iterator[dict[str, Any]]:
 
 
 def _note(journal: Path, record: dict[str, Any]) -> None:
+    """Append a line to the journal."""
     with journal.open("r+b") as stream:
         if stream.seek(0, 2) and stream.seek(-1, 2) >= 0 and stream.read(1) != b"\n":
-            stream.write(b"\n")  # a killed process left half a line
+            stream.write(b"\n")  # a killed process left an incomplete line
         stream.write(json.dumps(record).encode() + b"\n")

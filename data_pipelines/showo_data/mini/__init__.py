@@ -1,4 +1,4 @@
-"""The mini world: images of coloured shapes, words about them, and a checker that reads them."""
+"""The mini world: images of coloured shapes, texts about them, and a checker that reads the images."""
 
 from showo_data.mini.checker import Detected, Score, read_image, score
 from showo_data.mini.drawing import draw, patchwork

@@ -1,14 +1,11 @@
-"""Reads an image of the mini world back into its objects.
+"""Detect the objects in an image of the mini world, and score an image against a prompt.
 
-Colours are directions away from the background, so a pixel at a smooth or blurred edge, which is a mixture
-with the background, keeps its colour. Shapes are found by rendering and comparing: every shape and size is
-laid over the object at every place nearby, and the largest overlap wins.
+Colours are compared as directions away from the background, so a pixel at a smooth or blurred edge, a mixture
+with the background, keeps its colour. Shapes are found by comparison: every shape and size is placed at every
+position near the object, and the largest overlap decides.
 
-
-Scores an image against a prompt of ``prompts.py``.
-
-Stricter than GenEval (arXiv 2310.11513), which allows other objects beside those asked for: here the
-image must show what ``include`` lists and nothing else, as the captions of the mini world do.
+Letters: H, W pixels of the image; C colours; L looks (shape and size); O offsets; P pixels of a look; Y, X
+offsets along each axis.
 """
 
 from dataclasses import dataclass
@@ -29,21 +26,21 @@ Mask = npt.NDArray[np.bool_]
 UNKNOWN = "unknown"
 # A pixel belongs to an object when at least this much of it is covered. Half: the drawn outline.
 _COVERED = 0.5
-# Smaller patches are decoder noise: the smallest object covers 200 pixels.
+# Pixels; smaller patches are noise of a decoder, since the smallest object covers 200.
 _SMALLEST_PATCH = 45
-# Overlap (intersection over union) below which a patch has no shape. Clean objects overlap with their own
-# shape by 0.90 and more, those blurred with a deviation of 1.5 pixels by 0.70 and more.
+# Overlap (intersection over union) below which a patch has no shape. Sharp objects overlap with their own
+# shape by 0.90 or more, objects blurred with a standard deviation of 1.5 pixels by 0.70 or more.
 _LEAST_FIT = 0.55
-# How far, in pixels, the best overlap is searched around the middle of a patch's box.
+# Pixels around the centre of a patch's box in which the best overlap is searched.
 _REACH = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Detected:
-    """An object that was read.
+    """A detected object.
 
-    ``centre`` is (x, y) in pixels of the 64×64 image; ``fit`` is the overlap of 0 … 1 with the ideal
-    shape; ``shape`` and ``size`` are "unknown" where no shape overlaps enough.
+    ``centre`` is (x, y) in pixels of the 64×64 image; ``fit`` is the overlap (0 … 1) with the ideal shape;
+    ``shape`` and ``size`` are "unknown" if no shape overlaps enough.
     """
 
     colour: str
@@ -54,7 +51,7 @@ class Detected:
 
 
 def read_image(image: Image.Image) -> list[Detected]:
-    """The objects of ``image`` from left to right; other resolutions are resized to 64×64 first."""
+    """Detect the objects of ``image``, from left to right; it is resized to 64×64 if necessary."""
     rgb = image.convert("RGB")
     if rgb.size != (RESOLUTION, RESOLUTION):
         rgb = rgb.resize((RESOLUTION, RESOLUTION), Image.Resampling.BICUBIC)
@@ -68,7 +65,7 @@ def read_image(image: Image.Image) -> list[Detected]:
 
 
 def _coverage(rgb_HW3: Array) -> tuple[Array, npt.NDArray[np.int64]]:
-    """How much of each pixel an object covers (0 … 1), and which colour comes nearest."""
+    """Return how much of each pixel an object covers (0 … 1), and the number of the nearest colour."""
     background_3 = np.array(BACKGROUND, dtype=np.float32)
     colours_C3 = np.array(list(COLOURS.values()), dtype=np.float32) - background_3
     lengths_C = np.linalg.norm(colours_C3, axis=1)
@@ -78,12 +75,12 @@ def _coverage(rgb_HW3: Array) -> tuple[Array, npt.NDArray[np.int64]]:
 
 
 def _patches(inside_HW: Mask) -> list[Mask]:
-    """The 4-connected components of at least ``_SMALLEST_PATCH`` pixels."""
+    """Return the 4-connected components of at least ``_SMALLEST_PATCH`` pixels."""
     left = {(int(y), int(x)) for y, x in np.argwhere(inside_HW)}
     patches = []
     while left:
         members = [left.pop()]
-        for y, x in members:  # grows while it is walked
+        for y, x in members:  # members grows during this loop
             near = {(y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)} & left
             left -= near
             members.extend(near)
@@ -95,27 +92,27 @@ def _patches(inside_HW: Mask) -> list[Mask]:
 
 
 def _identify(colour: str, patch_HW: Mask, own_HW: Array) -> Detected:
-    """Name the shape and size of one patch by its best overlap."""
+    """Find the shape and size of one patch by the best overlap."""
     soft_HW = np.where(_grown(patch_HW), own_HW, 0)
     ys, xs = np.nonzero(patch_HW)
     x0, y0 = (int(xs.min() + xs.max() + 1) // 2, int(ys.min() + ys.max() + 1) // 2)
-    looks, ideal_TP, reach = *_ideals(), max(RADII.values())
+    looks, ideal_LP, reach = *_ideals(), max(RADII.values())
     padded_HW = np.pad(soft_HW, reach + _REACH)
     near_HW = padded_HW[y0 : y0 + 2 * (reach + _REACH), x0 : x0 + 2 * (reach + _REACH)]
     windows_YXP = np.lib.stride_tricks.sliding_window_view(near_HW, (2 * reach, 2 * reach))
     offsets = windows_YXP.shape[0]
-    shared_OT = windows_YXP.reshape(offsets * offsets, -1) @ ideal_TP.T
-    union_OT = soft_HW.sum() + ideal_TP.sum(-1) - shared_OT
-    fit_OT = shared_OT / union_OT
-    place, look = divmod(int(fit_OT.argmax()), len(looks))
-    fit = float(fit_OT[place, look])
+    shared_OL = windows_YXP.reshape(offsets * offsets, -1) @ ideal_LP.T
+    union_OL = soft_HW.sum() + ideal_LP.sum(-1) - shared_OL
+    fit_OL = shared_OL / union_OL
+    place, look = divmod(int(fit_OL.argmax()), len(looks))
+    fit = float(fit_OL[place, look])
     shape, size = looks[look] if fit >= _LEAST_FIT else (UNKNOWN, UNKNOWN)
     dy, dx = divmod(place, offsets)
     return Detected(colour, shape, size, (float(x0 + dx - _REACH), float(y0 + dy - _REACH)), fit)
 
 
 def _grown(patch_HW: Mask) -> Mask:
-    """The patch with its rim of partly covered pixels."""
+    """Return the patch with its rim of partly covered pixels."""
     padded_HW = np.pad(patch_HW, 1)
     near = [padded_HW[y : y + RESOLUTION, x : x + RESOLUTION] for y in range(3) for x in range(3)]
     return np.logical_or.reduce(near)
@@ -123,7 +120,7 @@ def _grown(patch_HW: Mask) -> Mask:
 
 @cache
 def _ideals() -> tuple[list[tuple[str, str]], Array]:
-    """Every (shape, size) with its coverage, centred on a field that holds the largest, flattened."""
+    """Return every (shape, size), and their coverages on a square for the largest, flattened: (L, P)."""
     looks = [(shape, size) for shape in SHAPES for size in RADII]
     reach = max(RADII.values())
     fields = []
@@ -135,7 +132,7 @@ def _ideals() -> tuple[list[tuple[str, str]], Array]:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """One object that a prompt asks for; ``position`` is (relation, index of the other wanted object)."""
+    """One object of a prompt; ``position`` is (relation, index of the other wanted object)."""
 
     shape: str
     colour: str | None
@@ -144,9 +141,9 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """The verdict on one image; an aspect the prompt does not speak of is None.
+    """Whether one image fulfils its prompt, by aspect; an aspect that the prompt does not mention is None.
 
-    ``reason`` says what is wrong in words, and is empty when the image is correct.
+    ``reason`` describes what is wrong; it is empty if the image is correct.
     """
 
     correct: bool
@@ -159,13 +156,17 @@ class Score:
 
 
 def score(image: Image.Image, metadata: dict[str, Any]) -> Score:
-    """Read ``image`` and compare it with ``metadata["include"]`` (other keys are not looked at)."""
+    """Compare the objects of ``image`` with ``metadata["include"]`` of a prompt; other keys are ignored.
+
+    Stricter than GenEval (arXiv 2310.11513), which allows further objects: the image must show the objects
+    of ``include`` and nothing else, like the captions of the mini world.
+    """
     found, wanted = read_image(image), wanted_objects(metadata)
     count, shape = len(found) == len(wanted), shapes_correct(found, wanted)
     colour, position = colours_correct(found, wanted), positions_correct(found, wanted)
     correct = _matches(found, wanted, ("shape", "colour", "position"))
     aspects = {"count": count, "shape": shape, "colour": colour, "position": position}
-    # Every aspect may be right by itself: the asked colours and shapes, wrongly combined.
+    # Every aspect may be right and the image wrong: right colours and right shapes, wrongly combined.
     wrong = [name for name, right in aspects.items() if right is False] or ["combination"]
     seen = ", ".join(f"{thing.colour} {thing.shape}" for thing in found) or "nothing"
     reason = "" if correct else f"{' and '.join(wrong)} wrong: the image shows {seen}"
@@ -173,7 +174,7 @@ def score(image: Image.Image, metadata: dict[str, Any]) -> Score:
 
 
 def wanted_objects(metadata: dict[str, Any]) -> list[Wanted]:
-    """One entry per object: an item of count 3 gives three; positions refer to an item's first object."""
+    """Return one entry per object, three for an item of count 3; positions refer to its first object."""
     items = metadata["include"]
     first = [sum(item["count"] for item in items[:i]) for i in range(len(items))]
     wanted = []
@@ -187,22 +188,22 @@ def wanted_objects(metadata: dict[str, Any]) -> list[Wanted]:
 
 
 def shapes_correct(found: list[Detected], wanted: list[Wanted]) -> bool:
-    """Whether the image holds the wanted shapes and no others, whatever their colours and places."""
+    """Whether the image has the wanted shapes and no others, regardless of colours and places."""
     return _matches(found, wanted, ("shape",))
 
 
 def colours_correct(found: list[Detected], wanted: list[Wanted]) -> bool | None:
-    """Whether the colours are the wanted ones, whatever the shapes; None if no colour was asked for."""
+    """Whether the colours are the wanted ones, regardless of shapes; None if no colour is wanted."""
     if all(thing.colour is None for thing in wanted):
         return None
     return _matches(found, wanted, ("colour",))
 
 
 def positions_correct(found: list[Detected], wanted: list[Wanted]) -> bool | None:
-    """Whether the objects stand as asked; None if no position was asked for.
+    """Whether the positions are the wanted ones; None if no position is wanted.
 
-    Objects are told apart by their colours alone where these are all asked for and differ, so that a
-    wrongly drawn shape does not count twice.
+    Objects are identified by their colours alone if all colours are given and different, so that a wrong
+    shape does not count twice.
     """
     if all(thing.position is None for thing in wanted):
         return None
@@ -213,7 +214,7 @@ def positions_correct(found: list[Detected], wanted: list[Wanted]) -> bool | Non
 
 
 def _matches(found: list[Detected], wanted: list[Wanted], aspects: tuple[str, ...]) -> bool:
-    """Whether some one-to-one assignment of objects to wishes satisfies every one of ``aspects``."""
+    """Whether a one-to-one assignment of detected to wanted objects fulfils all ``aspects``."""
     if len(found) != len(wanted):
         return False
     return any(
@@ -222,13 +223,14 @@ def _matches(found: list[Detected], wanted: list[Wanted], aspects: tuple[str, ..
     )
 
 
-def _fulfils(order: tuple[Detected, ...], i: int, wish: Wanted, aspects: tuple[str, ...]) -> bool:
+def _fulfils(order: tuple[Detected, ...], i: int, want: Wanted, aspects: tuple[str, ...]) -> bool:
+    """Whether detected object ``i`` is as wanted; ``order`` holds the detected objects, for positions."""
     thing = order[i]
-    if "shape" in aspects and thing.shape != wish.shape:
+    if "shape" in aspects and thing.shape != want.shape:
         return False
-    if "colour" in aspects and wish.colour not in (None, thing.colour):
+    if "colour" in aspects and want.colour not in (None, thing.colour):
         return False
-    if "position" in aspects and wish.position is not None:
-        side, other = wish.position
+    if "position" in aspects and want.position is not None:
+        side, other = want.position
         return holds(side, thing.centre, order[other].centre)
     return True

@@ -1,4 +1,4 @@
-"""Words about scenes: captions, questions with answers, and plain text, all in lower case."""
+"""Texts about scenes: captions, questions with answers, and plain text, all in lower case."""
 
 import random
 
@@ -7,29 +7,29 @@ from showo_data.mini.world import COLOURS, SHAPES, Object, Scene, scene
 
 NUMBERS = ("no", "one", "two", "three", "four")
 _PLURALS = {"cross": "crosses"}
-# Shares of captions that leave the colour out, name the size, and say where things are.
+# Shares of captions that omit the colour, name the size, and name the places.
 _COLOURLESS, _SIZED, _PLACED = 0.15, 0.3, 0.4
 
 
 def plural(shape: str) -> str:
-    """The plural of a shape's name."""
+    """Return the plural of a shape's name."""
     return _PLURALS.get(shape, f"{shape}s")
 
 
 def phrase(thing: Object, *, colour: bool = True, size: bool = False, article: str = "a") -> str:
-    """A noun phrase such as "a red circle", "the circle" or "a small red circle"."""
+    """Return a noun phrase such as "a red circle", "the circle" or "a small red circle"."""
     words = [article, thing.size if size else "", thing.colour if colour else "", thing.shape]
     return " ".join(word for word in words if word)
 
 
 def caption(scene: Scene, rng: random.Random) -> str:
-    """One of the phrasings that are true of ``scene`` and mention every object in it."""
+    """Sample one of the true captions of ``scene`` that mention all of its objects."""
     there = "there are " if scene.same else "there is "
     return rng.choice(("", "", "", "a picture of ", there)) + describe(scene, rng)
 
 
 def describe(scene: Scene, rng: random.Random) -> str:
-    """A caption without opening words: "three yellow squares", "a red circle left of a green ring"."""
+    """Sample a caption without opening: "three yellow squares", "a red circle left of a green cross"."""
     if scene.same:
         return _describe_group(scene, rng)
     size = rng.random() < _SIZED
@@ -55,7 +55,7 @@ def _describe_group(scene: Scene, rng: random.Random) -> str:
 
 
 def questions(scene: Scene, rng: random.Random) -> list[tuple[str, str]]:
-    """All kinds of questions that ``scene`` has one true answer to, in random order, with the answers."""
+    """Return all questions that have one true answer for ``scene``, with the answers, in random order."""
     pairs = [
         ("what is shown?", caption(scene, rng)),
         ("how many objects are there?", NUMBERS[len(scene.objects)]),
@@ -75,7 +75,7 @@ def questions(scene: Scene, rng: random.Random) -> list[tuple[str, str]]:
 
 
 def _is_there(scene: Scene, rng: random.Random) -> tuple[str, str]:
-    """A question for presence, answered yes half of the time."""
+    """Ask whether an object is there; half of the answers are yes."""
     present = {(thing.colour, thing.shape) for thing in scene.objects}
     absent = [(colour, shape) for colour in COLOURS for shape in SHAPES]
     absent = [look for look in absent if look not in present]
@@ -85,7 +85,7 @@ def _is_there(scene: Scene, rng: random.Random) -> tuple[str, str]:
 
 
 def _about_one(thing: Object, others: list[Object]) -> list[tuple[str, str]]:
-    """Colour, shape, size and place of an object of a scene in which no two look the same."""
+    """Ask for colour, shape, size and place of an object, in a scene without two equal objects."""
     name = phrase(thing, article="the")
     pairs = [(f"is {name} small or large?", thing.size)]
     if thing.shape not in [other.shape for other in others]:
@@ -103,7 +103,7 @@ def _about_one(thing: Object, others: list[Object]) -> list[tuple[str, str]]:
 
 
 def plain_text(rng: random.Random) -> str:
-    """One to three sentences about the little world, without an image."""
+    """Sample one to three sentences about the mini world, without an image."""
     return " ".join(rng.choice(_WRITERS)(rng) for _ in range(rng.randint(1, 3)))
 
 

@@ -1,8 +1,8 @@
 """Text-to-image prompts in GenEval's six categories (arXiv 2310.11513), about the mini world's objects.
 
-A prompt is a mapping ``{"tag", "include", "prompt"}`` that a line of JSON holds. ``include`` lists what the
-image must show, each ``{"class": shape, "count": n}`` with, where the prompt says so, ``"color"`` and
-``"position": [relation, index of the other entry]``.
+A prompt is a line of JSON with the keys ``tag``, ``include`` and ``prompt``. ``include`` lists the objects
+that the image must show, each ``{"class": shape, "count": n}`` and, if the prompt mentions them, ``"color"``
+and ``"position": [relation, index of the other entry]``.
 """
 
 import random
@@ -17,14 +17,14 @@ Prompt = dict[str, Any]
 
 
 def prompts(seed: int, per_tag: int) -> list[Prompt]:
-    """``per_tag`` prompts of each category, category by category; no two of one are alike while it lasts."""
+    """Sample ``per_tag`` prompts of each category, all different unless the category has fewer."""
     return [prompt for tag in TAGS for prompt in _distinct(tag, seed, per_tag)]
 
 
 def _distinct(tag: str, seed: int, count: int) -> list[Prompt]:
     rng = random.Random(f"prompts/{seed}/{tag}")
     pool: dict[str, Prompt] = {}
-    for _ in range(50 * count):  # small categories hold fewer prompts than asked for
+    for _ in range(50 * count):  # small categories have fewer prompts than wanted
         prompt = _WRITERS[tag](rng)
         pool.setdefault(prompt["prompt"], {"tag": tag, **prompt})
         if len(pool) == count:

@@ -1,6 +1,6 @@
-"""What the mini world consists of: images of one to four coloured shapes, each drawn from (seed, index).
+"""The scenes of the mini world: one to four coloured shapes each, sampled from (seed, index).
 
-All lengths are pixels of the 64×64 image; ``x`` grows to the right, ``y`` downwards.
+All lengths are in pixels of the 64×64 image; ``x`` grows to the right, ``y`` downwards.
 """
 
 import random
@@ -19,15 +19,15 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "white": (240, 240, 240),
 }
 SHAPES = ("circle", "square", "triangle", "cross")
-# Half the side of the box that an object fills. The ratio is large enough to be read after blurring.
+# Half the side of the box that an object fills. The ratio is large enough to be recognized after blurring.
 RADII = {"small": 10, "large": 14}
-# Centres of a scene's objects, along each axis: the nine places that captions name. Every object then
-# lies on 4 × 4 of the mini tokenizer's 8-pixel codes, of which a caption decides most.
+# Centres of a scene's objects along each axis, which give the nine places that captions name. Every object
+# then covers 4 × 4 codes of the mini tokenizer, most of which a caption determines.
 PLACES = (16, 32, 48)
-# Side of the image that one of those codes stands for.
+# Side of the square that one code of the mini tokenizer represents.
 CELL = 8
 
-# What a scene holds: (kind, number of objects, share of scenes).
+# Kinds of scenes: (kind, number of objects, share of scenes).
 _KINDS = (
     ("one", 1, 0.45),
     ("pair", 2, 0.27),
@@ -35,15 +35,15 @@ _KINDS = (
     ("same", 3, 0.10),
     ("same", 4, 0.10),
 )
-# A crowd is what finds room of up to so many objects. Their centres, as those of scenes, are corners of
-# codes, so crowds show the cells that scenes consist of.
+# A crowd has up to this many objects, fewer where they overlap. Their centres are at corners of codes, like
+# those of scenes, so crowds consist of the same cells as scenes.
 _CROWD = 24
 _CROWD_COORDINATES = range(0, RESOLUTION + 1, CELL)
 
 
 @dataclass(frozen=True, slots=True)
 class Object:
-    """One coloured shape. It fills the box ``centre ± RADII[size]``."""
+    """One coloured shape, which fills the box ``centre ± RADII[size]``."""
 
     shape: str
     colour: str
@@ -57,7 +57,7 @@ class Object:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One image: a single object, two different ones, or two to four that differ in place only."""
+    """The content of one image: one object, two different ones, or two to four that differ in place only."""
 
     objects: tuple[Object, ...]
 
@@ -69,20 +69,20 @@ class Scene:
 
 
 def scene(seed: int, index: int) -> Scene:
-    """The scene number ``index`` (any integer ≥ 0) of the world ``seed``: always the same one."""
+    """Sample scene number ``index`` ≥ 0 of the world ``seed``; equal numbers give equal scenes."""
     rng = random.Random(f"scene/{seed}/{index}")
     kind, count, _ = rng.choices(_KINDS, weights=[share for _, _, share in _KINDS])[0]
     looks = [_random_look(rng, ("small",) if count > 2 else tuple(RADII))]
     while len(looks) < count:
         look = looks[0] if kind == "same" else _random_look(rng, tuple(RADII))
-        # Two objects of a pair differ in shape or colour, so that words can tell them apart.
+        # Two objects of a pair differ in shape or colour, so that a text can distinguish them.
         if kind == "same" or look[:2] != looks[0][:2]:
             looks.append(look)
     return Scene(_placed(rng, looks))
 
 
 def crowd(seed: int, index: int) -> Scene:
-    """Many objects, some cut by the edge, for :mod:`showo_data.mini.drawing`; no captions fit."""
+    """Sample many objects, some cut by the edge, for the patchworks of :mod:`showo_data.mini.drawing`."""
     rng = random.Random(f"crowd/{seed}/{index}")
     objects: list[Object] = []
     for _ in range(rng.randint(1, _CROWD)):
@@ -103,7 +103,7 @@ def _random_look(rng: random.Random, sizes: tuple[str, ...]) -> tuple[str, str, 
 
 
 def _placed(rng: random.Random, looks: list[tuple[str, str, str]]) -> tuple[Object, ...]:
-    """Draw places until no two boxes overlap."""
+    """Sample places until no two boxes overlap."""
     while True:
         objects = tuple(_somewhere(rng, look, PLACES) for look in looks)
         if all(_apart(*pair) for pair in combinations(objects, 2)):

@@ -1,4 +1,4 @@
-"""Writes the mini world as a data set: image shards, plain-text shards, prompts."""
+"""Write the mini world as a data set: image shards, plain-text shards, prompts."""
 
 import io
 import json
@@ -10,26 +10,26 @@ from typing import Any
 
 from PIL import Image
 
-from showo_data.files import written_aside
+from showo_data.files import claim, written_aside
 from showo_data.mini.drawing import draw, patchwork
 from showo_data.mini.language import caption, plain_text, questions
 from showo_data.mini.prompts import prompts
 from showo_data.mini.world import Scene, scene
 from showo_data.shards import index_path, load_index, write_shard
 
-# Scenes of the validation shards: numbers that no training shard reaches.
+# First scene of the validation shards, beyond the numbers of any training shard.
 _VALIDATION_FROM = 10**9
 _SETTINGS = "mini.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class MiniSettings:
-    """What to write; equal settings give equal bytes.
+    """The size of a mini world; equal settings give equal bytes.
 
     Attributes:
         images: training images, each with a caption and a conversation; and as many patchworks.
         texts: plain texts.
-        validation: images with numbers of their own, for evaluation.
+        validation: images for evaluation, none of which is a training image.
         prompts_per_tag: evaluation prompts in each of the six categories.
         shard_size: samples per shard.
         seed: of everything.
@@ -50,7 +50,7 @@ class MiniSettings:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """One shard to write: samples number ``first`` to ``first + count - 1``."""
+    """One shard to write, with the samples ``first`` to ``first + count - 1``."""
 
     path: Path
     first: int
@@ -61,16 +61,15 @@ class _Part:
 def write_mini(
     out: str | Path, settings: MiniSettings, progress: Callable[[int, int], None] = lambda *_: None
 ) -> None:
-    """Write train, text, patchwork and val shards with their indexes, and ``prompts.jsonl``, to ``out``.
+    """Write train, text, patchwork and val shards with their indices, and ``prompts.jsonl``, to ``out``.
 
-    Shards that are there and complete are kept. ``progress`` is called with (samples done, samples in all).
+    Shards that exist and are complete are kept. ``progress`` is called with (samples done, all samples).
 
     Raises:
-        ValueError: ``out`` holds a mini world of other settings.
+        ValueError: ``out`` holds a mini world with other settings.
     """
     folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    _claim(folder, settings)
+    claim(folder, _SETTINGS, asdict(settings), "a mini world")
     parts = _parts(folder, settings)
     total, done = sum(part.count for part in parts), 0
     for part in parts:
@@ -81,20 +80,6 @@ def write_mini(
     lines = [json.dumps(prompt) for prompt in prompts(settings.seed, settings.prompts_per_tag)]
     with written_aside(folder / "prompts.jsonl") as stream:
         stream.write("\n".join([*lines, ""]).encode())
-
-
-def _claim(folder: Path, settings: MiniSettings) -> None:
-    """Note the settings in ``folder``, or find that they are the ones it was begun with."""
-    path = folder / _SETTINGS
-    if path.exists():
-        if json.loads(path.read_text()) != asdict(settings):
-            raise ValueError(
-                f"{folder} holds a mini world of other settings ({path.read_text().strip()}): "
-                "name another folder, or remove this one"
-            )
-        return
-    with written_aside(path) as stream:
-        stream.write(json.dumps(asdict(settings)).encode())
 
 
 def _parts(folder: Path, settings: MiniSettings) -> list[_Part]:
@@ -123,7 +108,7 @@ def _samples(part: _Part, seed: int) -> Iterator[dict[str, Any]]:
 
 
 def image_sample(seed: int, index: int) -> dict[str, Any]:
-    """Scene number ``index`` as a WebDataset sample: png, txt (caption) and json (conversation, objects)."""
+    """Return scene number ``index`` as a sample: png, txt (caption) and json (conversation, objects)."""
     drawn = scene(seed, index)
     rng = random.Random(f"words/{seed}/{index}")
     return {
@@ -138,7 +123,7 @@ def image_sample(seed: int, index: int) -> dict[str, Any]:
 
 
 def patchwork_sample(seed: int, index: int) -> dict[str, Any]:
-    """Patchwork number ``index``, for the image tokenizer: png alone."""
+    """Return patchwork number ``index``, for the image tokenizer, as a sample: png alone."""
     return {"__key__": f"{index:010d}", "png": _png(patchwork(seed, index))}
 
 
@@ -149,7 +134,7 @@ def _png(image: Image.Image) -> bytes:
 
 
 def _conversation(drawn: Scene, rng: random.Random) -> list[dict[str, str]]:
-    """One to three rounds in LLaVA's form; the first question carries the image's place."""
+    """Sample one to three rounds in LLaVA's format; ``<image>`` is in the first question."""
     rounds = questions(drawn, rng)[: rng.randint(1, 3)]
     turns = []
     for number, (question, answer) in enumerate(rounds):
@@ -160,5 +145,5 @@ def _conversation(drawn: Scene, rng: random.Random) -> list[dict[str, str]]:
 
 
 def text_sample(seed: int, index: int) -> dict[str, Any]:
-    """Plain text number ``index`` as a WebDataset sample."""
+    """Return plain text number ``index`` as a sample."""
     return {"__key__": f"{index:010d}", "txt": plain_text(random.Random(f"text/{seed}/{index}"))}

@@ -1,4 +1,4 @@
-"""WebDataset tar shards: writing them, their index, and reading single members by byte offset."""
+"""WebDataset tar shards: write them, index them, and read single members by byte offset."""
 
 from showo_data.shards.cache import open_whole
 from showo_data.shards.files import OpenShards

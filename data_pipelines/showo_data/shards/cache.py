@@ -1,6 +1,4 @@
-"""A whole shard as a file of this machine: itself, its copy in the cache, or a copy for the moment.
-
-Whole remote shards on the local disk: bounded, shared by all processes of a node, filled atomically."""
+"""The cache of whole remote shards on the local disk: bounded, shared by all processes of a node."""
 
 import os
 import tempfile
@@ -15,12 +13,14 @@ from showo_data.shards.names import scheme
 from showo_data.shards.remote import remote_copy, remote_size
 from showo_data.shards.storage import Storage, digest
 
+_COMPLETE, _PARTIAL = ".tar", ".partial"
+
 
 def open_copy(shard: str, storage: Storage) -> int | None:
-    """A file descriptor of a remote shard's copy in the cache; None when it has no place there.
+    """Return a file descriptor of a remote shard's copy in the cache; None if it has no place there.
 
     Raises:
-        UnreadableShardError: it cannot be copied.
+        UnreadableShardError: the shard cannot be copied.
     """
     if not storage.limit:
         return None
@@ -33,10 +33,12 @@ def open_copy(shard: str, storage: Storage) -> int | None:
 
 
 def open_whole(shard: str, storage: Storage) -> BinaryIO:
-    """A shard for reading from its beginning to its end.
+    """Open a shard for reading from its beginning to its end.
+
+    A remote shard is read from its copy in the cache, or from a temporary copy if it has no place there.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the shard cannot be read.
     """
     if not scheme(shard):
         return open(shard, "rb")
@@ -52,15 +54,12 @@ def open_whole(shard: str, storage: Storage) -> BinaryIO:
     return stream
 
 
-_COMPLETE, _PARTIAL = ".tar", ".partial"
-
-
 class ShardCache:
-    """A folder of at most ``limit`` bytes of copies; the least recently opened ones go first.
+    """A folder with at most ``limit`` bytes of copies, of which the least recently opened is deleted first.
 
-    A copy appears under its name by one rename, once it is complete, and is made by one process while the
-    others that want it wait. The space of a copy is taken before it is filled. Whoever has a copy open can
-    read on when it is removed.
+    One process makes a copy while the others that need it wait, and the copy gets its name by one rename once
+    it is complete. Its space is reserved before it is filled. A process that has a copy open can continue to
+    read it after its deletion.
     """
 
     def __init__(self, folder: Path, limit: int) -> None:
@@ -69,10 +68,12 @@ class ShardCache:
     def open(
         self, name: str, size: Callable[[], int | None], fill: Callable[[BinaryIO], None]
     ) -> int | None:
-        """A file descriptor of the copy called ``name``, made by ``fill`` if it is not there.
+        """Return a file descriptor of the copy called ``name``; None when there is no room for it.
 
-        ``size`` is asked for the bytes before; its None means that only ``fill`` can tell. Returns None
-        when there is no room.
+        Args:
+            name: of the copy.
+            size: returns the bytes to reserve; None: they are not known before the copy is made.
+            fill: writes the copy, if there is none yet.
         """
         path = self.folder / (name + _COMPLETE)
         with suppress(FileNotFoundError):
@@ -84,6 +85,9 @@ class ShardCache:
             return self._fill(path, size() or 0, fill)
 
     def _fill(self, path: Path, size: int, fill: Callable[[BinaryIO], None]) -> int | None:
+        """Make the copy ``path``."""
+        # Not showo_data.files.written_aside: the size of this unfinished file is the reserved space, which
+        # other processes find by its name; and a copy that can be fetched again needs no fsync.
         aside = path.with_suffix(_PARTIAL)
         if not self._reserve(aside, size):
             return None
@@ -100,13 +104,13 @@ class ShardCache:
             aside.unlink(missing_ok=True)
 
     def _used(self, path: Path) -> int:
-        """Open a copy, and make it the most recently used one."""
+        """Open a copy, which makes it the most recently used one."""
         opened = os.open(path, os.O_RDONLY)
         os.utime(opened)
         return opened
 
     def _reserve(self, aside: Path, size: int) -> bool:
-        """Take ``size`` bytes for a copy in the making, at the cost of older copies."""
+        """Reserve ``size`` bytes for an unfinished copy, deleting older copies if necessary."""
         with self._lock("room"):
             if not self._make_room(size, aside):
                 return False
@@ -115,6 +119,7 @@ class ShardCache:
             return True
 
     def _make_room(self, size: int, aside: Path) -> bool:
+        """Delete copies until ``size`` bytes are free beside those of other unfinished copies."""
         if size > self.limit:
             return False
         found = [(entry, entry.stat()) for entry in os.scandir(self.folder) if entry.is_file()]
@@ -129,7 +134,7 @@ class ShardCache:
         return free >= 0
 
     def _is_abandoned(self, aside: Path) -> bool:
-        """Whether the process that was making a copy has died."""
+        """Whether the process that was making a copy has died: its lock is then free."""
         try:
             with self._lock(aside.stem, timeout=0):
                 return True

@@ -1,4 +1,4 @@
-"""Open shards, a bounded number of them, wherever they are."""
+"""Read members of shards by byte offset; a bounded number of shards, local or remote, is open at a time."""
 
 import os
 from collections import OrderedDict
@@ -11,7 +11,8 @@ from showo_data.shards.remote import remote_read
 from showo_data.shards.storage import Storage, UnreadableShardError
 from showo_data.shards.tables import Member, ShardTable
 
-_READ_AHEAD = 16 << 10  # bytes after a member: where the text of an image mostly is
+# Bytes read behind a member, which mostly hold the sample's next one: the caption of an image.
+_READ_AHEAD = 16 << 10
 
 
 class _Bytes(Protocol):
@@ -22,11 +23,11 @@ class _Bytes(Protocol):
     def close(self) -> None: ...
 
     @property
-    def is_gone(self) -> bool: ...
+    def is_deleted(self) -> bool: ...
 
 
 class _File:
-    """A file of this machine, read without moving a position that a fork might share."""
+    """A local file. pread does not move the file position, which forked processes share."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -38,18 +39,18 @@ class _File:
         os.close(self._descriptor)
 
     @property
-    def is_gone(self) -> bool:
-        """Whether the cache has removed the file; its space is free once it is closed."""
+    def is_deleted(self) -> bool:
+        """Whether the cache has deleted the file, whose space is freed when it is closed."""
         return os.fstat(self._descriptor).st_nlink == 0
 
 
 class _Ranges:
-    """A remote shard, read piece by piece; the bytes behind a piece come along with it."""
+    """A remote shard, read by ranges, each with some bytes behind what was asked for."""
 
-    is_gone = False
+    is_deleted = False
 
     def __init__(self, shard: str, storage: Storage) -> None:
-        self._shard, self._storage, self._now = shard, storage, storage
+        self._shard, self._storage, self._current = shard, storage, storage
         self._first, self._data = 0, b""
 
     def read(self, first: int, size: int) -> bytes:
@@ -57,11 +58,12 @@ class _Ranges:
         if start < 0 or start + size > len(self._data):
             wanted = size + _READ_AHEAD
             try:
-                self._data = remote_read(self._shard, first, wanted, self._now)
+                self._data = remote_read(self._shard, first, wanted, self._current)
             except UnreadableShardError:
-                self._now = self._storage.impatient  # later samples of a dead shard fail at once
+                # Later samples of this shard fail at once, until an attempt succeeds.
+                self._current = self._storage.without_retries
                 raise
-            self._now, self._first, start = self._storage, first, 0
+            self._current, self._first, start = self._storage, first, 0
         return self._data[start : start + size]
 
     def close(self) -> None:
@@ -74,9 +76,9 @@ class _Open(NamedTuple):
 
 
 class OpenShards:
-    """Reads members by byte offset; keeps at most ``limit`` shards open, the most recently used.
+    """Reader of members by byte offset, which keeps the ``limit`` most recently used shards open.
 
-    Nothing is opened before it is asked for, so an instance may travel to a worker process.
+    It opens shards on demand, and may be pickled to a worker process, which opens its own.
     """
 
     def __init__(self, limit: int = 64, storage: Storage | None = None) -> None:
@@ -85,14 +87,14 @@ class OpenShards:
         self._failing: set[str] = set()
 
     def table(self, shard: str) -> ShardTable:
-        """The table of samples of ``shard``."""
+        """Return the table of the samples of ``shard``."""
         return self._get(shard).table
 
     def read(self, shard: str, member: Member) -> bytes:
-        """The bytes of one member; fewer than ``member.size`` where the shard ends early.
+        """Read one member; fewer bytes than ``member.size`` if the shard ends early.
 
         Raises:
-            OSError: the shard cannot be read (now).
+            OSError: the shard cannot be read at the moment.
         """
         return self._get(shard).bytes.read(member.offset, member.size)
 
@@ -108,11 +110,12 @@ class OpenShards:
         return self._open[shard]
 
     def _open_bytes(self, shard: str) -> _Bytes:
+        """Open a local shard, or the cached copy of a remote one, or its ranges if the cache has no room."""
         if not scheme(shard):
             return _File(os.open(shard, os.O_RDONLY))
         failing = shard in self._failing
         try:
-            copy = open_copy(shard, self._storage.impatient if failing else self._storage)
+            copy = open_copy(shard, self._storage.without_retries if failing else self._storage)
         except UnreadableShardError:
             self._failing.add(shard)
             raise
@@ -124,7 +127,7 @@ class OpenShards:
         return _Ranges(shard, self._storage)
 
     def _close_removed(self) -> None:
-        for shard in [shard for shard, opened in self._open.items() if opened.bytes.is_gone]:
+        for shard in [shard for shard, opened in self._open.items() if opened.bytes.is_deleted]:
             self._open.pop(shard).bytes.close()
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""From what a config names to a list of tar files."""
+"""Expand the shard patterns of a config to a list of paths and URLs."""
 
 import re
 from collections.abc import Iterable
@@ -14,20 +14,20 @@ _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://|(pipe):", re.IGNORECASE)
 
 
 def scheme(shard: str) -> str:
-    """ "http", "s3", "pipe" …; empty for a path."""
+    """Return "http", "s3", "pipe" …; empty for a path."""
     match = _SCHEME.match(shard)
     return (match[1] or match[2]).lower() if match else ""
 
 
 def expand(urls: str | Iterable[str], storage: Storage | None = None) -> list[str]:
-    """The shards that brace patterns such as ``shard-{000..005}.tar`` name, in their order.
+    """Expand brace patterns such as ``shard-{000..005}.tar``, in order.
 
-    Whether remote shards exist is seen when they are read.
+    Local shards must exist; remote ones are not checked before they are read.
 
     Raises:
-        ValueError: a pattern's braces do not close, nothing is named, ``pipe:`` is not allowed, or nothing
-            installed opens such URLs.
-        FileNotFoundError: a local shard does not exist; the line names the first one and its pattern.
+        ValueError: a pattern's braces do not close, the list is empty, ``pipe:`` is not allowed, or no
+            installed package opens such URLs.
+        FileNotFoundError: a local shard does not exist; the message names the first one and its pattern.
     """
     patterns = [urls] if isinstance(urls, str) else list(urls)
     shards = []

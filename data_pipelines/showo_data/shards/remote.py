@@ -1,6 +1,7 @@
-"""Byte ranges of files on web servers, through urllib3: pooled connections, retries, growing pauses.
+"""Access to shards that are not local files: their size, byte ranges, and whole copies.
 
-Shards that are not files of this machine: their size, byte ranges of them, whole copies."""
+http(s) goes through urllib3 with retries, ``pipe:`` through a shell, and everything else through fsspec.
+"""
 
 import os
 import re
@@ -17,27 +18,93 @@ from urllib3.exceptions import HTTPError, MaxRetryError
 from showo_data.shards.names import PIPE, scheme
 from showo_data.shards.storage import Storage, UnreadableShardError
 
-# Busy or failing servers, and 403, with which some of them answer whoever asks too often.
+# Busy or failing servers, and 403, which some servers send when there are too many requests.
 _TRY_AGAIN = (403, 408, 425, 429, 500, 502, 503, 504)
-_TIMEOUT = Timeout(connect=10, read=60)  # seconds, of every attempt
+_TIMEOUT = Timeout(connect=10, read=60)  # seconds, per attempt
 _CONTENT_RANGE = re.compile(r"bytes (?:\d+-\d+|\*)/(\d+)")
+_CHUNK = 8 << 20  # bytes of one request of a whole copy
+Result = TypeVar("Result")
 
 
-def http_size(url: str, storage: Storage) -> int:
-    """Bytes of the file at ``url``; asked for with GET, since signed URLs allow nothing else."""
+def remote_size(shard: str, storage: Storage) -> int | None:
+    """Return the bytes of a remote shard; None for a ``pipe:`` command, whose output has no known size."""
+    kind = scheme(shard)
+    if kind == PIPE:
+        return None
+    if kind in ("http", "https"):
+        return _http_size(shard, storage)
+    return int(_with_fsspec(shard, lambda files, path: files.size(path)))
+
+
+def remote_read(shard: str, first: int, size: int, storage: Storage) -> bytes:
+    """Read ``size`` bytes of a remote shard from byte ``first`` on; fewer only where it ends.
+
+    ``storage.retries`` applies to http(s); the clients of object stores have their own rules.
+
+    Raises:
+        UnreadableShardError: an error remains after all retries.
+    """
+    assert scheme(shard) != PIPE, "the output of a command is read from its cached copy only"
+    if scheme(shard) in ("http", "https"):
+        return _http_read(shard, first, size, storage)
+
+    def read(files: Any, path: str) -> bytes:
+        return bytes(files.cat_file(path, start=first, end=first + size))
+
+    return _with_fsspec(shard, read)
+
+
+def remote_copy(shard: str, stream: BinaryIO, storage: Storage) -> None:
+    """Write a whole remote shard to ``stream``.
+
+    Raises:
+        UnreadableShardError: an error remains after all retries; ``stream`` then holds a part.
+    """
+    size = remote_size(shard, storage)
+    if size is None:
+        _run(shard.partition(":")[2], stream)
+        return
+    for first in range(0, size, _CHUNK):
+        wanted = min(_CHUNK, size - first)
+        part = remote_read(shard, first, wanted, storage)
+        if len(part) < wanted:
+            raise UnreadableShardError("truncated", f"{shard}: shrank while it was copied")
+        stream.write(part)
+
+
+def _run(command: str, stream: BinaryIO) -> None:
+    done = subprocess.run(command, shell=True, stdout=stream, stdin=subprocess.DEVNULL, check=False)
+    if done.returncode:
+        raise UnreadableShardError(
+            "pipe-failed", f"pipe:{command}: ended with exit code {done.returncode}"
+        )
+
+
+def _with_fsspec(shard: str, act: Callable[[Any, str], Result]) -> Result:
+    try:
+        files, path = url_to_fs(shard)
+        return act(files, path)
+    except FileNotFoundError as error:
+        raise UnreadableShardError("missing-shard", f"{shard}: does not exist") from error
+    except Exception as error:  # every store has its own exceptions
+        raise UnreadableShardError("unreadable-shard", f"{shard}: {error}") from error
+
+
+def _http_size(url: str, storage: Storage) -> int:
+    """Return the bytes of the file at ``url``, by a GET of one byte, since signed URLs do not allow HEAD."""
     return _total(_get(url, 0, 1, storage), url)
 
 
-def http_read(url: str, first: int, size: int, storage: Storage) -> bytes:
-    """``size`` bytes from byte ``first`` on; fewer only where the file ends.
+def _http_read(url: str, first: int, size: int, storage: Storage) -> bytes:
+    """Read ``size`` bytes from byte ``first`` on; fewer only where the file ends.
 
     Raises:
-        UnreadableShardError: an error that lasts, or a server that does not answer range requests.
+        UnreadableShardError: an error remains after all retries, or the server does not support ranges.
     """
     parts: list[bytes] = []
     while size > 0:
         response = _get(url, first, size, storage)
-        if response.status == 416:  # the range begins behind the end
+        if response.status == 416:  # the range begins after the end of the file
             break
         end, data = _total(response, url), response.data
         parts.append(data)
@@ -71,14 +138,14 @@ def _get(url: str, first: int, size: int, storage: Storage) -> BaseHTTPResponse:
 
 
 def _reason(error: HTTPError) -> str:
-    """A body that was cut short comes wrapped in the errors of those who tried again."""
+    """Return the reason for a lasting error; urllib3 wraps a body that was cut short in its retry error."""
     inner: BaseException | None = error.reason if isinstance(error, MaxRetryError) else error
     short = any(isinstance(argument, IncompleteRead) for argument in getattr(inner, "args", ()))
     return "http-short-body" if short else "http-unreachable"
 
 
 def _total(response: BaseHTTPResponse, url: str) -> int:
-    """The size of the whole file, from the answer to a request for a part."""
+    """Return the size of the whole file from the answer to a range request."""
     if response.status == 200:
         raise UnreadableShardError(
             "http-no-ranges", f"{url}: the server sends whole files only, not the ranges asked for"
@@ -93,73 +160,5 @@ def _total(response: BaseHTTPResponse, url: str) -> int:
 
 @lru_cache(maxsize=1)
 def _pool(process: int) -> PoolManager:
-    """Connections of one process: a fork must not talk on its parent's."""
+    """Return the connections of this process; a forked process must not use those of its parent."""
     return PoolManager(maxsize=4, timeout=_TIMEOUT)
-
-
-_CHUNK = 8 << 20  # bytes of one request of a whole copy
-Result = TypeVar("Result")
-
-
-def remote_size(shard: str, storage: Storage) -> int | None:
-    """Bytes of a remote shard; None for a command, which tells only at its end."""
-    kind = scheme(shard)
-    if kind == PIPE:
-        return None
-    if kind in ("http", "https"):
-        return http_size(shard, storage)
-    return int(_with_fsspec(shard, lambda files, path: files.size(path)))
-
-
-def remote_read(shard: str, first: int, size: int, storage: Storage) -> bytes:
-    """``size`` bytes of a remote shard from ``first`` on; fewer only where it ends.
-
-    The retries are those of web servers; the clients of object stores retry by rules of their own.
-
-    Raises:
-        UnreadableShardError: an error that lasts.
-    """
-    assert scheme(shard) != PIPE, "the output of a command is only read from its copy"
-    if scheme(shard) in ("http", "https"):
-        return http_read(shard, first, size, storage)
-
-    def read(files: Any, path: str) -> bytes:
-        return bytes(files.cat_file(path, start=first, end=first + size))
-
-    return _with_fsspec(shard, read)
-
-
-def remote_copy(shard: str, stream: BinaryIO, storage: Storage) -> None:
-    """Write a whole remote shard to ``stream``.
-
-    Raises:
-        UnreadableShardError: an error that lasts; ``stream`` then holds a part.
-    """
-    size = remote_size(shard, storage)
-    if size is None:
-        _run(shard.partition(":")[2], stream)
-        return
-    for first in range(0, size, _CHUNK):
-        wanted = min(_CHUNK, size - first)
-        part = remote_read(shard, first, wanted, storage)
-        if len(part) < wanted:
-            raise UnreadableShardError("truncated", f"{shard}: shrank while it was copied")
-        stream.write(part)
-
-
-def _run(command: str, stream: BinaryIO) -> None:
-    done = subprocess.run(command, shell=True, stdout=stream, stdin=subprocess.DEVNULL, check=False)
-    if done.returncode:
-        raise UnreadableShardError(
-            "pipe-failed", f"pipe:{command}: ended with exit code {done.returncode}"
-        )
-
-
-def _with_fsspec(shard: str, act: Callable[[Any, str], Result]) -> Result:
-    try:
-        files, path = url_to_fs(shard)
-        return act(files, path)
-    except FileNotFoundError as error:
-        raise UnreadableShardError("missing-shard", f"{shard}: does not exist") from error
-    except Exception as error:  # every kind of store has exceptions of its own
-        raise UnreadableShardError("unreadable-shard", f"{shard}: {error}") from error

@@ -1,6 +1,4 @@
-"""How shards are reached: what a config says about caches, retries and commands.
-
-How commands reach shards: the same as ``data.*`` in a training config, as options."""
+"""Settings for access to shards (cache, retries, commands), and the command-line options for them."""
 
 import argparse
 import hashlib
@@ -10,7 +8,7 @@ from pathlib import Path
 
 
 class UnreadableShardError(OSError):
-    """A shard, or a part of it, cannot be read now.
+    """A shard, or a part of it, cannot be read at the moment.
 
     Attributes:
         reason: a short code, such as "http-403".
@@ -26,16 +24,16 @@ class UnreadableShardError(OSError):
 
 @dataclass(frozen=True, kw_only=True)
 class Storage:
-    """How shards are reached; the same for all processes of a node.
+    """Settings for access to shards, the same in all processes of a node: ``data.*`` of a training config.
 
     Attributes:
-        cache_dir: folder for the indices of shards that are remote or read-only, and for cached shards;
-            None: ``showo-dist`` in the user's cache folder.
-        cache_gb: most gigabytes (10⁹ bytes) of remote shards to keep there; 0: none, each sample is a
-            request for its bytes.
-        retries: how often a failed request is made again.
+        cache_dir: folder for cached shards and for the indices of shards that are remote or in a read-only
+            folder; None: ``showo-dist`` in the user's cache folder.
+        cache_gb: gigabytes (10⁹ bytes) of remote shards to keep there at most; 0: none, and every sample is
+            a request for its bytes.
+        retries: how often a failed request is repeated.
         pause_s: seconds before the second retry; each further pause is twice as long, up to 30 s.
-        allow_pipe: run the commands of ``pipe:`` URLs.
+        allow_pipe: allow ``pipe:`` URLs, whose commands are run.
     """
 
     cache_dir: str | None = None
@@ -52,23 +50,23 @@ class Storage:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "showo-dist"
 
     @property
-    def impatient(self) -> "Storage":
-        """The same without retries."""
+    def without_retries(self) -> "Storage":
+        """The same settings without retries."""
         return replace(self, retries=0)
 
     @property
     def limit(self) -> int:
-        """Most bytes of cached shards."""
+        """Bytes of cached shards at most."""
         return int(self.cache_gb * 1e9)
 
 
 def digest(text: str) -> str:
-    """A file name for ``text``."""
+    """Return a file name for ``text``, such as a URL."""
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def add_storage_options(parser: argparse.ArgumentParser) -> None:
-    """Add options for everything that :class:`showo_data.shards.Storage` lets a user choose."""
+    """Add the options for access to shards, with the defaults of :class:`Storage`."""
     group = parser.add_argument_group("remote shards")
     default = Storage()
     group.add_argument("--cache-dir", help="folder for indices and cached shards")
@@ -82,16 +80,16 @@ def add_storage_options(parser: argparse.ArgumentParser) -> None:
         "--retries",
         type=int,
         default=default.retries,
-        help="of a failed request; default %(default)s",
+        help="repetitions of a failed request; default %(default)s",
     )
     group.add_argument("--allow-pipe", action="store_true", help="run the commands of pipe: URLs")
 
 
 def storage_of(arguments: argparse.Namespace) -> Storage:
-    """What the options say.
+    """Return the settings from the parsed options.
 
     Raises:
-        ValueError: a number below 0.
+        ValueError: a number is below 0.
     """
     for name in ("cache_gb", "retries"):
         value = getattr(arguments, name)

@@ -1,4 +1,7 @@
-"""What a shard holds: a tar is read once, from front to back, into a table of its samples."""
+"""The table of samples of a shard, from one pass over the tar.
+
+Letters: N samples, M members.
+"""
 
 import os
 import tarfile
@@ -11,13 +14,13 @@ import numpy.typing as npt
 
 Integers = npt.NDArray[np.int64]
 
-# Extension of the one member of a sample that stands for what a damaged spot of a shard has swallowed.
+# Extension of the only member of a sample that marks a damaged part of the shard.
 DAMAGED = "damaged"
 _BLOCK = tarfile.BLOCKSIZE
 
 
 class Member(NamedTuple):
-    """One file inside a shard: its extension (what follows the key's dot) and where its bytes are."""
+    """One file in a shard: its extension (behind the dot of the key), byte offset and size."""
 
     extension: str
     offset: int
@@ -26,7 +29,16 @@ class Member(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ShardTable:
-    """Keys and members of the samples of one shard: 16 to 40 bytes per member, whatever their number."""
+    """Keys and members of the samples of one shard, in 16 to 40 bytes per member.
+
+    Attributes:
+        key_bytes: the keys of all samples, end to end.
+        key_ends_N: end of each sample's key in ``key_bytes``.
+        member_ends_N: end of each sample's members in the arrays of members.
+        extensions: the different extensions.
+        extension_M: number of each member's extension in ``extensions``.
+        offset_M, size_M: bytes of each member in the shard.
+    """
 
     key_bytes: npt.NDArray[np.uint8]
     key_ends_N: Integers
@@ -40,7 +52,7 @@ class ShardTable:
         return len(self.key_ends_N)
 
     def key(self, sample: int) -> str:
-        """The key of sample number ``sample``."""
+        """Return the key of sample number ``sample``."""
         first = int(self.key_ends_N[sample - 1]) if sample else 0
         return (
             self.key_bytes[first : int(self.key_ends_N[sample])]
@@ -49,7 +61,7 @@ class ShardTable:
         )
 
     def members(self, sample: int) -> list[Member]:
-        """The files of sample number ``sample``, in the order of the shard."""
+        """Return the members of sample number ``sample``, in the order of the shard."""
         first = int(self.member_ends_N[sample - 1]) if sample else 0
         return [
             Member(self.extensions[self.extension_M[m]], int(self.offset_M[m]), int(self.size_M[m]))
@@ -60,9 +72,9 @@ class ShardTable:
 def scan(stream: BinaryIO) -> ShardTable:
     """Group the files of a tar into samples by their key, wherever in the tar they are.
 
-    Where the tar cannot be read (it ends early, a header has changed), the next intact header is looked for;
-    each such spot leaves a sample with one empty member, :data:`DAMAGED`, so that it is counted when it is
-    read.
+    Where the tar cannot be read (it ends early, or a header is damaged), reading continues at the next intact
+    header. Each such part becomes a sample with one empty member, :data:`DAMAGED`, so that it is counted as a
+    bad sample in training.
     """
     samples: dict[str, list[Member]] = {}
     for name, offset, size in _files(stream):
@@ -91,7 +103,7 @@ def _as_table(samples: dict[str, list[Member]]) -> ShardTable:
 
 
 def _files(stream: BinaryIO) -> Iterator[tuple[str, int, int]]:
-    """Name, byte offset and size of the regular files of a tar, and of its damaged spots."""
+    """Yield name, byte offset and size of the regular files of a tar, and of its damaged parts."""
     start: int | None = 0
     while start is not None:
         end = start
@@ -100,14 +112,14 @@ def _files(stream: BinaryIO) -> Iterator[tuple[str, int, int]]:
                 yield entry.name, entry.offset_data, entry.size
             end = entry.offset_data + (-(-entry.size // _BLOCK) * _BLOCK if entry.isreg() else 0)
         stream.seek(end)
-        if stream.read(_BLOCK) == bytes(_BLOCK):  # what a tar ends with
+        if stream.read(_BLOCK) == bytes(_BLOCK):  # the end of a tar
             return
         yield f"damaged-at-{end}.{DAMAGED}", end, 0
         start = _next_header(stream, end + _BLOCK)
 
 
 def _entries(stream: BinaryIO, start: int) -> Iterable[tarfile.TarInfo]:
-    """The entries from byte ``start`` on, up to the first that cannot be read."""
+    """Yield the entries from byte ``start`` on, up to the first that cannot be read."""
     stream.seek(start)
     try:
         with tarfile.open(fileobj=stream, mode="r:", errors="surrogateescape") as tar:
@@ -119,7 +131,7 @@ def _entries(stream: BinaryIO, start: int) -> Iterable[tarfile.TarInfo]:
 
 
 def _next_header(stream: BinaryIO, start: int) -> int | None:
-    """Where the next intact header begins, None if there is none."""
+    """Return the byte offset of the next intact header; None if there is none."""
     stream.seek(start)
     while len(block := stream.read(_BLOCK)) == _BLOCK:
         if block[257:262] == b"ustar":

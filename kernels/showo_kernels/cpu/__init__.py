@@ -1,1 +1,1 @@
-"""CPU kernels in C++: sources, the compiler that loads them, and their torch wrappers."""
+"""CPU kernels in C++: their sources, compiling and loading them, and their autograd functions."""

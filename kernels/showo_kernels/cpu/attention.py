@@ -1,4 +1,7 @@
-"""``native`` backend: our compiled kernel over a whole packed row, for CPUs with AVX-512 and bf16."""
+"""``native`` backend: a C++ kernel over the whole packed row, for CPUs with AVX-512 and bf16 instructions.
+
+Letters: N documents of the row; B, H, T, D as in :mod:`showo_kernels.attention`.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,11 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 
 class _Attention(torch.autograd.Function):
-    """Keeps its inputs, its output and one log-sum-exp per row and head, as FlashAttention does."""
+    """The kernel with its backward.
+
+    As FlashAttention does, it saves its inputs, its output and one log-sum-exp per row and head, and
+    computes the attention weights again in backward.
+    """
 
     @staticmethod
     def forward(
@@ -39,7 +46,8 @@ class _Attention(torch.autograd.Function):
 
 
 def _dense_rows(x_HTD: Tensor) -> Tensor:
-    """A token's numbers side by side, and an even number apart from the next token's."""
+    """Copy a tensor unless each token's D numbers are contiguous and the stride between tokens is even."""
+    # The kernel reads bf16 numbers in pairs, so a token must begin at an even offset.
     fits = x_HTD.stride(-1) == 1 and x_HTD.stride(1) % 2 == 0
     return x_HTD if fits else x_HTD.contiguous()
 
@@ -49,9 +57,9 @@ class NativePlan:
     """The arrays of a visibility as the kernel reads them.
 
     Attributes:
-        starts_N: int32, first token of each document, then T.
+        starts_N: int32 (N + 1), first token of each document, then T.
         reach_T, is_global_T: of the visibility.
-        globals_T: int32 (T + 1), global tokens before each place.
+        globals_T: int32 (T + 1), the number of global tokens before each token.
     """
 
     starts_N: Tensor
@@ -61,10 +69,10 @@ class NativePlan:
 
     @classmethod
     def build(cls, visibility: Visibility, device: torch.device) -> NativePlan:
-        """Count documents and global tokens; the tensors stay on the CPU.
+        """Compute the arrays, on the CPU.
 
         Raises:
-            ValueError: ``device`` is no CPU, or the kernel cannot run on this machine.
+            ValueError: ``device`` is not a CPU, or the kernel cannot run on this machine.
         """
         obstacle = compiled.obstacle() if device.type == "cpu" else "it is a kernel for CPUs"
         if obstacle is not None:
@@ -74,7 +82,7 @@ class NativePlan:
         zero = torch.zeros(1, dtype=torch.int64)
         starts_N = torch.cat([zero, lengths_N.cumsum(0)]).int()
         globals_T = torch.cat([zero, host.is_global_T.cumsum(0)]).int()
-        # The kernel reads them one after the other, in these types.
+        # The kernel expects contiguous arrays of these types.
         return cls(
             starts_N, host.reach_T.int().contiguous(), host.is_global_T.contiguous(), globals_T
         )
@@ -84,16 +92,16 @@ class NativePlan:
 
     @property
     def arrays(self) -> tuple[Tensor, ...]:
-        """What the kernel takes, in its order."""
+        """The arguments of the kernel, in its order."""
         return self.starts_N, self.reach_T, self.is_global_T, self.globals_T
 
     def attend(
         self, query_BHTD: Tensor, key_BHTD: Tensor, value_BHTD: Tensor, scale: float
     ) -> Tensor:
-        """One kernel call; see :func:`showo_kernels.attend`.
+        """Compute attention in one kernel call; see :func:`showo_kernels.attend`.
 
         Raises:
-            ValueError: for another type than fp32 and bf16, or a head size that is odd.
+            ValueError: another dtype than fp32 and bf16, or an odd head width.
         """
         if query_BHTD.dtype not in DTYPES or query_BHTD.shape[-1] % 2:
             found = f"{query_BHTD.dtype} with heads of {query_BHTD.shape[-1]}"
@@ -102,6 +110,6 @@ class NativePlan:
                 "choose sdpa"
             )
         assert scale >= 0, "the kernel hides a score by making it minus infinity"
-        # Not [0], whose backward fills and copies a whole tensor.
+        # squeeze, since the backward of [0] fills and copies a whole tensor.
         inputs = (_dense_rows(x.squeeze(0)) for x in (query_BHTD, key_BHTD, value_BHTD))
         return _Attention.apply(*inputs, self, scale).unsqueeze(0)

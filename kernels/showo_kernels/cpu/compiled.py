@@ -1,4 +1,4 @@
-"""Compiles the CPU kernels for the torch that is installed, once per machine, and loads them."""
+"""Compile the CPU kernels against the installed torch, once per machine, and load them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 SOURCES = sorted(path for path in Path(__file__).parent.iterdir() if path.suffix in (".cpp", ".h"))
 TORCH = Path(torch.__file__).parent
-# Named one by one, not -march=native: a home folder may be shared by machines with other processors.
+# Named one by one instead of -march=native: machines with different processors may share a home folder.
 INSTRUCTIONS = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "fma", "prefer-vector-width=512")
 FLAGS = (
     *("-std=c++20", "-O3", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-fno-trapping-math"),
@@ -35,7 +35,7 @@ def _compiler() -> str:
 
 
 def _root() -> Path:
-    """torch's setting, else the environment's own folder, else the user's."""
+    """The folder for compiled extensions: torch's setting, or in the environment, or in the user's cache."""
     if named := os.environ.get("TORCH_EXTENSIONS_DIR"):
         return Path(named)
     own = Path(sys.prefix) if os.access(sys.prefix, os.W_OK) else Path.home() / ".cache"
@@ -43,7 +43,7 @@ def _root() -> Path:
 
 
 def _library() -> Path:
-    """Where the compiled kernels belong: another source, torch or compiler is another file."""
+    """The path of the compiled kernels, whose name depends on sources, flags, compiler and torch version."""
     made_of = "\n".join(
         [_compiler(), *FLAGS, torch.__version__, *(path.read_text() for path in SOURCES)]
     )
@@ -52,8 +52,12 @@ def _library() -> Path:
 
 
 def _compile(library: Path) -> None:
-    """Put the compiled kernels at ``library``: whole, or not at all."""
-    # Seen without any setting of logging: nothing else says what the wait is for.
+    """Compile the kernels into a temporary folder and rename the result to ``library``.
+
+    Raises:
+        OSError: the compiler failed; the message has its first error.
+    """
+    # A warning is shown without any logging setup, and nothing else explains the wait.
     log.warning("compiling the CPU kernels, once, about ten seconds: %s", library)
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         made = Path(folder) / library.name
@@ -61,20 +65,24 @@ def _compile(library: Path) -> None:
         command = [_compiler(), *units, "-o", str(made), *FLAGS]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            said = done.stderr.splitlines()
-            first = next((line for line in said if "error" in line), f"exit {done.returncode}")
-            raise OSError(f"{command[0]} said {first!r}")
+            lines = done.stderr.splitlines()
+            first = next((line for line in lines if "error" in line), f"exit {done.returncode}")
+            raise OSError(f"{command[0]}: {first!r}")
         made.replace(library)
 
 
-def _made() -> Path:
-    """The compiled kernels, made by one process while the others wait."""
+def _ensure_compiled() -> Path:
+    """Return the path of the compiled kernels; one process compiles them while the others wait.
+
+    Raises:
+        OSError: there is no compiler, or it failed.
+    """
     library = _library()
     if not library.exists():
         if shutil.which(_compiler()) is None:
             raise OSError(f"no C++ compiler {_compiler()!r} (apt install g++, or set CXX)")
         library.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(library.with_suffix(".lock")):  # the system frees it when a process dies
+        with FileLock(library.with_suffix(".lock")):  # the system releases it when its holder dies
             if not library.exists():
                 _compile(library)
     return library
@@ -82,17 +90,17 @@ def _made() -> Path:
 
 @cache
 def obstacle() -> str | None:
-    """Load the kernels, compiled first where they are not yet.
+    """Load the kernels into ``torch.ops.showo_kernels``, compiling them at first use.
 
     Returns:
-        None when ``torch.ops.showo_kernels`` holds them, else what keeps it from holding them.
+        None, or the reason why they cannot be used on this machine.
     """
     if torch.backends.cpu.get_cpu_capability() != "AVX512":
         return "the processor has no AVX-512"
     if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
         return "the processor has no instructions for bf16"
     try:
-        torch.ops.load_library(_made())
+        torch.ops.load_library(_ensure_compiled())
     except OSError as error:
         return f"it could not be compiled: {error}"
     return None

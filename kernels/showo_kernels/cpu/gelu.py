@@ -1,4 +1,4 @@
-"""GELU by tanh, on a CPU in our compiled kernel: torch's takes three times as long there."""
+"""GELU with the tanh approximation; on a CPU in a C++ kernel that takes a third of torch's time."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _Gelu(torch.autograd.Function):
 
 
 class TanhGELU(nn.Module):
-    """``x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x**3)))`` of tensors of any shape."""
+    """``x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x**3)))``, elementwise, for any shape."""
 
     def forward(self, x: Tensor) -> Tensor:
         if x.is_cpu and x.dtype in DTYPES and compiled.obstacle() is None:

@@ -69,8 +69,8 @@ def test_bad_rows_are_counted(tmp_path: Path) -> None:
 
 
 def test_a_missing_column_is_named(tmp_path: Path) -> None:
-    parquet.write_table(pa.table({"image": [b""]}), tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match="no column 'image'; it has 'image'"):
+    parquet.write_table(pa.table({"photo": [b""]}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="no column 'image'; it has 'photo'"):
         list(image_items([f"{tmp_path}/a.parquet"]))
 
 
