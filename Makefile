@@ -1,19 +1,33 @@
-# make train   set up what is missing, then the whole story on the mini world, to runs/mini/report.md
-# make test    set up what is missing, then lint and the tests that this machine can run in 20 minutes
-# make test-chaos, test-cluster, test-cluster48, test-gpu    the longer ones, and those that need more
+# make train            install what is missing, train on the mini world and write runs/mini/report.md
+# make check            lint, types and the fast tests, in about two minutes on two cores
+# make test             lint, types and all tests that this machine can run, in about 20 minutes
+# make test-gpu         the tests that need a GPU
+# make test-chaos       a run that is killed a hundred times
+# make test-cluster     rehearsed hosts (root and the packages of docs/launchers/rehearse.md)
+# make test-cluster48   48 ranks on 6 rehearsed hosts (20 GB of memory)
+# make lint             ruff and mypy
+# make format           ruff's fixes and formatting
+# make clean            remove the environment, runs and data
 
 SHELL := /bin/bash
 BIN := .venv/bin
 
-.PHONY: train test test-gpu test-chaos test-cluster test-cluster48 lint format clean
+# About 1,400 tests. The kernel tests left out compile code or try hundreds of layouts.
+FAST := $(addprefix tests/, house config sequences kernels parity data)
+SLOWER := $(addprefix --ignore=tests/kernels/test_, attention.py compiled.py native.py)
+
+.PHONY: train check test test-gpu test-chaos test-cluster test-cluster48 lint format clean
 
 train: .venv/ready
 	$(BIN)/showo-dist mini
 
+check: lint
+	$(BIN)/python -m pytest $(FAST) $(SLOWER) -m "not slow and not gpu"
+
 test: lint
 	$(BIN)/python -m pytest tests
 
-# On a bare CUDA image too, with its own python: nothing is installed.
+# Installs nothing, so it also runs on a bare CUDA image with its own python.
 test-gpu:
 	benchmarks/gpu_suite.sh --tests
 

@@ -1,26 +1,34 @@
-"""Options shared by all tests."""
+"""The ``--golden`` option and the files behind it, shared by all tests."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-DEFAULT_GOLDEN = ROOT.parent / "shared" / "golden" / "a"
+GOLDEN = ROOT / "tests" / "parity" / "golden"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--golden",
         type=Path,
-        default=DEFAULT_GOLDEN,
+        default=GOLDEN,
         help="folder of tensors computed by the published implementations",
     )
 
 
 @pytest.fixture(scope="session")
 def golden(request: pytest.FixtureRequest) -> Path:
-    """Folder of goldens; the test is skipped, with the reason, where there is none."""
+    """Folder of the golden tensors: the repository's own, or ``--golden DIR``."""
     folder: Path = request.config.getoption("--golden")
     if not (folder / "meta.json").is_file():
-        pytest.skip(f"no goldens at {folder}: pass --golden DIR")
+        pytest.fail(f"--golden {folder}: no meta.json there")
     return folder
+
+
+@pytest.fixture(scope="session")
+def manifest() -> dict[str, Any]:
+    """Names and shapes of the released checkpoints, and which parameters decay there."""
+    return json.loads((GOLDEN / "checkpoint_manifest.json").read_text())

@@ -1,4 +1,4 @@
-"""``showo-dist encode``: image shards to shards of codes and features."""
+"""``showo-dist encode``: encode image shards as shards of codes and features."""
 
 import argparse
 from collections.abc import Sequence
@@ -6,11 +6,13 @@ from collections.abc import Sequence
 import torch
 from rich.console import Console
 from rich.progress import Progress
+from torch import nn
 
 from showo_data.shards.storage import add_storage_options, storage_of
-from showo_dist.encode.shards import EncodeSettings, FrozenEncoders, encode_shards, fingerprint
-from showo_dist.models.clip import ClipTower
+from showo_dist.encode.shards import EncodeSettings, FrozenEncoders, encode_shards
+from showo_dist.models.encoders import ClipTower
 from showo_dist.models.magvitv2 import MAGVITv2
+from showo_dist.models.weights.sources import weights_digest
 from showo_dist.runtime.ranks import Ranks, joined
 
 
@@ -18,7 +20,7 @@ def main_encode(argv: Sequence[str]) -> int:
     """Encode shards with the frozen encoders, on the ranks that the launcher started.
 
     Raises:
-        ValueError, OSError: what the user can mend, for the caller to print as one line.
+        ValueError, OSError: errors that a user can fix; the caller prints them as one line.
     """
     arguments = _parser().parse_args(argv)
     _check(arguments)
@@ -31,14 +33,14 @@ def _encode(arguments: argparse.Namespace, ranks: Ranks) -> None:
     encoders = _load(arguments, ranks.device)
     vq, clip = encoders.vq, encoders.clip
     settings = EncodeSettings(
-        tokenizer=fingerprint(vq.encoder) if vq else None,
+        tokenizer=_digest(vq.encoder) if vq else None,
         resolution=arguments.resolution or (vq.config.resolution if vq else None),
         resize=arguments.resize,
         condition_scale=arguments.condition_scale,
         resize_back=arguments.resize_back,
         keep_images=arguments.keep_images,
         precision=arguments.precision,
-        clip=fingerprint(clip) if clip else None,
+        clip=_digest(clip) if clip else None,
         clip_sees=arguments.clip_sees,
         features=arguments.features,
     )
@@ -56,10 +58,15 @@ def _encode(arguments: argparse.Namespace, ranks: Ranks) -> None:
         )
     rank = f"rank {ranks.rank}: " if ranks.world > 1 else ""
     Console().print(
-        f"{rank}{report.written} shards written, {report.skipped} were there; "
+        f"{rank}{report.written} shards written, {report.skipped} finished before; "
         f"{report.samples} samples encoded, {report.unreadable} without a readable image",
         soft_wrap=True,
     )
+
+
+def _digest(encoder: nn.Module) -> str:
+    """SHA-256 of an encoder's weights, which decide the codes or features."""
+    return weights_digest(encoder.state_dict().items(), "{name}")
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -85,17 +92,30 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", required=True, help="folder to write to")
     parser.add_argument("--resolution", type=int, help="pixels; default: the tokenizer's")
     parser.add_argument("--resize", choices=["short", "squash"], default="short")
-    parser.add_argument("--condition-scale", type=int, metavar="S", help="also RecA's condition")
-    parser.add_argument("--resize-back", action="store_true", help="enlarge the condition again")
+    parser.add_argument(
+        "--condition-scale",
+        type=int,
+        metavar="S",
+        help="also encode RecA's condition image, shrunk by S",
+    )
+    parser.add_argument(
+        "--resize-back", action="store_true", help="enlarge the condition image again"
+    )
     parser.add_argument(
         "--clip-sees",
         choices=["processed", "tokenized"],
         default="processed",
-        help="processed: for understanding (%(default)s); tokenized: for reconstruction",
+        help="image for CLIP: processed, for understanding (default), or tokenized, for reconstruction",
     )
-    parser.add_argument("--features", choices=["fp32", "fp16"], default="fp32", help="stored as")
-    parser.add_argument("--keep-images", action="store_true", help="keep the images beside them")
-    parser.add_argument("--batch-size", type=int, default=32, help="default %(default)s")
+    parser.add_argument(
+        "--features", choices=["fp32", "fp16"], default="fp32", help="dtype on disk"
+    )
+    parser.add_argument(
+        "--keep-images", action="store_true", help="keep the images beside their codes"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=32, help="images per forward pass (%(default)s)"
+    )
     parser.add_argument("--precision", choices=["fp32", "bf16", "auto"], default="fp32")
     add_storage_options(parser)
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher

@@ -1,14 +1,11 @@
-"""Runs the frozen encoders over image shards once: training then reads codes or features, no images.
+"""Encode image shards with the frozen encoders once, so that training reads codes or features, not images.
 
-The shards that are written hold the samples of the shards that are read, one for one and under the same
-keys, ``codes.npy`` or ``features.npy`` in place of the image: a stream over the ones visits the same
-samples in the same order as over the others. A sample whose image cannot be read is copied as it is, and
-skipped again in training.
+An encoded shard holds the samples of its image shard under the same keys and in the same order, with
+``codes.npy`` or ``features.npy`` in place of the image, so a stream visits the same samples in the same order
+in both. A sample whose image cannot be read is copied unchanged; training skips it as before.
 """
 
-import hashlib
 import io
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,13 +13,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from showo_data import clip_transform, vq_transform
+from showo_data.files import claim
 from showo_data.members import CODES, CONDITION, FEATURES, IMAGES, BadSampleError, read_image
 from showo_data.shards import OpenShards, ShardHeader, Storage, index_path, load_index, write_shard
-from showo_dist.models.clip import ClipTower
-from showo_dist.models.encoders import condition_pixels
+from showo_dist.models.encoders import ClipTower, condition_pixels
 from showo_dist.models.magvitv2 import MAGVITv2
 from showo_dist.runtime.precision import autocast
 from showo_dist.runtime.ranks import Ranks
@@ -33,20 +30,20 @@ _FLOATS = {"fp32": np.float32, "fp16": np.float16}
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeSettings:
-    """What fixes the content of encoded shards.
+    """Everything that decides the content of encoded shards.
 
     Attributes:
-        tokenizer: the :func:`fingerprint` of its encoder; None: no codes.
-        resolution: side in pixels that images are brought to for the tokenizer; None without one.
+        tokenizer: digest of the tokenizer's encoder; None: write no codes.
+        resolution: side in pixels to which images are resized for the tokenizer; None without a tokenizer.
         resize: ``short`` (and crop) or ``squash``, see :func:`showo_data.vq_transform`.
         condition_scale: also encode RecA's condition, the image shrunk by this factor; None: do not.
         resize_back: enlarge the condition to the image's size again.
-        keep_images: keep the images beside their codes.
-        precision: ``fp32``, or ``bf16``, which flips some codes of latents near 0.
-        clip: the :func:`fingerprint` of a CLIP tower; None: no features.
+        keep_images: keep the images beside their encodings.
+        precision: ``fp32``, or ``bf16``, which changes some codes whose latents are near 0.
+        clip: digest of the CLIP tower; None: write no features.
         clip_sees: ``processed``: the image as CLIP's own processor prepares it, for understanding;
-            ``tokenized``: the tokenizer's image, as RecA does for reconstruction.
-        features: type that features are stored in; fp16 halves them, and rounds.
+            ``tokenized``: the tokenizer's image, for RecA's reconstruction.
+        features: dtype of stored features; fp16 takes half the space and rounds.
     """
 
     tokenizer: str | None
@@ -63,11 +60,11 @@ class EncodeSettings:
 
 @dataclass(frozen=True)
 class FrozenEncoders:
-    """The networks that encode, in eval mode on one device; at least one of them.
+    """The encoding networks, at least one, in eval mode on one device.
 
     Attributes:
-        vq: gives codes.
-        clip: gives features.
+        vq: the image tokenizer, for codes.
+        clip: the CLIP tower, for features.
     """
 
     vq: MAGVITv2 | None = None
@@ -76,7 +73,7 @@ class FrozenEncoders:
 
 @dataclass
 class EncodeReport:
-    """What one rank did: shards written, shards that were there already, samples, unreadable images."""
+    """Counts of one rank: shards written, shards skipped as finished, samples, unreadable images."""
 
     written: int = 0
     skipped: int = 0
@@ -94,26 +91,24 @@ def encode_shards(
     progress: Callable[[int, int], None] = lambda done, total: None,
     storage: Storage | None = None,
 ) -> EncodeReport:
-    """Encode every ``world``-th shard, from the rank's own on; shards that are finished are left alone.
+    """Encode this rank's part of the shards: shard numbers rank, rank + world, … Finished shards are skipped.
 
     Args:
-        urls: image shards, as paths or brace patterns.
-        out: folder of the new shards, which keep their names.
+        urls: image shards, as paths, URLs or brace patterns.
+        out: folder of the encoded shards, which have the names of their image shards.
         encoders: on the rank's device.
-        settings: what to write.
-        ranks: this process among those that share the work.
+        settings: the content to write.
+        ranks: this process and the number of processes that share the work.
         batch_size: images per forward pass.
         progress: called with (samples done, samples of this rank).
-        storage: how the image shards are reached.
+        storage: access to remote image shards.
 
     Raises:
-        ValueError: two shards of one name, or ``out`` was begun with other settings.
+        ValueError: two shards have one name, or ``out`` was begun with other settings.
     """
     folder, headers = Path(out), load_index(urls, storage)
     _check_names(headers)
-    if ranks.is_first:
-        _claim(folder, settings)
-    ranks.barrier()
+    ranks.first_alone(lambda: claim(folder, SETTINGS_NAME, asdict(settings), "encoded shards"))
     report, own = EncodeReport(), headers[ranks.rank :: ranks.world]
     total, done = sum(header.samples for header in own), 0
     encoder = _Encoder(encoders, settings, ranks.device, report, storage)
@@ -130,15 +125,6 @@ def encode_shards(
     return report
 
 
-def fingerprint(encoder: nn.Module) -> str:
-    """SHA-256 of what codes or features depend on: names and values of an encoder's weights."""
-    digest = hashlib.sha256()
-    for name, tensor in encoder.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.cpu().contiguous().numpy())
-    return digest.hexdigest()
-
-
 def _check_names(headers: Sequence[ShardHeader]) -> None:
     seen: dict[str, str] = {}
     for header in headers:
@@ -148,23 +134,8 @@ def _check_names(headers: Sequence[ShardHeader]) -> None:
         seen[name] = header.path
 
 
-def _claim(folder: Path, settings: EncodeSettings) -> None:
-    """Note the settings in ``folder``, or find that they are the ones it was begun with."""
-    path = folder / SETTINGS_NAME
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(asdict(settings), indent=2) + "\n")
-        return
-    begun = json.loads(path.read_text())
-    different = [key for key, value in asdict(settings).items() if begun.get(key) != value]
-    if different:
-        raise ValueError(
-            f"{folder} was begun with another {', '.join(different)} "
-            f"({path.name}): name another folder, or remove this one"
-        )
-
-
 def _is_finished(target: Path, header: ShardHeader) -> bool:
+    """Whether the encoded shard is there, with its index, which is written last, and all samples."""
     if not target.is_file() or not index_path(str(target)).is_file():
         return False
     return load_index(str(target))[0].samples == header.samples
@@ -172,7 +143,7 @@ def _is_finished(target: Path, header: ShardHeader) -> bool:
 
 @dataclass
 class _Encoder:
-    """Reads the samples of a shard and yields them with what is asked for in place of their images."""
+    """Yields the samples of a shard with codes and features in place of their images."""
 
     encoders: FrozenEncoders
     settings: EncodeSettings
@@ -201,7 +172,7 @@ class _Encoder:
         return samples
 
     def _pixels(self, sample: dict[str, Any]) -> dict[str, Tensor] | None:
-        """An image ``tokenized`` and ``processed``, as far as needed; None where it cannot be read."""
+        """Pixels of the image as the networks take them: ``tokenized``, ``processed``; None if unreadable."""
         settings, pixels = self.settings, {}
         try:
             image = read_image(sample.get)
@@ -214,7 +185,7 @@ class _Encoder:
         return pixels
 
     def _columns(self, images: list[dict[str, Tensor]]) -> dict[str, np.ndarray]:
-        """The new members of a batch of samples, by extension."""
+        """Encode a batch; return the new members by extension, each with one row per sample."""
         columns: dict[str, np.ndarray] = {}
         with autocast(self.settings.precision, self.device):
             if self.encoders.vq is not None:
@@ -224,13 +195,13 @@ class _Encoder:
                 pixels_B3HW = torch.stack([p[self.settings.clip_sees] for p in images]).to(
                     self.device
                 )
-                features_BPC = self.encoders.clip(pixels_B3HW).float().cpu().numpy()
-                columns[FEATURES] = features_BPC.astype(_FLOATS[self.settings.features])
+                features_BSC = self.encoders.clip(pixels_B3HW).float().cpu().numpy()
+                columns[FEATURES] = features_BSC.astype(_FLOATS[self.settings.features])
         return columns
 
     def _code_columns(self, vq: MAGVITv2, pixels_B3HW: Tensor) -> dict[str, np.ndarray]:
-        """``codes.npy`` and, where it is asked for, ``condition.npy``, in the smallest type that will do."""
-        small = np.uint16 if vq.config.codebook_size <= 2**16 else np.int32
+        """``codes.npy`` and, if set, ``condition.npy``."""
+        small = np.uint16 if vq.config.codebook_size <= 2**16 else np.int32  # half the size on disk
         images = {CODES: pixels_B3HW}
         if self.settings.condition_scale is not None:
             scale, back = self.settings.condition_scale, self.settings.resize_back
@@ -250,7 +221,7 @@ def _read(files: OpenShards, shard: str, number: int) -> dict[str, Any]:
 
 
 def _npy(values: np.ndarray) -> bytes:
-    """An array file."""
+    """The array as the bytes of an npy file."""
     stream = io.BytesIO()
     np.save(stream, values, allow_pickle=False)
     return stream.getvalue()

@@ -1,1 +1,1 @@
-"""Checkpoints to model folders and back, and what is inside of either."""
+"""Export checkpoints as model folders, import model folders as checkpoints, and inspect both."""

@@ -8,17 +8,18 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
-from showo_dist.export.folders import DTYPES, LAYOUTS, Track, export
+from showo_dist.export.folders import DTYPES, LAYOUTS, Track, export, import_model
+from showo_dist.export.inspecting import inspect
 
 
-def _progress(what: str) -> Track:
-    """A bar on a terminal, nothing in a log."""
+def _progress(title: str) -> Track:
+    """A progress bar on a terminal; nothing in a log file."""
 
     def wrap(names: Iterable[str]) -> Iterable[str]:
         names = list(names)
         console = Console(stderr=True)
         return track(
-            names, what, total=len(names), console=console, disable=not console.is_terminal
+            names, title, total=len(names), console=console, disable=not console.is_terminal
         )
 
     return wrap
@@ -29,7 +30,7 @@ def _parser(command: str, description: str) -> argparse.ArgumentParser:
 
 
 def _add_sizes(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, required=True, help="folder to make")
+    parser.add_argument("--out", type=Path, required=True, help="folder to create")
     parser.add_argument(
         "--shard-gb", type=float, default=2.0, help="largest safetensors file, in GB (%(default)s)"
     )
@@ -46,7 +47,7 @@ def main_export(argv: Sequence[str]) -> int:
     parser = _parser("export", "Write a model folder from a checkpoint.")
     parser.add_argument("checkpoint", help="checkpoint, model folder or hub id")
     parser.add_argument("--to", choices=LAYOUTS, default="safetensors", help="layout (%(default)s)")
-    parser.add_argument("--dtype", choices=DTYPES, help="convert; default: as it is")
+    parser.add_argument("--dtype", choices=DTYPES, help="convert to; default: do not convert")
     parser.add_argument(
         "--merge-lora", action="store_true", help="merge the adapters of a LoRA run"
     )
@@ -67,8 +68,6 @@ def main_export(argv: Sequence[str]) -> int:
 
 def main_import(argv: Sequence[str]) -> int:
     """``showo-dist import DIR --out CKPT``."""
-    from showo_dist.export.folders import import_model
-
     parser = _parser("import", "Make a checkpoint from a model folder.")
     parser.add_argument("model", help="released folder, export or hub id")
     _add_sizes(parser)
@@ -85,13 +84,11 @@ def main_import(argv: Sequence[str]) -> int:
 
 def main_inspect(argv: Sequence[str]) -> int:
     """``showo-dist inspect CKPT``."""
-    from showo_dist.export.inspecting import inspect
-
-    parser = _parser("inspect", "Show what a checkpoint or model folder holds.")
+    parser = _parser("inspect", "Show the content of a checkpoint or model folder.")
     parser.add_argument("checkpoint", help="checkpoint, model folder or hub id")
     arguments = parser.parse_args(argv)
     console = Console()
-    # Tables for a log are as wide as they need to be.
+    # On a terminal, tables have its width; elsewhere they are wide enough for all columns.
     width = None if console.is_terminal else 200
     Console(file=sys.stdout, width=width).print(inspect(arguments.checkpoint))
     return 0

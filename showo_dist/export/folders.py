@@ -1,23 +1,23 @@
-"""Weights into files, one shard in memory at a time.
+"""Convert a checkpoint to a model folder that other programs can load, and a model folder to a checkpoint.
 
-A checkpoint, of any ZeRO stage and number of ranks, as a model folder that others can load.
-
-A model folder, released or exported, as a checkpoint of ours: weights alone, with checksums."""
+The checkpoint may be of any ZeRO stage and number of ranks. Weights are read and written one shard at a time,
+so that a model larger than memory can be converted (except to ``pytorch_model.bin``).
+"""
 
 import json
-import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from showo_data.files import folder_aside
 from showo_dist.checkpoint.folders import MANIFEST, TENSORS, FileEntry, manifest_text
 from showo_dist.checkpoint.parts import Part, write_part
 from showo_dist.checkpoint.slices import WEIGHT, Piece, TensorIndex
 from showo_dist.checkpoint.state import STATE, BatchShape, RunState, versions
+from showo_dist.models.showo import empty_model
 from showo_dist.models.weights.folder import (
     CONFIG_NAME,
     INDEX_NAME,
@@ -29,7 +29,7 @@ from showo_dist.models.weights.folder import (
     local_folder,
     read_json,
 )
-from showo_dist.models.weights.pretrained import config_json, empty_model, read_config
+from showo_dist.models.weights.pretrained import config_json, read_config
 from showo_dist.models.weights.sources import (
     LORA_KEY,
     Weights,
@@ -37,96 +37,9 @@ from showo_dist.models.weights.sources import (
     open_weights,
 )
 
-
-class SafetensorsWriter:
-    """``model.safetensors``, or shards with an index: tensors are written as soon as a shard is full.
-
-    Args:
-        folder: exists.
-        shard_bytes: a shard holds at most so much, or a single larger tensor.
-    """
-
-    def __init__(self, folder: Path, shard_bytes: int) -> None:
-        self.folder, self.shard_bytes = folder, shard_bytes
-        self._shard: dict[str, Tensor] = {}
-        self._bytes = 0
-        self._written: list[list[str]] = []
-
-    def add(self, name: str, tensor: Tensor) -> None:
-        """Take one tensor."""
-        if self._shard and self._bytes + tensor.nbytes > self.shard_bytes:
-            self._flush()
-        self._shard[name] = tensor.contiguous()
-        self._bytes += tensor.nbytes
-
-    def _flush(self) -> None:
-        save_file(self._shard, self._aside(len(self._written)), metadata={"format": "pt"})
-        self._written.append(list(self._shard))
-        self._shard, self._bytes = {}, 0
-
-    def _aside(self, number: int) -> Path:
-        return self.folder / f"shard-{number}.safetensors"
-
-    def close(self) -> None:
-        """Write what is left, and give the shards their names, which tell how many there are."""
-        if self._shard:
-            self._flush()
-        count = len(self._written)
-        if count == 1:
-            self._aside(0).rename(self.folder / SAFETENSORS_NAME)
-            return
-        places: dict[str, str] = {}
-        for number, names in enumerate(self._written):
-            file = f"model-{number + 1:05d}-of-{count:05d}.safetensors"
-            self._aside(number).rename(self.folder / file)
-            places |= dict.fromkeys(names, file)
-        size = sum((self.folder / file).stat().st_size for file in set(places.values()))
-        index = {"metadata": {"total_size": size}, "weight_map": places}
-        (self.folder / INDEX_NAME).write_text(json.dumps(index, indent=1) + "\n")
-
-
-class TorchWriter:
-    """``pytorch_model.bin``, which torch writes in one go: the whole model is in memory until :meth:`close`.
-
-    Args:
-        folder: exists.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._state: dict[str, Tensor] = {}
-
-    def add(self, name: str, tensor: Tensor) -> None:
-        """Take one tensor, without the rest of the file that it may be a view of."""
-        self._state[name] = tensor.contiguous().clone()
-
-    def close(self) -> None:
-        """Write all."""
-        torch.save(self._state, self.folder / TORCH_NAME)
-
-
 LAYOUTS = ("showo", "safetensors")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Track = Callable[[Iterable[str]], Iterable[str]]
-
-
-@contextmanager
-def fresh_folder(out: Path) -> Iterator[Path]:
-    """A folder aside that becomes ``out`` when all went well, and disappears when not.
-
-    Raises:
-        ValueError: ``out`` exists.
-    """
-    if out.exists():
-        raise ValueError(f"--out {out}: exists already; remove it or name another folder")
-    aside = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
-        yield aside
-        aside.rename(out)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def export(
@@ -143,25 +56,26 @@ def export(
 
     Args:
         source: checkpoint, model folder or hub id.
-        out: must not exist.
+        out: folder to create; must not exist.
         layout: ``showo``: ``config.json`` and ``unwrapped_model/pytorch_model.bin``, as the published
-            training code leaves it; ``safetensors``: ``config.json`` and ``model.safetensors``, or shards.
-        dtype: of :data:`DTYPES`; None keeps what is there (fp32 in a checkpoint).
-        merge_lora: add adapters to the weights that they were trained over.
-        shard_bytes: largest safetensors shard, and what is in memory at most.
+            training code writes them; ``safetensors``: ``config.json`` and ``model.safetensors``, or shards.
+        dtype: a key of :data:`DTYPES`; None keeps the dtype (fp32 in a checkpoint).
+        merge_lora: merge the adapters into the weights that they were trained on.
+        shard_bytes: largest safetensors shard, and most bytes of weights in memory.
         track: wraps the names while they are written, to show progress.
 
     Raises:
         FileNotFoundError, ValueError: the source cannot be read or is damaged, ``out`` exists, or there are
             adapters and ``merge_lora`` is false.
     """
+    _refuse_existing(out)
     folder = local_folder(source)
     if adapter_record(folder) and not merge_lora:
         raise ValueError(f"{folder}: holds LoRA adapters; add --merge-lora to merge and export")
     expected = empty_model(read_config(folder)).state_dict()
     weights = open_weights(folder)
     check_fit(folder, expected, weights.meta)
-    with fresh_folder(out) as aside:
+    with folder_aside(out) as aside:
         inner = aside / UNWRAPPED if layout == "showo" else aside
         inner.mkdir(exist_ok=True)
         for place in {aside, inner}:
@@ -174,8 +88,13 @@ def export(
         writer.close()
 
 
+def _refuse_existing(out: Path) -> None:
+    if out.exists():
+        raise ValueError(f"--out {out}: exists already; remove it or name another folder")
+
+
 def _whole_config(folder: Path) -> str:
-    """``config.json`` of a model without adapters."""
+    """``config.json`` without the entry of the adapters."""
     values = read_json(inner_folder(folder) / CONFIG_NAME)
     values.pop(LORA_KEY, None)
     return json.dumps(values, indent=2) + "\n"
@@ -184,24 +103,25 @@ def _whole_config(folder: Path) -> str:
 def import_model(
     source: str | Path, out: Path, *, shard_bytes: int = 2 * 10**9, track: Track = iter
 ) -> None:
-    """Write a checkpoint of step 0 from the weights of a model folder, in fp32.
+    """Write a checkpoint of step 0, in fp32 and with checksums, from the weights of a model folder.
 
-    It holds no moments, no schedule and no positions: runs start from it (``experiment.init_from``), and
-    none goes on from it.
+    It has no moments, schedule or stream positions: a run can start from it (``experiment.init_from``) but
+    not resume from it.
 
     Args:
         source: model folder or hub id.
-        out: must not exist, nor be called as the checkpoints of a run are.
-        shard_bytes: largest file, and what is in memory at most.
+        out: folder to create; must not exist, nor be named like a checkpoint of a run.
+        shard_bytes: largest file, and most bytes of weights in memory.
         track: wraps the names while they are written, to show progress.
 
     Raises:
-        FileNotFoundError, ValueError: the source cannot be read or does not fit its config, or ``out``
-            will not do.
+        FileNotFoundError, ValueError: the source cannot be read or does not fit its config, or ``out`` exists
+            or is named like a checkpoint of a run.
     """
+    _refuse_existing(out)
     if out.name.startswith("checkpoint-"):
         raise ValueError(
-            f"--out {out}: a run would take it for a checkpoint to go on from; name it otherwise"
+            f"--out {out}: a run would take it for a checkpoint to resume from; name it otherwise"
         )
     folder = local_folder(source)
     if adapter_record(folder):
@@ -210,9 +130,10 @@ def import_model(
     model = empty_model(showo)
     weights = open_weights(folder)
     check_fit(folder, model.state_dict(), weights.meta)
+    # A part's file name holds the number of parts, so the grouping is known before the first one is written.
     groups = list(_shards(weights, list(model.state_dict()), shard_bytes))
     names = iter(track(list(model.state_dict())))
-    with fresh_folder(out) as aside:
+    with folder_aside(out) as aside:
         (aside / CONFIG_NAME).write_text(config_json(showo, model))
         (aside / STATE).write_text(_state().to_json())
         parts = []
@@ -220,11 +141,11 @@ def import_model(
             pieces = [_piece(weights, next(names)) for _ in group]
             parts.append(write_part(aside, pieces, number, len(groups)))
         _describe(aside, parts)
-        next(names, None)
+        next(names, None)  # lets a progress bar finish
 
 
 def _shards(weights: Weights, names: list[str], limit: int) -> Iterator[list[str]]:
-    """Names in order, as many together as fit."""
+    """Group the names in order, each group with at most ``limit`` bytes of fp32 or a single tensor."""
     group: list[str] = []
     size = 0
     for name in names:
@@ -255,9 +176,77 @@ def _state() -> RunState:
 
 
 def _describe(aside: Path, parts: list[Part]) -> None:
-    """Where each tensor lies, and what the files must be like."""
+    """Write the index of the tensors and the manifest of sizes and checksums."""
     index = TensorIndex.of(placed for part in parts for placed in part.placed)
     (aside / TENSORS).write_text(index.to_json())
     known = {name: entry for part in parts for name, entry in part.files.items()}
     rest = {p.name: FileEntry.of(p) for p in aside.iterdir() if p.name not in known}
     (aside / MANIFEST).write_text(manifest_text(known | rest))
+
+
+class SafetensorsWriter:
+    """Writes ``model.safetensors``, or shards with an index, each as soon as it is full.
+
+    Args:
+        folder: existing folder.
+        shard_bytes: most bytes of a shard, unless a single tensor is larger.
+    """
+
+    def __init__(self, folder: Path, shard_bytes: int) -> None:
+        self.folder, self.shard_bytes = folder, shard_bytes
+        self._shard: dict[str, Tensor] = {}
+        self._bytes = 0
+        self._written: list[list[str]] = []
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Add a tensor to the present shard; write the shard first if it would become too large."""
+        if self._shard and self._bytes + tensor.nbytes > self.shard_bytes:
+            self._flush()
+        self._shard[name] = tensor.contiguous()
+        self._bytes += tensor.nbytes
+
+    def _flush(self) -> None:
+        save_file(self._shard, self._aside(len(self._written)), metadata={"format": "pt"})
+        self._written.append(list(self._shard))
+        self._shard, self._bytes = {}, 0
+
+    def _aside(self, number: int) -> Path:
+        return self.folder / f"shard-{number}.safetensors"
+
+    def close(self) -> None:
+        """Write the last shard, then rename all of them: their names hold the number of shards."""
+        if self._shard:
+            self._flush()
+        count = len(self._written)
+        if count == 1:
+            self._aside(0).rename(self.folder / SAFETENSORS_NAME)
+            return
+        places: dict[str, str] = {}
+        for number, names in enumerate(self._written):
+            file = f"model-{number + 1:05d}-of-{count:05d}.safetensors"
+            self._aside(number).rename(self.folder / file)
+            places |= dict.fromkeys(names, file)
+        size = sum((self.folder / file).stat().st_size for file in set(places.values()))
+        index = {"metadata": {"total_size": size}, "weight_map": places}
+        (self.folder / INDEX_NAME).write_text(json.dumps(index, indent=1) + "\n")
+
+
+class TorchWriter:
+    """Writes ``pytorch_model.bin``; the whole model is in memory until :meth:`close`.
+
+    Args:
+        folder: existing folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._state: dict[str, Tensor] = {}
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Add a tensor."""
+        # Cloned, because torch.save would write the whole file that a mapped tensor is a view of.
+        self._state[name] = tensor.contiguous().clone()
+
+    def close(self) -> None:
+        """Write the file."""
+        torch.save(self._state, self.folder / TORCH_NAME)

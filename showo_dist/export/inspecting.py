@@ -1,7 +1,7 @@
-"""What a checkpoint or model folder holds, as tables."""
+"""``showo-dist inspect``: show the content of a checkpoint or model folder as tables."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from showo_dist.models.weights.sources import (
     own_weights,
 )
 
-# What a parameter belongs to, by the beginning of its name; the first that fits counts.
+# Prefix of a parameter's name -> part of the model; the first match counts.
 _PARTS = {
     "showo.model.embed_tokens.": "embedding table",
     "showo.model.layers.": "blocks",
@@ -38,9 +38,12 @@ _PARTS = {
 
 
 def inspect(source: str | Path) -> RenderableType:
-    """Tables about a folder: where it stands, its parameters by part, its files.
+    """Make tables of a folder: facts about run and model, parameters by part, and files.
 
     A checkpoint's files are compared with their checksums first.
+
+    Args:
+        source: checkpoint, model folder or hub id.
 
     Raises:
         FileNotFoundError, ValueError: it cannot be read, or a file has changed.
@@ -57,10 +60,10 @@ def inspect(source: str | Path) -> RenderableType:
 def _run_facts(folder: Path) -> Iterator[tuple[str, str]]:
     reader = CheckpointReader(folder, check=False)
     state = reader.state
-    yield "kind", "checkpoint, all checksums right"
+    yield "kind", "checkpoint, all checksums match"
     yield "step", f"{state.step:,} (AdamW: {state.optimizer_steps:,})"
     moments = len(reader.names("exp_avg"))
-    yield "optimizer", f"moments of {moments} parameters" if moments else "none: weights alone"
+    yield "optimizer", f"moments of {moments} parameters" if moments else "none: weights only"
     for flow, position in state.positions.items():
         yield f"position in {flow}", f"{position:,}"
     yield "versions", _listed(state.versions)
@@ -71,7 +74,7 @@ def _run_facts(folder: Path) -> Iterator[tuple[str, str]]:
 def _config_facts(config: TrainConfig) -> Iterator[tuple[str, str]]:
     yield "run", f"{config.experiment.name} in {config.experiment.output_dir}"
     yield "started from", str(config.start_from or config.model.showo.llm_model_path)
-    yield "steps in all", f"{config.training.max_train_steps:,}"
+    yield "total steps", f"{config.training.max_train_steps:,}"
     rate, stage = config.optimizer.params.learning_rate, config.distributed.zero_stage
     yield "learning rate, ZeRO stage", f"{rate:g}, {stage}"
 
@@ -118,10 +121,6 @@ def _parameters(meta: Mapping[str, Tensor]) -> Table:
 
 def _files(folder: Path) -> Table:
     table = Table("file", "bytes", title="files", title_justify="left")
-    for path in _sorted_files(folder):
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         table.add_row(str(path.relative_to(folder)), f"{path.stat().st_size:,}")
     return table
-
-
-def _sorted_files(folder: Path) -> Iterable[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())

@@ -1,1 +1,1 @@
-"""What a run would take, predicted without starting it: memory, traffic, time."""
+"""Predict memory, traffic and time of a run without starting it."""

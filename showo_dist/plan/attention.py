@@ -1,4 +1,4 @@
-"""Attention kernels as memory sees them: what goes in, what comes out, what waits for the backward pass."""
+"""Stand-ins for attention kernels on the meta device, with the same outputs and tensors kept for backward."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from showo_kernels.sdpa import SdpaPlan
 
 @dataclass(frozen=True)
 class WholeRow:
-    """``native``, one kernel call over the packed row."""
+    """Plan of the ``native`` backend: one kernel call over the packed row."""
 
     tokens: int
 
@@ -40,7 +40,7 @@ class WholeRow:
 
 
 class FusedAttention(torch.autograd.Function):
-    """Any FlashAttention-like kernel: keeps its inputs, its output and one fp32 number per row and head."""
+    """A FlashAttention-like kernel: keeps inputs, output and one fp32 value per query row and head."""
 
     @staticmethod
     def forward(
@@ -52,11 +52,11 @@ class FusedAttention(torch.autograd.Function):
         rows: int,
         tokens_first: bool = False,
     ) -> Tensor:
-        """An output like ``query``.
+        """Allocate an output like ``query``.
 
         Args:
-            rows: how many numbers of log-sum-exp to keep.
-            tokens_first: the output lies as (B, T, H, D), whatever the layout of ``query``.
+            rows: number of log-sum-exp values to keep.
+            tokens_first: whether the output is laid out as (B, T, H, D) in memory.
         """
         if tokens_first:
             (b, h, t, d) = query.shape
@@ -88,7 +88,10 @@ def _sdpa(
     attn_mask: Tensor | None = None,
     **settings: Any,
 ) -> Tensor:
-    """torch's for numbers. It adds a mask as numbers of the query's type, and so do shapes."""
+    """torch's function for tensors with values; on the meta device, the allocations that it makes.
+
+    torch converts a boolean mask to the query's dtype first, which takes memory.
+    """
     if not query_BHQD.is_meta:
         return _torch_sdpa(query_BHQD, key_BHKD, value_BHKD, attn_mask, **settings)
     mask = None
@@ -101,7 +104,7 @@ def _sdpa(
 def _planned_for_real(
     build: Callable[..., Any],
 ) -> Callable[[Visibility, torch.device], Any]:
-    """Who sees whom stays a matter of numbers: the plan is made on the CPU."""
+    """Build the attention plan with real values on the CPU: it depends on the visibility's values."""
 
     def inner(visibility: Visibility, device: torch.device) -> Any:
         with _disable_current_modes():
@@ -111,16 +114,16 @@ def _planned_for_real(
 
 
 def _working_copy(x_BHTD: Tensor) -> Tensor:
-    """What ``sdpa`` does on a CPU: fp32 in the place of half precision."""
+    """Convert half precision to fp32, as ``sdpa`` does on a CPU."""
     return x_BHTD.float() if x_BHTD.dtype.itemsize == 2 else x_BHTD
 
 
 @contextmanager
 def attention_of_shapes(device: torch.device) -> Iterator[None]:
-    """Inside, ``native``, ``sdpa`` and ``flash`` run on meta tensors with the footprint of their kernels.
+    """Let ``native``, ``sdpa`` and ``flash`` run on meta tensors with the memory use of their kernels.
 
     Args:
-        device: whose kernels.
+        device: kind of device of a real run.
     """
     builders: dict[str, Callable[..., Any]] = {
         "native": WholeRow.build,

@@ -1,4 +1,4 @@
-"""The micro-batch that a plan reckons with: every flow of the config, samples of one assumed text length."""
+"""Make the micro-batch that a plan assumes: all flows of the config, samples of one assumed text length."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PROMPT_TOKENS, SYSTEM_TOKENS = 16, 28
 
 
 def mean_masking_rate(config: TrainConfig) -> float:
-    """Average of the config's schedule over t, which is uniform."""
+    """Mean masked fraction of image tokens: the config's schedule averaged over uniform t."""
     training = config.training
     t = (torch.arange(1000) + 0.5) / 1000
     rates = mask_schedule(training.mask_schedule)(t).clamp(min=training.min_masking_rate)
@@ -26,12 +26,12 @@ def mean_masking_rate(config: TrainConfig) -> float:
 
 
 class AssumedSamples:
-    """Sequences of a config's flows without data.
+    """Makes sequences of a config's flows without data.
 
     Args:
         config: of the run.
-        text_tokens: of a caption, text or conversation; None: as long as the config lets them be, which is
-            the most memory and time that a batch can take.
+        text_tokens: tokens of a caption, text or conversation; None: as many as the config allows, which
+            gives the largest memory and time.
     """
 
     def __init__(self, config: TrainConfig, text_tokens: int | None = None) -> None:
@@ -45,8 +45,8 @@ class AssumedSamples:
         """One rank's micro-batch, packed.
 
         Args:
-            multiple_of: tokens and labels are rounded up to it, as the trainer does.
-            scale: samples of every flow, in multiples of the config's.
+            multiple_of: tokens and labels are rounded up to a multiple of this, as in training.
+            scale: factor of the config's batch sizes.
         """
         flows = active_flows(self.config)
         sequences = [
@@ -122,7 +122,7 @@ class AssumedSamples:
 
 
 def on_meta(batch: PackedBatch) -> PackedBatch:
-    """Shapes of a batch; the visibility keeps its numbers, for attention is planned from them."""
+    """Move a batch to the meta device, except the visibility, whose values attention is planned from."""
     moved: dict[str, Any] = {}
     for item in fields(batch):
         value = getattr(batch, item.name)

@@ -10,31 +10,34 @@ from pathlib import Path
 from rich.console import Console
 
 from showo_dist.config import TrainConfig, load
+from showo_dist.config.rules import check
 
 _WIDTH = 120  # of the tables; narrower, numbers would be cut off
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options; what is none of them is the config."""
+    """The options of the command; all other arguments belong to the config."""
     parser = argparse.ArgumentParser(
         prog="showo-dist plan",
         usage="showo-dist plan config=FILE [key=value …] [options]",
         description="Memory, traffic and time of a run on any cluster, without starting anything.",
     )
-    parser.add_argument("--hosts", type=int, default=1, metavar="N")
-    parser.add_argument("--gpus-per-host", type=int, default=8, metavar="N")
+    parser.add_argument("--hosts", type=int, default=1, metavar="N", help="default %(default)s")
+    parser.add_argument(
+        "--gpus-per-host", type=int, default=8, metavar="N", help="default %(default)s"
+    )
     parser.add_argument("--gpu", default="h200", metavar="NAME", help="h200, h100 or a100")
     parser.add_argument(
-        "--link-gbit", type=float, metavar="G", help="Gb/s between two hosts, all cards together"
+        "--link-gbit", type=float, metavar="G", help="Gb/s between two hosts over all network cards"
     )
     parser.add_argument(
         "--text-tokens",
         type=int,
         metavar="T",
-        help="tokens of a caption, text or conversation (default: as long as the config lets them be)",
+        help="tokens of a caption, text or conversation (default: as many as the config allows)",
     )
     parser.add_argument(
-        "--encoded", action="store_true", help="the shards carry image codes: no encoder runs"
+        "--encoded", action="store_true", help="the shards hold image codes: no encoder runs"
     )
     parser.add_argument(
         "--scales",
@@ -42,19 +45,22 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[1, 2],
         metavar="S",
-        help="micro-batch sizes to look at, in multiples of the config's",
+        help="micro-batch sizes to predict, as factors of the config's",
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="build the engine as every rank in turn"
     )
     parser.add_argument(
-        "--scaling", type=Path, metavar="PNG", help="from 1 to 1,024 GPUs: tables and this plot"
+        "--scaling",
+        type=Path,
+        metavar="PNG",
+        help="predict 1 to 1,024 GPUs: print a table, write this plot",
     )
     return parser
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the plan; returns the exit code: 1 when the config's own setting does not fit in memory.
+    """Print the plan; return 1 if the config's own setting does not fit in memory, else 0.
 
     Raises:
         ValueError: an option or key is wrong.
@@ -62,13 +68,13 @@ def main(argv: Sequence[str]) -> int:
     options, arguments = parser().parse_known_args(list(argv))
     _check(options)
     config = load(arguments, TrainConfig, check=False)
-    config.check(for_training=False)
-    _refuse_offload(config)
+    check(config, for_training=False)
+    _refuse_unpredicted(config)
     from showo_dist.plan import report, scaling
-    from showo_dist.plan.hardware import gpu
+    from showo_dist.plan.timing import gpu
 
-    gpu(options.gpu)
-    warnings.simplefilter("ignore", FutureWarning)  # what DeepSpeed will have to change
+    gpu(options.gpu)  # raises for an unknown name
+    warnings.simplefilter("ignore", FutureWarning)  # from DeepSpeed
     console = Console(width=max(_WIDTH, Console().width))
     if options.scaling is not None:
         return scaling.show(config, options, console)
@@ -89,7 +95,12 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError(f"--link-gbit {options.link_gbit}: more than 0")
 
 
-def _refuse_offload(config: TrainConfig) -> None:
+def _refuse_unpredicted(config: TrainConfig) -> None:
+    if config.distributed.engine != "deepspeed":
+        raise ValueError(
+            f"distributed.engine = {config.distributed.engine}: only DeepSpeed's memory is predicted; plan "
+            "with distributed.engine=deepspeed and distributed.zero_stage=0"
+        )
     for key in ("offload_optimizer", "offload_param"):
         if getattr(config.distributed, key) != "none":
             raise ValueError(

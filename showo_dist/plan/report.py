@@ -1,6 +1,4 @@
-"""What limits a run, and the setting to change.
-
-What ``showo-dist plan`` prints."""
+"""The output of ``showo-dist plan``: tables, what limits a run, and which key to change."""
 
 from __future__ import annotations
 
@@ -15,78 +13,19 @@ from rich.table import Table
 
 from showo_dist.config import TrainConfig, active_flows
 from showo_dist.plan.engine_step import EngineOfShapes, StepProfile, fake_ranks
-from showo_dist.plan.hardware import Gpu, gpu
 from showo_dist.plan.shapes import PARTS
-from showo_dist.plan.study import TOKEN_MULTIPLE, ZERO_STAGES, Prediction, Setting, Study
-from showo_dist.plan.timing import Cluster
-from showo_dist.sequences import PackedBatch
+from showo_dist.plan.study import ZERO_STAGES, Prediction, Setting, Study
+from showo_dist.plan.timing import Cluster, Gpu, gpu
+from showo_dist.sequences import TOKEN_MULTIPLE, PackedBatch
 
-# Left to the CUDA context, NCCL's buffers and what the allocator cannot use.
+# The rest of the memory is for the CUDA context, NCCL's buffers and the allocator's fragmentation.
 USABLE_MEMORY = 0.92
-_MUCH = 0.2
-
-
-def fits(prediction: Prediction, gpu: Gpu) -> bool:
-    """Whether the predicted peak leaves room for what is not predicted."""
-    return prediction.profile.peak <= USABLE_MEMORY * gpu.memory
-
-
-def advice(own: Prediction, others: Sequence[Prediction], gpu: Gpu) -> list[str]:
-    """Lines about the config's own setting.
-
-    Args:
-        own: prediction of the setting that the config has.
-        others: of all settings looked at.
-        gpu: where it runs.
-    """
-    possible = [p for p in others if fits(p, gpu)]
-    if not fits(own, gpu):
-        return [_does_not_fit(own, possible, gpu)]
-    lines = [_limit(own)]
-    best = max(possible, key=lambda p: p.tokens / p.time.total_s)
-    gain = best.tokens / best.time.total_s / (own.tokens / own.time.total_s) - 1
-    if gain > 0.05:
-        lines.append(f"{gain:.0%} more tokens per second with {describe(best)}")
-    return lines
-
-
-def describe(prediction: Prediction) -> str:
-    """The keys that make a setting."""
-    setting = prediction.setting
-    keys = f"distributed.zero_stage={setting.zero_stage} "
-    keys += f"model.gradient_checkpointing={str(setting.checkpointing).lower()}"
-    return keys if setting.scale == 1 else f"{keys} and training.batch_size_* × {setting.scale}"
-
-
-def _does_not_fit(own: Prediction, possible: Sequence[Prediction], gpu: Gpu) -> str:
-    need = f"does not fit: {own.profile.peak / 1e9:.1f} GB of {gpu.memory / 1e9:.0f} GB"
-    if not possible:
-        return f"{need}, nor does any setting above: lower training.batch_size_* and accumulate"
-    best = max(possible, key=lambda p: p.tokens / p.time.total_s)
-    return f"{need}; what fits and is fastest: {describe(best)}"
-
-
-def _limit(own: Prediction) -> str:
-    exposed = own.time.exposed_s / own.time.total_s
-    encoders = own.compute.encoders_s / own.time.total_s
-    if exposed > _MUCH and exposed >= encoders:
-        return (
-            f"limited by the network: {exposed:.0%} of the step waits for it; raise "
-            "training.gradient_accumulation_steps or training.batch_size_*, or lower distributed.zero_stage"
-        )
-    if encoders > _MUCH:
-        return (
-            f"limited by the frozen encoders: {encoders:.0%} of the step; encode the shards once, "
-            "ahead of training, with showo-dist encode"
-        )
-    return f"limited by compute: the network adds {exposed:.0%}, the frozen encoders {encoders:.0%}"
-
-
+_MUCH = 0.2  # fraction of a step above which the network or the encoders are reported as the limit
 GB = 1e9
 
 
 def hardware_of(options: argparse.Namespace) -> tuple[Gpu, Cluster]:
-    """The table's row and the cluster of the command line."""
+    """GPU and cluster that the command line asks for."""
     row = gpu(options.gpu)
     if options.link_gbit is not None:
         row = replace(row, host_rate=options.link_gbit * 1e9 / 8)
@@ -94,7 +33,7 @@ def hardware_of(options: argparse.Namespace) -> tuple[Gpu, Cluster]:
 
 
 def show_plan(config: TrainConfig, options: argparse.Namespace, console: Console) -> int:
-    """All tables; 1 when the config's own setting does not fit."""
+    """Print all tables and the advice; return 1 if the config's own setting does not fit, else 0."""
     row, cluster = hardware_of(options)
     study = Study(config, row, cluster, options.text_tokens, options.encoded)
     scales = sorted({1, *options.scales})
@@ -171,7 +110,7 @@ def _data_line(own: Prediction, config: TrainConfig, cluster: Cluster) -> str:
 
 
 def show_dry_run(config: TrainConfig, options: argparse.Namespace, console: Console) -> int:
-    """Every rank's engine in turn, in this process; 1 when a rank does not fit."""
+    """Build every rank's engine in turn, in this process; return 1 if a rank does not fit, else 0."""
     row, cluster = hardware_of(options)
     batch = Study(config, row, cluster, options.text_tokens).samples.micro_batch(TOKEN_MULTIPLE)
     ranks = track(range(cluster.ranks), "ranks", console=console, transient=True)
@@ -179,6 +118,7 @@ def show_dry_run(config: TrainConfig, options: argparse.Namespace, console: Cons
     held = [parts for parts, _ in built]
     first = built[0][1]
     assert first is not None
+    # Ranks differ in what they hold; a step adds the same to each, so that one step is enough.
     passing = first.peak - sum(held[0].values())
     console.print(_rank_table(held, passing, cluster))
     most = max(sum(parts.values()) for parts in held) + passing
@@ -195,14 +135,14 @@ def show_dry_run(config: TrainConfig, options: argparse.Namespace, console: Cons
 def _one_rank(
     config: TrainConfig, rank: int, world: int, batch: PackedBatch | None
 ) -> tuple[dict[str, int], StepProfile | None]:
-    """What a rank's engine holds once it is built, and a step of it if there is a batch."""
+    """Bytes of each part that a rank's new engine holds, and the profile of a step if there is a batch."""
     with fake_ranks(rank, world):
         engine = EngineOfShapes(config, torch.device("cuda"))
         return engine.held(), None if batch is None else engine.step(batch)
 
 
 def _rank_table(held: Sequence[dict[str, int]], passing: int, cluster: Cluster) -> Table:
-    """One line per host: its ranks differ by padding alone."""
+    """One line per host, because its ranks differ only by padding."""
     table = Table(title="GB that ranks hold between steps")
     for column in ("host", "ranks", *PARTS, "least", "most", "peak of a step"):
         table.add_column(column, justify="right")
@@ -219,3 +159,59 @@ def _rank_table(held: Sequence[dict[str, int]], passing: int, cluster: Cluster) 
             f"{(max(sums) + passing) / GB:.3f}",
         )
     return table
+
+
+def fits(prediction: Prediction, gpu: Gpu) -> bool:
+    """Whether the predicted peak is within the usable memory."""
+    return prediction.profile.peak <= USABLE_MEMORY * gpu.memory
+
+
+def advice(own: Prediction, others: Sequence[Prediction], gpu: Gpu) -> list[str]:
+    """Say what limits the config's own setting, and which keys make it fit or faster.
+
+    Args:
+        own: prediction of the config's own setting.
+        others: predictions of all settings.
+        gpu: figures of the GPU.
+    """
+    possible = [p for p in others if fits(p, gpu)]
+    if not fits(own, gpu):
+        return [_does_not_fit(own, possible, gpu)]
+    lines = [_limit(own)]
+    best = max(possible, key=lambda p: p.tokens / p.time.total_s)
+    gain = best.tokens / best.time.total_s / (own.tokens / own.time.total_s) - 1
+    if gain > 0.05:
+        lines.append(f"{gain:.0%} more tokens per second with {describe(best)}")
+    return lines
+
+
+def describe(prediction: Prediction) -> str:
+    """The config keys of a setting, as ``key=value``."""
+    setting = prediction.setting
+    keys = f"distributed.zero_stage={setting.zero_stage} "
+    keys += f"model.gradient_checkpointing={str(setting.checkpointing).lower()}"
+    return keys if setting.scale == 1 else f"{keys} and training.batch_size_* × {setting.scale}"
+
+
+def _does_not_fit(own: Prediction, possible: Sequence[Prediction], gpu: Gpu) -> str:
+    need = f"does not fit: {own.profile.peak / 1e9:.1f} GB of {gpu.memory / 1e9:.0f} GB"
+    if not possible:
+        return f"{need}, nor does any setting above: lower training.batch_size_* and accumulate"
+    best = max(possible, key=lambda p: p.tokens / p.time.total_s)
+    return f"{need}; what fits and is fastest: {describe(best)}"
+
+
+def _limit(own: Prediction) -> str:
+    exposed = own.time.exposed_s / own.time.total_s
+    encoders = own.compute.encoders_s / own.time.total_s
+    if exposed > _MUCH and exposed >= encoders:
+        return (
+            f"limited by the network: {exposed:.0%} of the step waits for it; raise "
+            "training.gradient_accumulation_steps or training.batch_size_*, or lower distributed.zero_stage"
+        )
+    if encoders > _MUCH:
+        return (
+            f"limited by the frozen encoders: {encoders:.0%} of the step; encode the shards once, "
+            "ahead of training, with showo-dist encode"
+        )
+    return f"limited by compute: the network adds {exposed:.0%}, the frozen encoders {encoders:.0%}"

@@ -1,4 +1,4 @@
-"""Weak and strong scaling from 1 to 1,024 GPUs, on paper."""
+"""Predict weak and strong scaling from 1 to 1,024 GPUs."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from showo_dist.plan.shapes import Collective
 from showo_dist.plan.study import Prediction, Study
 from showo_dist.plan.timing import Cluster, Compute, step_time
 
-GPUS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+GPU_COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 @dataclass(frozen=True)
 class Point:
-    """One number of GPUs: seconds per step and MFU, with the same batch per GPU, and with the same in all."""
+    """Seconds per step and MFU on a number of GPUs; weak: same batch per GPU, strong: same global batch."""
 
     gpus: int
     weak_s: float
@@ -32,12 +32,17 @@ class Point:
 
 
 def points(study: Study, own: Prediction, micro_steps: int) -> list[Point]:
-    """The curve of a config's own setting.
+    """Predict the scaling curve of the config's own setting.
 
     Weak: every GPU takes the config's micro-batches. Strong: the global batch is that of 1,024 GPUs with one
-    micro-step each; fewer GPUs accumulate.
+    micro-step each; fewer GPUs accumulate gradients.
+
+    Args:
+        study: of the config.
+        own: prediction of the config's own setting.
+        micro_steps: per optimizer step of that prediction.
     """
-    return [_point(study, own, gpus, micro_steps) for gpus in GPUS]
+    return [_point(study, own, gpus, micro_steps) for gpus in GPU_COUNTS]
 
 
 def _cluster(study: Study, gpus: int) -> Cluster:
@@ -51,7 +56,7 @@ def _point(study: Study, own: Prediction, gpus: int, micro_steps: int) -> Point:
     update = own.compute.optimizer_s * (study.cluster.ranks if own.setting.zero_stage else 1)
     compute = replace(own.compute, optimizer_s=update / shares)
     weak = step_time(compute, own.profile.collectives, cluster)
-    accumulated = GPUS[-1] // gpus
+    accumulated = GPU_COUNTS[-1] // gpus
     many = _accumulating(compute, accumulated / micro_steps)
     calls = _repeated(own.profile.collectives, own.setting.zero_stage, accumulated)
     strong = step_time(many, calls, cluster)
@@ -65,7 +70,7 @@ def _point(study: Study, own: Prediction, gpus: int, micro_steps: int) -> Point:
 
 
 def _accumulating(compute: Compute, factor: float) -> Compute:
-    """The same update after ``factor`` times the micro-steps."""
+    """The compute of a step with ``factor`` times as many micro-steps; the update stays the same."""
     return Compute(
         forward_s=compute.forward_s * factor,
         backward_s=compute.backward_s * factor,
@@ -76,14 +81,14 @@ def _accumulating(compute: Compute, factor: float) -> Compute:
 
 
 def _repeated(calls: Sequence[Collective], stage: int, times: int) -> list[Collective]:
-    """ZeRO-2 and 3 send in every micro-step, ZeRO-0 and 1 once per update."""
+    """The collectives of ``times`` micro-steps: ZeRO-2 and 3 send in each of them, ZeRO-0 and 1 once."""
     if stage < 2:
         return list(calls)
     return [call for call in calls for _ in range(times if call.phase != "step" else 1)]
 
 
 def show(config: TrainConfig, options: argparse.Namespace, console: Console) -> int:
-    """Print the table and write the plot."""
+    """Print the table of the scaling curve and write its plot; return the exit code."""
     row, cluster = hardware_of(options)
     single = deepcopy(config)
     single.training.gradient_accumulation_steps = 1
@@ -116,7 +121,7 @@ def _table(curve: Sequence[Point], gpu: str, own: Prediction) -> Table:
 
 
 def plot(curve: Sequence[Point], path: Path) -> None:
-    """MFU over the number of GPUs, weak and strong."""
+    """Plot MFU over the number of GPUs, weak and strong."""
     import matplotlib
 
     matplotlib.use("agg")

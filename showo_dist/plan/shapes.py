@@ -1,15 +1,13 @@
-"""Running real training code on shapes alone: no memory, no numbers, every storage and collective on record.
+"""Run real training code on shapes alone, and record every allocation, release and collective.
 
-Tensors live on torch's meta device. A dispatch mode keeps them there whatever device is asked for, answers
-where code wants a number, and writes down what would have been allocated, freed and sent.
-
-
-What collectives send: bytes per rank, by the ring algorithms of NCCL and gloo."""
+Tensors are on torch's meta device, which has no memory and no values. A dispatch mode keeps them there
+whatever device the code asks for, and returns a constant where the code reads a value.
+"""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -28,13 +26,13 @@ PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "buffers"
 
 @dataclass(frozen=True)
 class Collective:
-    """One call of a collective as one rank sees it.
+    """One call of a collective, as one rank makes it.
 
     Attributes:
         kind: ``all_reduce``, ``all_gather``, ``reduce_scatter``, ``broadcast`` or ``reduce``.
-        bytes: size of the whole result (all_gather) or of the whole operand (the others).
-        ranks: of its group.
-        phase: of the step in which it was called.
+        bytes: size of the whole result for all_gather, of the whole operand otherwise.
+        ranks: number of ranks of the group.
+        phase: phase of the step in which the call is made.
     """
 
     kind: str
@@ -43,7 +41,7 @@ class Collective:
     phase: str
 
 
-# c10d's operations -> (our name, index of the argument whose tensors are the whole)
+# c10d's operations -> (kind, index of the argument that holds the whole tensors)
 _WHOLE: dict[str, tuple[str, int]] = {
     "allreduce_": ("all_reduce", 0),
     "allreduce_coalesced_": ("all_reduce", 0),
@@ -57,24 +55,23 @@ _WHOLE: dict[str, tuple[str, int]] = {
     "reduce_": ("reduce", 0),
 }
 
-
-# DeepSpeed's own notes of shapes (ZeRO-1 and 2) are such copies, asked for on the meta device itself. What it
-# asks for on the device of a parameter, which is the meta device here too, is real.
+# ZeRO-1 and 2 note shapes as such copies, which they explicitly create on the meta device: those take no
+# memory in a real run either. Copies on a parameter's device, which is the meta device only here, would.
 _NOTES = {torch.ops.aten.zeros_like.default, torch.ops.aten.empty_like.default}
 
 
 def _nbytes(value: Any) -> int:
-    """Bytes of the tensors themselves, not of the storages that they are views of."""
+    """Bytes of the tensors themselves, not of the storages that they view."""
     return sum(leaf.nbytes for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
 
 
 @dataclass
 class Ledger:
-    """What was allocated, freed and sent, in order.
+    """Record of allocations, releases and collectives, in order.
 
     Attributes:
-        events: (storage, bytes) of every allocation, and (storage, -bytes) of every release.
-        part: of :data:`PARTS`, by storage; may be corrected until it is read.
+        events: (storage, bytes) of every allocation and (storage, -bytes) of every release.
+        part: the one of :data:`PARTS` that a storage belongs to; may be corrected until it is read.
         marks: number of events at the begin of each phase.
         collectives: calls in order.
     """
@@ -85,7 +82,7 @@ class Ledger:
     collectives: list[Collective] = field(default_factory=list)
 
     def peak(self, since: str | None = None) -> tuple[int, dict[str, int]]:
-        """Largest number of live bytes from phase ``since`` on, and what they were by part."""
+        """Largest number of live bytes from phase ``since`` on, and the live bytes of each part then."""
         first = self.marks[since] if since else 0
         live = top = at = 0
         for index, (_, size) in enumerate(self.events):
@@ -95,7 +92,7 @@ class Ledger:
         return top, self._by_part(at + 1)
 
     def live(self) -> dict[str, int]:
-        """Bytes that are live at the end, by part."""
+        """Live bytes of each part at the end of the record."""
         return self._by_part(len(self.events))
 
     def _by_part(self, until: int) -> dict[str, int]:
@@ -106,10 +103,10 @@ class Ledger:
 
 
 class Shapes(TorchDispatchMode):
-    """The mode. Enter it, and what runs inside is shapes.
+    """The dispatch mode: code inside the ``with`` block runs on shapes.
 
     Args:
-        device: kind of device that the tensors would be on.
+        device: kind of device of a real run.
 
     Attributes:
         ledger: the record.
@@ -123,13 +120,13 @@ class Shapes(TorchDispatchMode):
         self._part, self._phase = "buffers", ""
 
     def phase(self, name: str, part: str) -> None:
-        """From now on it is ``name`` that runs, and what is allocated belongs to ``part``."""
+        """Begin phase ``name``; allocations in it belong to ``part``."""
         self.ledger.marks[name] = len(self.ledger.events)
         self._phase, self._part = name, part
 
     @contextmanager
     def allocating(self, part: str) -> Iterator[None]:
-        """Allocations inside belong to ``part``."""
+        """Assign the allocations inside the block to ``part``."""
         before, self._part = self._part, part
         try:
             yield
@@ -137,7 +134,7 @@ class Shapes(TorchDispatchMode):
             self._part = before
 
     def assign(self, part: str, tensors: Any) -> None:
-        """The storages of these tensors belong to ``part``, whenever they were allocated."""
+        """Assign the storages of these tensors to ``part``, whenever they were allocated."""
         for tensor in tensors:
             storage = self._known.get(tensor.untyped_storage())
             if storage is not None:
@@ -154,7 +151,8 @@ class Shapes(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
-        if func.is_view:  # allocates nothing; ZeRO-3 takes one per parameter and rank
+        # A view allocates nothing. It comes first for speed: ZeRO-3 makes one per parameter and rank.
+        if func.is_view:
             return func(*args, **kwargs)
         if func.namespace == "c10d":
             self._collective(func, args)
@@ -176,7 +174,7 @@ class Shapes(TorchDispatchMode):
         return result
 
     def _stays(self, tensor: Tensor, kwargs: dict[str, Any]) -> bool:
-        """Whether a copy is none where the tensor really is: the same device and type are asked for."""
+        """Whether a real run would return the tensor itself: it has the requested device and dtype."""
         device, dtype = kwargs.get("device"), kwargs.get("dtype")
         there = device is not None and torch.device(device).type == self._device.type
         return tensor.is_meta and there and dtype in (None, tensor.dtype)
@@ -188,6 +186,7 @@ class Shapes(TorchDispatchMode):
         self._known[storage] = number
         self.ledger.part[number] = self._part
         self.ledger.events.append((number, size))
+        # The finalizer records the release when the storage is garbage-collected.
         weakref.finalize(storage, self.ledger.events.append, (number, -size)).atexit = False
 
     def _collective(self, func: Any, args: Any) -> None:
@@ -203,7 +202,7 @@ class Shapes(TorchDispatchMode):
 
 
 def _all_on_meta(args: Any) -> Any:
-    """The arguments; where shapes and numbers mix (torch.tensor makes numbers), the latter as shapes too."""
+    """Move all tensors to the meta device if one is there already; torch.tensor makes them elsewhere."""
     tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
     if len({tensor.is_meta for tensor in tensors}) < 2:
         return args
@@ -220,14 +219,14 @@ def _takes_device(func: Any) -> bool:
 
 
 def _any_number(dtype: torch.dtype) -> bool | int | float:
-    """Nothing: no overflow, a norm of zero, which no step is skipped for."""
+    """The value that code reads from a tensor: 0, which means no overflow and skips no step."""
     if dtype == torch.bool:
         return False
     return 0.0 if dtype.is_floating_point else 0
 
 
 def storages_of(module: nn.Module) -> list[Tensor]:
-    """Parameters of a module as tensors, ZeRO-3's partitions included."""
+    """The tensors of a module's parameters, ZeRO-3's partitions included."""
     tensors: list[Tensor] = []
     for parameter in module.parameters():
         tensors.append(parameter.data)
@@ -235,31 +234,3 @@ def storages_of(module: nn.Module) -> list[Tensor]:
         if partition is not None:
             tensors.append(partition)
     return tensors
-
-
-# Of 1500 bytes in an Ethernet frame TCP with time stamps carries 1448; the frame's header has 14 more.
-FRAME_BYTES, PAYLOAD_BYTES = 1514, 1448
-
-
-def sent_bytes(call: Collective, ranks: int, backend: str) -> float:
-    """Bytes of payload that one rank sends.
-
-    Args:
-        call: the collective; its size is that of the whole.
-        ranks: of the group that it is made on.
-        backend: ``nccl`` or ``gloo``, whose reduce_scatter is an all_reduce.
-    """
-    share = (ranks - 1) / ranks
-    if call.kind == "all_reduce" or (call.kind == "reduce_scatter" and backend == "gloo"):
-        return 2 * share * call.bytes
-    return share * call.bytes
-
-
-def step_bytes(calls: Iterable[Collective], ranks: int, backend: str) -> float:
-    """Bytes of payload that one rank sends in one optimizer step."""
-    return sum(sent_bytes(call, ranks, backend) for call in calls)
-
-
-def on_the_wire(payload: float) -> float:
-    """Bytes of Ethernet frames that carry a TCP payload, in full frames."""
-    return payload * FRAME_BYTES / PAYLOAD_BYTES

@@ -1,4 +1,4 @@
-"""A config on a cluster: what each setting would take in memory, traffic and time."""
+"""Predict memory, traffic and time of a config on a cluster, for several settings."""
 
 from __future__ import annotations
 
@@ -14,28 +14,25 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from showo_dist.config import TrainConfig, active_flows
 from showo_dist.models.magvitv2 import MAGVITv2
 from showo_dist.models.magvitv2.config import MAGVITv2Config
-from showo_dist.models.weights.pretrained import build_showo
+from showo_dist.models.showo import build_showo
 from showo_dist.plan.batch import AssumedSamples
 from showo_dist.plan.engine_step import EngineOfShapes, StepProfile, fake_ranks
-from showo_dist.plan.hardware import Gpu
-from showo_dist.plan.shapes import step_bytes
-from showo_dist.plan.timing import Cluster, Compute, StepTime, step_time
-from showo_dist.sequences import PackedBatch
+from showo_dist.plan.timing import Cluster, Compute, Gpu, StepTime, step_bytes, step_time
+from showo_dist.sequences import TOKEN_MULTIPLE, PackedBatch
 from showo_dist.training.metrics import Work
 
-TOKEN_MULTIPLE = 128  # as the trainer packs
 ZERO_STAGES = (0, 1, 2, 3)
 _CUDA = torch.device("cuda")
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a plan varies.
+    """The keys that a plan varies.
 
     Attributes:
         zero_stage: 0 to 3.
-        checkpointing: whether activations are computed again.
-        scale: micro-batch size in multiples of the config's.
+        checkpointing: whether activations are recomputed in the backward pass.
+        scale: factor of the config's batch sizes.
     """
 
     zero_stage: int
@@ -43,7 +40,7 @@ class Setting:
     scale: int
 
     def of(self, config: TrainConfig) -> TrainConfig:
-        """The config with this setting, batch sizes aside."""
+        """Copy the config with this setting, except the batch sizes."""
         changed = deepcopy(config)
         changed.distributed.zero_stage = cast(Any, self.zero_stage)
         changed.model.gradient_checkpointing = self.checkpointing
@@ -52,7 +49,13 @@ class Setting:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What one rank needs and does in one optimizer step of a setting."""
+    """Prediction of one optimizer step of one rank with a setting.
+
+    Attributes:
+        sent: bytes of payload that the rank sends.
+        tokens: tokens that the rank computes, without padding.
+        mfu: model FLOPs utilisation.
+    """
 
     setting: Setting
     profile: StepProfile
@@ -63,7 +66,7 @@ class Prediction:
     mfu: float
 
     def days(self, steps: int) -> float:
-        """Length of a run of so many optimizer steps."""
+        """Days that ``steps`` optimizer steps take."""
         return steps * self.time.total_s / 86400
 
 
@@ -74,14 +77,15 @@ def model_of_shapes(config: TrainConfig) -> Any:
 
 
 def encoder_flops(config: TrainConfig) -> float:
-    """Work of the frozen encoders on one rank's micro-batch of images that are not encoded ahead."""
+    """FLOPs of the frozen encoders on one rank's micro-batch, if its images are not encoded ahead."""
     flows = active_flows(config)
     images = sum(flow.batch_size for name, flow in flows.items() if name != "lm")
     clip = config.model.showo.w_clip_vit
     understood = sum(flows[name].batch_size for name in ("mmu", "recon") if name in flows)
+    # In CLIP models an mmu image needs no codes; else a recon sample's condition image needs codes as well.
     coded = images - (flows["mmu"].batch_size if clip and "mmu" in flows else 0)
     if "recon" in flows and not clip:
-        coded += flows["recon"].batch_size  # its condition is an image of its own
+        coded += flows["recon"].batch_size
     total = coded * _vq_flops(config)
     return total + (understood * _clip_flops() if clip else 0.0)
 
@@ -101,7 +105,7 @@ def _vq_flops(config: TrainConfig) -> float:
 
 
 def _clip_flops() -> float:
-    """Of CLIP ViT-L/14-336, the tower that the published configs name."""
+    """FLOPs per image of CLIP ViT-L/14-336, the tower of the published configs."""
     sizes = CLIPVisionConfig(
         hidden_size=1024,
         intermediate_size=4096,
@@ -117,14 +121,14 @@ def _clip_flops() -> float:
 
 
 class Study:
-    """Predictions of one config.
+    """Predictions for one config.
 
     Args:
         config: of the run.
-        gpu: a row of the hardware table.
-        cluster: where it would run.
-        text_tokens: see :class:`~showo_dist.plan.batch.AssumedSamples`.
-        encoded: whether the shards carry image codes, so that no encoder runs.
+        gpu: figures of the GPU.
+        cluster: of the run.
+        text_tokens: as in :class:`~showo_dist.plan.batch.AssumedSamples`.
+        encoded: whether the shards hold image codes, so that no encoder runs.
     """
 
     def __init__(
@@ -145,7 +149,13 @@ class Study:
     def predictions(
         self, scales: Sequence[int], stages: Sequence[int] = ZERO_STAGES, both: bool = True
     ) -> Iterator[Prediction]:
-        """One prediction per stage, checkpointing (``both``: with and without) and micro-batch size."""
+        """Yield a prediction for each ZeRO stage, checkpointing and scale.
+
+        Args:
+            scales: factors of the config's batch sizes.
+            stages: ZeRO stages.
+            both: predict with and without checkpointing; else as in the config.
+        """
         wanted = (False, True) if both else (self.config.model.gradient_checkpointing,)
         for stage in stages:
             for checkpointing in wanted:
@@ -160,7 +170,7 @@ class Study:
                 yield self.predict(replace(setting, scale=scale), profile, batch)
 
     def predict(self, setting: Setting, profile: StepProfile, batch: PackedBatch) -> Prediction:
-        """Time and traffic of a profile on this study's cluster."""
+        """Add time and traffic on this study's cluster to a profile."""
         micro_steps = self.config.training.gradient_accumulation_steps
         shares = self.cluster.ranks if setting.zero_stage else 1
         compute = Compute.on(

@@ -1,29 +1,113 @@
-"""Seconds of an optimizer step: compute, what communication adds to it, and reading data."""
+"""Predict the seconds of an optimizer step from figures of the hardware: compute and ring collectives."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from showo_dist.plan.hardware import (
-    ADAM_BYTES_PER_PARAMETER,
-    COLLECTIVE_LATENCY_S,
-    TRAINING_EFFICIENCY,
-    Gpu,
+from showo_dist.plan.shapes import Collective
+from showo_dist.training.metrics import GPU_PEAKS
+
+# Fraction of the data sheet's FLOP/s that training of a model of this size reaches without waiting for a
+# network: MPT-1B (24 layers of width 2048, as Show-o) on 8 H100 has 41.8 % MFU in llm-foundry's table of
+# throughput benchmarks.
+TRAINING_EFFICIENCY = 0.418
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """Figures of one kind of GPU.
+
+    Attributes:
+        flops: dense bf16 FLOP/s.
+        memory: bytes of memory.
+        memory_rate: bytes/s of that memory.
+        link_rate: bytes/s in each direction that NCCL reaches in a ring of the GPUs of one host.
+        host_rate: bytes/s in each direction that NCCL reaches between two hosts over all network cards.
+        source: of the figures.
+    """
+
+    flops: float
+    memory: float
+    memory_rate: float
+    link_rate: float
+    host_rate: float
+    source: str
+
+
+# Rates that NCCL's ring reaches: 370 of 450 GB/s over fourth-generation NVLink (nccl-tests issue 212), 46 to
+# 48 of 50 GB/s over a card of 400 Gb/s (issue 290), 208 of 300 GB/s over the A100's NVLink (issue 178), 96 of
+# 100 GB/s over four cards of 200 Gb/s (issue 119).
+_HOPPER = "NVIDIA data sheet (SXM); hosts with 8 cards of 400 Gb/s; nccl-tests issues 212 and 290"
+_AMPERE = (
+    "NVIDIA data sheet (SXM 80 GB); hosts with 8 cards of 200 Gb/s; nccl-tests issues 178, 119"
 )
-from showo_dist.plan.shapes import Collective, on_the_wire, sent_bytes
+GPUS: dict[str, Gpu] = {
+    "h200": Gpu(GPU_PEAKS["H200"], 141e9, 4.8e12, 370e9, 8 * 47e9, _HOPPER),
+    "h100": Gpu(GPU_PEAKS["H100"], 80e9, 3.35e12, 370e9, 8 * 47e9, _HOPPER),
+    "a100": Gpu(GPU_PEAKS["A100"], 80e9, 2.04e12, 208e9, 2 * 96e9, _AMPERE),
+}
+
+# Seconds of a collective besides the time of its bytes, per doubling of the ranks. Assumed, not measured: 36
+# microseconds on 8 GPUs. It matters only for very small micro-batches.
+COLLECTIVE_LATENCY_S = 12e-6
+# AdamW on fp32 master weights reads the gradient, reads and writes weight and both moments, and writes a bf16
+# copy of the weight.
+ADAM_BYTES_PER_PARAMETER = 4 * 7 + 2
+
+
+def gpu(name: str) -> Gpu:
+    """Look up a GPU by name.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
+    if name not in GPUS:
+        raise ValueError(f"--gpu {name}: allowed are {', '.join(GPUS)}")
+    return GPUS[name]
+
+
+# An Ethernet frame has a header of 14 bytes and 1500 more, of which TCP with time stamps leaves 1448 for
+# payload.
+FRAME_BYTES, PAYLOAD_BYTES = 1514, 1448
+
+
+def sent_bytes(call: Collective, ranks: int, backend: str) -> float:
+    """Bytes of payload that one rank sends in a collective, by the ring algorithm.
+
+    Args:
+        call: the collective.
+        ranks: number of ranks of its group.
+        backend: ``nccl`` or ``gloo``; gloo's reduce_scatter is an all_reduce.
+    """
+    share = (ranks - 1) / ranks
+    if call.kind == "all_reduce" or (call.kind == "reduce_scatter" and backend == "gloo"):
+        return 2 * share * call.bytes
+    return share * call.bytes
+
+
+def step_bytes(calls: Iterable[Collective], ranks: int, backend: str) -> float:
+    """Bytes of payload that one rank sends in one optimizer step."""
+    return sum(sent_bytes(call, ranks, backend) for call in calls)
+
+
+def on_the_wire(payload: float) -> float:
+    """Bytes of the Ethernet frames that carry a TCP payload, all of them full."""
+    return payload * FRAME_BYTES / PAYLOAD_BYTES
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where a run takes place.
+    """The hosts of a run and their network.
 
     Attributes:
-        hosts, per_host: hosts, and ranks on each.
+        hosts: number of hosts.
+        per_host: ranks per host.
         backend: ``nccl`` or ``gloo``.
-        rank_rate: bytes/s that a ring inside one host carries, each way.
-        host_rate: bytes/s between two hosts, each way, as frames on the wire for gloo.
-        latency_s: of a collective, per doubling of the ranks.
+        rank_rate: bytes/s in each direction of a ring inside one host.
+        host_rate: bytes/s in each direction between two hosts; for gloo, of frames on the wire.
+        latency_s: seconds of a collective besides its bytes, per doubling of the ranks.
         overlaps: whether gradients are sent while the backward pass computes.
     """
 
@@ -41,12 +125,12 @@ class Cluster:
 
     @classmethod
     def of(cls, gpu: Gpu, hosts: int, per_host: int) -> Cluster:
-        """GPUs of the table, joined by NCCL."""
+        """A cluster of GPUs of the table with NCCL."""
         rates = gpu.link_rate, gpu.host_rate
         return cls(hosts, per_host, "nccl", *rates, COLLECTIVE_LATENCY_S, overlaps=True)
 
     def seconds(self, call: Collective) -> float:
-        """Time of one collective over all ranks. A ring that leaves hosts is as slow as the way out."""
+        """Time of one collective over all ranks; the slowest link of the ring decides."""
         if self.ranks == 1:
             return 0.0
         sent = sent_bytes(call, self.ranks, self.backend)
@@ -59,13 +143,14 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Compute:
-    """Work of one rank in one optimizer step.
+    """Seconds of compute of one rank in one optimizer step.
 
     Attributes:
-        forward_s, backward_s: seconds of the model, recomputation in ``backward_s``.
-        encoders_s: of the frozen encoders, before the step.
-        optimizer_s: of the update.
-        useful_flops: that count for MFU.
+        forward_s: the model's forward passes.
+        backward_s: the model's backward passes, recomputation included.
+        encoders_s: the frozen encoders, before the step.
+        optimizer_s: the update.
+        useful_flops: FLOPs that count for MFU.
     """
 
     forward_s: float
@@ -83,7 +168,15 @@ class Compute:
         recomputed: bool,
         encoder_flops: float = 0.0,
     ) -> Compute:
-        """On a GPU of the table: a third of the useful work is the forward pass, done twice if recomputed."""
+        """Seconds on a GPU. A third of the useful work is the forward pass, which checkpointing repeats.
+
+        Args:
+            gpu: figures of the GPU.
+            useful_flops: of one rank and optimizer step.
+            updated_parameters: parameters that this rank updates.
+            recomputed: whether activations are recomputed in the backward pass.
+            encoder_flops: of the frozen encoders.
+        """
         rate = gpu.flops * TRAINING_EFFICIENCY
         forward = useful_flops / 3 / rate
         return cls(
@@ -97,7 +190,7 @@ class Compute:
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of one optimizer step and what they are made of."""
+    """Seconds of one optimizer step: compute, communication, and the exposed part of communication."""
 
     compute_s: float
     communication_s: float
@@ -108,15 +201,15 @@ class StepTime:
         return self.compute_s + self.exposed_s
 
     def mfu(self, compute: Compute, gpu: Gpu) -> float:
-        """Share of the data sheet's FLOP/s that is useful work."""
+        """Model FLOPs utilisation: useful FLOP/s as a fraction of the data sheet's."""
         return compute.useful_flops / self.total_s / gpu.flops
 
 
 def step_time(compute: Compute, calls: list[Collective], cluster: Cluster) -> StepTime:
-    """Time of a step.
+    """Predict the time of a step.
 
-    Gradients (and ZeRO-3's weights) travel while the pass that makes (or needs) them computes, where the
-    backend can; the update's collectives are waited for.
+    A backend that overlaps sends gradients (and fetches ZeRO-3's weights) while the same pass computes; the
+    collectives of the update are always waited for.
     """
     by_phase: dict[str, float] = {}
     for call in calls:

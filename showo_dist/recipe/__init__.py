@@ -1,4 +1,4 @@
-"""Stages that run one after the other, each in processes of its own, and can go on where they were."""
+"""Run stages one after the other, each in its own processes; a second call skips the finished ones."""
 
 from showo_dist.recipe.stages import Stage, StageRunner, launched, tool
 

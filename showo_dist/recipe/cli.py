@@ -1,9 +1,7 @@
-"""A recipe file: training stages in order, each starting from the one before.
+"""``showo-dist recipe FILE``: run training stages in order, each starting from the one before.
 
-``showo-dist recipe FILE``: training stages one after the other, each starting from the one before.
-
-A stage is finished when its last checkpoint is there, and is skipped then; one that was stopped goes on from
-its newest checkpoint.
+A stage is finished when its last checkpoint exists, and is then skipped. A stage that was stopped resumes
+from its newest checkpoint.
 """
 
 import argparse
@@ -23,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from showo_dist.config import TrainConfig, load, to_yaml
 from showo_dist.config.loader import load_file
+from showo_dist.config.rules import check
 from showo_dist.recipe.stages import Stage, StageRunner, launched
 
 TRAIN = "showo_dist.train"
@@ -31,45 +30,45 @@ _NAME = re.compile(r"[\w-]+")
 
 @dataclass(kw_only=True)
 class StageConfig:
-    """One stage of a recipe, as its file has it."""
+    """One stage of a recipe file."""
 
     config: str = ""
-    """Training config, relative to the recipe's file."""
+    """Training config; relative to the recipe file."""
     changes: dict[str, Any] = field(default_factory=dict)
-    """Config keys, dotted or nested, and their values; null leaves a key as the config has it."""
+    """Config keys, dotted or nested, and their values; null keeps the config's value."""
     init_from: str | None = None
-    """Weights to start from; absent: the stage before, for the first stage what its config says."""
+    """Weights to start from; absent: those of the stage before, and for the first stage as in its config."""
     launch: str | None = None
-    """Launcher of this stage; null: the recipe's."""
+    """Launcher of this stage; null: as in the recipe."""
     ranks: int | None = None
-    """Ranks of this stage; null: the recipe's."""
+    """Number of ranks of this stage; null: as in the recipe."""
 
 
 @dataclass(kw_only=True)
 class RecipeConfig:
-    """A recipe's file."""
+    """A recipe file."""
 
     runs: str = ""
-    """Folder: each stage writes to a folder of its name in it."""
+    """Folder of the runs; each stage writes to a subfolder with its name."""
     launch: str = "deepspeed --quiet --num_gpus {ranks} --module"
-    """Command in front of the module's name; `{ranks}` becomes the number of ranks."""
+    """Command before the module's name; `{ranks}` is replaced by the number of ranks."""
     ranks: int = 1
-    """Ranks that a stage runs on."""
+    """Number of ranks."""
     changes: dict[str, Any] = field(default_factory=dict)
-    """As a stage's, for all stages; a stage's own go before."""
+    """Like a stage's `changes`, for all stages; a stage's own take precedence."""
     stages: dict[str, Any] = field(default_factory=dict)
-    """Name -> settings, in order."""
+    """Stages in order: name -> settings (`StageConfig`)."""
 
 
 @dataclass(frozen=True)
 class TrainingStage:
-    """A stage that is ready to run.
+    """A stage with its config resolved.
 
     Attributes:
         stage: name and command.
-        config: what it trains.
-        digest: of the config.
-        final: the checkpoint that it ends with.
+        config: training config.
+        digest: SHA-256 of the config.
+        final: its last checkpoint.
     """
 
     stage: Stage
@@ -79,14 +78,17 @@ class TrainingStage:
 
 
 def read_recipe(file: Path, overrides: Sequence[str] = ()) -> tuple[Path, list[TrainingStage]]:
-    """The folder of a recipe's runs, and its stages, with every config checked.
+    """Read a recipe and check the configs of all its stages.
 
     Args:
         file: the recipe.
         overrides: ``key=value`` of the recipe's own keys, as ``stages.NAME.changes.training.seed=1``.
 
+    Returns:
+        The folder of the runs, and the stages.
+
     Raises:
-        ValueError: names the file or the stage, and what is wrong with it.
+        ValueError: the file or a stage is wrong; one line per problem names it.
     """
     recipe = load_file(file, RecipeConfig, overrides)
     if not recipe.runs or not recipe.stages:
@@ -99,9 +101,9 @@ def read_recipe(file: Path, overrides: Sequence[str] = ()) -> tuple[Path, list[T
 
 
 def _problems(file: Path, ready: TrainingStage) -> list[str]:
-    """One line for everything that training would refuse."""
+    """One line for each problem that training would report."""
     try:
-        ready.config.check()
+        check(ready.config)
     except ValueError as error:
         return [f"{file}: stage {ready.stage.name}: {line}" for line in str(error).splitlines()]
     return []
@@ -157,7 +159,7 @@ def _ready(
 
 
 def _beside(file: Path, name: str) -> Path:
-    """A path relative to the recipe's folder, without detours where it can be."""
+    """Join a path to the recipe's folder and remove ``folder/..``, so that commands stay readable."""
     path = file.parent / name
     parts: list[str] = []
     for part in path.parts:
@@ -181,7 +183,7 @@ def _launcher(file: Path, launch: str, ranks: int) -> list[str]:
 
 
 def _flat(changes: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted keys and their values, nulls left out."""
+    """Flatten to dotted keys and their values; nulls are left out."""
     flat: dict[str, Any] = {}
     for key, value in changes.items():
         if isinstance(value, Mapping):
@@ -192,7 +194,7 @@ def _flat(changes: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _text(value: Any) -> str:
-    """A value as it is written behind ``key=``."""
+    """Format a value for ``key=value``."""
     if isinstance(value, str):
         return value
     return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("...\n").strip()
@@ -200,21 +202,23 @@ def _text(value: Any) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="showo-dist recipe", description=__doc__)
-    parser.add_argument("recipe", type=Path, help="the recipe's file")
-    parser.add_argument("changes", nargs="*", metavar="key=value", help="of the recipe's own keys")
+    parser.add_argument("recipe", type=Path, help="recipe file")
+    parser.add_argument(
+        "changes", nargs="*", metavar="key=value", help="change the recipe's own keys"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the commands, run nothing")
     return parser
 
 
-def _run(ready: TrainingStage, story: StageRunner) -> None:
+def _run(ready: TrainingStage, runner: StageRunner) -> None:
     name = ready.stage.name
     if ready.final.is_dir():
-        print(f"== {name}: done before, {ready.final} is there", flush=True)
-        if story.done.get(name, {}).get("configs", ready.digest) != ready.digest:
+        print(f"== {name}: done before, {ready.final} exists", flush=True)
+        if runner.done.get(name, {}).get("configs", ready.digest) != ready.digest:
             folder = ready.config.experiment.output_dir
-            print(f"== {name}: its config has changed since; remove {folder} to train it anew")
+            print(f"== {name}: its config has changed since; remove {folder} to train it again")
         return
-    story.perform(ready.stage)
+    runner.run_always(ready.stage)
     if not ready.final.is_dir():
         raise RuntimeError(f"{name}: ended without {ready.final}")
 
@@ -229,12 +233,12 @@ def main(argv: Sequence[str]) -> int:
             print(f"== {ready.stage.name}: {done}", *ready.stage.lines, sep="\n")
         return 0
     digests = {ready.stage.name: ready.digest for ready in stages}
-    story = StageRunner(runs / "stages.json", lambda stage: digests[stage.name])
+    runner = StageRunner(runs / "stages.json", lambda stage: digests[stage.name])
     try:
         for ready in stages:
-            _run(ready, story)
+            _run(ready, runner)
     except RuntimeError as error:
         print(f"showo-dist recipe: {error}", file=sys.stderr)
         return 1
-    print(f"== all {len(stages)} stages are done; the last checkpoint is {stages[-1].final}")
+    print(f"== all {len(stages)} stages are done; last checkpoint: {stages[-1].final}")
     return 0

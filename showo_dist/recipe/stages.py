@@ -1,4 +1,4 @@
-"""Stages of commands, run in order; the finished ones are remembered in a file."""
+"""Run stages of commands in order, and record the finished ones in a file."""
 
 import json
 import os
@@ -10,14 +10,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from showo_data.files import written_aside
+
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of a story.
+    """One stage of a recipe.
 
     Attributes:
-        name: what it is called in the log and in the file of finished stages.
-        commands: run side by side; the stage fails if one fails.
+        name: of the stage, in the log and in the file of finished stages.
+        commands: run in parallel; the stage fails if one of them fails.
     """
 
     name: str
@@ -25,28 +27,33 @@ class Stage:
 
     @property
     def lines(self) -> list[str]:
-        """The commands as a shell would take them."""
+        """The commands as shell command lines."""
         return [shlex.join(command) for command in self.commands]
 
 
 def tool(*arguments: str) -> list[str]:
-    """A ``showo-dist`` command in a process of its own."""
+    """The command line of a ``showo-dist`` command, with this Python."""
     return [sys.executable, "-m", "showo_dist.cli", *arguments]
 
 
 def launched(launcher: list[str], *arguments: str) -> list[str]:
-    """A launcher of this Python's environment, as ``["torchrun", "-m", "module"]``, with arguments."""
+    """A launcher and its arguments; this Python's environment is searched for the launcher first.
+
+    Args:
+        launcher: for example ``["torchrun", "-m", "module"]``.
+        arguments: of the module.
+    """
     program = Path(sys.executable).parent / launcher[0]
     known = str(program) if program.exists() else launcher[0]
     return [known, *launcher[1:], *arguments]
 
 
 class StageRunner:
-    """Runs stages and remembers the finished ones.
+    """Runs stages and records the finished ones.
 
     Args:
-        record: JSON file of the finished stages: name to command lines and seconds.
-        digest: of the config files behind a stage: a changed config is another stage.
+        record: JSON file of the finished stages: name -> command lines, config digest and seconds.
+        digest: returns the digest of a stage's config, so that a changed config makes it another stage.
     """
 
     def __init__(self, record: Path, digest: Callable[[Stage], str]) -> None:
@@ -57,48 +64,39 @@ class StageRunner:
         return {"commands": stage.lines, "configs": self._digest(stage)}
 
     def run(self, stage: Stage) -> None:
-        """Run a stage unless it was finished with the same commands and config files.
+        """Run a stage unless it was finished with the same commands and config.
 
         Raises:
-            RuntimeError: a command of it failed.
+            RuntimeError: a command failed.
         """
         if self._made_by(stage).items() <= self.done.get(stage.name, {}).items():
             print(f"== {stage.name}: done before", flush=True)
         else:
-            self.perform(stage)
+            self.run_always(stage)
 
-    def perform(self, stage: Stage) -> None:
-        """Run a stage in any case.
+    def run_always(self, stage: Stage) -> None:
+        """Run a stage, finished before or not.
 
         Raises:
-            RuntimeError: a command of it failed.
+            RuntimeError: a command failed.
         """
         made_by = self._made_by(stage)
         print(f"== {stage.name}", flush=True)
         start = time.perf_counter()
-        _run_side_by_side(stage)
+        _run_in_parallel(stage)
         seconds = time.perf_counter() - start
         print(f"== {stage.name}: {seconds:.0f} s", flush=True)
         self.done[stage.name] = {**made_by, "seconds": round(seconds, 1)}
-        self._write()
-
-    def _write(self) -> None:
-        """In one rename, so that a kill leaves the old record or the new one."""
         self.record.parent.mkdir(parents=True, exist_ok=True)
-        aside = self.record.with_name(f".{self.record.name}.partial")
-        aside.write_text(json.dumps(self.done, indent=1) + "\n")
-        aside.replace(self.record)
+        with written_aside(self.record) as stream:
+            stream.write(json.dumps(self.done, indent=1).encode() + b"\n")
 
 
-def _threads(processes: int) -> dict[str, str]:
-    """An environment in which side-by-side processes share the cores evenly."""
-    cores = len(os.sched_getaffinity(0))
-    return {**os.environ, "OMP_NUM_THREADS": str(max(1, cores // processes))}
-
-
-def _run_side_by_side(stage: Stage) -> None:
-    alone = len(stage.commands) == 1
-    environment = dict(os.environ) if alone else _threads(len(stage.commands))
+def _run_in_parallel(stage: Stage) -> None:
+    environment = dict(os.environ)
+    if len(stage.commands) > 1:  # share the cores evenly
+        threads = len(os.sched_getaffinity(0)) // len(stage.commands)
+        environment["OMP_NUM_THREADS"] = str(max(1, threads))
     running = [subprocess.Popen(command, env=environment) for command in stage.commands]
     codes = [process.wait() for process in running]
     for line, code in zip(stage.lines, codes, strict=True):

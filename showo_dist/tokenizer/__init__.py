@@ -1,1 +1,1 @@
-"""Trains an image tokenizer on image shards, and encodes shards with a trained one."""
+"""Train an image tokenizer on image shards."""

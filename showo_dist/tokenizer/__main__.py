@@ -1,22 +1,23 @@
 """``showo-dist tokenizer config=FILE key=value …``: train an image tokenizer.
 
-``python -m showo_dist.tokenizer``, for launchers that start modules."""
+Launchers that start modules run ``python -m showo_dist.tokenizer``.
+"""
 
 import sys
 from collections.abc import Sequence
 
 from showo_dist.config.loader import load
-from showo_dist.runtime.exits import exit_plainly
+from showo_dist.runtime.exits import run_and_exit
 from showo_dist.runtime.ranks import joined
 from showo_dist.tokenizer.config import TokenizerConfig
 from showo_dist.tokenizer.trainer import Trainer
 
 
 def main(argv: Sequence[str]) -> int:
-    """Train as the config says, on the ranks that the launcher started (one without a launcher).
+    """Train on the ranks that the launcher started; without a launcher, on one.
 
     Raises:
-        ValueError, OSError: what the user can mend, for the caller to print as one line.
+        ValueError, OSError: errors that a user can fix; the caller prints them as one line.
     """
     config = load(argv, TokenizerConfig)
     with joined() as ranks:
@@ -25,4 +26,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    exit_plainly("showo_dist.tokenizer", lambda: main(sys.argv[1:]))
+    run_and_exit("showo_dist.tokenizer", lambda: main(sys.argv[1:]))

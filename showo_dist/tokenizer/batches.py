@@ -1,4 +1,4 @@
-"""Images from shards, as tensors."""
+"""Read the images of shards as tensors, for training and evaluation."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,8 +21,8 @@ class ImageBatch:
 
     Attributes:
         pixels_B3HW: float32 in [-1, 1], on the CPU.
-        read: how many images there are; 0 leaves one black image of no weight, so that every
-            rank computes the same things.
+        read: number of images. With 0 the tensor holds one grey image of weight 0, because every rank must
+            run the network.
         skipped: samples that could not be read.
     """
 
@@ -32,12 +32,18 @@ class ImageBatch:
 
 
 def as_urls(shards: Any) -> tuple[str, ...]:
-    """What a config says about shards, as a tuple of paths or patterns."""
+    """A config's shards as a tuple of paths or brace patterns."""
     return (shards,) if isinstance(shards, str) else tuple(str(shard) for shard in shards)
 
 
 def image_flow(config: TokenizerConfig, shards: Any, batch: int) -> FlowSpec:
-    """Images of some shards, prepared for the tokenizer."""
+    """Describe a stream of images from ``shards``, transformed for the tokenizer.
+
+    Args:
+        config: of the run.
+        shards: a path or brace pattern, or a list of them.
+        batch: images per batch.
+    """
     return FlowSpec(
         flow=FLOW,
         kind="image",
@@ -57,10 +63,10 @@ def image_flow(config: TokenizerConfig, shards: Any, batch: int) -> FlowSpec:
 
 
 def training_batches(config: TokenizerConfig, ranks: Ranks, step: int) -> Iterator[ImageBatch]:
-    """This rank's share of each global batch, from optimizer step ``step`` on, without end.
+    """Yield this rank's share of each global batch, from optimizer step ``step`` on, without end.
 
     Raises:
-        ValueError: the global batch cannot be shared by the ranks.
+        ValueError: the global batch is not a multiple of the number of ranks.
     """
     size = config.training.batch_size
     if size % ranks.world:
@@ -86,7 +92,7 @@ def _batch(micro_batch: MicroBatch, resolution: int) -> ImageBatch:
 
 
 def validation_images(config: TokenizerConfig) -> Tensor:
-    """The images of every evaluation, (B, 3, H, W).
+    """Read the images of every evaluation, (B, 3, H, W) in [-1, 1]; unreadable ones are left out.
 
     Raises:
         ValueError: none of them can be read.

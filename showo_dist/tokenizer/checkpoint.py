@@ -1,12 +1,11 @@
-"""Everything a tokenizer run needs to go on exactly, all or nothing.
+"""Checkpoints of a tokenizer run; resuming from one gives the same curve as never having stopped.
 
-A checkpoint is a folder ``step-NNNNNNNN`` in the released format (``config.json``, ``model.safetensors``)
-beside ``optimizer.safetensors`` and ``state.json``. It is written aside and becomes visible by one rename.
+A checkpoint is a folder ``step-NNNNNNNN``: ``config.json`` and ``model.safetensors`` in the released format,
+``optimizer.safetensors``, ``state.json``. It is written aside and becomes visible by one rename.
 """
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from showo_data.files import folder_aside
 from showo_dist.models.magvitv2 import MAGVITv2
 from showo_dist.models.weights.folder import check_fit, read_weights
 
@@ -24,28 +24,15 @@ STATE_NAME = "state.json"
 def save(
     run: Path, step: int, model: MAGVITv2, optimizer: torch.optim.AdamW, keep_last: int
 ) -> Path:
-    """Write the checkpoint of ``step`` and remove all but the newest ``keep_last`` (0: keep all)."""
-
-    def write(folder: Path) -> None:
+    """Write the checkpoint of ``step`` and delete all but the newest ``keep_last`` (0: keep all)."""
+    target = run / f"step-{step:08d}"
+    with folder_aside(target, replace=True) as folder:
         model.save_pretrained(folder)
         save_file(_optimizer_tensors(model, optimizer), folder / OPTIMIZER_NAME)
         (folder / STATE_NAME).write_text(json.dumps({"step": step}) + "\n")
-
-    target = run / f"step-{step:08d}"
-    publish(target, write)
     for old in complete(run)[:-keep_last] if keep_last else []:
         shutil.rmtree(old)
     return target
-
-
-def publish(target: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a folder aside, then give it the name ``target`` in one rename."""
-    aside = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    write(aside)
-    shutil.rmtree(target, ignore_errors=True)
-    aside.rename(target)
 
 
 def complete(run: Path) -> list[Path]:
@@ -54,10 +41,10 @@ def complete(run: Path) -> list[Path]:
 
 
 def find(run: Path, choice: bool | str | None) -> Path | None:
-    """The checkpoint that ``experiment.resume_from_checkpoint`` names, None to start anew.
+    """Find the checkpoint that ``experiment.resume_from_checkpoint`` names; None to start from scratch.
 
     Raises:
-        ValueError: the path that was named is no checkpoint.
+        ValueError: the path is not a checkpoint.
     """
     if not choice:
         return None
@@ -72,10 +59,10 @@ def find(run: Path, choice: bool | str | None) -> Path | None:
 
 
 def load(folder: Path, model: MAGVITv2, optimizer: torch.optim.AdamW) -> int:
-    """Put the checkpoint into model and optimizer; returns the optimizer steps done.
+    """Load the checkpoint into model and optimizer; return the number of optimizer steps done.
 
     Raises:
-        ValueError: it cannot be read, or is of a model of other sizes.
+        ValueError: the checkpoint cannot be read, or its model has other sizes.
     """
     weights = read_weights(folder)
     check_fit(folder, model.state_dict(), weights)
@@ -91,7 +78,7 @@ def load(folder: Path, model: MAGVITv2, optimizer: torch.optim.AdamW) -> int:
 
 
 def _like(moment: Tensor, parameter: Tensor) -> Tensor:
-    """The moment on the parameter's device, in its memory layout (the step count is a scalar)."""
+    """Copy a moment to the parameter's device and memory layout; the step count is a scalar."""
     if moment.dim() == 0:
         return moment.to(parameter.device)
     return torch.empty_like(parameter).copy_(moment)

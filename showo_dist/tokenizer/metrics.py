@@ -1,8 +1,4 @@
-"""What happened between two lines of metrics.
-
-How much of the codebook is in use, and the alarm when it collapses.
-
-How faithful the tokenizer is on images it is not trained on."""
+"""Metrics of tokenizer training: means between two log lines, codebook use, and evaluation."""
 
 import time
 from dataclasses import dataclass
@@ -11,14 +7,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from showo_data.images import to_images
 from showo_dist.logging.grids import labelled_grid
 from showo_dist.models.magvitv2 import MAGVITv2
-from showo_dist.models.magvitv2.images import to_images
 from showo_dist.runtime.ranks import Ranks
 
 
 class Window:
-    """Sums over the steps between two lines of metrics."""
+    """Sums over the steps between two log lines."""
 
     def __init__(self) -> None:
         self.began = time.monotonic()
@@ -27,18 +23,19 @@ class Window:
         self.waited_s = 0.0
 
     def add(self, terms: dict[str, Tensor], share: float) -> None:
-        """Add this rank's ``share`` (of the global batch) of the terms."""
+        """Add this rank's means of a step, weighted by its ``share`` of the global batch."""
         for name, value in terms.items():
             self.terms[name] = self.terms.get(name, 0) + value.detach() * share
         self.steps += 1
 
     def means(self, ranks: Ranks) -> dict[str, float]:
-        """Means over all ranks and steps; collective."""
+        """Average over all ranks and steps. Collective."""
         sums = ranks.sum(torch.stack(list(self.terms.values())))
         return dict(zip(self.terms, (sums / self.steps).tolist(), strict=True))
 
 
-LEAST_SHARE = 0.03  # codes in use, of those that the window could have shown, below which we warn
+# Warn when fewer codes are in use than this fraction of those that could have occurred.
+LEAST_SHARE = 0.03
 
 
 class CodeUsage:
@@ -52,20 +49,20 @@ class CodeUsage:
         self.counts_K += torch.bincount(codes.flatten(), minlength=len(self.counts_K))
 
     def take(self) -> Tensor:
-        """The counts since the last call."""
+        """Return the counts since the last call, and start again from 0."""
         counts_K, self.counts_K = self.counts_K, torch.zeros_like(self.counts_K)
         return counts_K
 
 
 def summary(counts_K: Tensor) -> dict[str, float]:
-    """Codes in use, and their perplexity: the number of equally frequent codes of the same entropy."""
+    """Number of codes in use, and their perplexity: how many equally frequent codes have the same entropy."""
     share_K = counts_K.double() / counts_K.sum().clamp_min(1)
     perplexity = torch.exp(-torch.xlogy(share_K, share_K).sum())
     return {"codes_in_use": int((counts_K > 0).sum()), "code_perplexity": float(perplexity)}
 
 
 def collapse_warning(counts_K: Tensor) -> str | None:
-    """What to tell the user when hardly any codes are in use; None while all is well."""
+    """Warning if hardly any codes are in use, with the keys to change; else None."""
     used, possible = int((counts_K > 0).sum()), min(len(counts_K), int(counts_K.sum()))
     if used >= max(3, LEAST_SHARE * possible):
         return None
@@ -77,14 +74,14 @@ def collapse_warning(counts_K: Tensor) -> str | None:
 
 
 _BATCH = 16
-_COLUMNS = 8  # pairs of rows on a grid: originals above their reconstructions
-_ROWS = 4
-_TILE = 128
+_COLUMNS = 8
+_ROWS = 4  # pairs of rows of a grid: originals above their reconstructions
+_TILE = 128  # pixels
 
 
 @dataclass
 class Evaluation:
-    """Metrics, and originals above reconstructions as one image."""
+    """Result of :func:`evaluate`; the grid shows originals above their reconstructions."""
 
     metrics: dict[str, float]
     grid: Image.Image
@@ -92,7 +89,7 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(model: MAGVITv2, pixels_B3HW: Tensor) -> Evaluation:
-    """Encode to codes and decode again, float32 in eval mode; leaves the model's mode as it was."""
+    """Encode images (B, 3, H, W) to codes and decode them again, in float32 and eval mode."""
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
     codes, reconstructions = [], []
@@ -112,7 +109,7 @@ def evaluate(model: MAGVITv2, pixels_B3HW: Tensor) -> Evaluation:
 
 
 def psnr(output_B3HW: Tensor, target_B3HW: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB, mean over images; pixels in [-1, 1], clipped to that."""
+    """Peak signal-to-noise ratio in dB, mean over images; the output is clipped to [-1, 1]."""
     error_B = (output_B3HW.clamp(-1, 1) - target_B3HW).square().mean((1, 2, 3))
     return float((10 * torch.log10(4 / error_B.clamp_min(1e-10))).mean())
 

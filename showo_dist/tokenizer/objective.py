@@ -1,8 +1,4 @@
-"""What the tokenizer is trained for.
-
-The learning rate over time.
-
-Initial weights for training a tokenizer from nothing in few steps."""
+"""The loss, learning-rate schedule and initial weights of tokenizer training."""
 
 import math
 
@@ -15,9 +11,9 @@ from showo_dist.tokenizer.config import AdamWConfig, LossConfig
 def objective(
     output: TokenizerOutput, pixels_B3HW: Tensor, weights: LossConfig
 ) -> dict[str, Tensor]:
-    """The weighted sum ``loss`` and its terms, unweighted scalars.
+    """Compute the loss terms as unweighted scalars, and their weighted sum ``loss``.
 
-    Reconstruction is pixel-wise (no perceptual network, so nothing has to be downloaded).
+    Reconstruction is pixel-wise: a perceptual loss would need another trained network.
     """
     error_B3HW = output.reconstruction.float() - pixels_B3HW
     terms = {"l1": error_B3HW.abs().mean(), "l2": error_B3HW.square().mean()}
@@ -38,7 +34,7 @@ def objective(
 
 
 def learning_rate(config: AdamWConfig, step: int, total: int) -> float:
-    """Rate of optimizer step ``step`` (from 0) of ``total``."""
+    """Learning rate of optimizer step ``step`` (from 0) of ``total``."""
     warm_up = min(1.0, (step + 1) / max(1, config.warmup_steps))
     left = 0.5 + 0.5 * math.cos(math.pi * step / total)
     return (
@@ -48,14 +44,14 @@ def learning_rate(config: AdamWConfig, step: int, total: int) -> float:
     )
 
 
-# the last layer of a residual branch; zero, so that every block starts as the identity
+# Last layer of a residual branch; it starts at zero, so that every block starts as the identity.
 _BRANCH_ENDS = ("conv2", "proj_out")
 
 
 def initialise(model: MAGVITv2) -> None:
-    """Draw weights from torch's global generator: He's variance, and residual branches that start at 0.
+    """Initialise weights from torch's global generator: He's variance, and residual branches at 0.
 
-    On the mini world this halves the steps that torch's default needs for the same fidelity.
+    On the mini world this halves the steps that torch's default initialisation needs for the same PSNR.
     """
     for name, module in model.named_modules():
         if not isinstance(module, nn.Conv2d):

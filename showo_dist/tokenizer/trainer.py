@@ -1,4 +1,4 @@
-"""Trains the image tokenizer: any image shards, any number of ranks, the same curve."""
+"""The training loop of the image tokenizer; the loss curve does not depend on the number of ranks."""
 
 import math
 import time
@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from showo_data import BadSamples
+from showo_data.files import folder_aside
 from showo_dist.config.loader import to_yaml
 from showo_dist.faults.bad_samples import over_all_ranks
 from showo_dist.logging import RunLogger
@@ -26,13 +27,13 @@ FINAL = "final"
 
 
 class Trainer:
-    """One rank of a tokenizer run."""
+    """One rank of a tokenizer training run."""
 
     def __init__(self, config: TokenizerConfig, ranks: Ranks) -> None:
-        """Build model, optimizer and data, and load the checkpoint to go on from, if there is one."""
+        """Build model, optimizer and data, and load the checkpoint to resume from, if there is one."""
         self.config, self.ranks = config, ranks
         self.run = Path(config.experiment.output_dir)
-        torch.manual_seed(config.training.seed)  # the initial weights; nothing else is drawn
+        torch.manual_seed(config.training.seed)  # for the initial weights; training samples nothing
         self.model = MAGVITv2(config.model).to(ranks.device)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         initialise(self.model)
@@ -57,7 +58,7 @@ class Trainer:
         return checkpoint.load(folder, self.model, self.optimizer) if folder else 0
 
     def train(self) -> Path:
-        """Run to ``training.max_train_steps``; returns the folder of the trained tokenizer."""
+        """Train up to ``training.max_train_steps``; return the folder of the trained tokenizer."""
         every = self.config.experiment
         with self._logger() as log:
             log.event(self._description())
@@ -72,11 +73,11 @@ class Trainer:
                 if self._is_due(every.save_every):
                     self._save()
                 if self._is_due(every.log_every):
-                    window = Window()  # evaluating and saving is not part of the speed
+                    window = Window()  # so that the speed does not include evaluating and saving
             return self._finish(log)
 
     def _is_due(self, every: int) -> bool:
-        """Whether something happens after this step: each ``every`` steps (0: never) and at the end."""
+        """Whether an action is due after this step: every ``every`` steps (0: never) and at the end."""
         last = self.step == self.config.training.max_train_steps
         return last or (every > 0 and self.step % every == 0)
 
@@ -120,7 +121,7 @@ class Trainer:
         with autocast(self.config.training.mixed_precision, self.ranks.device):
             output = self.network(pixels, lambda mean: self.ranks.mean(mean, share))
         terms = objective(output, pixels, self.config.loss)
-        # DDP divides the sum of the ranks' gradients by their number
+        # DDP averages the gradients of the ranks; the factor turns the average into the sum of the shares.
         (terms["loss"] * share * self.ranks.world).backward()
         terms["grad_norm"] = self._update()
         window.add(terms, share)
@@ -128,12 +129,12 @@ class Trainer:
             self.usage.add(output.codes)
 
     def _share(self, batch: ImageBatch) -> float:
-        """This rank's share of the images of the global batch, which bad samples make uneven."""
+        """This rank's share of the readable images of the global batch; bad samples make shares uneven."""
         total = self.ranks.sum(torch.tensor(batch.read, device=self.ranks.device))
         return batch.read / max(1, int(total))
 
     def _update(self) -> Tensor:
-        """One AdamW step; returns the norm of the gradient before clipping."""
+        """Make one AdamW step; return the norm of the gradient before clipping."""
         config = self.config.optimizer
         rate = learning_rate(config, self.step, self.config.training.max_train_steps)
         for group in self.optimizer.param_groups:
@@ -165,7 +166,7 @@ class Trainer:
         self._check_bad_samples()
 
     def _check_bad_samples(self) -> None:
-        """Collective, so that all ranks give up together, on what all of them have counted."""
+        """Raise ``ValueError`` on all ranks when too many samples of all ranks are bad. Collective."""
         bad = over_all_ranks(self.bad) if self.ranks.world > 1 else self.bad
         limit = self.config.dataset.max_bad_fraction
         if bad.exceeds(limit):
@@ -175,7 +176,7 @@ class Trainer:
             )
 
     def _evaluate(self, log: RunLogger) -> None:
-        """On the first rank; the others wait for it in the next step."""
+        """Evaluate on the first rank; the other ranks wait in the collectives of the next step."""
         if self.validation_B3HW is None:
             return
         result = evaluate(self.model, self.validation_B3HW)
@@ -189,10 +190,11 @@ class Trainer:
         self.ranks.barrier()
 
     def _finish(self, log: RunLogger) -> Path:
-        """Write the trained tokenizer; it appears under its name once it is complete."""
+        """Write the trained tokenizer; return its folder."""
         target = self.run / FINAL
         if self.ranks.is_first:
-            checkpoint.publish(target, self.model.save_pretrained)
+            with folder_aside(target, replace=True) as folder:
+                self.model.save_pretrained(folder)
             (self.run / "config.yaml").write_text(to_yaml(self.config))
             log.event(f"trained tokenizer: {target}")
         self.ranks.barrier()

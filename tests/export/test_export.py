@@ -1,4 +1,4 @@
-"""Checkpoint to model folder and back: exact, in the released names, a shard at a time."""
+"""Checkpoint to model folder and back: exact, with the released names, one shard at a time."""
 
 import json
 from pathlib import Path
@@ -12,19 +12,14 @@ from showo_dist.cli import main
 from showo_dist.config.model import ShowoConfig
 from showo_dist.export import folders as writing
 from showo_dist.export.folders import export, import_model
-from showo_dist.models.showo import ShowO
-from showo_dist.models.weights.pretrained import (
-    build_showo,
-    config_json,
-    empty_model,
-    load_showo,
-    save_showo,
-)
+from showo_dist.models.showo import ShowO, build_showo, empty_model
+from showo_dist.models.weights.pretrained import config_json, load_showo
 from showo_dist.models.weights.sources import open_weights
 from showo_dist.sequences import pack
 from showo_dist.sequences.builders import lm
 from showo_dist.sequences.vocabulary import Vocabulary
 from tests.parity.test_folders import SIZES
+from tests.tiny import save_showo
 
 LAYOUTS = ["showo", "safetensors"]
 
@@ -61,7 +56,7 @@ def test_a_checkpoint_round_trip_is_exact(checkpoint: Path, tmp_path: Path, layo
     wanted = load_showo(checkpoint)
     out, back, again = tmp_path / "out", tmp_path / "back", tmp_path / "again"
     assert main(["export", str(checkpoint), "--to", layout, "--out", str(out)]) == 0
-    assert torch.equal(logits(ShowO.from_pretrained(out)), logits(wanted))
+    assert torch.equal(logits(load_showo(out)), logits(wanted))
     assert_equal(weights_of(out), weights_of(checkpoint))
     assert main(["import", str(out), "--out", str(back), "--shard-gb", "1e-5"]) == 0
     assert len(list(back.glob("model-*.safetensors"))) > 2
@@ -93,7 +88,7 @@ def test_files_of_a_layout(folder: Path, tmp_path: Path, layout: str) -> None:
 def test_shards_are_written_as_they_fill(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No file, and so nothing in memory, is larger than asked for, unless one tensor is."""
+    """No shard is larger than the limit, unless a single tensor is."""
     limit, held = 6000, []
     plain = writing.save_file
 
@@ -126,9 +121,8 @@ def test_dtypes(folder: Path, tmp_path: Path, name: str, dtype: torch.dtype) -> 
 
 
 @pytest.mark.parametrize(("key", "clip"), [("showo", False), ("showo_clip", True)])
-def test_full_size_names_and_shapes(golden: Path, tmp_path: Path, key: str, clip: bool) -> None:
+def test_full_size_names_and_shapes(manifest: dict, tmp_path: Path, key: str, clip: bool) -> None:
     """A folder of the published sizes has the released names, and its config gives them back."""
-    manifest = json.loads((golden.parent / "checkpoint_manifest.json").read_text())[key]
     showo = ShowoConfig(w_clip_vit=clip)
     (tmp_path / "config.json").write_text(config_json(showo, empty_model(showo)))
     again = ShowoConfig(
@@ -139,7 +133,7 @@ def test_full_size_names_and_shapes(golden: Path, tmp_path: Path, key: str, clip
         }
     )
     shapes = {name: list(t.shape) for name, t in empty_model(again).state_dict().items()}
-    assert shapes == manifest
+    assert shapes == manifest[key]
 
 
 def test_a_failure_leaves_nothing(folder: Path, tmp_path: Path) -> None:
@@ -193,7 +187,7 @@ def test_inspect_counts(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     model = load_showo(folder)
     total = sum(p.numel() for p in model.parameters())
     table = model.showo.model.embed_tokens.weight.numel()
-    for words in ("all checksums right", "weights alone", f"{total:,}", f"{table:,}", "float32"):
+    for words in ("all checksums match", "weights only", f"{total:,}", f"{table:,}", "float32"):
         assert words in printed, words
     for path in (tmp_path / "ours").iterdir():
         assert path.name in printed and f"{path.stat().st_size:,}" in printed

@@ -1,4 +1,4 @@
-"""Goldens, read once."""
+"""The golden tensors, read once, and models with their weights."""
 
 import json
 from pathlib import Path
@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PhiConfig
 
 from showo_dist.models.showo import ShowO
 from showo_dist.sequences import TextEncoder, Vocabulary
 from tests.kernels.layouts import NATIVE
+from tests.parity.cut_golden import read
 
 
 @pytest.fixture(scope="session")
@@ -31,12 +31,12 @@ def tensors(golden: Path) -> Any:
     """``tensors("sequences")`` is the safetensors file of that name."""
     cache: dict[str, dict[str, Tensor]] = {}
 
-    def read(name: str) -> dict[str, Tensor]:
+    def tensors(name: str) -> dict[str, Tensor]:
         if name not in cache:
-            cache[name] = load_file(golden / f"{name}.safetensors")
+            cache[name] = read(golden / f"{name}.safetensors")
         return cache[name]
 
-    return read
+    return tensors
 
 
 @pytest.fixture(scope="session")
@@ -51,9 +51,10 @@ def vocabulary(encoder: TextEncoder, meta: SimpleNamespace) -> Vocabulary:
 
 @pytest.fixture(params=[NATIVE, "sdpa", "dense"])
 def build_model(request: pytest.FixtureRequest, golden: Path, meta: SimpleNamespace) -> Any:
-    """A function from a golden file's ``weights.*`` to a model, with each attention backend."""
+    """Build a model from ``weights.*`` of one or more golden files, with each attention backend."""
 
-    def build(weights: dict[str, Tensor]) -> ShowO:
+    def build(*files: dict[str, Tensor]) -> ShowO:
+        weights = {name: tensor for file in files for name, tensor in file.items()}
         config = PhiConfig.from_pretrained(golden / "llm", vocab_size=meta.vocab)
         projector = weights.get("weights.mm_projector.0.weight")
         width = 0 if projector is None else projector.shape[1]

@@ -1,4 +1,4 @@
-"""The goldens' own samples, built by our builders."""
+"""Build the samples of the golden set with the builders of ``showo_dist.sequences``."""
 
 from types import SimpleNamespace
 
@@ -11,7 +11,7 @@ from showo_dist.sequences.text import SYSTEM_PROMPT
 
 
 def masked_codes(codes_N: Tensor, mask_N: Tensor, codebook: int) -> MaskedCodes:
-    """The goldens' masks instead of drawn ones."""
+    """The masks of the golden set in place of sampled ones."""
     return MaskedCodes(
         inputs_N=torch.where(mask_N, codebook, codes_N),
         labels_N=torch.where(mask_N, codes_N, IGNORE),

@@ -1,4 +1,4 @@
-"""Our unpadded sequences in the published padded layout, to compare with the goldens entry by entry."""
+"""Place unpadded sequences in the published padded layout, to compare every entry with the golden set."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ IGNORE = -100
 
 @dataclass
 class Padded:
-    """One row: ids, labels before any shift, and who sees whom; ``real_L`` marks what is not padding."""
+    """One row: ids, labels before any shift, attention visibility; ``real_L`` is False at padding."""
 
     ids_L: Tensor
     labels_L: Tensor
@@ -22,9 +22,9 @@ class Padded:
 
 
 def place(sequence: Sequence, length: int, pad: int, *, left: bool, shifted: bool) -> Padded:
-    """Put a sequence at the right (``left`` padding) or left end of a row of ``length``.
+    """Put a sequence at the right end (``left`` padding) or the left end of a row of ``length``.
 
-    ``shifted``: the task predicts the next token, so a label belongs one place after its row.
+    ``shifted``: the task predicts the next token, so a label is stored one place after its row.
     """
     positions = sequence.position_ids_L
     places = torch.arange(len(sequence)) if positions is None else positions.clone()

@@ -1,22 +1,11 @@
-"""Full-size names and shapes equal the released checkpoints'; built on the meta device."""
-
-import json
-from pathlib import Path
+"""Names and shapes at full size equal the released checkpoints' (built on the meta device)."""
 
 import pytest
 import torch
 
 from showo_dist.config.model import ShowoConfig
-from showo_dist.models.weights.pretrained import build_showo
+from showo_dist.models.showo import build_showo
 from showo_dist.training.optimizer import decays
-
-
-@pytest.fixture(scope="module")
-def manifest(golden: Path) -> dict:
-    path = golden.parent / "checkpoint_manifest.json"
-    if not path.is_file():
-        pytest.skip(f"no manifest at {path}")
-    return json.loads(path.read_text())
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The released folder format, both of its spellings, and what can be wrong with a folder."""
+"""Model folders: the released format (safetensors or pickle) and the errors of a broken folder."""
 
 import json
 from pathlib import Path
@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from showo_dist.config.model import ShowoConfig
-from showo_dist.models.showo import ShowO
-from showo_dist.models.weights.pretrained import build_showo, load_showo, save_showo
+from showo_dist.models.showo import ShowO, build_showo
+from showo_dist.models.weights.pretrained import load_showo
 from showo_dist.sequences import pack
 from showo_dist.sequences.builders import lm
 from showo_dist.sequences.vocabulary import Vocabulary
+from tests.tiny import save_showo
 
 SIZES = ShowoConfig(
     llm_model_path=None,
@@ -49,7 +50,7 @@ def test_round_trip(saved: tuple[ShowO, Path]) -> None:
     assert torch.equal(logits(load_showo(folder, attention="sdpa").eval()), logits(model))
 
 
-def test_the_older_pickle_spelling(saved: tuple[ShowO, Path]) -> None:
+def test_pickled_weights(saved: tuple[ShowO, Path]) -> None:
     model, folder = saved
     (folder / "model.safetensors").unlink()
     torch.save(model.state_dict(), folder / "pytorch_model.bin")
@@ -57,7 +58,7 @@ def test_the_older_pickle_spelling(saved: tuple[ShowO, Path]) -> None:
 
 
 class Payload:
-    """Would write a file when unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -66,7 +67,7 @@ class Payload:
         return (Path.touch, (self.path,))
 
 
-def test_a_pickle_runs_no_code(saved: tuple[ShowO, Path], tmp_path: Path) -> None:
+def test_unpickling_runs_no_code(saved: tuple[ShowO, Path], tmp_path: Path) -> None:
     _, folder = saved
     (folder / "model.safetensors").unlink()
     torch.save({"x": Payload(tmp_path / "ran")}, folder / "pytorch_model.bin")
@@ -75,7 +76,7 @@ def test_a_pickle_runs_no_code(saved: tuple[ShowO, Path], tmp_path: Path) -> Non
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_released_config_without_our_keys_is_phi_1_5(tmp_path: Path) -> None:
+def test_a_config_without_sizes_means_phi_1_5(tmp_path: Path) -> None:
     released = {"_class_name": "Showo", "_diffusers_version": "0.29.0", "w_clip_vit": False}
     released |= {"vocab_size": 58498, "llm_vocab_size": 50295, "codebook_size": 8192}
     released |= {
@@ -97,12 +98,12 @@ def test_a_released_config_without_our_keys_is_phi_1_5(tmp_path: Path) -> None:
         (lambda f: (f / "model.safetensors").unlink(), "none of"),
     ],
 )
-def test_what_can_be_wrong(saved: tuple[ShowO, Path], damage, message: str) -> None:
+def test_broken_folder(saved: tuple[ShowO, Path], damage, message: str) -> None:
     damage(saved[1])
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         load_showo(saved[1])
 
 
-def test_no_such_model() -> None:
+def test_missing_folder() -> None:
     with pytest.raises(FileNotFoundError, match="no/such"):
         load_showo("no/such")

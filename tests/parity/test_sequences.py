@@ -1,4 +1,4 @@
-"""Token ids, labels and masks equal the published ones, entry by entry."""
+"""Token ids, labels and attention masks equal the published ones in every entry."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -33,7 +33,7 @@ def check(
 
 
 def supervised(labels_BL: Tensor, first: int) -> Tensor:
-    """The labels that the loss uses: the published tensors also carry some that it slices off."""
+    """The labels from column ``first`` on: the published loss slices off those before it."""
     labels_BL = labels_BL.clone()
     labels_BL[:, :first] = IGNORE
     return labels_BL

@@ -1,4 +1,4 @@
-"""Real ranks for what a plan predicts: here, or on two hosts made of network namespaces."""
+"""Start real ranks whose memory and traffic are compared with a plan: on this machine, or in namespaces."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def free_port() -> int:
 def rank_environment(
     rank: int, world: int, address: str, port: int, accelerator: str = "cpu"
 ) -> dict[str, str]:
-    """What a launcher would tell a rank."""
+    """The environment variables that a launcher sets for a rank."""
     hidden = {"CUDA_VISIBLE_DEVICES": ""} if accelerator == "cpu" else {}
     return {
         **hidden,
@@ -37,17 +37,17 @@ def rank_environment(
     }
 
 
-def measuring(what: str, out: Path, cases: Iterable[list[str]]) -> list[str]:
-    """The command of one rank."""
-    arguments = [what, str(out), *(json.dumps(case) for case in cases)]
+def measuring(quantity: str, out: Path, cases: Iterable[list[str]]) -> list[str]:
+    """The command line of one rank."""
+    arguments = [quantity, str(out), *(json.dumps(case) for case in cases)]
     return [sys.executable, "-m", "tests.plan.measure", *arguments]
 
 
 def results(processes: list[subprocess.Popen[bytes]], out: Path) -> list[Any]:
-    """What rank 0 wrote once all ranks have ended; a rank that hangs fails, and all are killed."""
+    """Wait for all ranks and read the results of rank 0; if a rank fails or hangs, all are killed."""
     try:
         for process in processes:
-            assert process.wait(LIMIT_S) == 0, "a rank failed; its words are above"
+            assert process.wait(LIMIT_S) == 0, "a rank failed; its output is above"
     finally:
         for process in processes:
             process.kill()
@@ -55,13 +55,13 @@ def results(processes: list[subprocess.Popen[bytes]], out: Path) -> list[Any]:
 
 
 def measure_here(
-    what: str, cases: list[list[str]], ranks: int, out: Path, accelerator: str = "cpu"
+    quantity: str, cases: list[list[str]], ranks: int, out: Path, accelerator: str = "cpu"
 ) -> list[Any]:
     """Measure every case on ranks of this machine."""
     port = free_port()
     processes = [
         subprocess.Popen(
-            measuring(what, out, cases),
+            measuring(quantity, out, cases),
             env={**os.environ, **rank_environment(rank, ranks, "127.0.0.1", port, accelerator)},
         )
         for rank in range(ranks)

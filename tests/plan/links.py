@@ -1,4 +1,4 @@
-"""Two hosts of network namespaces, one rank on each: what a step sends, and its time on slow links."""
+"""Measure bytes and seconds of a step on slow links between two network namespaces with one rank each."""
 
 from pathlib import Path
 
@@ -7,14 +7,15 @@ import torch
 from showo_dist.config import load
 from showo_dist.plan.batch import AssumedSamples
 from showo_dist.plan.engine_step import EngineOfShapes, StepProfile, fake_ranks
+from showo_dist.sequences import TOKEN_MULTIPLE
 from showo_launch.rehearsal.cluster import Cluster as Rehearsal
 from showo_launch.rehearsal.network import address_of
 from tests.plan.groups import free_port, measuring, rank_environment, results
-from tests.plan.measure import RATES, TOKEN_MULTIPLE
+from tests.plan.measure import RATES
 from tests.plan.test_memory import BUCKETS, CONFIG
 
 HOSTS = 2
-# One short sample: on a slow link the step is what it sends.
+# One short sample, so that on a slow link communication takes nearly all of the step.
 BASE = [
     f"config={CONFIG}",
     "training.mixed_precision=fp32",
@@ -48,7 +49,7 @@ def measure_links(out: Path) -> Measured:
 
 
 def profile(stage: int) -> StepProfile:
-    """What the plan sees of the same step."""
+    """The planned profile of the same step."""
     config = load(setting(stage), check=False)
     with fake_ranks(0, HOSTS):
         engine = EngineOfShapes(config, torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""One rank of a real run that measures what a plan predicts: peak of memory, bytes sent, seconds."""
+"""One rank of a real run that measures the quantities of a plan: peak memory, bytes sent, seconds."""
 
 from __future__ import annotations
 
@@ -23,32 +23,31 @@ from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile
 
 from showo_dist.config import TrainConfig, load
-from showo_dist.models.weights.pretrained import build_showo
+from showo_dist.models.showo import build_showo
 from showo_dist.plan.batch import AssumedSamples
-from showo_dist.runtime.exits import exit_plainly
+from showo_dist.runtime.exits import run_and_exit
 from showo_dist.runtime.ranks import joined
-from showo_dist.sequences import FLOWS, PackedBatch
-from showo_dist.training.deepspeed_engine import build_engine
+from showo_dist.sequences import FLOWS, TOKEN_MULTIPLE, PackedBatch
+from showo_dist.training.deepspeed_engine import initialize
 from showo_kernels import select_backend
 
 CPU = torch.device("cpu")
 ATTENTION, _ = select_backend("auto", CPU)
-TOKEN_MULTIPLE = 128
 RATES: list[str | None] = [None, "10mbit", "20mbit", "40mbit"]
 
 
 def _count_all_threads() -> None:
-    """Let torch's CPU allocator count what every thread releases.
+    """Let torch's CPU allocator count the releases of every thread.
 
-    A profiler hears of the threads that it watches alone, and gloo's let go of tensors behind its back. This
-    switch of the allocator's own has no name in Python.
+    A profiler counts only the threads that it watches, and misses releases of gloo's threads. This flag of
+    the allocator is not exposed in Python.
     """
     library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
     ctypes.c_bool.in_dll(library, "FLAGS_caffe2_report_cpu_memory_usage").value = True
 
 
 def _totals(measured: profile) -> list[tuple[int, int]]:
-    """(time in ns, live bytes) after every allocation, of all that was allocated since the profile began."""
+    """(time in ns, live bytes) after every allocation; counts allocations since the profile began."""
     assert measured.profiler is not None and measured.profiler.kineto_results is not None
     nodes = list(measured.profiler.kineto_results.experimental_event_tree())
     found = []
@@ -84,18 +83,18 @@ def train_step(engine: Any, batch: PackedBatch, micro_steps: int) -> None:
 
 
 def peak_bytes(config: TrainConfig, steps: int = 6) -> int:
-    """Peak of live bytes in a training step, of all that was allocated since before the model was made.
+    """Peak of live bytes in a training step, counting all allocations of model and training.
 
-    The median of all steps but the first, in which ZeRO-3 does not fetch ahead yet.
+    The median of all steps but the first, in which ZeRO-3 does not prefetch yet.
     """
     _count_all_threads()
     batch = AssumedSamples(config).micro_batch(TOKEN_MULTIPLE)
     begins_ns = []
-    gc.collect()  # what is left of the case before must not go while this one is measured
+    gc.collect()  # so that the previous case's garbage is not released during the measurement
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as measured:
-        engine = build_engine(build_showo(config.model.showo, ATTENTION), config, CPU)
+        engine = initialize(build_showo(config.model.showo, ATTENTION), config, CPU)
         for _ in range(steps):
-            gc.collect()  # when Python would have done so is chance
+            gc.collect()  # at a fixed place, instead of whenever Python decides
             begins_ns.append(time.time_ns())
             train_step(engine, batch, config.training.gradient_accumulation_steps)
     engine.destroy()
@@ -103,10 +102,10 @@ def peak_bytes(config: TrainConfig, steps: int = 6) -> int:
 
 
 def gpu_peak_bytes(config: TrainConfig, device: torch.device) -> int:
-    """The same on a GPU, as its allocator counts."""
+    """The same on a GPU, counted by its allocator."""
     batch = AssumedSamples(config).micro_batch(TOKEN_MULTIPLE).to(device)
     before = torch.cuda.memory_allocated(device)
-    engine = build_engine(build_showo(config.model.showo, "flash"), config, device)
+    engine = initialize(build_showo(config.model.showo, "flash"), config, device)
     train_step(engine, batch, config.training.gradient_accumulation_steps)
     gc.collect()
     torch.cuda.reset_peak_memory_stats(device)
@@ -117,13 +116,13 @@ def gpu_peak_bytes(config: TrainConfig, device: torch.device) -> int:
 
 
 def _sent() -> int:
-    """Bytes that have left this host's interface."""
+    """Bytes sent by this host's network interface so far."""
     interface = os.environ["GLOO_SOCKET_IFNAME"]
     return int(Path(f"/sys/class/net/{interface}/statistics/tx_bytes").read_text())
 
 
 def _shape(rate: str | None) -> None:
-    """Limit what leaves this host's interface."""
+    """Limit the rate of this host's network interface."""
     device = ["dev", os.environ["GLOO_SOCKET_IFNAME"], "root"]
     subprocess.run(["tc", "qdisc", "del", *device], check=False, capture_output=True)
     if rate:
@@ -132,7 +131,7 @@ def _shape(rate: str | None) -> None:
 
 
 def _seconds(step: Callable[[], None]) -> float:
-    """Until every rank has ended the step."""
+    """Seconds until every rank has finished the step."""
     start = time.perf_counter()
     step()
     dist.barrier()
@@ -140,12 +139,12 @@ def _seconds(step: Callable[[], None]) -> float:
 
 
 def traffic(config: TrainConfig, rates: list[str | None], steps: int = 3) -> list[dict[str, float]]:
-    """Bytes sent and seconds of a step at each speed of the link; None: as fast as the machine.
+    """Bytes sent and seconds of a step at each rate of the link; None: unlimited.
 
-    The seconds are those of the fastest step, for a slower one waited for something else.
+    The seconds are those of the fastest step, because a slower one waited for something else.
     """
     batch = AssumedSamples(config).micro_batch(TOKEN_MULTIPLE)
-    engine = build_engine(build_showo(config.model.showo, ATTENTION), config, CPU)
+    engine = initialize(build_showo(config.model.showo, ATTENTION), config, CPU)
     step = partial(train_step, engine, batch, config.training.gradient_accumulation_steps)
     for _ in range(2):
         step()
@@ -162,7 +161,7 @@ def traffic(config: TrainConfig, rates: list[str | None], steps: int = 3) -> lis
     return found
 
 
-def main(what: str, out: str, *cases: str) -> int:
+def main(quantity: str, out: str, *cases: str) -> int:
     """Measure each case (a JSON list of config arguments); rank 0 writes a JSON list of results."""
     warnings.simplefilter("ignore", FutureWarning)
     torch.set_num_threads(1)
@@ -170,7 +169,7 @@ def main(what: str, out: str, *cases: str) -> int:
     with joined(timeout_s=300, always_group=True) as ranks:
         for case in cases:
             config = load(json.loads(case), check=False)
-            if what == "traffic":
+            if quantity == "traffic":
                 results.append(traffic(config, RATES))
             elif ranks.device.type == "cuda":
                 results.append(gpu_peak_bytes(config, ranks.device))
@@ -184,4 +183,4 @@ def main(what: str, out: str, *cases: str) -> int:
 
 if __name__ == "__main__":
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    exit_plainly("measure", lambda: main(*sys.argv[1:]))
+    run_and_exit("measure", lambda: main(*sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""The command from its arguments to its tables, on the mini world's model."""
+"""``showo-dist plan`` on the mini world's model: arguments in, tables out."""
 
 import re
 from dataclasses import replace
@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from showo_dist.plan.cli import main
-from showo_dist.plan.hardware import GPUS
+from showo_dist.plan.timing import GPUS
 
 CONFIG = f"config={Path(__file__).parents[2]}/configs/mini/pretrain.yaml"
 
 
 def rows(printed: str, columns: int) -> list[list[str]]:
-    """Cells of the lines of tables with that many columns, headings left out."""
+    """Cells of the lines of tables with ``columns`` columns, without headings."""
     lines = [re.split(r"\s*│\s*", line.strip("│ ")) for line in printed.splitlines()]
     return [cells for cells in lines if len(cells) == columns]
 

@@ -1,4 +1,4 @@
-"""The predicted peak of memory against what the GPU's allocator saw: one rank, a model of Show-o's width."""
+"""The predicted peak of memory against the GPU's allocator: one rank, a model of Show-o's width."""
 
 from pathlib import Path
 
@@ -8,9 +8,9 @@ import torch
 from showo_dist.config import load
 from showo_dist.plan.batch import AssumedSamples
 from showo_dist.plan.engine_step import EngineOfShapes, fake_ranks
+from showo_dist.sequences import TOKEN_MULTIPLE
 from showo_kernels import select_backend
 from tests.plan.groups import measure_here
-from tests.plan.measure import TOKEN_MULTIPLE
 
 pytestmark = [
     pytest.mark.gpu,
@@ -37,7 +37,7 @@ def setting(stage: int, checkpointing: bool) -> list[str]:
 def test_peak_is_predicted(stage: int, checkpointing: bool, tmp_path: Path) -> None:
     name, reason = select_backend("auto", "cuda", torch.bfloat16)
     if name != "flash":
-        pytest.skip(f"plans reckon with flash attention: {reason}")
+        pytest.skip(f"plans assume flash attention: {reason}")
     arguments = setting(stage, checkpointing)
     (measured,) = measure_here("peak", [arguments], 1, tmp_path / "peak.json", "cuda")
     config = load(arguments, check=False)

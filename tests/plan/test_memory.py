@@ -1,4 +1,4 @@
-"""The predicted peak of memory against what torch's allocator saw in real runs on two ranks."""
+"""The predicted peak of memory against torch's allocator in real runs on two ranks."""
 
 from pathlib import Path
 
@@ -9,9 +9,9 @@ from showo_dist.config import load
 from showo_dist.plan.batch import AssumedSamples
 from showo_dist.plan.engine_step import EngineOfShapes, fake_ranks
 from showo_dist.plan.shapes import PARTS
+from showo_dist.sequences import TOKEN_MULTIPLE
 from showo_kernels import losses
 from tests.plan.groups import measure_here
-from tests.plan.measure import TOKEN_MULTIPLE
 
 RANKS, TOLERANCE = 2, 0.02
 CONFIG = str(Path(__file__).parents[2] / "configs" / "mini" / "pretrain.yaml")
@@ -21,7 +21,7 @@ BASE = [
     "training.batch_size_mmu=2",
     "training.batch_size_lm=1",
 ]
-# DeepSpeed's own buckets would be a thousand times the size of this model, and hide everything else.
+# DeepSpeed's default buckets are a thousand times the size of this model and would hide everything else.
 BUCKETS = (
     "distributed.deepspeed={zero_optimization: {reduce_bucket_size: 200000, allgather_bucket_size: 200000, "
     "stage3_prefetch_bucket_size: 50000, stage3_param_persistence_threshold: 1000, "
@@ -60,7 +60,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
 def _add_in_place(
     total_VD: torch.Tensor, grad_CV: torch.Tensor, _: torch.Tensor, hidden_CD: torch.Tensor
 ) -> None:
-    """What a CPU does in bf16; plans are for GPUs, which make the product first, as large as the head."""
+    """Add in place, as a CPU does in bf16; a GPU, which plans are for, first makes the whole product."""
     total_VD.addmm_(grad_CV.t(), hidden_CD.to(total_VD.dtype))
 
 

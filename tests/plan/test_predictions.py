@@ -1,4 +1,4 @@
-"""Time, scaling, advice and the command, on made-up profiles."""
+"""Time, advice and mistakes on the command line, with made-up profiles."""
 
 from dataclasses import replace
 
@@ -6,11 +6,20 @@ import pytest
 
 from showo_dist.plan.cli import main
 from showo_dist.plan.engine_step import StepProfile
-from showo_dist.plan.hardware import GPUS, gpu
 from showo_dist.plan.report import advice, fits
-from showo_dist.plan.shapes import PARTS, Collective, on_the_wire, sent_bytes, step_bytes
+from showo_dist.plan.shapes import PARTS, Collective
 from showo_dist.plan.study import Prediction, Setting
-from showo_dist.plan.timing import Cluster, Compute, StepTime, step_time
+from showo_dist.plan.timing import (
+    GPUS,
+    Cluster,
+    Compute,
+    StepTime,
+    gpu,
+    on_the_wire,
+    sent_bytes,
+    step_bytes,
+    step_time,
+)
 
 GRADIENTS = Collective("all_reduce", 1_000_000, 8, "backward")
 WEIGHTS = Collective("all_gather", 1_000_000, 8, "step")

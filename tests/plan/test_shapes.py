@@ -1,4 +1,4 @@
-"""The record of storages and collectives."""
+"""The record of storages and collectives, and DeepSpeed's engine on shapes."""
 
 import pytest
 import torch
@@ -66,8 +66,8 @@ def test_the_parameter_count_is_the_published_one() -> None:
     assert sum(p.numel() for p in model_of_shapes(config).parameters()) == 1_454_472_322
 
 
-def test_zero_shards_what_it_says() -> None:
-    """Weights, master weights and moments of one of 48 ranks, by the paper's own arithmetic."""
+def test_zero_3_shards_weights_and_optimizer() -> None:
+    """Bytes of one of 48 ranks: 12 per parameter for master weights and moments, 4 for fp32 weights."""
     config = load(setting(3), check=False)
     whole = sum(p.numel() for p in model_of_shapes(config).parameters())
     with fake_ranks(47, 48):
@@ -94,7 +94,7 @@ def test_stages_differ_in_when_they_send() -> None:
 
 @pytest.mark.parametrize("stage", [0, 3])
 def test_a_step_leaves_nothing_behind(stage: int) -> None:
-    """Larger batches are looked at with the same engine."""
+    """One engine predicts all scales, so a step must not change the next one's profile."""
     config = load(setting(stage), check=False)
     samples = AssumedSamples(config)
     with fake_ranks(0, 8):

@@ -1,4 +1,4 @@
-"""Conversations: layout, and that the answers and their end marks are what is supervised."""
+"""Conversations: layout, and supervision of exactly the answers and their end marks."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Token masking: how many, which, with what, and from whose random numbers."""
+"""Masking: number and choice of tokens, replacement, loss weights, and the sample's own random numbers."""
 
 import math
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Packing: sequences end to end, nothing mixed up, empty ranks included."""
+"""Packing: every sequence is recovered, empty batches and padding included."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Mistakes in a tokenizer's config are named before anything is loaded."""
+"""Mistakes in a tokenizer's config are reported before anything is loaded."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +25,7 @@ MINI = Path(__file__).parents[2] / "configs" / "mini" / "tokenizer.yaml"
         ("loss.codebook=all", "loss.codebook = 'all': expected one of bits, joint"),
         ("model.bits=30", "model.bits=30: 1 to 20"),
         ("model.resolution=60", "model.resolution=60: must be a multiple of 8"),
-        ("training.batch_size=0", "training.batch_size = 0: expected at least 1"),
+        ("training.batch_size=0", "training.batch_size = 0: expected 1 or more"),
         ("training.mixed_precision=fp8", "expected one of auto, bf16, fp32"),
         ("dataset.shards=null", "dataset.shards = None: expected the path"),
     ],

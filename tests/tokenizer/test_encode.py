@@ -1,4 +1,4 @@
-"""Encoded shards stand for the image shards they come from."""
+"""Encoded shards give the same stream as their image shards."""
 
 import json
 import os
@@ -18,8 +18,7 @@ from showo_data.members import CODES, CONDITION, FEATURES, Encoded
 from showo_data.shards import write_shard
 from showo_dist.encode.cli import main_encode
 from showo_dist.encode.shards import EncodeSettings, FrozenEncoders, encode_shards
-from showo_dist.models.clip import ClipTower
-from showo_dist.models.encoders import Encoders, condition_pixels
+from showo_dist.models.encoders import ClipTower, Encoders, condition_pixels
 from showo_dist.models.magvitv2 import MAGVITv2
 from showo_dist.runtime.ranks import Ranks
 
@@ -86,7 +85,7 @@ def test_finished_shards_are_left_alone(shards: Path, tmp_path: Path, tiny: MAGV
 
 def test_other_settings_need_another_folder(shards: Path, tmp_path: Path, tiny: MAGVITv2) -> None:
     encode_shards(urls(shards), tmp_path, FrozenEncoders(tiny), SETTINGS, ALONE)
-    with pytest.raises(ValueError, match="begun with another condition_scale"):
+    with pytest.raises(ValueError, match="with condition_scale 2, not 4"):
         encode_shards(
             urls(shards),
             tmp_path,
@@ -163,7 +162,7 @@ def test_features_are_those_of_the_images(
     tower: ClipTower,
     sees: Literal["processed", "tokenized"],
 ) -> None:
-    """What understanding and what reconstruction would compute from the images, to rounding."""
+    """Stored features are those computed from the images, for understanding and for reconstruction."""
     settings = replace(SETTINGS, condition_scale=None, clip="none", clip_sees=sees)
     encoders = FrozenEncoders(tiny, tower)
     report = encode_shards(urls(shards), tmp_path, encoders, settings, ALONE, batch_size=7)
@@ -185,15 +184,15 @@ def test_half_as_large_features_are_rounded(shards: Path, tmp_path: Path, tower:
         to_write = replace(settings, features=kind)  # type: ignore[arg-type]
         encode_shards(urls(shards), tmp_path / name, FrozenEncoders(clip=tower), to_write, ALONE)
     whole, half = (sample(flow(tmp_path / n, None, (FEATURES,)), 0) for n in ("whole", "half"))
-    assert whole.features_PC is not None and half.features_PC is not None
-    assert torch.equal(half.features_PC, whole.features_PC.half().float())
-    assert not torch.equal(half.features_PC, whole.features_PC)
+    assert whole.features_SC is not None and half.features_SC is not None
+    assert torch.equal(half.features_SC, whole.features_SC.half().float())
+    assert not torch.equal(half.features_SC, whole.features_SC)
 
 
 def test_images_and_encoded_samples_share_a_batch(
     shards: Path, tmp_path: Path, tiny: MAGVITv2, tower: ClipTower
 ) -> None:
-    """As a mixture of an encoded and a plain source gives them."""
+    """As in a mixture of an encoded and a plain source."""
     settings = replace(SETTINGS, clip="none", clip_sees="tokenized")
     encode_shards(urls(shards), tmp_path, FrozenEncoders(tiny, tower), settings, ALONE)
     everything: tuple[Encoded, ...] = (CODES, CONDITION, FEATURES)
@@ -208,9 +207,7 @@ def test_images_and_encoded_samples_share_a_batch(
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
-def test_what_was_encoded_for_another_use_is_said_to_lack(
-    shards: Path, tmp_path: Path, tiny: MAGVITv2
-) -> None:
+def test_a_missing_encoding_is_named(shards: Path, tmp_path: Path, tiny: MAGVITv2) -> None:
     settings = replace(SETTINGS, condition_scale=None)
     encode_shards(urls(shards), tmp_path, FrozenEncoders(tiny), settings, ALONE)
     found = flow(tmp_path)[0]
@@ -226,7 +223,7 @@ def test_the_command_writes_features(shards: Path, tmp_path: Path, tower: ClipTo
     stored = sample(flow(tmp_path / "out", None, (FEATURES,)), 3)
     before = sample(flow(shards, clip_transform(CLIP_SIDE)), 3)
     (wanted,) = Encoders(None, tower).features([before])
-    torch.testing.assert_close(stored.features_PC, wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(stored.features_SC, wanted, rtol=1e-5, atol=1e-5)
     for mistake, words in (
         ([], "give --tokenizer, --clip, or both"),
         (["--clip", "x", "--clip-sees", "tokenized"], "needs --tokenizer"),

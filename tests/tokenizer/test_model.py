@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from showo_data.images import to_images
 from showo_dist.models.magvitv2 import MAGVITv2, MAGVITv2Config, StackConfig
-from showo_dist.models.magvitv2.images import to_images
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Real training runs: the same curve on any number of ranks, exact resume, honest reports."""
+"""Real training runs: the same curve on any number of ranks, exact resume, metrics and warnings."""
 
 import json
 import os
@@ -64,7 +64,7 @@ def png_samples(shard: Path, count: int) -> list[dict[str, Any]]:
 
 
 def test_two_processes_learn_what_one_learns(shards: Path, tmp_path: Path) -> None:
-    """Also where a rank's share of a step is one image, and that one cannot be read."""
+    """Also if a rank's share of a step is a single image, and that one is unreadable."""
     images = png_samples(shards / "train-000000.tar", 20)
     for number in (3, 4, 11):
         images[number]["png"] = b"no image"
