@@ -1,79 +1,81 @@
-"""The ``showo-dist`` command: one word picks a tool, the rest goes to it."""
+"""The ``showo-dist`` command: the first word selects a command, which gets the other arguments."""
 
 import os
 import sys
 from importlib import import_module
 
-from showo_dist.runtime.exits import StoppedError, exit_plainly
+from showo_dist.runtime.exits import StoppedError, run_and_exit
 
-# name -> (module, function taking argv and returning the exit code, help line); imported when called
-COMMANDS: dict[str, tuple[str, str, str]] = {
-    "mini": (
-        "showo_dist.mini",
-        "main",
-        "the whole story on the mini world, from images to report",
-    ),
-    "config": ("showo_dist.config.cli", "main", "print a resolved config, or say what is wrong"),
-    "mini-data": ("showo_data.cli", "main_mini", "write the mini world as WebDataset shards"),
-    "shards": ("showo_data.cli", "main_shards", "index, verify or show shards"),
-    "text-tokenizer": (
-        "showo_dist.sequences.train_tokenizer",
-        "main",
-        "train a text tokenizer on the texts of shards",
-    ),
-    "tokenizer": (
-        "showo_dist.tokenizer.__main__",
-        "main",
-        "train an image tokenizer on any shards",
-    ),
-    "encode": (
-        "showo_dist.encode.cli",
-        "main_encode",
-        "encode images once, ahead of training",
-    ),
-    "plan": ("showo_dist.plan.cli", "main", "memory, traffic and time of a run on any cluster"),
-    "doctor": ("showo_launch.doctor", "main", "whether hosts are fit for a run"),
-    "train": ("showo_dist.train", "main", "train Show-o or RecA in this one process"),
-    "generate": ("showo_dist.generation.commands", "main_generate", "generate images from texts"),
-    "inpaint": ("showo_dist.generation.commands", "main_inpaint", "regenerate what a mask covers"),
-    "extrapolate": (
-        "showo_dist.generation.commands",
-        "main_extrapolate",
-        "carry images on beyond their edges",
-    ),
-    "understand": (
-        "showo_dist.generation.understand",
-        "main_understand",
-        "ask questions about images",
-    ),
-    "reconstruct": (
-        "showo_dist.generation.commands",
-        "main_reconstruct",
-        "generate images anew from the model's understanding of them",
-    ),
-    "recipe": ("showo_dist.recipe.cli", "main", "run training stages one after the other"),
-    "export": ("showo_dist.export.cli", "main_export", "write a model folder from a checkpoint"),
-    "import": ("showo_dist.export.cli", "main_import", "make a checkpoint from a model folder"),
-    "inspect": ("showo_dist.export.cli", "main_inspect", "show what a checkpoint holds"),
-    "evaluate": ("showo_dist.evaluation", "main", "generate, answer and score"),
-    "gallery": (
-        "showo_dist.report.gallery",
-        "main",
-        "images of checkpoints, rounds and curves as a page",
-    ),
-    "report": ("showo_dist.report", "main", "write the report of a run"),
+_GENERATE, _EXPORT = "showo_dist.generation.commands", "showo_dist.export.cli"
+# group -> name -> (module, function that takes argv and returns the exit code, help line). A module is
+# imported only when its command is called.
+GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
+    "train": {
+        "mini": ("showo_dist.mini", "main", "train and evaluate the mini world, all stages"),
+        "train": ("showo_dist.train", "main", "train Show-o or RecA in this one process"),
+        "recipe": ("showo_dist.recipe.cli", "main", "run training stages one after the other"),
+        "tokenizer": ("showo_dist.tokenizer.__main__", "main", "train an image tokenizer"),
+        "text-tokenizer": (
+            "showo_dist.sequences.train_tokenizer",
+            "main",
+            "train a text tokenizer",
+        ),
+        "config": ("showo_dist.config.cli", "main", "print a resolved config, or report mistakes"),
+    },
+    "data": {
+        "mini-data": ("showo_data.cli", "main_mini", "write the mini world as WebDataset shards"),
+        "shards": ("showo_data.cli", "main_shards", "index, verify, show or convert shards"),
+        "encode": ("showo_dist.encode.cli", "main_encode", "encode images once, ahead of training"),
+    },
+    "use": {
+        "generate": (_GENERATE, "main_generate", "generate images from prompts"),
+        "inpaint": (_GENERATE, "main_inpaint", "regenerate the part of an image under a mask"),
+        "extrapolate": (_GENERATE, "main_extrapolate", "extend images beyond their edges"),
+        "understand": (
+            "showo_dist.generation.understand",
+            "main_understand",
+            "ask questions about images",
+        ),
+        "reconstruct": (
+            _GENERATE,
+            "main_reconstruct",
+            "generate images from the model's understanding of them",
+        ),
+        "export": (_EXPORT, "main_export", "write a model folder from a checkpoint"),
+        "import": (_EXPORT, "main_import", "write a checkpoint from a model folder"),
+        "inspect": (_EXPORT, "main_inspect", "show the content of a checkpoint or model folder"),
+    },
+    "evaluate": {
+        "evaluate": ("showo_dist.evaluation.cli", "main", "generate, answer and score"),
+        "gallery": (
+            "showo_dist.report.gallery.cli",
+            "main",
+            "show images of checkpoints, masking rounds and curves as a page",
+        ),
+        "report": ("showo_dist.report.cli", "main", "write the report of a run"),
+    },
+    "cluster": {
+        "plan": ("showo_dist.plan.cli", "main", "predict memory, traffic and time of a run"),
+        "doctor": ("showo_launch.doctor", "main", "check whether hosts are fit for a run"),
+    },
 }
+COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
 
 
 def usage() -> str:
+    """The help text: all commands, by group."""
     width = max(len(name) for name in COMMANDS)
-    lines = [f"  {name:<{width}}  {text}" for name, (_, _, text) in COMMANDS.items()]
-    return "usage: showo-dist COMMAND ...\n\n" + "\n".join(lines)
+    lines = ["usage: showo-dist COMMAND ...", "       showo-dist COMMAND --help"]
+    for title, group in GROUPS.items():
+        lines += ["", f"{title}:"]
+        lines += [f"  {name:<{width}}  {text}" for name, (_, _, text) in group.items()]
+    return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run a command; return its exit code: 2 for an error that the user can fix."""
     arguments = sys.argv[1:] if argv is None else argv
-    if arguments and arguments[0].startswith("--local_rank="):  # DeepSpeed's launcher puts it first
+    if arguments and arguments[0].startswith("--local_rank="):  # added by DeepSpeed's launcher
         arguments = arguments[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
@@ -82,14 +84,14 @@ def main(argv: list[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"showo-dist: no command {name!r}\n{usage()}", file=sys.stderr)
         return 2
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        exit_plainly(f"showo-dist {name}", lambda: _call(name, rest))
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # an error must end the other ranks too
+        run_and_exit(f"showo-dist {name}", lambda: _call(name, rest))
     try:
         return _call(name, rest)
     except StoppedError as stopped:
         print(f"showo-dist {name}: {stopped}", file=sys.stderr)
         return stopped.code
-    except (ValueError, OSError) as error:  # what a user can mend: one line, no traceback
+    except (ValueError, OSError) as error:  # errors that the user can fix: one line, no traceback
         print(f"showo-dist {name}: {error}", file=sys.stderr)
         return 2
 

@@ -11,7 +11,7 @@ from showo_dist.faults.evidence import record_collectives
 from showo_dist.faults.progress import Progress
 from showo_dist.faults.signals import StopRequest
 from showo_dist.faults.watch import Settings, watched
-from showo_dist.runtime.exits import exit_plainly
+from showo_dist.runtime.exits import run_and_exit
 from showo_dist.runtime.ranks import joined
 
 PROGRAM = "showo_dist.train"
@@ -40,4 +40,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    exit_plainly(PROGRAM, main)
+    run_and_exit(PROGRAM, main)

@@ -70,7 +70,7 @@ class ExternalCaptions:
 def short_or_long(caption: str) -> tuple[str, ...]:
     """Return the first sentence and the whole caption, both without openings, unless they are empty."""
     cleaned = (without_openings(caption.partition(".")[0]), without_openings(caption))
-    return tuple(text for text in cleaned if text)
+    return tuple(text for text in cleaned if text.strip())
 
 
 def without_openings(caption: str) -> str:
@@ -81,7 +81,7 @@ def without_openings(caption: str) -> str:
 def _first_line(path: Path) -> str:
     """Read the first line; empty if the file does not exist or is not UTF-8."""
     try:
-        with path.open(encoding="utf-8") as stream:
+        with path.open(encoding="utf-8-sig") as stream:
             return stream.readline().strip()
     except (FileNotFoundError, UnicodeDecodeError):
         return ""

@@ -20,15 +20,22 @@ _DIGEST_LENGTH = 64  # hexadecimal digits of a SHA-256
 def written_aside(target: Path) -> Iterator[BinaryIO]:
     """Open a file that is renamed to ``target`` when the block succeeds and deleted when it fails.
 
-    An existing ``target`` is replaced. Several processes may write the same target; the last one wins.
+    An existing ``target`` is replaced. Several threads and processes may write it; the last one wins.
+
+    Raises:
+        OSError: it cannot be written; ``filename`` is set.
     """
-    aside = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    # Not the process id: threads, and processes of several hosts, may write the same target.
+    aside = target.with_name(f".{target.name}.{os.urandom(8).hex()}.partial")
     try:
         with aside.open("wb") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
         aside.replace(target)
+    except OSError as error:
+        error.filename = error.filename or str(target)  # writing to a full disk names no file
+        raise
     finally:
         aside.unlink(missing_ok=True)
 

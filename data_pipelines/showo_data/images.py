@@ -1,14 +1,15 @@
 """Decode and transform images with Pillow: from bytes to tensors, and back to images."""
 
 import io
+import struct
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 from torch import Tensor
 
 Transform = Callable[[Image.Image], Tensor]
@@ -16,6 +17,19 @@ Transform = Callable[[Image.Image], Tensor]
 # Channel means and deviations of CLIP's training images (its preprocessor_config.json).
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+# EXIF orientation → the transposition that makes the image upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Keys of ``Image.info`` that hold an orientation.
+_ORIENTED = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
 
 
 class UnfitImageError(ValueError):
@@ -39,11 +53,57 @@ class TooSmallError(UnfitImageError):
 def open_image(data: bytes) -> Image.Image:
     """Open the image in ``data``: its header is read, its pixels are not.
 
+    Metadata that cannot be read are left out.
+
     Raises:
         TooLargeError: by its header, the image has too many pixels.
         TooSmallError: by its header, the image is a single pixel.
         Exception: whatever Pillow raises on broken data (its formats do not share an exception).
     """
+    return _despite_metadata(_opened, data)
+
+
+def decode(data: bytes) -> Image.Image:
+    """Decode the RGB image in ``data``, turned by its EXIF orientation; of an animation, the first frame.
+
+    Metadata that cannot be read (EXIF, XMP, profiles, texts) cost the orientation, not the image.
+
+    Raises:
+        Exception: as :func:`open_image`, before any pixel is decoded; or for broken pixels.
+    """
+    return _despite_metadata(_decoded, data)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Turn the image by its EXIF orientation, if that can be read; the result has no orientation."""
+    image.load()  # so that broken pixels raise here, not in a transform
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # metadata may hold anything, and Pillow raises unrelated types
+        turn = None
+    if turn is None:
+        return image
+    # Not ImageOps.exif_transpose, which writes the other metadata back and fails where it cannot.
+    turned = image.transpose(turn)
+    for key in _ORIENTED:
+        turned.info.pop(key, None)
+    return turned
+
+
+def _despite_metadata(read: Callable[[bytes], Image.Image], data: bytes) -> Image.Image:
+    """Read an image; if that fails, read it once more without the metadata of its file."""
+    try:
+        return read(data)
+    except UnfitImageError:
+        raise
+    except Exception:
+        bare = _without_metadata(data)
+        if bare is None:
+            raise
+        return read(bare)
+
+
+def _opened(data: bytes) -> Image.Image:
     with warnings.catch_warnings():  # Pillow raises at twice its limit only, and warns below that
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
@@ -55,16 +115,53 @@ def open_image(data: bytes) -> Image.Image:
     return image
 
 
-def decode(data: bytes) -> Image.Image:
-    """Decode the RGB image in ``data``, turned by its EXIF orientation; of an animation, the first frame.
-
-    Raises:
-        Exception: as :func:`open_image`, before any pixel is decoded; or for broken pixels.
-    """
-    image = _eight_bits(open_image(data))
-    ImageOps.exif_transpose(image, in_place=True)
-    image.load()  # so that broken pixels raise here, not in a transform
+def _decoded(data: bytes) -> Image.Image:
+    image = upright(_eight_bits(_opened(data)))
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _without_metadata(data: bytes) -> bytes | None:
+    """Return the file of an image without its metadata; None if it has none, or is of another format."""
+    parts = _png_parts if data.startswith(_PNG) else _jpeg_parts
+    try:
+        bare = b"".join(parts(data))
+    except (struct.error, IndexError):  # the file ends early
+        return None
+    return bare if 0 < len(bare) < len(data) else None
+
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def _png_parts(data: bytes) -> Iterator[bytes]:
+    """Yield the signature and the chunks that decide the pixels of the first frame."""
+    yield _PNG
+    start = len(_PNG)
+    while start < len(data):
+        length, name = struct.unpack_from(">I4s", data, start)
+        end = start + length + 12  # length, name and checksum
+        # An ancillary chunk has a lower-case first letter; of those, only transparency decides pixels.
+        if name[:1].isupper() or name == b"tRNS":
+            yield data[start:end]
+        start = end
+
+
+def _jpeg_parts(data: bytes) -> Iterator[bytes]:
+    """Yield all segments but those of applications and comments; nothing if it is no JPEG."""
+    if not data.startswith(b"\xff\xd8"):
+        return
+    yield data[:2]
+    start = 2
+    while data[start + 1] != 0xDA:  # start of scan: the rest is pixels
+        if data[start] != 0xFF:
+            raise IndexError(start)
+        marker, length = struct.unpack_from(">xBH", data, start)
+        end = start + 2 + length
+        # JFIF (E0) and Adobe (EE) decide the colours.
+        if marker in (0xE0, 0xEE) or not (0xE0 <= marker <= 0xEF or marker == 0xFE):
+            yield data[start:end]
+        start = end
+    yield data[start:]
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

@@ -17,8 +17,19 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from showo_data.members import BadSampleError, Reader
 from showo_data.samples import FlowSpec
-from showo_data.shards import DAMAGED, OpenShards, ShardHeader, expand, load_index, open_whole
+from showo_data.shards import (
+    DAMAGED,
+    OpenShards,
+    ShardHeader,
+    expand,
+    load_index,
+    open_whole,
+    samples_of,
+)
 from showo_data.streams import CanonicalStream, MixedStream, part_seed
+
+# Draws per shard without a sample before reading counts an "empty-shard".
+_PATIENCE = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +41,14 @@ class RawSample:
         key: of the sample; empty if it could not be read.
         read: returns the bytes of the member with an extension; raises as :func:`sample_reader`.
         reason: why the sample cannot be read, as a short code; None if it can.
+        samples: how many samples of a lost shard it stands for.
     """
 
     shard: str
     key: str
     read: Reader
     reason: str | None = None
+    samples: int = 1
 
 
 class RawReader(Protocol):
@@ -97,7 +110,6 @@ class ExactReader:
             ValueError: a source holds no samples, or its weight is not possible.
         """
         self.shards: list[ShardHeader] = []
-        self._files = OpenShards(storage=spec.storage)
         streams = []  # the shards of all sources are numbered consecutively
         for number, part in enumerate(spec.parts):
             headers = load_index(part.urls, spec.storage)
@@ -110,6 +122,7 @@ class ExactReader:
             streams.append(CanonicalStream(counts, seed, spec.streams, spec.window))
             self.shards += headers
         self.stream = MixedStream(streams, [part.weight for part in spec.parts], spec.seed)
+        self._files = OpenShards(storage=spec.storage, headers=self.shards)
 
     def __len__(self) -> int:
         return self.stream.samples
@@ -130,9 +143,6 @@ class ExactReader:
             return RawSample(shard, key, nothing, str(bad))
         except OSError as error:
             return RawSample(shard, key, nothing, reason_of(error))
-        except IndexError:
-            # During the run, the index was replaced by that of a shorter shard.
-            return RawSample(shard, key, nothing, "changed-shard")
 
 
 class ResampledReader:
@@ -147,6 +157,7 @@ class ResampledReader:
         self._spec = spec
         self._parts = [expand(part.urls, spec.storage) for part in spec.parts]
         self._draws: Iterator[RawSample] | None = None
+        self._whole = self._whole_samples = 0  # shards read without an error, and their samples
 
     def __len__(self) -> int:
         return 0
@@ -174,27 +185,54 @@ class ResampledReader:
         drawn = webdataset.ResampledShards(
             shards, seed=seed, worker_seed=lambda: 0, deterministic=True
         )
-        stored = (sample for source in drawn for sample in self._stored(source["url"]))
-        return iter(webdataset.shuffle(self._spec.window, rng=rng)(stored))
+        urls = (source["url"] for source in drawn)
+        return iter(webdataset.shuffle(self._spec.window, rng=rng)(self._from(urls, len(shards))))
+
+    def _from(self, urls: Iterator[str], shards: int) -> Iterator[RawSample]:
+        """Yield the samples of one drawn shard after the other."""
+        without = 0
+        for url in urls:
+            without += 1
+            for sample in self._stored(url):
+                without = 0
+                yield sample
+            # Reading must not last for ever where all shards are empty.
+            if without == _PATIENCE * shards:
+                without = 0
+                yield RawSample(url, "", nothing, "empty-shard")
 
     def _stored(self, shard: str) -> Iterator[RawSample]:
-        """Yield the samples of a shard, then one unreadable sample for each of its errors."""
+        """Yield the samples of a shard, then one unreadable sample for each of its errors.
+
+        The first of these stands for all samples that the rest of the shard would have had.
+        """
         failures: list[Exception] = []
 
         def note(failure: Exception) -> bool:
             failures.append(failure)
             return True  # continue behind the fault
 
+        read = 0
         try:
             with open_whole(shard, self._spec.storage) as stream:
                 opened = [{"url": shard, "stream": stream}]
                 for sample in group_by_keys(tar_file_expander(opened, note), handler=note):
+                    read += 1
                     yield RawSample(shard, sample["__key__"], sample.get)
         except OSError as error:
             failures.append(error)
+        if not failures:
+            self._whole, self._whole_samples = self._whole + 1, self._whole_samples + read
+        lost = max(1, self._expected(shard) - read) if failures else 0
         for failure in failures:
             reason = reason_of(failure) if isinstance(failure, OSError) else "damaged-shard"
-            yield RawSample(shard, "", nothing, reason)
+            yield RawSample(shard, "", nothing, reason, lost)
+            lost = 1
+
+    def _expected(self, shard: str) -> int:
+        """Return the samples of a shard by its index, or the mean of the shards read so far."""
+        indexed = samples_of(shard, self._spec.storage)
+        return self._whole_samples // max(1, self._whole) if indexed is None else indexed
 
     def __getstate__(self) -> dict[str, object]:
         # A generator cannot be pickled; a worker process begins its own draws.

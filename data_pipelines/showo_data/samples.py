@@ -1,7 +1,7 @@
 """Samples, skipped samples and their counts, and the settings of a flow's data."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -9,11 +9,13 @@ from torch import Tensor
 
 from showo_data.captions import ExternalCaptions
 from showo_data.images import Transform
-from showo_data.members import CODES, Encoded
+from showo_data.members import CODES, Encoded, Fit
 from showo_data.shards import Storage
 
 Kind = Literal["caption", "conversation", "text", "image"]
 KINDS: tuple[Kind, ...] = ("caption", "conversation", "text", "image")
+# Reason of a sample that raises what no reader expects.
+UNEXPECTED = "unexpected-error"
 TENSORS = ("image_3HW", "codes_N", "condition_codes_G", "features_SC")  # attributes of a sample
 
 
@@ -55,13 +57,21 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A sample that cannot be used; ``reason`` is a short code such as "broken-image" (see docs/data.md)."""
+    """A sample that cannot be used.
+
+    Attributes:
+        reason: a short code such as "broken-image" (see docs/data.md).
+        detail: what was found and what was expected; empty if the reason says it all.
+        samples: how many samples it stands for: those of a shard that is read as a whole and lost.
+    """
 
     flow: str
     position: int
     shard: str
     key: str
     reason: str
+    detail: str = field(default="", compare=False)
+    samples: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +97,7 @@ class FlowSpec:
         batch: samples per rank and micro-step, including the skipped ones.
         transform: decoded image → ``Sample.image_3HW``; may be None for text and encoded shards.
         encoded: members that replace the image in a sample that has all of them.
+        fits: the sizes of encoded members that fit the model; other members are not compared.
         captions: where to find captions outside the shards; None: they are members of the samples.
         seed: of the order of the samples.
         streams: number of streams that an epoch is cut into.
@@ -102,6 +113,7 @@ class FlowSpec:
     batch: int
     transform: Transform | None = None
     encoded: tuple[Encoded, ...] = (CODES,)
+    fits: Mapping[Encoded, Fit] = field(default_factory=dict)
     captions: ExternalCaptions | None = None
     seed: int = 0
     streams: int = 8
@@ -132,15 +144,27 @@ _ENOUGH = 200
 
 
 class BadSamples:
-    """Counts of skipped samples by reason and shard, and of all samples tried."""
+    """Counts of skipped samples by reason and shard, and of all samples tried.
+
+    Attributes:
+        counts: per reason and shard.
+        tried: good and bad samples.
+        examples: per reason, the first sample that says what was found and expected.
+    """
 
     def __init__(self) -> None:
         self.counts: Counter[tuple[str, str]] = Counter()
+        self.examples: dict[str, str] = {}
         self.tried = 0
 
     def add(self, skipped: Iterable[Skipped], good: int = 0) -> None:
         """Count the ``skipped`` samples, and ``good`` ones that were read in the same micro-step."""
-        bad = Counter((item.reason, item.shard) for item in skipped)
+        skipped = list(skipped)
+        bad = Counter[tuple[str, str]]()
+        for item in skipped:
+            bad[item.reason, item.shard] += item.samples
+            if item.detail:
+                self.examples.setdefault(item.reason, f"{item.shard} {item.key!r}: {item.detail}")
         self.counts.update(bad)
         self.tried += bad.total() + good
 
@@ -151,6 +175,7 @@ class BadSamples:
         for part in parts:
             whole.counts.update(part.counts)
             whole.tried += part.tried
+            whole.examples = part.examples | whole.examples
         return whole
 
     @property
@@ -174,7 +199,10 @@ class BadSamples:
         """Describe in one line how many samples were skipped, why, and in which shards most."""
         if not self.counts:
             return "no sample was skipped"
-        reasons = ", ".join(f"{reason} {n}" for reason, n in self.by_reason().items())
+        examples = {reason: f" ({example})" for reason, example in self.examples.items()}
+        reasons = ", ".join(
+            f"{reason} {n}{examples.get(reason, '')}" for reason, n in self.by_reason().items()
+        )
         worst = ", ".join(f"{shard} {n}" for shard, n in list(self.by_shard().items())[:3])
         return f"{self.total} samples skipped: {reasons}; most in {worst}"
 

@@ -23,14 +23,16 @@ from showo_data.members import (
     read_texts,
 )
 from showo_data.readers import ExactReader, RawReader, ResampledReader, reason_of
-from showo_data.samples import FlowSpec, Sample, Skipped
+from showo_data.samples import UNEXPECTED, FlowSpec, Sample, Skipped
 
 # Member of an encoded sample → attribute of a Sample, and the function that reads it.
-_ENCODED: dict[Encoded, tuple[str, Callable[[Reader], Tensor | None]]] = {
+_ENCODED: dict[Encoded, tuple[str, Callable[..., Tensor | None]]] = {
     CODES: ("codes_N", partial(read_codes, extension=CODES)),
     CONDITION: ("condition_codes_G", partial(read_codes, extension=CONDITION)),
     FEATURES: ("features_SC", read_features),
 }
+# Samples of which at least one must fit the model when a run starts.
+_FIRST = 8
 
 
 class Source:
@@ -41,7 +43,8 @@ class Source:
 
         Raises:
             OSError: a shard does not exist, or has no index and cannot be read.
-            ValueError: the shards hold no samples, or they hold images and the flow has no transform.
+            ValueError: the shards hold no samples, or they hold images and the flow has no transform, or
+                none of the first samples fits the model.
         """
         self.spec = spec
         self.reader: RawReader
@@ -56,6 +59,8 @@ class Source:
                     f"flow {spec.flow!r} needs a transform: "
                     f"{exact.shards[0].path!r} holds images, not {missing!r}"
                 )
+        if spec.fits and set(spec.fits).intersection(exact.extensions()):
+            self._check_first()
 
     def __len__(self) -> int:
         """Samples in one epoch; 0 without epochs (resampling)."""
@@ -63,18 +68,45 @@ class Source:
 
     def __getitem__(self, position: int) -> Sample | Skipped:
         """Return the sample at ``position`` ≥ 0, or the reason why it is skipped."""
-        raw = self.reader.read(position)
-        reason = raw.reason
-        if reason is None:
+        # Data may hold anything, and one sample must not end a run: this is the one place that catches all.
+        shard = key = detail = ""
+        samples = 1
+        try:
+            raw = self.reader.read(position)
+            shard, key = raw.shard, raw.key
+            if raw.reason is None:
+                return self._build(position, shard, key, raw.read)
+            reason, samples = raw.reason, raw.samples
+        except BadSampleError as bad:
+            reason, detail = bad.reason, bad.detail
+        except UnfitImageError as unfit:
+            reason = unfit.reason
+        except OSError as error:
+            reason = reason_of(error)
+        except Exception as error:
+            reason, detail = UNEXPECTED, f"{type(error).__name__}: {error}".partition("\n")[0][:200]
+        return Skipped(self.spec.flow, position, shard, key, reason, detail, samples)
+
+    def _check_first(self) -> None:
+        """Refuse shards that were encoded for another model, of which no sample fits."""
+        bad = None
+        for position in range(min(_FIRST, len(self))):
             try:
-                return self._build(position, raw.shard, raw.key, raw.read)
-            except BadSampleError as bad:
-                reason = str(bad)
-            except UnfitImageError as unfit:
-                reason = unfit.reason
-            except OSError as error:
-                reason = reason_of(error)
-        return Skipped(self.spec.flow, position, raw.shard, raw.key, reason)
+                raw = self.reader.read(position)
+                for member, fit in self.spec.fits.items():
+                    _ENCODED[member][1](raw.read, fit=fit)
+                return
+            except BadSampleError as error:
+                bad = bad or (error, raw)
+            except OSError:
+                return  # counted when it is met again
+        if bad is not None and bad[0].detail:
+            misfit, raw = bad
+            raise ValueError(
+                f"flow {self.spec.flow!r}: none of its first {position + 1} samples fits the model: "
+                f"in {raw.shard}, sample {raw.key!r}, {misfit.detail}; encode the images with this "
+                "config's networks and sizes (showo-dist encode), or change the config"
+            )
 
     def _build(self, position: int, shard: str, key: str, read: Reader) -> Sample:
         sample = Sample(self.spec.flow, position, key, shard=shard)
@@ -100,7 +132,8 @@ class Source:
 
     def _add_image(self, sample: Sample, read: Reader) -> None:
         """Add the encoded members, and the transformed image unless the sample has all of them."""
-        found = {member: _ENCODED[member][1](read) for member in self.spec.encoded}
+        fits = self.spec.fits
+        found = {m: _ENCODED[m][1](read, fit=fits.get(m)) for m in self.spec.encoded}
         for member, tensor in found.items():
             setattr(sample, _ENCODED[member][0], tensor)
         missing = [member for member, tensor in found.items() if tensor is None]

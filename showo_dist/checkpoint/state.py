@@ -1,7 +1,7 @@
 """The state of a run besides its tensors: step, stream positions, schedule, batch shape."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -68,6 +68,7 @@ class RunState:
         wandb_id: wandb run to continue.
         versions: of the libraries that wrote it.
         batch: the factors of the global batch.
+        data: everything that decides the order of each flow's samples, as name -> value in words.
     """
 
     step: int
@@ -77,6 +78,17 @@ class RunState:
     wandb_id: str | None
     versions: dict[str, str]
     batch: BatchShape
+    data: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def data_change(self, data: dict[str, dict[str, str]]) -> str | None:
+        """The difference to another data order in one line; None if all common flows have the same order."""
+        changes = [
+            f"{flow}: {key} {value} in the checkpoint, {data[flow].get(key)} now"
+            for flow, order in self.data.items()
+            for key, value in order.items()
+            if flow in data and data[flow].get(key) != value
+        ]
+        return f"the data order changes: {'; '.join(changes)}" if changes else None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2) + "\n"

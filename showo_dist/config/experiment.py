@@ -32,6 +32,10 @@ class ExperimentConfig:
     allow_batch_change: bool = False
     """Resume even if the global batch (ranks × accumulation × batch size) of a flow differs from the
     checkpoint's."""
+    allow_data_change: bool = False
+    """Resume even if the data order of a flow differs from the checkpoint's (seed, streams, window, mixture;
+    shards added, removed, reordered or rewritten). Positions then continue in the new order: samples may
+    repeat or be left out."""
     save_every: Annotated[int, AT_LEAST_ZERO] = 10000
     """Optimizer steps between two checkpoints; 0: only at the end."""
     eval_every: Annotated[int, AT_LEAST_ZERO] = 2500

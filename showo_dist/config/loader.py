@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from showo_dist.config.hints import describe, fields_of, hint_of, members, neare
 from showo_dist.config.schema import TrainConfig
 
 BASE_KEY = "base"
+# Texts in which a leading ~ is no home folder.
+NO_PATHS = ("inference.prompt", "inference.question")
 OVERRIDE = re.compile(r"(\w+(?:\.\w+)*)=(.*)", re.DOTALL)
 
 
@@ -166,10 +169,21 @@ def load_file(
     schema: type[Schema],
     overrides: Sequence[str] = (),
     check: bool = True,
+    foreign: bool = False,
 ) -> Schema:
-    """As ``load``, from a file (None: the schema's defaults) and ``key=value`` overrides."""
+    """As ``load``, from a file (None: the schema's defaults) and ``key=value`` overrides.
+
+    Args:
+        path: the file.
+        schema, check: as in ``load``.
+        overrides: of the user.
+        foreign: the file comes with weights, perhaps from a stranger: it may not read other files
+            (``base``) or the environment (``${oc.env:…}``), whose values could leave in a hub id.
+    """
     aliases = dict(getattr(schema, "ALIASES", {}))
     layers = read_file(path) if path is not None else []
+    if foreign:
+        _check_plain(Path(str(path)))
     layers += parse_overrides(overrides, schema, aliases)
     raw = OmegaConf.merge({}, *(rename(layer, aliases) for layer in layers))
     assert isinstance(raw, DictConfig)
@@ -179,6 +193,16 @@ def load_file(
     elif check and isinstance(config, Checkable):
         config.check()
     return config
+
+
+def _check_plain(path: Path) -> None:
+    """Raise ``ValueError`` when a config has interpolations or a base; those that runs write have neither."""
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+        if "${" in line or line.startswith(f"{BASE_KEY}:"):
+            raise ValueError(
+                f"{path}:{number}: {line.strip()!r}: a config that comes with weights holds plain values "
+                "only; remove the line if you trust the file"
+            )
 
 
 def to_yaml(config: Any) -> str:
@@ -191,10 +215,31 @@ def _instantiate(raw: DictConfig, schema: type[Schema]) -> Schema:
     problems = _unknown_keys(values, schema, schema, prefix="")
     if problems:
         raise ValueError("\n".join(problems))
+    raw = OmegaConf.create(_home_expanded(values))
     try:
         return cast(Schema, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), raw)))
     except OmegaConfBaseException as error:
         raise ValueError(_type_message(error, values, schema)) from None
+
+
+def _home_expanded(values: Any, key: str = "") -> Any:
+    """``~`` and ``~user`` at the start of any text but prompts, as a shell expands them.
+
+    Raises:
+        ValueError: there is no such user.
+    """
+    if isinstance(values, dict):
+        return {k: _home_expanded(v, f"{key}.{k}".lstrip(".")) for k, v in values.items()}
+    if isinstance(values, list):
+        return [_home_expanded(value, key) for value in values]
+    if not (isinstance(values, str) and values.startswith("~")) or key in NO_PATHS:
+        return values
+    expanded = os.path.expanduser(values)
+    if expanded.startswith("~"):
+        raise ValueError(
+            f"{key} = {values!r}: {values.partition('/')[0]} is no user of this machine"
+        )
+    return expanded
 
 
 def _unknown_keys(values: Any, section: Any, schema: type, prefix: str) -> list[str]:

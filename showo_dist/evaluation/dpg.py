@@ -1,13 +1,15 @@
 """DPG-Bench (arXiv 2403.05135): one image per prompt, its four samples as a 2×2 grid."""
 
 import csv
+import io
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
 
+from showo_data.text import is_apple_double, read_text
 from showo_dist.evaluation.generating import ImageFile
 from showo_dist.evaluation.job import Job
 from showo_dist.evaluation.results import OVERALL, Scores
@@ -24,26 +26,36 @@ def read_prompts(path: Path) -> list[Prompt]:
     Raises:
         ValueError: it is neither; the message says what is missing.
     """
+    texts: Mapping[str, str | None]
     if path.is_dir():
-        files = sorted(path.glob("*.txt"))
+        files = sorted(file for file in path.glob("*.txt") if not is_apple_double(file))
         if not files:
             raise ValueError(f"{path}: holds no .txt files; expected one per prompt")
-        texts = {file.stem: file.read_text(encoding="utf-8") for file in files}
+        texts = {file.stem: read_text(file) for file in files}
     elif path.suffix == ".csv":
         texts = _from_table(path)
     else:
         raise ValueError(f"{path}: expected a folder of .txt files, or dpg_bench.csv")
-    return [Prompt(name, text.strip(), {}) for name, text in texts.items()]
+    return [_prompt(path, name, text) for name, text in texts.items()]
 
 
-def _from_table(path: Path) -> dict[str, str]:
+def _prompt(path: Path, name: str, text: str | None) -> Prompt:
+    try:
+        return Prompt(name, (text or "").strip(), {})
+    except ValueError as error:
+        raise ValueError(f"{path}: prompt {name!r}: {error}") from None
+
+
+def _from_table(path: Path) -> dict[str, str | None]:
     """Prompts by ``item_id``; the table has a line for each question about an image."""
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = csv.DictReader(file)
+    rows = csv.DictReader(io.StringIO(read_text(path)))
+    try:
         missing = {"item_id", "text"} - set(rows.fieldnames or ())
         if missing:
-            raise ValueError(f"{path}: no column {' and no '.join(sorted(missing))}")
+            raise ValueError(f"no column {' and no '.join(sorted(missing))}")
         return {row["item_id"]: row["text"] for row in rows}
+    except (csv.Error, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def image_files(index: int, prompt: Prompt, samples: int) -> list[ImageFile]:
@@ -84,7 +96,7 @@ def scores(out: Path, prompts: int, samples: int) -> Scores:
     path = out / "results.txt"
     if not path.is_file():
         return {}
-    text = path.read_text()
+    text = read_text(path)
     score = _SCORE.search(text)
     if score is None:
         raise ValueError(f"{path}: no line 'DPG-Bench score: …'; the scorer has not finished")

@@ -4,11 +4,12 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from showo_data.text import inside
 from showo_dist.evaluation.generating import Question
 from showo_dist.evaluation.job import write_json
 from showo_dist.evaluation.understanding import Understanding, one_line, read_json, wrong_layout
 
-QUESTION = "Describe the image in one short sentence."
+QUESTION = "Describe the picture in one short sentence."
 _SPLIT = "test"
 
 
@@ -23,10 +24,10 @@ def read(path: Path, images: Path | None) -> list[Question]:
     try:
         entries = _coco_images(entries) if "annotations" in entries else _test_split(entries)
         return [
-            Question(images / name, QUESTION, {"image_id": number, "references": captions})
+            Question(inside(images, name), QUESTION, {"image_id": number, "references": captions})
             for number, name, captions in entries
         ]
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         expected = "Karpathy's images with split, imgid, filename and sentences, or COCO's layout"
         raise wrong_layout(path, expected, error) from None
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from PIL import Image
 
 from showo_data.images import decode
+from showo_data.text import plain_text
 from showo_dist.evaluation.job import Job, Json, write_json
-from showo_dist.evaluation.spread import Unit, batches, one_thread, spread
+from showo_dist.evaluation.spread import Unit, batches, is_complete, one_thread, spread
 from showo_dist.generation.output import save_image
 from showo_dist.generation.pipeline import Pipeline
 from showo_dist.generation.sampling import SamplingOptions, sample_codes
@@ -86,7 +87,7 @@ def generate_files(
         wanted = [(file.prompt, key) for file in part for key in file.keys]
         samples = generate_samples(job.pipeline, wanted, options, seed)
         for number, (file, path) in enumerate(zip(part, unit.files, strict=True)):
-            if not path.is_file():
+            if not is_complete(path):
                 image = compose(samples[number * per_file : (number + 1) * per_file])
                 save_image(image, path, {**settings, "prompt": file.prompt, **file.notes})
 
@@ -102,11 +103,17 @@ class Question:
         image: the image, its file, or the bytes of a file.
         text: the question as the model reads it.
         record: what a benchmark's answer file holds about it beside the answer.
+
+    Raises:
+        ValueError: ``text`` is no text.
     """
 
     image: Image.Image | Path | bytes
     text: str
     record: Json = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        plain_text(self.text)
 
     def open(self) -> Image.Image:
         """The image as RGB, rotated as its EXIF orientation says.

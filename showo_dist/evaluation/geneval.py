@@ -1,10 +1,10 @@
 """GenEval (arXiv 2310.11513): per prompt ``00000/metadata.jsonl`` and ``00000/samples/00000.png`` …"""
 
-import json
 import shlex
 from pathlib import Path
 from statistics import fmean
 
+from showo_data.text import parse_json, read_lines
 from showo_dist.evaluation.generating import ImageFile
 from showo_dist.evaluation.job import Job, write_json
 from showo_dist.evaluation.results import OVERALL, Scores
@@ -18,15 +18,14 @@ def read_prompts(path: Path) -> list[Prompt]:
         ValueError: a line is not an object with a ``prompt``; file and line are named.
     """
     prompts: list[Prompt] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         try:
-            metadata = json.loads(line)
-            text = metadata["prompt"]
-        except (json.JSONDecodeError, TypeError, KeyError) as error:
+            metadata = parse_json(line)
+            prompts.append(Prompt(f"{len(prompts):05d}", metadata["prompt"], metadata))
+        except (ValueError, TypeError, KeyError) as error:
             raise ValueError(
                 f"{path}:{number}: not a JSON object with a prompt ({error!r})"
             ) from None
-        prompts.append(Prompt(f"{len(prompts):05d}", text, metadata))
     return prompts
 
 

@@ -130,7 +130,7 @@ def _difference(folder: Path, made_with: Mapping[str, object], owned: list[str])
         return f"holds {found.name} and no {RECORD_NAME} that says what made it" if found else ""
     try:
         before = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         return f"its {RECORD_NAME} cannot be read ({error})"
     differences = unlike(before, made_with, ignored=_NOT_COMPARED)
     return f"holds an evaluation with {differences}" if differences else ""

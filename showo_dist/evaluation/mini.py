@@ -9,6 +9,7 @@ from PIL import Image
 from rich.console import Console
 
 from showo_data.mini import score
+from showo_data.text import parse_json, plain_text, read_lines
 from showo_dist.evaluation.generating import (
     PARTS,
     ImageFile,
@@ -57,7 +58,7 @@ def read_prompts(path: Path, limit: int | None) -> list[Json]:
     """
     taken: dict[str, int] = {}
     prompts = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         prompt = _parse_prompt(path, number, line)
         taken[prompt["tag"]] = taken.get(prompt["tag"], 0) + 1
         if limit is None or taken[prompt["tag"]] <= limit:
@@ -69,9 +70,10 @@ def read_prompts(path: Path, limit: int | None) -> list[Json]:
 
 def _parse_prompt(path: Path, number: int, line: str) -> Json:
     try:
-        prompt = json.loads(line)
+        prompt = parse_json(line)
         missing = [key for key in _REQUIRED if key not in prompt]
-    except (json.JSONDecodeError, TypeError) as error:
+        plain_text(prompt.get("prompt", "missing"))
+    except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}:{number}: not a JSON object ({error})") from None
     if missing:
         raise ValueError(f"{path}:{number}: the prompt has no {' and no '.join(missing)}")

@@ -9,6 +9,7 @@ from typing import Any
 
 from showo_data.convert.parquet import ParquetFiles
 from showo_data.members import BadSampleError
+from showo_data.text import plain_name
 from showo_dist.evaluation.generating import Question
 from showo_dist.evaluation.job import Json, write_json
 from showo_dist.evaluation.understanding import SHORT, Understanding, one_line, wrong_layout
@@ -36,13 +37,21 @@ def read(path: Path, images: Path | None) -> list[Question]:
     for file, number in rows.places(map(str, files)):
         try:
             questions.append(_question(rows.row(file, number)))
-        except (BadSampleError, KeyError, TypeError, SyntaxError, ValueError) as error:
+        except (
+            BadSampleError,
+            AttributeError,
+            KeyError,
+            TypeError,
+            SyntaxError,
+            ValueError,
+        ) as error:
             raise wrong_layout(Path(file), f"an MMMU question in row {number}", error) from None
     return questions
 
 
 def _question(row: dict[str, Any]) -> Question:
     record: Json = {key: row[key] for key in ("id", "question_type", "answer")}
+    _subject(record)
     text = _MARKER.sub("", row["question"]).strip()
     if row["question_type"] != _CHOICE:
         return Question(row["image_1"]["bytes"], text + SHORT, record)
@@ -53,12 +62,18 @@ def _question(row: dict[str, Any]) -> Question:
     return Question(row["image_1"]["bytes"], f"{text}{lines}{_LETTER}", record)
 
 
+def _subject(record: Json) -> str:
+    """The part ``Art_Theory`` of the id ``validation_Art_Theory_12``: the name of a folder."""
+    return plain_name("_".join(record["id"].split("_")[1:-1]))
+
+
 def write(asked: list[Question], answers: list[str], questions: Path, out: Path) -> list[Path]:
     """Write a list per subject, as the scorer's ``main_parse_and_eval.py`` reads it."""
     subjects: dict[str, list[Json]] = {}
     for item, answer in zip(asked, answers, strict=True):
-        subject = "_".join(item.record["id"].split("_")[1:-1])  # validation_Art_Theory_12
-        subjects.setdefault(subject, []).append({**item.record, "response": one_line(answer)})
+        subjects.setdefault(_subject(item.record), []).append(
+            {**item.record, "response": one_line(answer)}
+        )
     paths = []
     for subject, records in subjects.items():
         paths.append(out / "outputs" / subject / "output.json")

@@ -5,6 +5,7 @@ in one batch. A batched matrix product may round differently in another batch, a
 sampled token; fixed units make the files the same, byte for byte, on any number of ranks and after any stop.
 """
 
+import json
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from PIL import Image
 
 from showo_dist.logging.progress import progress_display
 from showo_dist.runtime.exits import OneRankError
@@ -28,7 +30,7 @@ class Unit:
 
     Attributes:
         index: position in the whole work.
-        files: each appears under its name only when complete, so those that exist are done.
+        files: images and JSON; those that are complete are done.
     """
 
     index: int
@@ -36,7 +38,23 @@ class Unit:
 
     @property
     def done(self) -> bool:
-        return all(path.is_file() for path in self.files)
+        return all(is_complete(path) for path in self.files)
+
+
+def is_complete(path: Path) -> bool:
+    """Whether a PNG or JSON file exists and is whole, by its checksums or its syntax.
+
+    Files appear under their names only when complete, but a copy or a crash of the machine can cut them.
+    """
+    try:
+        if path.suffix == ".json":
+            json.loads(path.read_bytes())
+        else:
+            with Image.open(path) as image:
+                image.verify()
+    except Exception:  # Pillow raises unrelated types on broken data
+        return False
+    return True
 
 
 def batches(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
@@ -54,7 +72,7 @@ def spread(units: Sequence[Unit], make: Callable[[Unit], None], ranks: Ranks, wh
 
     Args:
         units: in order, ``units[i].index == i``.
-        make: writes the files of a unit that do not exist yet.
+        make: writes the files of a unit that are not complete yet.
         ranks: all ranks of the run; each of them calls this.
         what: the work in a word, for the progress line of the first rank.
 

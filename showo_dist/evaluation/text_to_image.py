@@ -1,7 +1,6 @@
 """Common parts of the text-to-image benchmarks: command line, settings, order of the work."""
 
 import argparse
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 from PIL import Image
 
+from showo_data.text import parse_json, plain_name, plain_text, read_lines
 from showo_dist.evaluation.generating import ImageFile, Key, generate_files, one_image
 from showo_dist.evaluation.job import RECORD_NAME, Job
 from showo_dist.evaluation.results import Outcome, Scores
@@ -22,11 +22,18 @@ class Prompt:
         name: the scorer's name for it.
         text: the prompt itself.
         metadata: its whole entry in the prompt file.
+
+    Raises:
+        ValueError: ``name``, which becomes the name of files, cannot be one, or ``text`` is no text.
     """
 
     name: str
     text: str
     metadata: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        plain_name(self.name)
+        plain_text(self.text)
 
 
 @dataclass(frozen=True)
@@ -116,8 +123,8 @@ def json_lines(path: Path) -> list[dict[str, Any]]:
         ValueError: a line is not JSON.
     """
     try:
-        return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-    except json.JSONDecodeError as error:
+        return [parse_json(line) for line in read_lines(path) if line.strip()]
+    except ValueError as error:
         raise ValueError(f"{path}: not JSON lines ({error})") from None
 
 

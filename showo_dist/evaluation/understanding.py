@@ -1,12 +1,12 @@
 """Common parts of the understanding benchmarks: command line, settings, order of the work."""
 
 import argparse
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from showo_data.text import parse_json, read_text
 from showo_dist.evaluation.generating import PARTS, Question, answer_questions
 from showo_dist.evaluation.job import Job
 from showo_dist.evaluation.results import Outcome
@@ -105,11 +105,12 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        ValueError: it is not JSON.
+        ValueError: it is not UTF-8, or not JSON.
     """
+    text = read_text(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+        return parse_json(text)
+    except ValueError as error:
         raise ValueError(f"{path}: not JSON ({error})") from None
 
 

@@ -8,6 +8,7 @@ import re
 import shlex
 from pathlib import Path
 
+from showo_data.text import inside, is_apple_double, parse_json, read_lines
 from showo_dist.evaluation.generating import Question
 from showo_dist.evaluation.job import write_json, write_text
 from showo_dist.evaluation.understanding import (
@@ -29,12 +30,12 @@ def read_pope(path: Path, images: Path | None) -> list[Question]:
     """
     assert images is not None
     questions = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         try:
-            entry = json.loads(line)
+            entry = parse_json(line)
             record = {"question_id": entry["question_id"], "question": entry["text"]}
-            questions.append(Question(images / entry["image"], entry["text"], record))
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            questions.append(Question(inside(images, entry["image"]), entry["text"], record))
+        except (ValueError, KeyError, TypeError) as error:
             what = f"an object with question_id, image and text in line {number}"
             raise wrong_layout(path, what, error) from None
     return questions
@@ -80,7 +81,7 @@ def read_mme(path: Path, images: Path | None) -> list[Question]:
         ValueError: no such file, or a line without three columns.
     """
     assert images is not None
-    files = sorted(path.glob("*.txt"))
+    files = sorted(file for file in path.glob("*.txt") if not is_apple_double(file))
     if not files:
         raise ValueError(f"{path}: holds no .txt files; expected one per task (MME's Your_Results)")
     return [question for file in files for question in _read_mme_task(file, images)]
@@ -88,16 +89,19 @@ def read_mme(path: Path, images: Path | None) -> list[Question]:
 
 def _read_mme_task(path: Path, images: Path) -> list[Question]:
     questions = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         columns = line.split("\t")
         if len(columns) != _MME_COLUMNS:
             expected = f"image, question and answer in line {number}"
             raise wrong_layout(path, expected, ValueError(f"{len(columns)} columns"))
-        # The release keeps the images of some tasks in a folder `images` of their own.
-        image = images / path.stem / "images" / columns[0]
-        if not image.is_file():
-            image = images / path.stem / columns[0]
-        questions.append(Question(image, columns[1], {"task": path.stem, "line": line}))
+        try:
+            # The release keeps the images of some tasks in a folder `images` of their own.
+            image = inside(images / path.stem / "images", columns[0])
+            if not image.is_file():
+                image = images / path.stem / columns[0]
+            questions.append(Question(image, columns[1], {"task": path.stem, "line": line}))
+        except ValueError as error:
+            raise wrong_layout(path, f"a question in line {number}", error) from None
     return questions
 
 
@@ -143,10 +147,12 @@ def read_gqa(path: Path, images: Path | None) -> list[Question]:
     entries = read_json(path)
     try:
         return [
-            Question(images / f"{entry['imageId']}.jpg", entry["question"], {"questionId": name})
+            Question(
+                inside(images, f"{entry['imageId']}.jpg"), entry["question"], {"questionId": name}
+            )
             for name, entry in entries.items()
         ]
-    except (AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise wrong_layout(path, "ids of questions with question and imageId", error) from None
 
 
@@ -199,7 +205,7 @@ def read_vqav2(path: Path, images: Path | None) -> list[Question]:
         prefix = f"COCO_{re.sub(r'^test-[a-z]+', 'test', entries['data_subtype'])}_"
         return [
             Question(
-                images / f"{prefix}{entry['image_id']:012d}.jpg",
+                inside(images, f"{prefix}{entry['image_id']:012d}.jpg"),
                 entry["question"],
                 {"question_id": entry["question_id"]},
             )

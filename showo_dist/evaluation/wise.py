@@ -1,11 +1,11 @@
 """WISE (arXiv 2503.07265): ``PROMPT_ID.png`` for every prompt of its JSON lists."""
 
-import json
 import shlex
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from showo_data.text import is_apple_double, parse_json, read_text
 from showo_dist.evaluation.generating import ImageFile
 from showo_dist.evaluation.job import Job
 from showo_dist.evaluation.results import OVERALL, Scores
@@ -33,14 +33,17 @@ def read_prompts(path: Path) -> list[Prompt]:
 
 def prompt_files(path: Path) -> list[Path]:
     """The file itself, or the JSON files of the folder."""
-    return sorted(path.glob("*.json")) if path.is_dir() else [path]
+    if not path.is_dir():
+        return [path]
+    return sorted(file for file in path.glob("*.json") if not is_apple_double(file))
 
 
 def _read_list(path: Path) -> list[Prompt]:
+    text = read_text(path)
     try:
-        entries: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+        entries: list[dict[str, Any]] = parse_json(text)
         return [Prompt(str(entry["prompt_id"]), entry["Prompt"], entry) for entry in entries]
-    except (json.JSONDecodeError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
             f"{path}: not a JSON list of objects with Prompt and prompt_id ({error!r})"
         ) from None

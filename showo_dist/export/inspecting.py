@@ -15,10 +15,12 @@ from showo_dist.config import TrainConfig
 from showo_dist.config.loader import load_file
 from showo_dist.models.weights.folder import (
     CONFIG_NAME,
+    check_prefix,
     inner_folder,
     local_folder,
     read_json,
 )
+from showo_dist.models.weights.pretrained import read_config
 from showo_dist.models.weights.sources import (
     A_SUFFIX,
     B_SUFFIX,
@@ -50,6 +52,8 @@ def inspect(source: str | Path) -> RenderableType:
     """
     folder = local_folder(source)
     weights = own_weights(folder)
+    read_config(folder)  # refuses values of another type
+    check_prefix(folder, weights.meta, lambda name: name.startswith(tuple(_PARTS)))
     is_checkpoint = isinstance(weights, CheckpointWeights)
     facts = dict(_run_facts(folder)) if is_checkpoint else {"kind": "model folder"}
     facts |= dict(_model_facts(folder))
@@ -68,7 +72,7 @@ def _run_facts(folder: Path) -> Iterator[tuple[str, str]]:
         yield f"position in {flow}", f"{position:,}"
     yield "versions", _listed(state.versions)
     if (folder / CONFIG).is_file():
-        yield from _config_facts(load_file(folder / CONFIG, TrainConfig, check=False))
+        yield from _config_facts(load_file(folder / CONFIG, TrainConfig, check=False, foreign=True))
 
 
 def _config_facts(config: TrainConfig) -> Iterator[tuple[str, str]]:

@@ -6,11 +6,11 @@ from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from showo_data import vq_transform
-from showo_data.images import decode
+from showo_data.images import decode, upright
 
 Direction = Literal["left", "right", "up", "down"]
 
@@ -39,7 +39,7 @@ def read_image(path: str | Path) -> Image.Image:
 
 def as_rgb(image: Image.Image) -> Image.Image:
     """Return an upright RGB copy of an image."""
-    return ImageOps.exif_transpose(image).convert("RGB")
+    return upright(image).convert("RGB")
 
 
 def pixels(images: list[Image.Image], resolution: int) -> Tensor:

@@ -213,7 +213,7 @@ def read_model_config(source: str | Path, overrides: list[str] | None = None) ->
     """
     path = Path(source) / TRAINING_CONFIG
     if path.is_file():
-        return load_file(path, TrainConfig, overrides or [], check=False)
+        return load_file(path, TrainConfig, overrides or [], check=False, foreign=True)
     if Path(source).is_absolute() and not (Path(source) / CONFIG_NAME).is_file():
         raise ValueError(
             f"{path}: missing; expected a checkpoint of a training run, or a released folder with "

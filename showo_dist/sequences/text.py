@@ -1,12 +1,16 @@
 """Encode captions, prompts and conversations as token ids, and mark the answers to supervise."""
 
+import re
+from bisect import bisect_right
 from collections.abc import Iterable
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from showo_data.members import HUMAN
 from showo_dist.sequences.vocabulary import Vocabulary
 
 END_OF_TEXT = "<|endoftext|>"
@@ -16,7 +20,8 @@ SYSTEM_PROMPT = (
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
 IMAGE_MARKER = "<image>"
-_HUMAN = ("human", "user")
+# A break between two words, where every tokenizer of ours begins a new token.
+_BREAK = re.compile(r"(?<=\S)(?= \S)")
 
 
 def question_prompt(question: str) -> str:
@@ -55,30 +60,51 @@ class TextEncoder:
         """The id table of a model with this tokenizer; sizes as in :class:`Vocabulary`."""
         return Vocabulary(text=text_vocabulary, codebook=codebook, bos=self.bos)
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of the text, without bos or eos."""
+    @cached_property
+    def _longest(self) -> int:
+        """Characters of the longest token."""
+        return max(map(len, self.tokenizer.get_vocab()))
+
+    def encode(self, text: str, limit: int | None = None) -> list[int]:
+        """Ids of the text, without bos or eos.
+
+        Args:
+            text: any text without halves of surrogate pairs.
+            limit: number of ids that the caller uses. The rest of a long text need not be encoded, so that
+                its cost has a bound; the first ``limit`` ids are those of the whole text.
+        """
+        if limit is not None:
+            text = _beginning(text, limit * self._longest)
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of the ids; ``<|endoftext|>`` is left out."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
-    def conversation(self, turns: Iterable[tuple[str, str]]) -> tuple[list[int], list[bool]]:
+    def conversation(
+        self, turns: Iterable[tuple[str, str]], limit: int | None = None
+    ) -> tuple[list[int], list[bool]]:
         """Encode a LLaVA conversation and mark its answers.
 
         Args:
             turns: alternating (role, value) pairs, starting with a human; ``<image>`` markers are removed.
+            limit: as in :meth:`encode`.
 
         Returns:
             Ids of ``USER: q ASSISTANT: a<|endoftext|>…`` and, for each id, whether it belongs to an answer
             or to the ``<|endoftext|>`` after it.
         """
-        text, answers = _conversation_text(turns)
+        longest = None if limit is None else limit * self._longest
+        text, answers = _conversation_text(turns, longest)
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         offsets = encoded["offset_mapping"]
         # Encoded as one string, so that the ids where two turns meet are those of the whole text. A token is
         # supervised only if it lies inside an answer: one across the boundary is also part of the question.
-        supervised = [any(a <= start and end <= b for a, b in answers) for start, end in offsets]
+        starts = [start for start, _ in answers]
+        supervised = []
+        for start, end in offsets:
+            last = bisect_right(starts, start) - 1  # the last answer that begins before the token
+            supervised.append(last >= 0 and end <= answers[last][1])
         return encoded["input_ids"], supervised
 
 
@@ -97,13 +123,30 @@ def _load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _conversation_text(turns: Iterable[tuple[str, str]]) -> tuple[str, list[tuple[int, int]]]:
-    """Join the turns to one string; also return the character ranges of the answers with their end marks."""
+def _beginning(text: str, longest: int) -> str:
+    """Cut a text at the first break between words behind ``longest`` characters, at twice that at most."""
+    if len(text) <= 2 * longest:
+        return text
+    found = _BREAK.search(text, longest, 2 * longest)
+    return text[: found.start() if found else 2 * longest]
+
+
+def _conversation_text(
+    turns: Iterable[tuple[str, str]], longest: int | None
+) -> tuple[str, list[tuple[int, int]]]:
+    """Join the turns to one string; also return the character ranges of the answers with their end marks.
+
+    Turns behind ``longest`` characters are left out.
+    """
     text = ""
     answers = []
     for role, value in turns:
         value = value.replace(IMAGE_MARKER, "").strip()
-        if role in _HUMAN:
+        if longest is not None:
+            if len(text) > longest:
+                break
+            value = _beginning(value, longest)
+        if role in HUMAN:
             text += f"USER: {value} ASSISTANT:"
         else:
             start = len(text)

@@ -112,13 +112,13 @@ class SequenceMaker:
             if rng.random() < self.config.training.cond_dropout_prob:
                 sequences.append(builders.t2i_dropped(masked, self.vocabulary))
                 continue
-            ids = self.text.encode(sample.text or "")
+            ids = self.text.encode(sample.text or "", self._budget)
             sequences.append(builders.t2i(ids, masked, self._budget, self.vocabulary))
         return sequences
 
     def _lm(self, samples: list[Sample]) -> list[Sequence]:
         return [
-            builders.lm(self.text.encode(s.text or ""), self._length, self.vocabulary)
+            builders.lm(self.text.encode(s.text or "", self._length), self._length, self.vocabulary)
             for s in samples
         ]
 
@@ -130,19 +130,19 @@ class SequenceMaker:
     def _captioning(self, samples: list[Sample]) -> list[Sequence]:
         sequences = []
         for sample, codes in zip(samples, self.encoders.codes(samples), strict=True):
-            caption = self.text.encode(sample.text or "")
+            caption = self.text.encode(sample.text or "", self._budget)
             if self.config.dataset.params.add_caption_prompt:
                 prompt = self._prompt(self._rng(sample))
                 # Encoded apart from the prompt, as the published code does: joining the texts would merge
                 # tokens across the boundary.
-                caption = prompt + self.text.encode(f" {sample.text or ''}".rstrip())
+                caption = prompt + self.text.encode(f" {sample.text or ''}".rstrip(), self._budget)
             sequences.append(builders.mmu_caption(caption, codes, self._budget, self.vocabulary))
         return sequences
 
     def _mmu_vq(self, samples: list[Sample]) -> list[Sequence]:
         sequences = []
         for sample, codes in zip(samples, self.encoders.codes(samples), strict=True):
-            ids, supervised = self.text.conversation(sample.conversation or [])
+            ids, supervised = self.text.conversation(sample.conversation or [], self._budget)
             sequences.append(
                 builders.mmu_llava(
                     ids, supervised, codes, self._budget, self.vocabulary, self._system
@@ -153,7 +153,7 @@ class SequenceMaker:
     def _mmu_clip(self, samples: list[Sample]) -> list[Sequence]:
         sequences = []
         for sample, features in zip(samples, self.encoders.features(samples), strict=True):
-            ids, supervised = self.text.conversation(sample.conversation or [])
+            ids, supervised = self.text.conversation(sample.conversation or [], self._length)
             sequences.append(
                 builders.mmu_clip(
                     ids, supervised, self._system, features, self._length, self.vocabulary

@@ -98,8 +98,8 @@ class DeepSpeedEngine:
     def schedule_state(self) -> dict[str, Any]:
         return self.raw.lr_scheduler.state_dict()
 
-    def load_schedule(self, values: dict[str, Any]) -> None:
-        load_schedule(self.raw.lr_scheduler, self.raw.optimizer, values)
+    def load_schedule(self, values: dict[str, Any]) -> str | None:
+        return load_schedule(self.raw.lr_scheduler, self.raw.optimizer, values)
 
 
 def build_deepspeed_engine(

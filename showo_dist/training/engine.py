@@ -85,8 +85,8 @@ class Engine(Protocol):
     def schedule_state(self) -> dict[str, Any]:
         """State of the learning-rate schedule."""
 
-    def load_schedule(self, state: dict[str, Any]) -> None:
-        """Restore :meth:`schedule_state`, and the learning rate with it."""
+    def load_schedule(self, state: dict[str, Any]) -> str | None:
+        """Continue the config's schedule at the step of ``state``; a line for the log if the rate changes."""
 
 
 def build_engine(model: ShowO, config: TrainConfig, device: torch.device) -> Engine:

@@ -1,8 +1,11 @@
 """Metrics of a run over all ranks: losses, tokens per second, FLOPs and their share of the peak (MFU)."""
 
+from __future__ import annotations
+
 import resource
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -10,8 +13,10 @@ from torch import Tensor
 
 from showo_dist.models.showo import ShowO
 from showo_dist.sequences import PackedBatch
-from showo_dist.training.batches import Account
-from showo_dist.training.step import StepLosses
+
+if TYPE_CHECKING:  # these read data, which the benchmark of a step on a bare machine cannot
+    from showo_dist.training.batches import Account
+    from showo_dist.training.step import StepLosses
 
 # Dense bf16 peaks in FLOP/s without sparsity, from the data sheets; the first name that matches counts.
 GPU_PEAKS = {
@@ -41,7 +46,7 @@ class Work:
     attention_width: int
 
     @classmethod
-    def of(cls, model: ShowO) -> "Work":
+    def of(cls, model: ShowO) -> Work:
         matrices = {n: p.numel() for n, p in model.named_parameters() if p.ndim == 2}
         # The embedding table is looked up, not multiplied; the head runs on labelled rows only.
         head = matrices["showo.lm_head.weight"]

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_scheduler
 
 from showo_dist.checkpoint.slices import MOMENTS, WEIGHT, Piece
@@ -65,7 +65,7 @@ def build_optimizer(model: nn.Module, params: OptimizerParams, on_host: bool = F
     return torch.optim.AdamW(groups, fused=True, **settings)
 
 
-def build_schedule(optimizer: Optimizer, schedule: LRSchedulerConfig, steps: int) -> LRScheduler:
+def build_schedule(optimizer: Optimizer, schedule: LRSchedulerConfig, steps: int) -> LambdaLR:
     """Linear warm-up from 0, then cosine to 0 at ``steps``, or constant."""
     name = {"cosine": "cosine", "constant": "constant_with_warmup"}[schedule.scheduler]
     return get_scheduler(
@@ -73,11 +73,32 @@ def build_schedule(optimizer: Optimizer, schedule: LRSchedulerConfig, steps: int
     )
 
 
-def load_schedule(schedule: LRScheduler, optimizer: Any, values: dict[str, Any]) -> None:
-    """Restore a schedule's state, and the learning rates that it had set."""
-    schedule.load_state_dict(values)
-    for group, rate in zip(optimizer.param_groups, values["_last_lr"], strict=True):
+def load_schedule(schedule: LambdaLR, optimizer: Any, values: dict[str, Any]) -> str | None:
+    """Continue a schedule at the step of a checkpoint, with the rates, warm-up and shape of the config.
+
+    Args:
+        schedule: built from the config, over ``optimizer``.
+        optimizer: whose groups get the rates of that step.
+        values: the checkpoint's state of the schedule.
+
+    Returns:
+        A line for the log when the config gives another rate at this step than the checkpoint had, else None.
+    """
+    # The checkpoint's own rates would silently override a changed config, so only its position is loaded.
+    schedule.last_epoch, schedule._step_count = values["last_epoch"], values["_step_count"]
+    rates = [
+        base * shape(schedule.last_epoch)
+        for base, shape in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+    ]
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
+    before, schedule._last_lr = values["_last_lr"], rates
+    if before == rates:
+        return None
+    return (
+        f"learning rate {rates[0]:.6g} by the config, {before[0]:.6g} in the checkpoint: the config's is "
+        "used from here on"
+    )
 
 
 def total_norm(model: nn.Module) -> Tensor:

@@ -1,16 +1,19 @@
 """From a config to the parts of a run: data streams, text tokenizer, encoders. User errors surface here."""
 
+import hashlib
 import shlex
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from showo_data import FlowSpec, clip_transform, vq_transform
+from showo_data import FlowSpec, Source, clip_transform, vq_transform
 from showo_data.captions import ExternalCaptions
-from showo_data.members import CODES, CONDITION, FEATURES, Encoded
+from showo_data.members import CODES, CONDITION, FEATURES, Encoded, Fit
+from showo_data.readers import ExactReader
 from showo_data.samples import Kind, Weighted
 from showo_data.shards import Storage
+from showo_data.shards.names import misnamed
 from showo_dist.checkpoint import CheckpointReader
 from showo_dist.checkpoint.slices import WEIGHT, Piece
 from showo_dist.config import TrainConfig, active_flows
@@ -39,11 +42,6 @@ def check_data_paths(config: TrainConfig) -> None:
     """
     for name, flow in active_flows(config).items():
         for path in flow.paths:
-            if path.lower().endswith((".tgz", ".tar.gz")):
-                raise ValueError(
-                    f"{flow.path_key} = {path}: compressed shards cannot be read by offset; unpack "
-                    "them with gunzip and name the .tar files"
-                )
             arguments = _converter(config, name, path)
             if arguments is not None:
                 raise ValueError(
@@ -51,6 +49,8 @@ def check_data_paths(config: TrainConfig) -> None:
                     f"`showo-dist shards {arguments} --out data/{name}`, and set {flow.path_key} "
                     "to the pattern that it prints"
                 )
+            if problem := misnamed(path):
+                raise ValueError(f"{flow.path_key} = {path}: {problem}")
     _check_captions(config)
 
 
@@ -84,7 +84,10 @@ def _converter(config: TrainConfig, flow: str, path: str) -> str | None:
         return f"from-imagenet {quoted} --names LOC_synset_mapping.txt" if unread else None
     if lower.endswith(".parquet"):
         return f"from-parquet {quoted}" + ("" if flow == "recon" else " --text COLUMN")
-    return f"from-folder {quoted}" if Path(path).is_dir() else None
+    folder = Path(path)
+    if not folder.is_dir() or any(folder.glob("*.tar")):
+        return None
+    return f"from-folder {quoted}"
 
 
 def _captioned(config: TrainConfig) -> dict[str, tuple[str, ...]]:
@@ -151,6 +154,24 @@ def storage(config: TrainConfig) -> Storage:
     )
 
 
+def encoded_fits(config: TrainConfig) -> dict[Encoded, Fit]:
+    """The sizes of encoded members that fit the model; see :class:`showo_data.members.Fit`."""
+    showo, training = config.model.showo, config.training
+    keys = "model.showo.num_vq_tokens, codebook_size"
+    condition, condition_keys = showo.num_vq_tokens, keys
+    if not training.resize_back:
+        small = config.dataset.preprocessing.resolution // training.down_scale
+        condition = (small // config.model.vq_model.downsample) ** 2
+        condition_keys = "training.down_scale, model.showo.codebook_size"
+    return {
+        CODES: Fit((showo.num_vq_tokens,), showo.codebook_size, keys),
+        CONDITION: Fit((condition,), showo.codebook_size, condition_keys),
+        FEATURES: Fit(
+            (showo.clip_tokens, showo.clip_dim), keys="model.showo.clip_tokens, clip_dim"
+        ),
+    }
+
+
 def flow_specs(config: TrainConfig, clip_size: int | None = None) -> list[FlowSpec]:
     """The streams of the active flows.
 
@@ -175,6 +196,7 @@ def flow_specs(config: TrainConfig, clip_size: int | None = None) -> list[FlowSp
     # CLIP features replace codes in conversations only; captioning is trained on codes in every model.
     if clip_size and config.dataset.und_type != "captioning":  # captioning reads codes in any model
         transforms["mmu"], encoded["mmu"] = clip_transform(clip_size), (FEATURES,)
+    fits = encoded_fits(config)
     return [
         FlowSpec(
             flow=name,
@@ -184,6 +206,7 @@ def flow_specs(config: TrainConfig, clip_size: int | None = None) -> list[FlowSp
             batch=flow.batch_size,
             transform=transforms.get(name),
             encoded=encoded.get(name, (CODES,)),
+            fits={member: fits[member] for member in encoded.get(name, (CODES,))},
             captions=external_captions(config, name),
             seed=config.data_seed,
             streams=config.data.streams,
@@ -193,6 +216,50 @@ def flow_specs(config: TrainConfig, clip_size: int | None = None) -> list[FlowSp
         )
         for name, flow in active_flows(config).items()
     ]
+
+
+def data_order(spec: FlowSpec) -> dict[str, str]:
+    """Everything that decides which sample is at which position of a flow, in words, for checkpoints."""
+    reader = Source(spec).reader
+    order = {"seed": str(spec.seed), "sampling": spec.sampling}
+    if len(spec.parts) > 1:
+        order["mixture"] = ", ".join(f"{part.weight:g}" for part in spec.parts)
+    if not isinstance(reader, ExactReader):
+        names = [url for part in spec.parts for url in part.urls]
+        return {**order, "shards": f"{hashlib.sha256(repr(names).encode()).hexdigest()[:12]}"}
+    # Names without folders: data may move. Checksums come from the indexes, no shard is read.
+    lines = [f"{Path(s.path).name} {s.samples} {s.sha256}" for s in reader.shards]
+    digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
+    samples = sum(shard.samples for shard in reader.shards)
+    return {
+        **order,
+        "streams": str(spec.streams),
+        "window": str(spec.window),
+        "shards": f"{digest} ({len(lines)} shards, {samples} samples)",
+    }
+
+
+def check_data_order(
+    reader: CheckpointReader | None, data: dict[str, dict[str, str]], allowed: bool
+) -> str | None:
+    """Compare the data order with that of the checkpoint to resume from.
+
+    Returns:
+        The change, for the log, when there is one and it is allowed.
+
+    Raises:
+        ValueError: it differs and is not allowed.
+    """
+    change = reader.state.data_change(data) if reader else None
+    if reader is None or change is None:
+        return None
+    if not allowed:
+        raise ValueError(
+            f"{reader.folder}: {change}. Restore the data and its settings, start in another "
+            "experiment.output_dir with experiment.init_from, or resume in the new order with "
+            "experiment.allow_data_change=true"
+        )
+    return f"{change}; positions continue in the new order"
 
 
 def load_text(config: TrainConfig) -> TextEncoder:

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 
 from showo_dist.checkpoint.slices import KINDS, Piece, even_share
 from showo_dist.config import TrainConfig
@@ -46,7 +46,7 @@ class TorchEngine:
         self,
         model: nn.Module,
         optimizer: Optimizer,
-        schedule: LRScheduler,
+        schedule: LambdaLR,
         *,
         micro_steps: int,
         max_norm: float | None,
@@ -145,8 +145,8 @@ class TorchEngine:
     def schedule_state(self) -> dict[str, Any]:
         return self.lr_scheduler.state_dict()
 
-    def load_schedule(self, values: dict[str, Any]) -> None:
-        load_schedule(self.lr_scheduler, self.optimizer, values)
+    def load_schedule(self, values: dict[str, Any]) -> str | None:
+        return load_schedule(self.lr_scheduler, self.optimizer, values)
 
 
 def build_torch_engine(model: ShowO, config: TrainConfig, device: torch.device) -> TorchEngine:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from showo_data import Source, build_loader
+from showo_data import build_loader
 from showo_dist.checkpoint import (
     CONFIG,
     BatchShape,
@@ -35,7 +35,14 @@ from showo_dist.training.engine import build_engine
 from showo_dist.training.images import ImageGrids
 from showo_dist.training.metrics import Meter, Work, peak_flops
 from showo_dist.training.nonfinite import NonFiniteSteps
-from showo_dist.training.setup import carry_optimizer, flow_specs, load_encoders, load_text
+from showo_dist.training.setup import (
+    carry_optimizer,
+    check_data_order,
+    data_order,
+    flow_specs,
+    load_encoders,
+    load_text,
+)
 from showo_dist.training.step import StepLosses, Stepper
 from showo_dist.training.validation import Validation
 from showo_launch.exit_codes import PREEMPTED
@@ -75,6 +82,8 @@ class Trainer:
         self.specs = flow_specs(config, clip.resolution if clip else None)
         self.maker = SequenceMaker(config, self.text, self.vocabulary, self.encoders)
         # Before the engine: a missing shard should fail in seconds, not after the model was sharded.
+        self.notes: list[str] = list(resume.warnings)
+        self.data: dict[str, dict[str, str]] = {}
         self.batches = self._batches(reader, model.feature_width)
         self.engine = build_engine(model, config, ranks.device)
         self.step = 0
@@ -100,7 +109,7 @@ class Trainer:
     def _batches(self, reader: CheckpointReader | None, feature_width: int) -> PackedBatches:
         config, params = self.config, self.config.dataset.params
         # Rank 0 builds missing indexes alone, so that the other ranks only read them.
-        self.ranks.first_alone(lambda: [Source(spec) for spec in self.specs])
+        self.ranks.first_alone(lambda: self._read_data_order(reader))
         loader = build_loader(
             self.specs,
             rank=self.ranks.rank,
@@ -119,6 +128,12 @@ class Trainer:
             config.training.overfit_one_batch,
         )
 
+    def _read_data_order(self, reader: CheckpointReader | None) -> None:
+        """Note the order of the data for checkpoints, and compare it with the one to resume from."""
+        self.data = {spec.flow: data_order(spec) for spec in self.specs}
+        note = check_data_order(reader, self.data, self.config.experiment.allow_data_change)
+        self.notes += [note] if note else []
+
     def _stepper(self) -> Stepper:
         def enter(phase: str) -> None:
             self.progress.enter(phase)
@@ -136,7 +151,8 @@ class Trainer:
     def _restore(self, reader: CheckpointReader) -> None:
         state = reader.state
         self.engine.restore(reader.read_piece, state.optimizer_steps)
-        self.engine.load_schedule(state.schedule)
+        note = self.engine.load_schedule(state.schedule)
+        self.notes += [note] if note else []
         self.step = state.step
 
     def _logger(self, reader: CheckpointReader | None) -> RunLogger:
@@ -169,7 +185,7 @@ class Trainer:
             self.initial,
             f"flows (samples per rank and micro-step × coefficient): {flows}",
             f"{start} step {self.step}",
-            *resume.warnings,
+            *self.notes,
             *warnings_about(self.config),
         ):
             self.logger.event(line)
@@ -272,6 +288,7 @@ class Trainer:
             wandb_id=self.logger.wandb_id,
             versions=versions(),
             batch=self.batch_shape,
+            data=self.data,
         )
         self.writer.save(self.engine, state)
         return self.step

@@ -173,3 +173,37 @@ def test_known_keys_are_dotted_leaves() -> None:
         "codebook.size",
         "codebook.entropy_weight",
     )
+
+
+def test_home_folders_are_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    config = load(
+        [
+            *("experiment.output_dir=~/runs/a", "model.showo.tokenizer_path=~/text"),
+            "dataset.params.train_t2i_shards_path_or_url=[~/a.tar, {urls: ~/b.tar, weight: 1}]",
+            "inference.prompt=~/ is a folder",
+        ],
+        check=False,
+    )
+    assert config.experiment.output_dir == "/home/me/runs/a"
+    assert config.model.showo.tokenizer_path == "/home/me/text"
+    paths = config.dataset.params.train_t2i_shards_path_or_url
+    assert paths == ["/home/me/a.tar", {"urls": "/home/me/b.tar", "weight": 1}]
+    assert config.inference.prompt == "~/ is a folder"
+
+
+def test_an_unknown_home_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"data.cache_dir = '~nosuchuser/x': ~nosuchuser is no user"
+    ):
+        load(["data.cache_dir=~nosuchuser/x"], check=False)
+
+
+@pytest.mark.parametrize("line", ["  name: ${oc.env:HOME}", "base: ../other.yaml"])
+def test_a_config_that_comes_with_weights_is_plain(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(f"experiment:\n  project: a\n{line}\n")
+    (tmp_path.parent / "other.yaml").write_text("experiment: {project: b}\n")
+    load_file(path, TrainConfig, check=False)
+    with pytest.raises(ValueError, match=rf"{path}:3: .*plain values only"):
+        load_file(path, TrainConfig, check=False, foreign=True)

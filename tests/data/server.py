@@ -4,6 +4,7 @@ import multiprocessing
 import re
 import threading
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ class FaultyServer(ThreadingHTTPServer):
     def __init__(self, folder: Path, faults: Faults) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.folder, self.faults = folder, faults
+        self.etags = False
         self.requests: Counter[str] = Counter()
         self.injected: Counter[Any] = Counter()
         self.lock = threading.Lock()
@@ -77,6 +79,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         if range_:
             self.send_header("Content-Range", range_)
+            if self.server.etags:
+                content = (self.server.folder / self.path.lstrip("/")).read_bytes()
+                self.send_header("ETag", f'"{zlib.crc32(content)}"')
         self.end_headers()
         self.wfile.write(body[: len(body) // 2] if cut else body)
         self.close_connection = cut or self.close_connection

@@ -81,7 +81,7 @@ def test_a_folder_of_images_is_refused_with_its_command(tmp_path: Path) -> None:
 
 
 def test_compressed_shards_are_refused() -> None:
-    assert "unpack them with gunzip" in _refusal(_flow("t2i", "journeydb/{000..009}.tgz"))
+    assert "unpack them with gunzip, bunzip2" in _refusal(_flow("t2i", "journeydb/{000..009}.tgz"))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from showo_data.cli import main_shards
 from showo_data.convert import Target, convert, llava_items
-from showo_data.convert.llava import read_array
+from showo_data.convert.elements import read_array
 from tests.data.converting import files, image, same_image, samples
 
 
@@ -78,7 +78,7 @@ def test_items_that_cannot_be_used_are_counted_by_reason(tmp_path: Path) -> None
     (images / "broken.jpg").write_bytes(b"x")
     path = tmp_path / "set.json"
     good = {"image": "good.jpg", "conversations": _rounds(7)}
-    path.write_text(json.dumps([*BAD.values(), good, {**good, "image": ["good.jpg"]}]))
+    path.write_text(json.dumps([*BAD.values(), good, {**good, "image": {"path": "good.jpg"}}]))
     report = convert(llava_items(path, images), Target(out=tmp_path / "out"))
     assert report.skipped == {**dict.fromkeys(BAD, 1), "malformed-item": 2}
     assert report.examples["text-only"] == f"{path}, item 0"
@@ -103,7 +103,7 @@ def test_a_list_is_read_element_by_element(
     elements = [{"a": [1, "]", {"b": ", }"}]}, {}, {"ü": 'quote " and \\ [' * 9}, {"z": None}]
     path = tmp_path / "a.json"
     path.write_text("  " * (chunk > 4) + json.dumps(elements, indent=indent))
-    monkeypatch.setattr("showo_data.convert.llava._CHUNK", chunk)
+    monkeypatch.setattr("showo_data.convert.elements._CHUNK", chunk)
     assert list(read_array(path)) == elements
 
 

@@ -1,15 +1,20 @@
 """The cache of whole shards: bounded, filled once by whichever process comes first, never seen half full."""
 
+import errno
 import multiprocessing
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
 import pytest
 
+from showo_data import FlowSpec, Source
+from showo_data.shards import Storage, load_index, write_shard
 from showo_data.shards.cache import ShardCache
+from tests.data.server import serving
 
 pytestmark = pytest.mark.usefixtures("time_limit")
 
@@ -113,3 +118,86 @@ def test_a_copy_whose_maker_was_killed_gives_its_room_back(tmp_path: Path) -> No
     assert descriptor is not None
     os.close(descriptor)
     assert [path.name for path in folder.iterdir() if path.is_file()] == ["b.tar"]
+
+
+def _served(tmp_path: Path, texts: tuple[str, ...] = ("one", "two", "three")) -> Path:
+    folder = tmp_path / "served"
+    folder.mkdir(exist_ok=True)
+    samples = [{"__key__": f"k{i}", "txt": text} for i, text in enumerate(texts)]
+    write_shard(folder / "a.tar", samples)
+    return folder
+
+
+def _epoch(url: str, storage: Storage) -> list[str | None]:
+    spec = FlowSpec(flow="f", kind="text", urls=(url,), batch=1, streams=1, window=1)
+    source = Source(replace(spec, storage=storage))
+    return [getattr(source[p], "text", None) for p in range(len(source))]
+
+
+@pytest.mark.parametrize("damage", ["zeros", "part", "short", "bit"])
+def test_a_damaged_copy_is_made_again(tmp_path: Path, damage: str) -> None:
+    storage = Storage(cache_dir=str(tmp_path / "cache"), cache_gb=1.0, retries=0)
+    with serving(_served(tmp_path)) as server:
+        url = f"{server.url}/a.tar"
+        assert _epoch(url, storage) == ["one", "two", "three"]
+        (copy,) = (tmp_path / "cache" / "shards").glob("*.tar")
+        data = bytearray(copy.read_bytes())
+        changed = {
+            "zeros": bytes(len(data)),
+            "part": data[:512] + bytes(512) + data[1024:],
+            "short": data[:700],
+            "bit": data[:513] + bytes([data[513] ^ 1]) + data[514:],
+        }
+        copy.write_bytes(changed[damage])
+        assert _epoch(url, storage) == ["one", "two", "three"]
+        assert copy.read_bytes() == data
+
+
+def test_a_copy_that_was_compared_is_not_fetched_again(tmp_path: Path) -> None:
+    storage = Storage(cache_dir=str(tmp_path / "cache"), cache_gb=1.0, retries=0)
+    with serving(_served(tmp_path)) as server:
+        url = f"{server.url}/a.tar"
+        _epoch(url, storage)
+        server.requests.clear()
+        assert _epoch(url, storage) == ["one", "two", "three"]
+        assert not server.requests
+
+
+def test_a_copy_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: seen.append(any(tmp_path.glob("*.tar"))))
+    os.close(_open(ShardCache(tmp_path, limit=100), "a", 100) or 0)
+    assert seen == [False]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+@pytest.mark.parametrize("call", ["_reserve", "_lock", "_fill"])
+def test_a_cache_that_cannot_be_written_falls_back_to_ranges(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    number: int,
+    call: str,
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    storage = Storage(cache_dir=str(tmp_path / "cache"), cache_gb=1.0, retries=0)
+    monkeypatch.setattr(ShardCache, call, fails)
+    with serving(_served(tmp_path)) as server:
+        for _ in range(3):
+            assert _epoch(f"{server.url}/a.tar", storage) == ["one", "two", "three"]
+    lines = [r.message for r in caplog.records if "cannot be used" in r.message]
+    assert len(lines) == 1 and str(tmp_path / "cache") in lines[0] and "by ranges" in lines[0]
+
+
+def test_an_index_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file in the place of the folder")
+    storage = Storage(cache_dir=str(tmp_path / "cache"), retries=0)
+    with (
+        serving(_served(tmp_path)) as server,
+        pytest.raises(OSError, match=r"a\.tar: its index .*data\.cache_dir"),
+    ):
+        load_index(f"{server.url}/a.tar", storage)

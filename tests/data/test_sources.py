@@ -178,7 +178,7 @@ def test_what_an_encoded_sample_lacks(
     ("kind", "members", "reason"),
     [
         ("image", {"png": _png()[:-30]}, "broken-image"),
-        ("image", {"png": b""}, "broken-image"),
+        ("image", {"png": b""}, "no-image"),
         ("text", {"json": {"caption": 3}}, "no-text"),
         ("text", {"json": b"[1]"}, "broken-json"),
         ("text", {"json": b'"\xff"'}, "not-utf8"),
@@ -238,7 +238,9 @@ def test_a_member_stored_twice_is_skipped(tmp_path: Path) -> None:
     shard = tmp_path / "a.tar"
     with tarfile.open(shard, "w") as tar:
         for name in ("a.txt", "b.txt", "a.txt"):
-            tar.addfile(tarfile.TarInfo(name))
+            entry = tarfile.TarInfo(name)
+            entry.size = 1
+            tar.addfile(entry, io.BytesIO(b"x"))
     source = _text_source(shard)
     reasons = {item.reason for item in (source[0], source[1]) if isinstance(item, Skipped)}
     assert reasons == {"duplicate-member"}
@@ -252,8 +254,21 @@ def test_a_shard_truncated_during_a_run(tmp_path: Path) -> None:
     with shard.open("r+b") as stream:
         stream.truncate(3 * 512 + 700)
     items = [source[p] for p in range(4)]
-    assert [isinstance(item, Sample) for item in items] == [True, False, False, False]
-    assert {item.reason for item in items[1:] if isinstance(item, Skipped)} == {"truncated"}
+    assert {item.reason for item in items if isinstance(item, Skipped)} == {"changed-shard"}
+    assert not any(isinstance(item, Sample) for item in items)
+
+
+def test_an_open_shard_truncated_during_a_run(tmp_path: Path) -> None:
+    shard = tmp_path / "a.tar"
+    write_shard(shard, [{"__key__": f"{i}", "txt": b"x" * 600} for i in range(4)])
+    source = _text_source(shard)
+    assert isinstance(source[0], Sample)
+    with shard.open("r+b") as stream:
+        stream.truncate(3 * 512 + 700)
+    items = [source[p] for p in range(4)]
+    assert [isinstance(item, Sample) for item in items].count(True) == 1
+    reasons = {item.reason for item in items if isinstance(item, Skipped)}
+    assert reasons == {"truncated"}
 
 
 def test_a_shard_deleted_during_a_run(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """How work is shared out, when it counts as done, and which evaluation may use a folder."""
 
+import io
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from torch import nn
 
 from showo_data.files import remove_unfinished
@@ -77,7 +79,22 @@ save_image(image, Path(sys.argv[1]), {})
 """
 
 
-@pytest.mark.parametrize("before", [None, b"an older image"])
+def _png() -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(stream, "PNG")
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("cut", [0, 20, -20])
+def test_a_cut_image_does_not_count(tmp_path: Path, cut: int) -> None:
+    unit = Unit(0, (tmp_path / "0.png",))
+    unit.files[0].write_bytes(_png())
+    assert unit.done
+    unit.files[0].write_bytes(_png()[:cut])
+    assert not unit.done
+
+
+@pytest.mark.parametrize("before", [None, _png()])
 def test_a_half_written_file_does_not_count(tmp_path: Path, before: bytes | None) -> None:
     unit = Unit(0, (tmp_path / "0.png",))
     if before is not None:

@@ -1,13 +1,16 @@
 """Training reads the same from shards that were encoded once as from the images themselves."""
 
+import io
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from showo_data import MicroBatch, build_loader
+from showo_data import MicroBatch, Source, build_loader
+from showo_data.shards import write_shard
 from showo_dist.config import TrainConfig, load
 from showo_dist.encode.cli import main_encode
 from showo_dist.sequences import Sequence
@@ -82,3 +85,46 @@ def test_encoded_shards_stand_for_images(
             torch.testing.assert_close(one.features_SC, other.features_SC, rtol=1e-5, atol=1e-5)
     seen = {s.flow for s in found if s.features_SC is not None}
     assert seen == (set() if not clip else {"recon"} if phase == "captioning" else {"mmu", "recon"})
+
+
+def _npy(values: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, values)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("flow", "members", "found"),
+    [
+        (
+            "t2i",
+            {"codes.npy": np.zeros(25, int)},
+            "codes.npy has 25 codes, expected 64 codes from 0 to 63",
+        ),
+        (
+            "t2i",
+            {"codes.npy": np.full(64, 64)},
+            "codes.npy has the code 64, expected 64 codes from 0 to 63",
+        ),
+        (
+            "recon",
+            {"codes.npy": np.zeros(64, int), "condition.npy": np.zeros(64, int)},
+            "condition.npy has 64 codes, expected 16 codes from 0 to 63 (training.down_scale, ",
+        ),
+    ],
+)
+def test_no_flow_starts_on_codes_of_another_model(
+    tiny_world: TinyWorld, tmp_path: Path, flow: str, members: dict[str, np.ndarray], found: str
+) -> None:
+    """64 codes of a codebook of 64, and 16 for a condition image of half the side, as the config says."""
+    encoded = {name: _npy(values) for name, values in members.items()}
+    shard = tmp_path / "a.tar"
+    write_shard(shard, [{"__key__": f"k{i}", "txt": b"a", **encoded} for i in range(3)])
+    change = f"dataset.params.train_{flow}_shards_path_or_url={shard}"
+    config = load([f"config={tiny_world.config}", change], TrainConfig)
+    spec = next(spec for spec in flow_specs(config) if spec.flow == flow)
+    with pytest.raises(
+        ValueError, match=rf"flow '{flow}': none of its first 3 samples fits"
+    ) as raised:
+        Source(spec)
+    assert found in str(raised.value) and str(shard) in str(raised.value)

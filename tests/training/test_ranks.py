@@ -85,3 +85,28 @@ def test_resume_on_other_ranks_goes_on(
     )
     assert resumed.code == 0, resumed.stderr[-3000:]
     assert resumed.curve(first=11) == pytest.approx(two_ranks.curve(first=11), rel=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("change", "rates"),
+    [
+        # 3e-3 with 3 steps of warm-up, then cosine to 0 at step 20
+        ("optimizer.params.learning_rate=1.5e-3", 0.5),
+        ("lr_scheduler.scheduler=constant", None),
+        ("lr_scheduler.params.warmup_steps=15", None),
+    ],
+)
+def test_a_changed_learning_rate_is_used_and_logged(
+    tiny_world: TinyWorld, two_ranks: Outcome, tmp_path: Path, change: str, rates: float | None
+) -> None:
+    run = _stopped_at_10(two_ranks, tmp_path / "run")
+    resumed = train(tiny_world, run, change, launcher="torchrun", ranks=2)
+    assert resumed.code == 0, resumed.stderr[-3000:]
+    found, before = resumed.curve(first=11, key="lr"), two_ranks.curve(first=11, key="lr")
+    fresh = train(tiny_world, tmp_path / "fresh", change, "experiment.log_every=1")
+    assert fresh.code == 0, fresh.stderr[-3000:]
+    assert found == pytest.approx(fresh.curve(first=11, key="lr"), rel=1e-12)
+    assert found[0] != before[0]
+    if rates is not None:
+        assert found == pytest.approx([rates * rate for rate in before], rel=1e-12)
+    assert "by the config" in resumed.stdout and "in the checkpoint" in resumed.stdout

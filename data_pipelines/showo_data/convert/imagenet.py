@@ -3,24 +3,29 @@
 The images are class folders, the official tar of each class, or the one tar that holds all of these.
 """
 
-import json
+import os
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import IO, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from showo_data.convert.images import SUFFIXES, image_member, read_bytes
-from showo_data.convert.items import Item, Members
+from showo_data.convert.items import REST, Item, Members, bad_item
 from showo_data.members import BadSampleError
+from showo_data.text import is_apple_double, parse_json, read_text
 
 Synonyms = Literal["first", "random"]
 
+# What tarfile raises on damaged headers.
+_DAMAGE = (tarfile.TarError, OSError, EOFError, ValueError, RecursionError)
+_SPARSE = -1  # size of an image that is stored with holes
 _LINE = re.compile(r"(\w+)(?::\s*|\s+)(\S.*)")
 
 
@@ -29,6 +34,12 @@ class _Class(Protocol):
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def whole(self) -> bool: ...
 
     def __len__(self) -> int: ...
 
@@ -41,6 +52,7 @@ class _Class(Protocol):
 class _Folder:
     path: Path
     files: tuple[str, ...]
+    whole: bool = True
 
     @property
     def name(self) -> str:
@@ -58,12 +70,16 @@ class _Folder:
 
 @dataclass(frozen=True, slots=True)
 class _Tar:
-    """The images of one class in a tar, by byte offset and size, so that no archive stays open."""
+    """The images of one class in a tar, by byte offset and size, so that no archive stays open.
+
+    ``whole`` is false if the tar cannot be read behind them.
+    """
 
     name: str
     path: Path
     offset_N: npt.NDArray[np.int64]
     size_N: npt.NDArray[np.int64]
+    whole: bool = True
 
     def __len__(self) -> int:
         return len(self.offset_N)
@@ -72,6 +88,8 @@ class _Tar:
         return f"{self.path}, image {index} of {self.name}"
 
     def read(self, index: int) -> bytes:
+        if self.size_N[index] == _SPARSE:
+            raise BadSampleError("sparse-member")
         with self.path.open("rb") as stream:
             stream.seek(int(self.offset_N[index]))
             data = stream.read(int(self.size_N[index]))
@@ -102,7 +120,7 @@ def imagenet_items(
 
     Raises:
         FileNotFoundError: ``source`` or ``names`` does not exist.
-        ValueError: ``source`` holds no classes, or one without a name in ``names``.
+        ValueError: ``source`` holds no classes, one without a name in ``names``, or a file that is no tar.
     """
     classes = _classes(Path(source))
     texts = _texts(classes, names, synonyms)
@@ -113,6 +131,9 @@ def imagenet_items(
         number = int(np.searchsorted(ends, place, side="right"))
         one, index = classes[number], place - int(ends[number]) + len(classes[number])
         yield Item(one.where(index), partial(_load, one, index, texts[number], max_side))
+    for one in classes:
+        if not one.whole:
+            yield bad_item(f"{one.path}, behind image {len(one)} of {one.name}", REST)
 
 
 def _load(one: _Class, index: int, text: Members, max_side: int | None) -> list[Members]:
@@ -141,46 +162,78 @@ def _classes(source: Path) -> Sequence[_Class]:
     if source.is_file():
         found = _nested(source)
     else:
-        entries = sorted(source.iterdir())
+        entries = sorted(entry for entry in source.iterdir() if not is_apple_double(entry))
         folders = [_folder(entry) for entry in entries if entry.is_dir()]
         found = folders or [_tar(entry) for entry in entries if entry.suffix == ".tar"]
-    filled = sorted((one for one in found if len(one)), key=lambda one: one.name)
-    if not filled:
+    filled = sorted((one for one in found if len(one) or not one.whole), key=lambda one: one.name)
+    if not any(map(len, filled)):
         raise ValueError(f"{source}: holds neither class folders with images nor class tars")
     return filled
 
 
 def _folder(path: Path) -> _Folder:
-    files = (entry.name for entry in path.iterdir() if entry.suffix.lower() in SUFFIXES)
-    return _Folder(path, tuple(sorted(files)))
+    names = (entry.name for entry in path.iterdir() if entry.suffix.lower() in SUFFIXES)
+    return _Folder(path, tuple(sorted(name for name in names if not is_apple_double(name))))
 
 
 def _tar(path: Path) -> _Tar:
-    with path.open("rb") as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
-        return _index(path.stem, path, archive, 0)
+    with path.open("rb") as stream:
+        return _index(path.stem, path, stream, 0)
 
 
 def _nested(path: Path) -> list[_Tar]:
     """Find the class tars inside one tar."""
     found = []
-    with tarfile.open(path, "r:") as outer:
-        for entry in outer:
+    with path.open("rb") as stream, _opened(stream, str(path)) as outer:
+        entries, whole = _entries(outer, stream)
+        for entry in entries:
             inner = outer.extractfile(entry)
             if inner is not None and entry.name.endswith(".tar"):
-                with tarfile.open(fileobj=inner, mode="r:") as archive:
-                    found.append(_index(Path(entry.name).stem, path, archive, entry.offset_data))
+                found.append(_index(Path(entry.name).stem, path, inner, entry.offset_data))
+    if found and not whole:
+        found[-1] = replace(found[-1], whole=False)
     return found
 
 
-def _index(name: str, path: Path, archive: tarfile.TarFile, start: int) -> _Tar:
-    """List offsets and sizes of the images of ``archive``, which begins at byte ``start`` of ``path``."""
-    files = [entry for entry in archive if entry.isreg()]
+def _index(name: str, path: Path, stream: IO[bytes], start: int) -> _Tar:
+    """List offsets and sizes of the images of the tar ``stream``, which is at byte ``start`` of ``path``."""
+    with _opened(stream, f"{path}: class {name}" if start else str(path)) as archive:
+        files, whole = _entries(archive, stream)
     return _Tar(
         name,
         path,
         np.array([start + entry.offset_data for entry in files], dtype=np.int64),
-        np.array([entry.size for entry in files], dtype=np.int64),
+        np.array([_SPARSE if entry.issparse() else entry.size for entry in files], dtype=np.int64),
+        whole,
     )
+
+
+@contextmanager
+def _opened(stream: IO[bytes], name: str) -> Iterator[tarfile.TarFile]:
+    try:
+        archive = tarfile.TarFile(fileobj=stream)
+    except _DAMAGE as error:
+        raise ValueError(f"{name} is not a tar ({error}): fetch it again, or remove it") from None
+    with archive:
+        yield archive
+
+
+def _entries(archive: tarfile.TarFile, stream: IO[bytes]) -> tuple[list[tarfile.TarInfo], bool]:
+    """Return the files of a tar up to the first place that cannot be read, and whether that is its end."""
+    files: list[tarfile.TarInfo] = []
+    size = stream.seek(0, os.SEEK_END)
+    try:
+        for entry in archive:
+            # A negative size would lead back to entries that were read; int64 holds no larger ones.
+            if not 0 <= entry.size <= size:
+                return files, False
+            if entry.isreg() and not is_apple_double(entry.name):
+                files.append(entry)
+        # tarfile takes a damaged header for the end.
+        stream.seek(archive.offset)
+        return files, stream.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
+    except _DAMAGE:
+        return files, False
 
 
 def read_class_names(path: str | Path) -> dict[str, tuple[str, ...]]:
@@ -196,7 +249,7 @@ def read_class_names(path: str | Path) -> dict[str, tuple[str, ...]]:
         FileNotFoundError: the file does not exist.
         ValueError: the file has none of these forms.
     """
-    text = Path(path).read_text(encoding="utf-8")
+    text = read_text(path)
     pairs = _from_json(text) if text.lstrip().startswith("{") else _from_lines(text)
     if not pairs:
         raise ValueError(
@@ -208,13 +261,13 @@ def read_class_names(path: str | Path) -> dict[str, tuple[str, ...]]:
 
 def _from_json(text: str) -> dict[str, str]:
     try:
-        return {str(wnid): str(words) for wnid, words in json.loads(text).values()}
-    except (json.JSONDecodeError, ValueError, TypeError):
+        return {str(wnid): str(words) for wnid, words in parse_json(text).values()}
+    except (ValueError, TypeError, AttributeError):
         return {}
 
 
 def _from_lines(text: str) -> dict[str, str]:
-    matches = [_LINE.fullmatch(line.strip()) for line in text.splitlines() if line.strip()]
+    matches = [_LINE.fullmatch(line.strip()) for line in text.split("\n") if line.strip()]
     return {match[1]: match[2] for match in matches if match} if all(matches) else {}
 
 

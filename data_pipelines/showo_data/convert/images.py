@@ -2,6 +2,7 @@
 
 import io
 import os
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from showo_data.convert.items import Item, Members, find_files, text_of
 from showo_data.convert.parquet import ParquetFiles
 from showo_data.images import UnfitImageError, open_image
 from showo_data.members import TEXTS, BadSampleError, read_image
+from showo_data.text import is_apple_double
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 _EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
@@ -37,8 +39,8 @@ def image_member(data: bytes, max_side: int | None = None) -> dict[str, bytes]:
     return {"png": _encoded(read_image({"png": data}.get), "PNG")}
 
 
-def read_bytes(path: Path) -> bytes:
-    """Read an image file.
+def read_bytes(path: Path, what: str = "image") -> bytes:
+    """Read the file of an image or caption.
 
     Raises:
         BadSampleError: it is missing or cannot be read.
@@ -46,9 +48,9 @@ def read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        raise BadSampleError("no-image") from None
-    except OSError as error:
-        raise BadSampleError("unreadable-image") from error
+        raise BadSampleError(f"no-{what}") from None
+    except (OSError, ValueError) as error:  # ValueError: the name is none, as one with a NUL
+        raise BadSampleError(f"unreadable-{what}") from error
 
 
 def _header(data: bytes) -> tuple[str, int]:
@@ -116,7 +118,8 @@ def _load_row(
 def folder_items(source: str | Path, *, max_side: int | None = None) -> Iterator[Item]:
     """Yield all images in ``source`` and its subfolders, folder by folder in the order of their names.
 
-    ``x.txt`` (or ``x.text``, ``x.caption``) beside ``x.jpg`` is its caption.
+    ``x.txt`` beside ``x.jpg`` is its caption, else ``x.text``, ``x.caption``, ``x.jpg.txt`` and so on; the
+    extension may be in capitals. An image without a caption is converted without one, and counted.
 
     Args:
         source: the folder.
@@ -129,17 +132,25 @@ def folder_items(source: str | Path, *, max_side: int | None = None) -> Iterator
         raise FileNotFoundError(f"no folder {str(source)!r}")
     for folder, subfolders, files in os.walk(source):
         subfolders.sort()  # os.walk visits them in this order
-        for name in sorted(files):
+        names = [name for name in sorted(files) if not is_apple_double(name)]
+        # Capital letters are sorted first, so that of x.TXT and x.txt the latter is kept.
+        captions = {(Path(n).stem, Path(n).suffix.lower()): n for n in names}
+        for name in names:
             path = Path(folder, name)
             if path.suffix.lower() in SUFFIXES:
-                yield Item(str(path), partial(_load_file, path, max_side))
+                places = [(stem, f".{text}") for stem in (path.stem, name) for text in TEXTS]
+                found = [path.with_name(captions[place]) for place in places if place in captions]
+                yield Item(str(path), partial(_load_file, path, found[:1], max_side))
 
 
-def _load_file(path: Path, max_side: int | None) -> list[Members]:
+def _load_file(path: Path, captions: Sequence[Path], max_side: int | None) -> list[Members]:
     members: Members = dict(image_member(read_bytes(path), max_side))
-    for extension in TEXTS:
-        text = path.with_suffix(f".{extension}")
-        if text.is_file():
-            members["txt"] = text.read_bytes()
-            break
+    for caption in captions:
+        data = read_bytes(caption, "caption").removeprefix(BOM_UTF8)
+        try:
+            empty = not data.decode().strip()
+        except UnicodeDecodeError:
+            raise BadSampleError("not-utf8") from None
+        if not empty:
+            members["txt"] = data
     return [members]

@@ -1,15 +1,17 @@
 """Inputs of a conversion: every converter yields them in a fixed order, to be loaded by the writer."""
 
 import glob
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from braceexpand import braceexpand
-
 from showo_data.members import BadSampleError
+from showo_data.shards.names import braces
+from showo_data.text import is_apple_double
 
+# Reason for the part of a file that cannot be read, behind a place where it is broken.
+REST = "unreadable-rest"
 # The members of one sample: extension → bytes, text, or an object for JSON.
 Members = dict[str, Any]
 
@@ -33,16 +35,28 @@ def find_files(patterns: Iterable[str]) -> list[str]:
 
     Raises:
         FileNotFoundError: a pattern matches no file.
-        ValueError: a pattern's braces do not close.
+        ValueError: a pattern's braces do not close, or name too many files.
     """
     found: list[str] = []
     for pattern in patterns:
-        for path in _braces(pattern):
-            names = sorted(glob.glob(path)) if glob.has_magic(path) else [path]
-            if not names or not Path(names[0]).is_file():
-                raise FileNotFoundError(f"no file {path!r}")
+        for path in braces(pattern, "file pattern"):
+            names = [path]
+            if glob.has_magic(path) and not os.path.lexists(path):
+                names = [name for name in sorted(glob.glob(path)) if not is_apple_double(name)]
+            missing = next((name for name in names if not os.path.isfile(name)), None)
+            if missing or not names:
+                raise FileNotFoundError(f"no file {(missing or path)!r}")
             found += names
     return found
+
+
+def bad_item(name: str, reason: str) -> Item:
+    """An input that is known to be unusable before it is loaded: it is counted under ``reason``."""
+
+    def load() -> list[Members]:
+        raise BadSampleError(reason)
+
+    return Item(name, load)
 
 
 def text_of(value: Any) -> str:
@@ -54,10 +68,3 @@ def text_of(value: Any) -> str:
     if not isinstance(value, str) or not value.strip():
         raise BadSampleError("no-text")
     return value
-
-
-def _braces(pattern: str) -> list[str]:
-    try:
-        return list(braceexpand(pattern))
-    except ValueError as error:
-        raise ValueError(f"file pattern {pattern!r}: {error}") from None

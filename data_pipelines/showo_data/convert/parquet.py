@@ -25,7 +25,9 @@ class ParquetRows:
         parquet = _pyarrow_parquet()
         try:
             self._file = parquet.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False)
-        except ValueError as error:
+        except FileNotFoundError:
+            raise
+        except (ValueError, OSError) as error:
             raise ValueError(f"{path}: cannot be read as Parquet: {error}") from None
         present = self._file.schema_arrow.names
         missing = [column for column in columns if column not in present]
@@ -38,7 +40,7 @@ class ParquetRows:
         counts = [meta.row_group(i).num_rows for i in range(meta.num_row_groups)]
         self._starts = [0, *accumulate(counts)]
         self._group, self._first = -1, 0
-        self._rows: list[dict[str, Any]] = []
+        self._rows: list[dict[str, Any] | None] = []
         self._batches: Iterator[Any] = iter(())
 
     def __len__(self) -> int:
@@ -48,7 +50,7 @@ class ParquetRows:
         """Return row ``number`` as a dictionary of the columns.
 
         Raises:
-            BadSampleError: the file is damaged there.
+            BadSampleError: the file is damaged there, or a text is not UTF-8.
         """
         group = bisect_right(self._starts, number) - 1
         if group != self._group or number < self._first:
@@ -58,7 +60,10 @@ class ParquetRows:
             )
         while number >= self._first + len(self._rows):
             self._advance()
-        return self._rows[number - self._first]
+        row = self._rows[number - self._first]
+        if row is None:
+            raise BadSampleError("not-utf8")
+        return row
 
     def _advance(self) -> None:
         try:
@@ -68,7 +73,19 @@ class ParquetRows:
         if batch is None:
             raise BadSampleError("unreadable-rows")
         self._first += len(self._rows)
-        self._rows = batch.to_pylist()
+        try:
+            self._rows = batch.to_pylist()
+        except ValueError:  # a text that is not UTF-8 must not cost the rows around it
+            self._rows = [_row(batch.slice(number, 1)) for number in range(batch.num_rows)]
+
+
+def _row(batch: Any) -> dict[str, Any] | None:
+    """The one row of a batch; None if a value has no form in Python."""
+    try:
+        row: dict[str, Any] = batch.to_pylist()[0]
+    except ValueError:
+        return None
+    return row
 
 
 class ParquetFiles:

@@ -1,19 +1,19 @@
 """Convert shards with external captions to shards that hold the captions."""
 
-import json
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 from showo_data.captions import ExternalCaptions
+from showo_data.convert.elements import BrokenFileError, read_object
 from showo_data.convert.images import image_member
 from showo_data.convert.items import Item, Members
 from showo_data.members import IMAGES, BadSampleError, first_of, read_texts
 from showo_data.readers import sample_reader
 from showo_data.shards import OpenShards, Storage, load_index
 
-# Key of a sample → the captions to choose from.
-Book = dict[str, tuple[str, ...]]
+# Key of a sample → the captions to choose from; None if they cannot be used.
+Book = dict[str, tuple[str, ...] | None]
 
 
 def recaptioned_items(
@@ -59,7 +59,10 @@ def _load(
     members: Members = dict(image_member(data, max_side))
     captions = outside.find(shard, key)
     if captions is None:
-        captions = book.get(key) or read_texts(read)
+        captions = book.get(key, ())
+        if captions is None:
+            raise BadSampleError("malformed-captions")
+        captions = captions or read_texts(read)
     if not captions:
         raise BadSampleError("no-caption")
     if len(captions) == 1:
@@ -68,16 +71,20 @@ def _load(
 
 
 def _read_book(path: str | Path) -> Book:
+    wrong = f"{path}: expected JSON {{key: [caption, ...]}}"
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        return {key: _captions(value) for key, value in content.items()}
-    except (ValueError, AttributeError, TypeError):
-        raise ValueError(f"{path}: expected JSON {{key: [caption, ...]}}") from None
+        book = {key: _captions(value) for key, value in read_object(path)}
+    except BrokenFileError as broken:
+        raise ValueError(f"{wrong}; it is broken behind {broken.count} entries") from None
+    except ValueError:
+        raise ValueError(wrong) from None
+    if book and not any(captions is not None for captions in book.values()):
+        raise ValueError(wrong)
+    return book
 
 
-def _captions(value: object) -> tuple[str, ...]:
-    """Return the captions of one key; a single text counts as a list of one."""
-    captions = (value,) if isinstance(value, str) else value
-    if not isinstance(captions, list | tuple) or not all(isinstance(c, str) for c in captions):
-        raise TypeError(value)
-    return tuple(captions)
+def _captions(value: object) -> tuple[str, ...] | None:
+    """Return the captions of one key, none for a null; None if it has something else."""
+    captions = value if isinstance(value, list) else [value]
+    texts = tuple(caption for caption in captions if isinstance(caption, str) and caption.strip())
+    return texts if texts or value is None or all(isinstance(c, str) for c in captions) else None

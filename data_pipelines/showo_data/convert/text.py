@@ -1,15 +1,16 @@
 """Convert plain text in Parquet (RefinedWeb's column ``content``) and in JSON lines."""
 
 import gzip
-import json
 import re
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal
 
-from showo_data.convert.items import Item, Members, find_files, text_of
+from showo_data.convert.items import REST, Item, Members, bad_item, find_files, text_of
 from showo_data.convert.parquet import ParquetFiles
 from showo_data.members import BadSampleError
+from showo_data.text import parse_json
 
 Newlines = Literal["keep", "space", "remove"]
 _JOINTS: dict[Newlines, str] = {"space": " ", "remove": ""}
@@ -62,17 +63,27 @@ def _load_row(files: ParquetFiles, path: str, number: int, column: str, cut: Cut
 
 
 def _json_lines(path: str, column: str, cut: Cut) -> Iterator[Item]:
+    number = 0
     with gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb") as stream:
-        for number, line in enumerate(stream, start=1):
+        lines = iter(stream)
+        while True:
+            try:
+                line = next(lines)
+            except StopIteration:
+                return
+            except (EOFError, OSError, zlib.error):  # cut off, or a wrong checksum
+                yield bad_item(f"{path}, from line {number + 1} on", REST)
+                return
+            number += 1
             yield Item(f"{path}, line {number}", partial(_load_line, line, column, cut))
 
 
 def _load_line(line: bytes, column: str, cut: Cut) -> list[Members]:
     try:
-        value = json.loads(line.decode("utf-8"))
+        value = parse_json(line.decode("utf-8-sig"))
     except UnicodeDecodeError:
         raise BadSampleError("not-utf8") from None
-    except json.JSONDecodeError:
+    except ValueError:
         raise BadSampleError("broken-json") from None
     if not isinstance(value, dict):
         raise BadSampleError("broken-json")

@@ -14,9 +14,10 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from showo_data.convert.items import Item
+from showo_data.convert.items import Item, Members
 from showo_data.files import remove_unfinished, unlike, written_aside
 from showo_data.members import BadSampleError
+from showo_data.readers import reason_of
 from showo_data.shards import index_path, load_index, write_shard
 
 
@@ -81,6 +82,8 @@ class Report:
         kept: shards that an earlier call finished.
         skipped: inputs that cannot be used, by reason.
         examples: the first such input of each reason.
+        uncaptioned: samples without a text.
+        first_uncaptioned: the input of the first of them.
     """
 
     shards: int = 0
@@ -90,6 +93,8 @@ class Report:
     kept: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
+    uncaptioned: int = 0
+    first_uncaptioned: str = ""
 
     def add(self, record: dict[str, Any]) -> None:
         """Add a finished shard, given its line of the journal."""
@@ -98,6 +103,8 @@ class Report:
         self.samples += record["samples"]
         self.skipped.update(record["skipped"])
         self.examples = record["examples"] | self.examples
+        self.uncaptioned += record.get("uncaptioned", 0)
+        self.first_uncaptioned = self.first_uncaptioned or record.get("first_uncaptioned", "")
 
     def summary(self) -> str:
         """Describe the result: one line with the totals, and one per reason for skipped inputs."""
@@ -105,6 +112,8 @@ class Report:
         lines = [f"{self.shards} shards{kept}, {self.samples} samples of {self.inputs} inputs"]
         for reason, count in self.skipped.most_common():
             lines.append(f"skipped {count}: {reason}, first {self.examples[reason]}")
+        if self.uncaptioned:
+            lines.append(f"without a caption: {self.uncaptioned}, first {self.first_uncaptioned}")
         return "\n".join(lines)
 
 
@@ -150,26 +159,55 @@ def _write(shard: Path, first: int, chunk: list[Item]) -> dict[str, Any]:
     remove_unfinished(shard.parent, shard.name)
     skipped: Counter[str] = Counter()
     examples: dict[str, str] = {}
+    uncaptioned: list[str] = []
 
     def samples() -> Iterator[dict[str, Any]]:
         for number, item in enumerate(chunk, start=first):
-            try:
-                loaded = item.load()
-            except BadSampleError as bad:
-                skipped[str(bad)] += 1
-                examples.setdefault(str(bad), item.name)
-                continue
+            loaded, reason = _load(item)
+            if reason:
+                skipped[reason] += 1
+                examples.setdefault(reason, item.name)
             for piece, members in enumerate(loaded):
                 key = f"{number:010d}" if len(loaded) == 1 else f"{number:010d}-{piece:04d}"
+                if not members.keys() & {"txt", "json"}:
+                    uncaptioned.append(item.name)
                 yield {"__key__": key, **members}
 
     count = write_shard(shard, samples())
-    return {
+    record = {
         "shard": shard.name,
         "inputs": len(chunk),
         "samples": count,
         "skipped": dict(skipped),
         "examples": examples,
+    }
+    if uncaptioned:
+        record |= {"uncaptioned": len(uncaptioned), "first_uncaptioned": uncaptioned[0]}
+    return record
+
+
+def _load(item: Item) -> tuple[list[Members], str]:
+    """Load an input: its samples with their texts as UTF-8, or none and the reason."""
+    try:
+        return [_as_utf8(members) for members in item.load()], ""
+    except BadSampleError as bad:
+        return [], str(bad)
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can name
+        return [], "not-utf8"
+    except OSError as error:
+        return [], reason_of(error)
+    except Exception as error:  # no input may end a conversion of millions, whatever is in it
+        return [], f"unexpected-{type(error).__name__}"
+
+
+def _as_utf8(members: Members) -> Members:
+    if isinstance(members.get("json"), dict):
+        json.dumps(
+            members["json"], ensure_ascii=False
+        ).encode()  # escaped, the half would be written
+    return {
+        extension: value.encode() if isinstance(value, str) else value
+        for extension, value in members.items()
     }
 
 

@@ -2,12 +2,14 @@
 
 from showo_data.shards.cache import open_whole
 from showo_data.shards.files import OpenShards
+from showo_data.shards.foreign import NotATarError
 from showo_data.shards.index import (
     ShardHeader,
     build_index,
     index_path,
     load_index,
     load_table,
+    samples_of,
     verify,
     write_shard,
 )
@@ -18,6 +20,7 @@ from showo_data.shards.tables import DAMAGED, Member, ShardTable
 __all__ = [
     "DAMAGED",
     "Member",
+    "NotATarError",
     "OpenShards",
     "ShardHeader",
     "ShardTable",
@@ -29,6 +32,7 @@ __all__ = [
     "load_index",
     "load_table",
     "open_whole",
+    "samples_of",
     "verify",
     "write_shard",
 ]

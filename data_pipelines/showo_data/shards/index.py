@@ -2,19 +2,25 @@
 
 The index of ``NAME.tar`` is ``NAME.tar.index.safetensors`` beside it, or in the cache folder when the shard
 is remote or its folder is read-only. It holds size and SHA-256 of the shard, the keys of its samples, and
-extension, byte offset and size of every member.
+extension, byte offset, size and the checksum of the tar header of every member.
+
+An index knows its shard. Of a local one, it has the time of modification as its own (equal shards have equal
+indices), and the checksums of the first and the last header. Of a remote one, it has the ETag.
 """
 
 import hashlib
 import json
 import logging
 import os
+import time
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
+import numpy as np
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
@@ -22,27 +28,37 @@ from webdataset.writer import TarWriter
 
 from showo_data.files import written_aside
 from showo_data.shards.cache import open_whole
+from showo_data.shards.foreign import NotATarError, refuse_foreign, refuse_without_header
 from showo_data.shards.names import expand, scheme
-from showo_data.shards.remote import remote_copy, remote_size
+from showo_data.shards.remote import UNKNOWN, RemoteState, remote_copy, remote_read, remote_state
 from showo_data.shards.storage import Storage, UnreadableShardError, digest
-from showo_data.shards.tables import ShardTable, scan
+from showo_data.shards.tables import BLOCK, DAMAGED, ShardTable, scan
 
 log = logging.getLogger(__name__)
 
-_VERSION = 2
+_VERSION = 3
 _MTIME = 0.0  # of the files in a shard: fixed, so that equal samples give equal bytes
 _METADATA = "shard"  # the entry of the file's metadata, as JSON
 _ENDING = ".index.safetensors"
-_ARRAYS = ("key_bytes", "key_ends_N", "member_ends_N", "extension_M", "offset_M", "size_M")
+_ARRAYS = (
+    "key_bytes",
+    "key_ends_N",
+    "member_ends_N",
+    "extension_M",
+    "offset_M",
+    "size_M",
+    "check_M",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class ShardHeader:
-    """Path, size in bytes and number of samples of a shard, read without its table of samples."""
+    """Path, size in bytes, number of samples and SHA-256 of a shard, read without its table of samples."""
 
     path: str
     size: int
     samples: int
+    sha256: str
 
 
 def index_path(shard: str) -> Path:
@@ -81,118 +97,251 @@ def build_index(urls: str | Iterable[str], storage: Storage | None = None) -> li
 def load_index(urls: str | Iterable[str], storage: Storage | None = None) -> list[ShardHeader]:
     """Return the headers of all shards of ``urls``, in order.
 
-    An index that is missing, unreadable or for another size than the shard's is built, with a warning in the
-    log. For a remote shard, an index that is published beside it is copied; later calls trust the copy, so
-    :func:`build_index` is necessary after a remote shard was changed.
+    An index that is missing, unreadable, or of a shard that has changed is built, with a warning in the log.
+    For a remote shard, an index that is published beside it is copied. Later calls believe the copy, without
+    a request; reading finds a change of the shard, and deletes the index of the old one.
 
     Raises:
         OSError: a shard without an index cannot be read.
+        NotATarError: a shard without an index is no tar.
     """
     storage = storage or Storage()
     return [_load_or_build(shard, storage) for shard in expand(urls, storage)]
 
 
 def load_table(shard: str, storage: Storage | None = None) -> ShardTable:
-    """Read the table of samples of a shard whose index exists (see :func:`load_index`)."""
-    # No index is valid if the shard has changed since its index was loaded: use the old one then.
-    path = _find(shard, storage or Storage()) or index_path(shard)
-    with safe_open(path, "np") as stored:
-        arrays = {name: stored.get_tensor(name) for name in _ARRAYS}
-        return ShardTable(extensions=tuple(_metadata(stored)["extensions"]), **arrays)
+    """Read the table of samples of a shard whose index exists (see :func:`load_index`).
+
+    Raises:
+        UnreadableShardError: "changed-shard": the index does not belong to the shard.
+    """
+    return load_indexed(shard, storage or Storage()).table
+
+
+class Indexed(NamedTuple):
+    """The content of an index; ``state`` of a remote shard."""
+
+    header: ShardHeader
+    table: ShardTable
+    state: RemoteState
+
+
+def load_indexed(shard: str, storage: Storage) -> Indexed:
+    """Read the whole index of a shard; raises as :func:`load_table`."""
+    found = _find(shard, storage)
+    if found is None:
+        raise UnreadableShardError(
+            "changed-shard", f"{shard}: it has changed since it was indexed, or has no index"
+        )
+    path, known = found
+    arrays = _arrays(path)
+    table = ShardTable(extensions=tuple(known["extensions"]), **arrays)
+    state = RemoteState(known["size"], known.get("etag", ""))
+    return Indexed(_header(shard, known), table, state)
+
+
+def samples_of(shard: str, storage: Storage) -> int | None:
+    """Return how many samples the index of a shard has, whether it can be read or not; None without index."""
+    known = next(filter(None, map(_read, _places(shard, storage))), None)
+    return known["samples"] if known else None
+
+
+def forget_index(shard: str, storage: Storage) -> None:
+    """Delete the index of a remote shard that has changed, so that the next run builds it anew."""
+    with suppress(OSError):
+        _cached(shard, storage).unlink()
 
 
 def verify(urls: str | Iterable[str], storage: Storage | None = None) -> Iterator[tuple[str, str]]:
     """Compare every shard with its index: yield the shard and its fault, "" if there is none."""
     storage = storage or Storage()
     for shard in expand(urls, storage):
-        path = _find(shard, storage)
-        if path is None:
-            yield shard, "its index is missing, unreadable, or of another size than the shard"
-            continue
-        with open_whole(shard, storage) as stream, safe_open(path, "np") as stored:
-            sound = _sha256(stream) == _metadata(stored)["sha256"]
-        yield shard, "" if sound else "its checksum differs from the index: the bytes have changed"
+        try:
+            yield shard, _fault(shard, storage)
+        except NotATarError as error:
+            yield shard, str(error).removeprefix(shard).strip()
+
+
+def _fault(shard: str, storage: Storage) -> str:
+    known = next(filter(None, map(_read, _places(shard, storage))), None)
+    with open_whole(shard, storage) as stream:
+        refuse_foreign(shard, stream)
+        if known is None:
+            return "its index is missing, unreadable or old: run `showo-dist shards index`"
+        if stream.seek(0, os.SEEK_END) != known["size"]:
+            return f"of another size than its index says, {known['size']} bytes"
+        stream.seek(0)
+        if _sha256(stream) != known["sha256"]:
+            return "its checksum differs from the index: the bytes have changed"
+    if DAMAGED in known["extensions"]:
+        return "damaged when it was indexed: a header is broken, or the end is missing"
+    return ""
 
 
 def _build_one(shard: str, storage: Storage) -> ShardHeader:
-    with open_whole(shard, storage) as stream:
+    state = remote_state(shard, storage) if scheme(shard) else UNKNOWN
+    with open_whole(shard, storage, fresh=True) as stream:
+        modified = os.fstat(stream.fileno()).st_mtime_ns
+        refuse_foreign(shard, stream)
         table = scan(stream)
+        refuse_without_header(shard, stream, table)
         stream.seek(0)  # a second pass, since scan() does not read the contents of members
         sha256 = _sha256(stream)
         size = stream.seek(0, os.SEEK_END)
+    whole = np.flatnonzero(table.check_M)  # without damaged parts
     known = {
         "version": _VERSION,
         "size": size,
         "samples": len(table),
         "sha256": sha256,
         "extensions": table.extensions,
+        "ends": [[int(table.offset_M[m]), int(table.check_M[m])] for m in whole[[0, -1]]]
+        if len(whole)
+        else [],
     }
-    arrays = {name: getattr(table, name) for name in _ARRAYS}
-    # One metadata entry: safetensors writes several in any order, and equal shards must have equal indices.
-    _write(shard, storage, save(arrays, {_METADATA: json.dumps(known)}))
-    return ShardHeader(shard, size, len(table))
+    if state.etag:
+        known["etag"] = state.etag
+    _write(shard, storage, known, {name: getattr(table, name) for name in _ARRAYS}, modified)
+    return _header(shard, known)
 
 
-def _write(shard: str, storage: Storage, index: bytes) -> None:
+def _write(
+    shard: str, storage: Storage, known: dict[str, Any], arrays: dict[str, Any], modified: int
+) -> None:
     """Write the index beside the shard, or into the cache folder if that is not possible."""
+    # One metadata entry: safetensors writes several in any order, and equal shards must have equal indices.
+    index = save(arrays, {_METADATA: json.dumps(known)})
     if not scheme(shard):
-        # A read-only folder, or a file name that gets too long.
-        with suppress(OSError), written_aside(index_path(shard)) as stream:
-            stream.write(index)
-            return
+        # A read-only folder, a file name that gets too long, or a file system that keeps no times.
+        with suppress(OSError):
+            _write_dated(index_path(shard), index, modified)
+            if index_path(shard).stat().st_mtime_ns == modified:
+                return
     path = _cached(shard, storage)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with _writable(path, shard):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_dated(path, index, modified)
+
+
+@contextmanager
+def _writable(path: Path, shard: str) -> Iterator[None]:
+    """Turn an error of writing ``path`` in the cache folder into one that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise UnreadableShardError(
+            "no-index",
+            f"{shard}: its index cannot be written to {path.parent}: {error}; "
+            "set data.cache_dir (--cache-dir) to a folder that is writable",
+        ) from error
+
+
+def _write_dated(path: Path, index: bytes, modified: int) -> None:
     with written_aside(path) as stream:
         stream.write(index)
+        stream.flush()
+        os.utime(stream.fileno(), ns=(modified, modified))
 
 
 def _load_or_build(shard: str, storage: Storage) -> ShardHeader:
     if scheme(shard):
         return _load_remote(shard, storage)
-    size = os.path.getsize(shard)
-    header = _read_header(index_path(shard), shard, size)
-    header = header or _read_header(_cached(shard, storage), shard, size)
-    if header is None:
-        log.warning("shard %s has no valid index: reading it whole to build one", shard)
-        header = _build_one(shard, storage)
-    return header
+    found = _find(shard, storage, ends=True)
+    return _header(shard, found[1]) if found else _rebuild(shard, storage)
 
 
 def _load_remote(shard: str, storage: Storage) -> ShardHeader:
     """Load the index of a remote shard; one process of a node fetches or builds it while the others wait."""
     path = _cached(shard, storage)
-    header = _read_header(path, shard, None)
-    if header is not None:
-        return header
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):
-        # Another process may have written it while this one waited for the lock.
-        header = _read_header(path, shard, None) or _fetch(shard, storage, path)
-        if header is None:
-            log.warning("shard %s has no valid index: reading it whole to build one", shard)
-            header = _build_one(shard, storage)
-    return header
+    known = _read(path)
+    if known is None:
+        with _writable(path, shard):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.with_suffix(".lock").touch()
+        with FileLock(path.with_suffix(".lock")):
+            # Another process may have written it while this one waited for the lock.
+            known = _read(path) or _fetch(shard, storage, path)
+            if known is None:
+                return _rebuild(shard, storage)
+    return _header(shard, known)
 
 
-def _fetch(shard: str, storage: Storage, path: Path) -> ShardHeader | None:
-    """Copy the index that is published beside a remote shard; None if there is none for its size."""
-    size = remote_size(shard, storage)
-    if size is None:
+def _rebuild(shard: str, storage: Storage) -> ShardHeader:
+    log.warning(
+        "shard %s has no valid index (it has none, an old one, or was changed): "
+        "reading it whole to build one",
+        shard,
+    )
+    return _build_one(shard, storage)
+
+
+def _fetch(shard: str, storage: Storage, path: Path) -> dict[str, Any] | None:
+    """Copy the index that is published beside a remote shard; None if there is none for this shard."""
+    state = remote_state(shard, storage)
+    if state.size is None:
         return None
     # Most shards have no published index.
     with suppress(UnreadableShardError), written_aside(path) as stream:
         remote_copy(f"{shard}{_ENDING}", stream, storage)
-    return _read_header(path, shard, size)
+    known = _read(path)
+    if known is None or known["size"] != state.size:
+        path.unlink(missing_ok=True)
+        return None
+    blocks = [
+        remote_read(shard, offset - BLOCK, BLOCK, storage, state) for offset, _ in known["ends"]
+    ]
+    if [zlib.crc32(block) for block in blocks] != [check for _, check in known["ends"]]:
+        path.unlink()
+        return None
+    if state.etag:
+        _write(shard, storage, known | {"etag": state.etag}, _arrays(path), time.time_ns())
+    return known
 
 
-def _find(shard: str, storage: Storage) -> Path | None:
-    """Return the path of the valid index of a shard on this machine; None if there is none."""
+def _find(
+    shard: str, storage: Storage, *, ends: bool = False
+) -> tuple[Path, dict[str, Any]] | None:
+    """Return path and metadata of the valid index of a shard on this machine; None if there is none.
+
+    Args:
+        ends: compare the first and the last header of a local shard, too.
+
+    Raises:
+        OSError: a local shard does not exist.
+    """
+    local = None if scheme(shard) else os.stat(shard)
+    for path in _places(shard, storage):
+        known = _read(path)
+        if known is None:
+            continue
+        if local is None:
+            return path, known
+        same_time = path.stat().st_mtime_ns == local.st_mtime_ns
+        same = same_time and known["size"] == local.st_size
+        if same and (not ends or _same_ends(shard, known)):
+            return path, known
+    return None
+
+
+def _arrays(path: Path) -> dict[str, Any]:
+    with safe_open(path, "np") as stored:
+        return {name: stored.get_tensor(name) for name in _ARRAYS}
+
+
+def _same_ends(shard: str, known: dict[str, Any]) -> bool:
+    """Whether the first and the last header of a local shard are those that were indexed."""
+    with open(shard, "rb", buffering=0) as stream:
+        for offset, check in known["ends"]:
+            stream.seek(offset - BLOCK)
+            if zlib.crc32(stream.read(BLOCK)) != check:
+                return False
+    return True
+
+
+def _places(shard: str, storage: Storage) -> tuple[Path, ...]:
+    """Return where the index of a shard may be."""
     cached = _cached(shard, storage)
-    if scheme(shard):
-        return cached if _read_header(cached, shard, None) else None
-    size = os.path.getsize(shard)
-    places = (index_path(shard), cached)
-    return next((path for path in places if _read_header(path, shard, size)), None)
+    return (cached,) if scheme(shard) else (index_path(shard), cached)
 
 
 def _cached(shard: str, storage: Storage) -> Path:
@@ -201,17 +350,21 @@ def _cached(shard: str, storage: Storage) -> Path:
     return storage.folder / "index" / f"{digest(name)}{_ENDING}"
 
 
-def _read_header(path: Path, shard: str, size: int | None) -> ShardHeader | None:
-    """Read the header in the index file ``path``; None if it is no index, or for another ``size``."""
+def _read(path: Path) -> dict[str, Any] | None:
+    """Read the metadata of the index file ``path``; None if it is no index of this version."""
     try:
         with safe_open(path, "np") as stored:
             known = _metadata(stored)
-        version, indexed, samples = known["version"], known["size"], known["samples"]
+            missing = {*_ARRAYS} - {*stored.keys()}
+        _header("", known)
+        offsets = [int(offset) - BLOCK for offset, check in known["ends"] if int(check) >= 0]
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         return None
-    if version != _VERSION or (size is not None and indexed != size):
-        return None
-    return ShardHeader(shard, indexed, samples)
+    return None if missing or known["version"] != _VERSION or min(offsets, default=0) < 0 else known
+
+
+def _header(shard: str, known: dict[str, Any]) -> ShardHeader:
+    return ShardHeader(shard, int(known["size"]), int(known["samples"]), str(known["sha256"]))
 
 
 def _metadata(stored: Any) -> dict[str, Any]:

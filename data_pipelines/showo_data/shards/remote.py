@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Callable
 from functools import lru_cache
 from http.client import IncompleteRead
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from fsspec.core import url_to_fs
 from urllib3 import BaseHTTPResponse, PoolManager, Retry, Timeout
@@ -22,31 +22,66 @@ from showo_data.shards.storage import Storage, UnreadableShardError
 _TRY_AGAIN = (403, 408, 425, 429, 500, 502, 503, 504)
 _TIMEOUT = Timeout(connect=10, read=60)  # seconds, per attempt
 _CONTENT_RANGE = re.compile(r"bytes (?:\d+-\d+|\*)/(\d+)")
+# What clients of object stores call the mark of a version.
+_MARKS = ("ETag", "etag", "md5Hash", "blob_id", "LastModified", "mtime", "created")
 _CHUNK = 8 << 20  # bytes of one request of a whole copy
 Result = TypeVar("Result")
 
 
-def remote_size(shard: str, storage: Storage) -> int | None:
-    """Return the bytes of a remote shard; None for a ``pipe:`` command, whose output has no known size."""
+class RemoteState(NamedTuple):
+    """Known by a server about a file, which changes when the file does.
+
+    Attributes:
+        size: in bytes; None: unknown, as of the output of a ``pipe:`` command.
+        etag: ETag or another mark of this version; empty if the server gives none.
+    """
+
+    size: int | None
+    etag: str
+
+    def differs(self, now: "RemoteState") -> bool:
+        """Whether the file is another one now; what one of the two does not know is not compared."""
+        return self.size not in (None, now.size) or (
+            bool(self.etag and now.etag) and self.etag != now.etag
+        )
+
+
+UNKNOWN = RemoteState(None, "")
+
+
+def remote_state(shard: str, storage: Storage) -> RemoteState:
+    """Return size and ETag of a remote shard."""
     kind = scheme(shard)
     if kind == PIPE:
-        return None
+        return UNKNOWN
     if kind in ("http", "https"):
-        return _http_size(shard, storage)
-    return int(_with_fsspec(shard, lambda files, path: files.size(path)))
+        # A GET of one byte, since signed URLs do not allow HEAD.
+        return _state(_get(shard, 0, 1, storage), shard)
+
+    def state(files: Any, path: str) -> RemoteState:
+        info = files.info(path)
+        marks = (str(info[name]) for name in _MARKS if info.get(name))
+        return RemoteState(int(info["size"]), next(marks, ""))
+
+    return _with_fsspec(shard, state)
 
 
-def remote_read(shard: str, first: int, size: int, storage: Storage) -> bytes:
+def remote_read(
+    shard: str, first: int, size: int, storage: Storage, known: RemoteState = UNKNOWN
+) -> bytes:
     """Read ``size`` bytes of a remote shard from byte ``first`` on; fewer only where it ends.
 
     ``storage.retries`` applies to http(s); the clients of object stores have their own rules.
 
+    Args:
+        known: state of the file that is meant; compared for http(s), whose answers contain it.
+
     Raises:
-        UnreadableShardError: an error remains after all retries.
+        UnreadableShardError: an error remains after all retries; "changed-shard": it is another file.
     """
     assert scheme(shard) != PIPE, "the output of a command is read from its cached copy only"
     if scheme(shard) in ("http", "https"):
-        return _http_read(shard, first, size, storage)
+        return _http_read(shard, first, size, storage, known)
 
     def read(files: Any, path: str) -> bytes:
         return bytes(files.cat_file(path, start=first, end=first + size))
@@ -60,13 +95,13 @@ def remote_copy(shard: str, stream: BinaryIO, storage: Storage) -> None:
     Raises:
         UnreadableShardError: an error remains after all retries; ``stream`` then holds a part.
     """
-    size = remote_size(shard, storage)
-    if size is None:
+    state = remote_state(shard, storage)
+    if state.size is None:
         _run(shard.partition(":")[2], stream)
         return
-    for first in range(0, size, _CHUNK):
-        wanted = min(_CHUNK, size - first)
-        part = remote_read(shard, first, wanted, storage)
+    for first in range(0, state.size, _CHUNK):
+        wanted = min(_CHUNK, state.size - first)
+        part = remote_read(shard, first, wanted, storage, state)
         if len(part) < wanted:
             raise UnreadableShardError("truncated", f"{shard}: shrank while it was copied")
         stream.write(part)
@@ -90,26 +125,25 @@ def _with_fsspec(shard: str, act: Callable[[Any, str], Result]) -> Result:
         raise UnreadableShardError("unreadable-shard", f"{shard}: {error}") from error
 
 
-def _http_size(url: str, storage: Storage) -> int:
-    """Return the bytes of the file at ``url``, by a GET of one byte, since signed URLs do not allow HEAD."""
-    return _total(_get(url, 0, 1, storage), url)
-
-
-def _http_read(url: str, first: int, size: int, storage: Storage) -> bytes:
+def _http_read(url: str, first: int, size: int, storage: Storage, known: RemoteState) -> bytes:
     """Read ``size`` bytes from byte ``first`` on; fewer only where the file ends.
 
     Raises:
-        UnreadableShardError: an error remains after all retries, or the server does not support ranges.
+        UnreadableShardError: an error remains after all retries, the server does not support ranges, or the
+            file has changed.
     """
     parts: list[bytes] = []
     while size > 0:
         response = _get(url, first, size, storage)
+        now = _state(response, url)
+        if known.differs(now):
+            raise UnreadableShardError("changed-shard", f"{url}: has changed on the server")
         if response.status == 416:  # the range begins after the end of the file
             break
-        end, data = _total(response, url), response.data
+        data = response.data
         parts.append(data)
         first, size = first + len(data), size - len(data)
-        if first >= end:
+        if first >= (now.size or 0):
             break
         if not data:
             raise UnreadableShardError("http-short-body", f"{url}: an answer without a body")
@@ -144,8 +178,8 @@ def _reason(error: HTTPError) -> str:
     return "http-short-body" if short else "http-unreachable"
 
 
-def _total(response: BaseHTTPResponse, url: str) -> int:
-    """Return the size of the whole file from the answer to a range request."""
+def _state(response: BaseHTTPResponse, url: str) -> RemoteState:
+    """Return size and ETag of the whole file from the answer to a range request."""
     if response.status == 200:
         raise UnreadableShardError(
             "http-no-ranges", f"{url}: the server sends whole files only, not the ranges asked for"
@@ -155,7 +189,8 @@ def _total(response: BaseHTTPResponse, url: str) -> int:
     match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
     if match is None:
         raise UnreadableShardError("http-no-ranges", f"{url}: an answer without Content-Range")
-    return int(match[1])
+    mark = response.headers.get("ETag") or response.headers.get("Last-Modified", "")
+    return RemoteState(int(match[1]), mark)
 
 
 @lru_cache(maxsize=1)

@@ -1,7 +1,7 @@
 """The released folder format: ``config.json`` beside weights, whole or in shards, local or on the hub."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -16,6 +16,8 @@ CONFIG_NAME = "config.json"
 SAFETENSORS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 TORCH_NAME = "pytorch_model.bin"  # the older releases
+# Prefixes that wrappers put before every name: DDP and DeepSpeed, trainers, torch.compile.
+WRAPPER_PREFIXES = ("module.", "model.", "_orig_mod.")
 UNWRAPPED = "unwrapped_model"  # subfolder that the published training code writes
 
 _WEIGHT_NAMES = (SAFETENSORS_NAME, INDEX_NAME, TORCH_NAME)
@@ -59,18 +61,21 @@ def inner_folder(folder: Path) -> Path:
     return inner if inner.is_dir() and not here else folder
 
 
-def read_json(path: Path) -> dict:
+def read_json(path: Path) -> dict[str, Any]:
     """A JSON object.
 
     Raises:
-        FileNotFoundError, ValueError: naming the file that is missing or not JSON.
+        FileNotFoundError, ValueError: naming the file that is missing or not a JSON object.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: missing; a model folder needs it")
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
+        values = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected an object {{…}}, found a {type(values).__name__}")
+    return values
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -84,7 +89,10 @@ def weight_files(folder: Path) -> list[Path]:
         return [folder / SAFETENSORS_NAME]
     if (folder / INDEX_NAME).is_file():
         # Each shard once, in a fixed order.
-        names = set(read_json(folder / INDEX_NAME)["weight_map"].values())
+        shards = read_json(folder / INDEX_NAME).get("weight_map")
+        if not isinstance(shards, dict) or not all(type(v) is str for v in shards.values()):
+            raise ValueError(f"{folder / INDEX_NAME}: weight_map is not an object of file names")
+        names = set(shards.values())
         return [folder / name for name in sorted(names)]
     if (folder / TORCH_NAME).is_file():
         return [folder / TORCH_NAME]
@@ -125,6 +133,7 @@ class FolderWeights:
             holder: Any = file.get_tensor
         else:
             state = _torch_file(path)
+            _check_flat(state)
             names, holder = list(state), state.__getitem__
             metas = (torch.empty_like(tensor, device="meta") for tensor in state.values())
         self.meta.update(zip(names, metas, strict=True))
@@ -157,6 +166,22 @@ def _torch_file(path: Path) -> dict[str, Tensor]:
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
+def _check_flat(state: Any) -> None:
+    """Raise ``ValueError`` when a ``.bin`` file holds something else than tensors by name."""
+    if not isinstance(state, dict):
+        raise ValueError(f"it holds a {type(state).__name__}, not tensors by name")
+    for name, value in state.items():
+        if isinstance(value, dict) and any(isinstance(v, Tensor) for v in value.values()):
+            raise ValueError(
+                f"its weights are inside the entry {name!r}: save that entry alone, "
+                f"torch.save(torch.load(file)[{name!r}], file)"
+            )
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise ValueError(
+                f"the entry {name!r} is a {type(value).__name__}, not a tensor: save the weights alone"
+            )
+
+
 def _cannot_be_read(path: Path, error: Exception) -> ValueError:
     reason = str(error).strip().partition("\n")[0]
     return ValueError(f"{path}: weights cannot be read ({reason})")
@@ -172,12 +197,25 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     return {name: weights.read(name) for name in weights.meta}
 
 
+def check_prefix(folder: Path, names: Iterable[str], is_known: Callable[[str], bool]) -> None:
+    """Raise ``ValueError`` when all names would be known without the prefix of a wrapper."""
+    names = list(names)
+    for prefix in WRAPPER_PREFIXES:
+        wrapped = names and all(name.startswith(prefix) for name in names)
+        if wrapped and any(is_known(name.removeprefix(prefix)) for name in names):
+            raise ValueError(
+                f"{folder}: every weight name begins with {prefix!r}, as saved from a wrapped model: save "
+                "the inner model's state_dict(), or rename the weights without it"
+            )
+
+
 def check_fit(folder: Path, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
     """Compare names and shapes.
 
     Raises:
         ValueError: the weights do not fit; the first few are named.
     """
+    check_prefix(folder, found, lambda name: name in expected)
     # All three kinds of misfit in one message, but only the first few names.
     problems = [f"{name} is missing" for name in expected if name not in found]
     problems += [f"{name} is not known" for name in found if name not in expected]

@@ -3,12 +3,13 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import torch
 from torch import Tensor
 from transformers import PhiConfig, PhiForCausalLM
 
+from showo_dist.config.hints import describe, fields_of, members
 from showo_dist.config.model import ShowoConfig
 from showo_dist.models.showo import ShowO, build_showo, empty_model
 from showo_dist.models.weights.folder import (
@@ -83,10 +84,22 @@ def materialise(model: ShowO, read: Callable[[str], Tensor]) -> None:
 
 
 def read_config(folder: Path) -> ShowoConfig:
-    """Sizes from ``config.json``; keys that training alone needs are left out."""
-    values = read_json(inner_folder(folder) / CONFIG_NAME)
-    known = {key: values[key] for key in ShowoConfig.__dataclass_fields__ if key in values}
-    return ShowoConfig(**known)
+    """Sizes from ``config.json``; keys that only training needs are left out.
+
+    Raises:
+        FileNotFoundError, ValueError: naming the file, and the key with a value of another type.
+    """
+    path = inner_folder(folder) / CONFIG_NAME
+    values = read_json(path)
+    for key, hint in fields_of(ShowoConfig).items():
+        if key in values and not _has_type(values[key], hint):
+            raise ValueError(f"{path}: {key} = {values[key]!r}: expected {describe(hint)}")
+    return ShowoConfig(**{key: values[key] for key in fields_of(ShowoConfig) if key in values})
+
+
+def _has_type(value: Any, hint: Any) -> bool:
+    """Whether a JSON value has the type of a field of ``ShowoConfig``."""
+    return any(type(value) is (get_origin(member) or member) for member in members(hint))
 
 
 def config_json(showo: ShowoConfig, model: ShowO) -> str:

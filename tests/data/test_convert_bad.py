@@ -1,0 +1,369 @@
+"""A bad input costs a conversion that input alone, a broken file its rest; both are counted and named."""
+
+import gzip
+import io
+import json
+import random
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from showo_data.captions import ExternalCaptions
+from showo_data.convert import (
+    Item,
+    Report,
+    Target,
+    convert,
+    folder_items,
+    image_items,
+    imagenet_items,
+    llava_items,
+    recaptioned_items,
+    text_items,
+)
+from showo_data.convert.elements import BROKEN, read_array, read_object
+from showo_data.convert.imagenet import read_class_names
+from showo_data.convert.writing import _load
+from showo_data.shards import write_shard
+from tests.data.converting import files, image, samples
+
+BOM = b"\xef\xbb\xbf"
+LONG_NUMBER = "7" * 5000
+DEEP = "[" * 100_000 + "]" * 100_000
+NAMES = "n1 tench\nn2 goldfish\n"
+
+
+def _converted(items: Iterator[Item], folder: Path) -> Report:
+    return convert(items, Target(out=folder))
+
+
+def _texts(folder: Path) -> list[str]:
+    return [str(sample.text) for _, sample in sorted(samples(folder, "text").items())]
+
+
+BAD_LINES = {
+    b'{"content": "half \\ud83d of a pair"}': "not-utf8",
+    b'{"content": "a", "id": %s}' % LONG_NUMBER.encode(): "broken-json",
+    b'{"content": %s}' % DEEP.encode(): "broken-json",
+    b"\0" * 100: "broken-json",
+    b'{"content": "\xff"}': "not-utf8",
+    b'{"content": {"a": 1}}': "no-text",
+    b"null": "broken-json",
+}
+
+
+@pytest.mark.parametrize("line", BAD_LINES, ids=range(len(BAD_LINES)))
+def test_a_bad_line_costs_itself(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"content": "before"}\n' + line + b'\n{"content": "after"}\n')
+    report = _converted(text_items([str(path)]), tmp_path / "out")
+    assert report.skipped == {BAD_LINES[line]: 1}
+    assert report.examples == {BAD_LINES[line]: f"{path}, line 2"}
+    assert _texts(tmp_path / "out") == ["before", "after"]
+
+
+def test_json_lines_end_at_line_feeds_alone(tmp_path: Path) -> None:
+    texts = ["a\u2028b", "c\u0085d", "e\u2029\x0bf\x0cg\x1ch"]
+    lines = [json.dumps({"content": text}, ensure_ascii=False) for text in texts]
+    (tmp_path / "a.jsonl").write_bytes(BOM + "\r\n".join(lines).encode() + b"\r\n")
+    report = _converted(text_items([f"{tmp_path}/a.jsonl"]), tmp_path / "out")
+    assert _texts(tmp_path / "out") == texts and not report.skipped
+
+
+def _gz(name: str) -> bytes:
+    lines = b"".join(b'{"content": "%s %d"}\n' % (name.encode(), n) for n in range(3000))
+    return gzip.compress(lines)
+
+
+def test_a_broken_gz_keeps_what_was_read_before(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl.gz").write_bytes(_gz("a")[:-2000])
+    (tmp_path / "b.jsonl.gz").write_bytes(_gz("b")[:-8] + b"\1" * 8)  # a wrong checksum
+    (tmp_path / "c.jsonl.gz").write_bytes(b"<html>")
+    (tmp_path / "d.jsonl.gz").write_bytes(_gz("d"))
+    report = _converted(text_items([f"{tmp_path}/*.jsonl.gz"]), tmp_path / "out")
+    texts = _texts(tmp_path / "out")
+    assert report.skipped == {"unreadable-rest": 3}
+    count = sum(text.startswith("a ") for text in texts)
+    assert 0 < count < 3000
+    assert report.examples["unreadable-rest"] == f"{tmp_path}/a.jsonl.gz, from line {count + 1} on"
+    for name, number in (("a", count), ("b", 3000), ("d", 3000)):
+        assert [t for t in texts if t[0] == name] == [f"{name} {n}" for n in range(number)]
+
+
+def test_files_that_macos_leaves_are_ignored(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"content": "good"}\n')
+    (tmp_path / "._a.jsonl").write_bytes(b"\0\5\x16\7")
+    _converted(text_items([f"{tmp_path}/[.a]*.jsonl"]), tmp_path / "text")
+    assert _texts(tmp_path / "text") == ["good"]
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in ("a.jpg", "._a.jpg", "._a.txt"):
+        (folder / name).write_bytes(image(1) if name == "a.jpg" else b"\0\5\x16\7")
+    assert _converted(folder_items(folder), tmp_path / "out").inputs == 1
+
+
+def _llava(folder: Path, entries: list[str], end: str = "]") -> Report:
+    (folder / "images").mkdir(exist_ok=True)
+    (folder / "images" / "x.jpg").write_bytes(image(1))
+    path = folder / "set.json"
+    path.write_text("[" + ",".join(entries) + end, encoding="utf-8", errors="surrogatepass")
+    return _converted(llava_items(path, folder / "images"), folder / "out")
+
+
+def _entry(image_json: str = '"x.jpg"', roles: tuple[str, str] = ("human", "gpt")) -> str:
+    turns = [{"from": role, "value": f"say {role}"} for role in roles]
+    return f'{{"image": {image_json}, "conversations": {json.dumps(turns)}}}'
+
+
+BAD_ENTRIES = {
+    f'{{"image": "x.jpg", "id": {DEEP}}}': "broken-json",
+    f'{{"image": "x.jpg", "conversations": {LONG_NUMBER}}}': "malformed-conversation",
+    '{"image": "x.jpg", "conversations": [{]}': "broken-json",
+    '{"image": "x.jpg" "id": "]"}': "broken-json",
+    '{"image": "x.jpg", "id": "a\nb"}': "broken-json",
+    _entry('"a\\u0000b.jpg"'): "malformed-path",
+    _entry('"\\ud83d.jpg"'): "malformed-path",
+    _entry(f'"{"a" * 5000}.jpg"'): "unreadable-image",
+    _entry('"."'): "unreadable-image",
+    _entry("null"): "text-only",
+    _entry("[]"): "text-only",
+    _entry('""'): "text-only",
+    _entry("[null]"): "text-only",
+    _entry('["x.jpg", "x.jpg"]'): "several-images",
+    _entry("3"): "malformed-item",
+    _entry("[3]"): "malformed-item",
+    "3": "malformed-item",
+}
+
+
+@pytest.mark.parametrize("entry", BAD_ENTRIES, ids=range(len(BAD_ENTRIES)))
+def test_a_bad_llava_item_costs_itself(tmp_path: Path, entry: str) -> None:
+    report = _llava(tmp_path, [_entry(), entry, _entry()])
+    assert report.skipped == {BAD_ENTRIES[entry]: 1} and report.samples == 2
+    assert report.examples == {BAD_ENTRIES[entry]: f"{tmp_path}/set.json, item 1"}
+
+
+def test_a_broken_llava_file_keeps_the_items_before(tmp_path: Path) -> None:
+    report = _llava(tmp_path, [_entry(), _entry(), '{"image": "x.j'], end="")
+    assert report.skipped == {"unreadable-rest": 1} and report.samples == 2
+    assert report.examples == {"unreadable-rest": f"{tmp_path}/set.json, from item 2 on"}
+
+
+def test_one_image_in_a_list_and_the_roles_of_other_chat_formats(tmp_path: Path) -> None:
+    report = _llava(tmp_path, [_entry('["x.jpg"]', ("user", "assistant"))])
+    assert not report.skipped
+    (sample,) = samples(tmp_path / "out", "conversation").values()
+    assert sample.conversation == [("human", "say user"), ("gpt", "say assistant")]
+
+
+def test_a_circle_of_links_is_no_path(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.jpg").symlink_to("a.jpg")
+    report = _llava(tmp_path, [_entry(), _entry('"a.jpg"')])
+    assert report.samples == 1 and report.skipped == {"malformed-path": 1}
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 1 << 20])
+def test_elements_behind_a_broken_one_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    monkeypatch.setattr("showo_data.convert.elements._CHUNK", chunk)
+    path = tmp_path / "a.json"
+    path.write_bytes(BOM + b'[12345, {"a": [1,]}, "\\" ]}", [{"x" 1}, "]"], {"b": 1}]')
+    assert list(read_array(path)) == [12345, BROKEN, '" ]}', BROKEN, {"b": 1}]
+    path.write_bytes(BOM + b' {"a" : ["x", "y"] , "b": {"c" 1}, "d":12345}')
+    assert list(read_object(path)) == [("a", ["x", "y"]), ("b", BROKEN), ("d", 12345)]
+
+
+@pytest.mark.parametrize("text", ['{"a" "b"}', '{"a": ', "{1: 2}", '{"a": [1]'])
+def test_a_broken_object_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(ValueError, match=r"a\.json: broken JSON after \d elements"):
+        list(read_object(tmp_path / "a.json"))
+
+
+def test_one_bad_key_of_journeydb_costs_its_sample(tmp_path: Path) -> None:
+    keys = ["good", "null", "number", "deep", "long", "half", "blank", "partly", "other"]
+    stored = [{"__key__": key, "jpg": image(1), "txt": f"own {key}"} for key in keys]
+    write_shard(tmp_path / "a.tar", stored)
+    book = {"good": '["one"]', "null": "null", "number": "3", "deep": DEEP, "long": LONG_NUMBER}
+    book |= {"half": '["\\ud83d"]', "blank": '[" "]', "partly": '[null, "two"]'}
+    text = ",".join(f'"{key}": {value}' for key, value in book.items())
+    (tmp_path / "book.json").write_bytes(BOM + f"{{{text}}}".encode())
+    items = recaptioned_items(
+        [f"{tmp_path}/a.tar"], ExternalCaptions(), journeydb=tmp_path / "book.json"
+    )
+    report = _converted(items, tmp_path / "out")
+    assert report.skipped == {"malformed-captions": 3, "not-utf8": 1}
+    texts = [sample.text for _, sample in sorted(samples(tmp_path / "out", "caption").items())]
+    assert texts == ["one", "own null", "own blank", "two", "own other"]
+
+
+def _tar(names: list[str], data: bytes) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as tar:
+        for name in names:
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    return stream.getvalue()
+
+
+def _class_tars(folder: Path) -> dict[str, bytes]:
+    """Two classes of 4 images each."""
+    source = folder / "train"
+    source.mkdir()
+    (folder / "names.txt").write_bytes(BOM + NAMES.encode())
+    return {f"{c}.tar": _tar([f"{c}_{i}.JPEG" for i in range(4)], image(1)) for c in ("n1", "n2")}
+
+
+@pytest.mark.parametrize("bad", [b"<html>no such file</html>", gzip.compress(b"x" * 9), b"", b"\0"])
+def test_a_class_tar_that_is_none_is_named(tmp_path: Path, bad: bytes) -> None:
+    tars = _class_tars(tmp_path)
+    for name, data in {**tars, "n2.tar": bad}.items():
+        (tmp_path / "train" / name).write_bytes(data)
+    with pytest.raises(ValueError, match=r"train/n2\.tar is not a tar .*fetch it again"):
+        list(imagenet_items(tmp_path / "train", tmp_path / "names.txt"))
+    whole = tmp_path / "whole.tar"
+    whole.write_bytes(bad)
+    with pytest.raises(ValueError, match=r"whole\.tar is not a tar"):
+        list(imagenet_items(whole, tmp_path / "names.txt"))
+
+
+DAMAGES = {
+    "cut between members": lambda data: data[:3072],
+    "cut in a header": lambda data: data[:3172],
+    "a flipped header": lambda data: data[:3074] + b"\xff\xff" + data[3076:],
+    "a negative size": lambda data: data[: 3072 + 124] + b"\xff" * 12 + data[3072 + 136 :],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_broken_class_tar_keeps_what_was_read_before(tmp_path: Path, damage: str) -> None:
+    tars = _class_tars(tmp_path)
+    assert 512 < len(image(1)) <= 1024, "a header and two blocks each"
+    (tmp_path / "train" / "n1.tar").write_bytes(tars["n1.tar"])
+    (tmp_path / "train" / "n2.tar").write_bytes(DAMAGES[damage](tars["n2.tar"]))
+    (tmp_path / "train" / "._n2.tar").write_bytes(b"\0\5\x16\7")
+    items = imagenet_items(tmp_path / "train", tmp_path / "names.txt")
+    report = _converted(items, tmp_path / "out")
+    assert report.skipped == {"unreadable-rest": 1} and 4 < report.samples < 8
+    where = f"{tmp_path}/train/n2.tar, behind image {report.samples - 4} of n2"
+    assert report.examples == {"unreadable-rest": where}
+
+
+def test_a_cut_tar_of_class_tars_keeps_what_was_read_before(tmp_path: Path) -> None:
+    tars = _class_tars(tmp_path)
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as tar:
+        for name, data in tars.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    whole = tmp_path / "whole.tar"
+    whole.write_bytes(stream.getvalue()[: 512 + len(tars["n1.tar"])])
+    report = _converted(imagenet_items(whole, tmp_path / "names.txt"), tmp_path / "out")
+    assert report.samples == 4 and report.skipped == {"unreadable-rest": 1}
+
+
+@pytest.mark.parametrize("data", [NAMES.encode("utf-16"), b"n1 caf\xe9\n"])
+def test_class_names_that_are_not_utf8_are_named(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "names.txt"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"names\.txt: not UTF-8 \((UTF-16|line 1)\); save it as"):
+        read_class_names(path)
+
+
+def test_a_bad_text_in_parquet_costs_its_row(tmp_path: Path) -> None:
+    data = pa.array([b"good", b"caf\xe9", b"fine"], pa.binary())
+    strings = pa.Array.from_buffers(pa.string(), 3, data.buffers())
+    parquet.write_table(pa.table({"content": strings}), tmp_path / "a.parquet")
+    report = _converted(text_items([f"{tmp_path}/a.parquet"]), tmp_path / "out")
+    assert report.skipped == {"not-utf8": 1}
+    assert report.examples == {"not-utf8": f"{tmp_path}/a.parquet, row 1"}
+    assert _texts(tmp_path / "out") == ["good", "fine"]
+
+
+def test_images_of_any_kind_in_parquet_are_counted(tmp_path: Path) -> None:
+    cells = [image(1), b"", None, b"\0" * 50, image(2)[:20]]
+    table = pa.table({"image": cells, "text": ["a", "b", "c", "d", "e"]})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    report = _converted(image_items([f"{tmp_path}/a.parquet"], text="text"), tmp_path / "out")
+    assert report.samples == 1 and report.skipped.total() == 4
+
+
+def test_captions_of_a_folder_are_found_or_counted(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number, name in enumerate("abcdefg"):
+        (folder / f"{name}.jpg").write_bytes(image(number))
+    captions = {"a.txt": b"one", "b.TXT": b"two", "c.jpg.txt": b"three", "d.JPG.Caption": b"x"}
+    captions |= {"e.txt": b" \n", "f.txt": BOM + b"six", "g.txt": b"caf\xe9"}
+    for name, data in captions.items():
+        (folder / name).write_bytes(data)
+    report = _converted(folder_items(folder), tmp_path / "out")
+    stored = files(tmp_path / "out")
+    texts = {name[9]: data for name, data in stored.items() if name.endswith("txt")}
+    assert texts == {"0": b"one", "1": b"two", "2": b"three", "5": b"six"}
+    assert report.skipped == {"not-utf8": 1} and report.uncaptioned == 2
+    assert f"without a caption: 2, first {folder}/d.jpg" in report.summary()
+
+
+def test_an_unexpected_error_of_one_input_is_counted(tmp_path: Path) -> None:
+    def load() -> list[dict[str, Any]]:
+        raise KeyError("odd")
+
+    items = iter([Item("first", load), Item("second", lambda: [{"txt": "x"}])])
+    report = _converted(items, tmp_path)
+    assert report.skipped == {"unexpected-KeyError": 1} and report.samples == 1
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_damages_end_in_one_line_or_are_counted(tmp_path: Path, seed: int) -> None:
+    """Every converter, 250 damages each: no other exception than ValueError, which names the file."""
+    draw = random.Random(seed)
+    tars = _class_tars(tmp_path)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "x.jpg").write_bytes(image(1))
+    table, buffer = pa.table({"content": [f"text {n}" for n in range(50)]}), io.BytesIO()
+    parquet.write_table(table, buffer)
+    write_shard(tmp_path / "a.tar", [{"__key__": "k", "jpg": image(1), "txt": "x"}])
+    sources: dict[str, tuple[bytes, Any]] = {
+        "a.jsonl": (b'{"content": "some text"}\n' * 20, lambda p: text_items([p])),
+        "a.jsonl.gz": (_gz("a"), lambda p: text_items([p])),
+        "a.parquet": (buffer.getvalue(), lambda p: text_items([p])),
+        "a.json": (
+            f"[{_entry()}, {_entry()}]".encode(),
+            lambda p: llava_items(p, tmp_path / "images"),
+        ),
+        "n1.tar": (
+            tars["n1.tar"],
+            lambda p: imagenet_items(Path(p).parent, tmp_path / "names.txt"),
+        ),
+        "book.json": (
+            b'{"k": ["one", "two"], "l": "x"}',
+            lambda p: recaptioned_items([f"{tmp_path}/a.tar"], ExternalCaptions(), journeydb=p),
+        ),
+    }
+    for number in range(250):
+        for name, (data, items) in sources.items():
+            folder = tmp_path / f"{number}"
+            folder.mkdir(exist_ok=True)
+            damaged = bytearray(data)
+            for _ in range(draw.choice((1, 2, 20))):
+                damaged[draw.randrange(len(damaged))] = draw.randrange(256)
+            cut = draw.randrange(len(damaged)) if draw.random() < 0.3 else len(damaged)
+            path = folder / "d" / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(damaged[:cut])
+            try:
+                reasons = {_load(item)[1] for item in items(str(path))}
+                assert not any(reason.startswith("unexpected") for reason in reasons), reasons
+            except ValueError as error:
+                assert str(folder) in str(error), error
+            path.unlink()
