@@ -88,7 +88,7 @@ def test_lora_resumes_exactly(
     shutil.rmtree(run / "checkpoint-000008")
     settings = ("training.max_train_steps=8", f"experiment.init_from={base}", *LORA, *SAME)
     resumed = ran(train(tiny_world, run, *settings, ranks=2))
-    assert "going on from" in resumed.stdout
+    assert "resuming from" in resumed.stdout
     assert resumed.curve() == lora.curve()
 
 
