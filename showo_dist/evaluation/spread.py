@@ -42,19 +42,19 @@ class Unit:
 
 
 def is_complete(path: Path) -> bool:
-    """Whether a PNG or JSON file exists and is whole, by its checksums or its syntax.
+    """Whether a file exists and, as a PNG or JSON file, is whole by its checksums or its syntax.
 
     Files appear under their names only when complete, but a copy or a crash of the machine can cut them.
     """
     try:
         if path.suffix == ".json":
             json.loads(path.read_bytes())
-        else:
+        elif path.suffix == ".png":
             with Image.open(path) as image:
                 image.verify()
     except Exception:  # Pillow raises unrelated types on broken data
         return False
-    return True
+    return path.is_file()
 
 
 def batches(items: Sequence[Item], size: int) -> list[Sequence[Item]]:

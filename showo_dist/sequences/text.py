@@ -10,7 +10,6 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from showo_data.members import HUMAN
 from showo_dist.sequences.vocabulary import Vocabulary
 
 END_OF_TEXT = "<|endoftext|>"
@@ -20,6 +19,10 @@ SYSTEM_PROMPT = (
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
 IMAGE_MARKER = "<image>"
+HUMAN = (
+    "human",
+    "user",
+)  # roles that ask; not imported, so that kernels' benchmarks need no data package
 # A break between two words, where every tokenizer of ours begins a new token.
 _BREAK = re.compile(r"(?<=\S)(?= \S)")
 
