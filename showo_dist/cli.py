@@ -97,6 +97,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _call(name: str, arguments: list[str]) -> int:
+    from showo_dist.config.loader import check_utf8
+
+    for argument in arguments:
+        check_utf8(argument)
     module, function, _ = COMMANDS[name]
     return int(getattr(import_module(module), function)(arguments) or 0)
 

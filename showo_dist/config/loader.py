@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import io
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -30,27 +32,34 @@ def read_file(path: str | Path, inherited_by: tuple[Path, ...] = ()) -> list[Dic
     win, the file itself wins over all of them.
 
     Raises:
-        ValueError: no such file, not YAML, not a mapping, or inheritance that runs in a circle.
+        ValueError: no such file, not UTF-8, not YAML, not a mapping, or inheritance that runs in a circle.
     """
     file = Path(path)
     if file.resolve() in inherited_by:
         raise ValueError(f"{file}: inherits from itself through {BASE_KEY}")
     content = _parse_file(file)
-    bases = content.pop(BASE_KEY, None) or []
+    named = content.pop(BASE_KEY, None) or []
+    bases = [named] if isinstance(named, str) else named
+    if not isinstance(bases, Sequence) or not all(isinstance(base, str) for base in bases):
+        raise ValueError(f"{file}: {BASE_KEY} = {named!r}: expected a file or a list of files")
     layers: list[DictConfig] = []
-    for base in [bases] if isinstance(bases, str) else bases:
-        layers += read_file(file.parent / str(base), (*inherited_by, file.resolve()))
+    for base in bases:
+        layers += read_file(file.parent / base, (*inherited_by, file.resolve()))
     return [*layers, content]
 
 
 def _parse_file(file: Path) -> DictConfig:
     try:
-        content = OmegaConf.load(file)
+        text = file.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise ValueError(f"{file}: no such config file") from None
     except OSError as error:
         raise ValueError(f"{file}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError:
+        raise ValueError(f"{file}: not UTF-8; save it as UTF-8") from None
+    try:
+        content = OmegaConf.load(io.StringIO(text))
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
         raise ValueError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, DictConfig):
         raise ValueError(f"{file}: expected sections of keys, found {type(content).__name__}")
@@ -64,11 +73,12 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
     launcher adds, is left out.
 
     Raises:
-        ValueError: two files.
+        ValueError: two files, or an argument that is not UTF-8.
     """
     files: list[str] = []
     overrides: list[str] = []
     for argument in arguments:
+        check_utf8(argument)
         key, equals, value = argument.partition("=")
         if key in ("--local_rank", "--local-rank"):
             continue
@@ -81,6 +91,14 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
     if len(files) > 1:
         raise ValueError(f"one config file at most, given were {', '.join(files)}")
     return (files[0] if files else None), overrides
+
+
+def check_utf8(argument: str) -> None:
+    """Raise ``ValueError`` for an argument of the command line that is not UTF-8."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError:  # Python gives such bytes as halves of surrogate pairs
+        raise ValueError(f"argument {argument!a}: not UTF-8") from None
 
 
 def parse_overrides(
@@ -181,9 +199,9 @@ def load_file(
             (``base``) or the environment (``${oc.env:…}``), whose values could leave in a hub id.
     """
     aliases = dict(getattr(schema, "ALIASES", {}))
-    layers = read_file(path) if path is not None else []
     if foreign:
         _check_plain(Path(str(path)))
+    layers = read_file(path) if path is not None else []
     layers += parse_overrides(overrides, schema, aliases)
     raw = OmegaConf.merge({}, *(rename(layer, aliases) for layer in layers))
     assert isinstance(raw, DictConfig)
@@ -197,12 +215,16 @@ def load_file(
 
 def _check_plain(path: Path) -> None:
     """Raise ``ValueError`` when a config has interpolations or a base; those that runs write have neither."""
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
-        if "${" in line or line.startswith(f"{BASE_KEY}:"):
+    advice = "a config that comes with weights holds plain values only; remove the line if you trust the file"
+    content = OmegaConf.to_container(_parse_file(path), resolve=False)
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        if b"${" in line or line.startswith(f"{BASE_KEY}:".encode()):
             raise ValueError(
-                f"{path}:{number}: {line.strip()!r}: a config that comes with weights holds plain values "
-                "only; remove the line if you trust the file"
+                f"{path}:{number}: {line.decode(errors='replace').strip()!r}: {advice}"
             )
+    # YAML can also write them with quotes and escapes.
+    if BASE_KEY in cast(dict[str, Any], content) or "${" in json.dumps(content, default=str):
+        raise ValueError(f"{path}: {advice}")
 
 
 def to_yaml(config: Any) -> str:

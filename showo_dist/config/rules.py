@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from difflib import get_close_matches
 from functools import reduce
 from typing import Any
 
@@ -34,6 +35,15 @@ OWN_DEEPSPEED_KEYS = {
 }
 PRECISIONS = ("no", "fp32", "bf16", "auto")
 BACKBONE_SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+# Fields of PhiConfig, whose module is slow to import, in the versions of transformers that read it.
+BACKBONE_KEYS = (
+    *BACKBONE_SIZES,
+    *("vocab_size", "num_key_value_heads", "hidden_act", "max_position_embeddings"),
+    *("initializer_range", "layer_norm_eps", "resid_pdrop", "embd_pdrop", "attention_dropout"),
+    *("qk_layernorm", "rope_parameters", "rope_theta", "rope_scaling", "partial_rotary_factor"),
+    *("use_cache", "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id"),
+    *("model_type", "architectures", "dtype", "torch_dtype", "transformers_version"),
+)
 MASK_SCHEDULE = re.compile(r"cosine|linear|sigmoid|pow\d+(\.\d+)?")
 # Linear layers of a block that peft can adapt.
 ADAPTABLE = ("q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2")
@@ -287,6 +297,15 @@ def backbone_sizes_are_whole(config: TrainConfig) -> Iterator[str]:
         )
 
 
+def backbone_keys_are_known(config: TrainConfig) -> Iterator[str]:
+    """A misspelt field of ``llm_config`` would leave PhiConfig's default in place."""
+    for name, value in (config.model.showo.llm_config or {}).items():
+        if name not in BACKBONE_KEYS:
+            (near,) = get_close_matches(str(name), BACKBONE_KEYS, n=1, cutoff=0.0)
+            key = f"model.showo.llm_config.{name}"
+            yield f"{key} = {value!r}: unknown key; nearest known: {near}"
+
+
 def deepspeed_keys_are_free(config: TrainConfig) -> Iterator[str]:
     """Settings that follow from this config are changed there, not behind its back."""
     for key, ours in OWN_DEEPSPEED_KEYS.items():
@@ -374,6 +393,7 @@ RULES: tuple[Rule, ...] = (
     one_learning_rate,
     resume_names_a_checkpoint,
     backbone_has_a_source,
+    backbone_keys_are_known,
     backbone_sizes_are_whole,
     deepspeed_keys_are_free,
     adapters_have_a_base,

@@ -119,6 +119,8 @@ def main(argv: list[str]) -> int:
         value = getattr(arguments, name, None)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} {value}: expected 1 or more")
+    if getattr(arguments, "seed", 0) < 0:
+        raise ValueError(f"--seed {arguments.seed}: expected 0 or more")
     folders = output_folders(arguments.checkpoints, arguments.out)
     with joined(_PATIENCE_S) as ranks:
         outcomes = [

@@ -1,7 +1,6 @@
 """Command lines of the generation tools: options, config keys, the model, prompts and input images."""
 
 import argparse
-import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -10,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 
+from showo_data.text import is_apple_double, parse_json, plain_text, read_lines
 from showo_dist.config import TrainConfig, load_file
 from showo_dist.config.loader import OVERRIDE, parse_arguments
 from showo_dist.config.rules import check
@@ -105,6 +105,9 @@ class Request:
         overrides += _as_keys(arguments)
         config, model = _config_and_model(file, models[0] if models else None, overrides)
         check(config, for_training=False)
+        seeds = arguments.seeds or config.inference.seeds
+        if min(seeds, default=0) < 0:
+            raise ValueError(f"--seeds {min(seeds)}: expected 0 or more")
         return cls(name, arguments, config, model)
 
     @property
@@ -239,8 +242,8 @@ def read_prompts(path: str | Path) -> list[str]:
         ValueError: the file cannot be read, or holds no prompt.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_lines(path)
+    except OSError as error:
         raise ValueError(f"{path}: prompts cannot be read ({error})") from None
     prompts = [line.strip() for line in lines if line.strip()]
     if not prompts:
@@ -257,9 +260,14 @@ def read_parts(path: str | Path) -> list[list[tuple[str, str]]]:
     rows = []
     for number, line in enumerate(read_prompts(path), start=1):
         try:
-            row = [item for entry in json.loads(line) for item in entry.items()]
+            row = [item for entry in parse_json(line) for item in entry.items()]
+            for _, value in row:
+                if value != "":
+                    plain_text(value)
         except (ValueError, AttributeError, TypeError) as error:
-            raise ValueError(f"{path}: prompt {number} is not a JSON list ({error})") from None
+            raise ValueError(
+                f"{path}: prompt {number} is not a JSON list of texts and images ({error})"
+            ) from None
         if not row or any(kind not in ("text", "image") for kind, _ in row):
             raise ValueError(
                 f'{path}: prompt {number}: expected {{"text": …}} and {{"image": PATH}}'
@@ -287,7 +295,8 @@ def image_paths(names: Iterable[str]) -> list[Path]:
     for name in names:
         path = Path(name)
         if path.is_dir():
-            paths += sorted(p for p in path.iterdir() if p.suffix.lower() in _SUFFIXES)
+            images = (p for p in path.iterdir() if p.suffix.lower() in _SUFFIXES)
+            paths += sorted(p for p in images if not is_apple_double(p))
         else:
             paths.append(path)
     if not paths:

@@ -1,7 +1,6 @@
 """Image grids during training: masked images completed by the model, and images generated from text."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from PIL import Image
@@ -9,6 +8,7 @@ from torch import Tensor
 
 from showo_data import MicroBatch
 from showo_data.images import to_images
+from showo_data.text import read_lines
 from showo_dist.config import TrainConfig
 from showo_dist.generation.sampling import ImageSampler, sample_codes, sampling_options
 from showo_dist.logging.grids import labelled_grid
@@ -46,13 +46,17 @@ class ImageGrids:
         path = self.config.dataset.params.validation_prompts_file
         if path is None:
             return list(DEFAULT_PROMPTS)
+        key = "dataset.params.validation_prompts_file"
         try:
-            lines = Path(path).read_text(encoding="utf-8").splitlines()
+            lines = [line.strip() for line in read_lines(path)]
         except OSError as error:
-            raise ValueError(
-                f"dataset.params.validation_prompts_file = {path}: {error.strerror}"
-            ) from None
-        return [line.strip() for line in lines if line.strip()][:SHOWN]
+            raise ValueError(f"{key} = {path}: {error.strerror}") from None
+        except ValueError as error:
+            raise ValueError(f"{key} = {error}") from None
+        prompts = [line for line in lines if line][:SHOWN]
+        if not prompts:
+            raise ValueError(f"{key} = {path}: holds no prompt")
+        return prompts
 
     @torch.no_grad()
     def __call__(

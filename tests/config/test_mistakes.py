@@ -189,6 +189,12 @@ BROKEN = {
         ([f"model.showo.llm_config={{{LLM}}}"], "llm_config.num_attention_heads = None"),
         ([f"model.showo.llm_config={{{LLM}, num_attention_heads: 7}}"], "expected a multiple of"),
     ],
+    "backbone_keys_are_known": [
+        (
+            [f"model.showo.llm_config={{{LLM}, num_attention_heads: 2, num_hiden_layers: 9}}"],
+            "llm_config.num_hiden_layers = 9: unknown key; nearest known: num_hidden_layers",
+        ),
+    ],
     "deepspeed_keys_are_free": [
         (["distributed.deepspeed.zero_optimization.stage=3"], "set distributed.zero_stage instead"),
         (["distributed.deepspeed.gradient_clipping=1"], "set training.max_grad_norm instead"),

@@ -1,6 +1,7 @@
 """The commands from a command line: files that record their settings, and one line about a mistake."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from PIL import Image
 
 from showo_dist.cli import main
 from showo_dist.generation import Conversation, Pipeline, SamplingOptions, read_image
+from showo_dist.generation.request import image_paths, read_parts, read_prompts
 from showo_dist.sequences.masking import mask_schedule
 
 
@@ -187,6 +189,11 @@ def test_parts(clip_checkpoint: Path, files: Path, tmp_path: Path) -> None:
         (["inpaint", "{model}"], "--image is missing"),
         (["extrapolate", "{model}", "--image", "x.png", "--direction", "north"], "'north'"),
         (["understand", "{model}", "--image", "x.png"], "--question is missing"),
+        (["generate", "{model}", "--prompt", "a", "--seeds", "0", "-1"], "--seeds -1: expected 0"),
+        (["understand", "{model}", "--image", "x", "--seeds", "-1"], "--seeds -1: expected 0"),
+        (["generate", "{model}", "--prompt", "a", "inference.seeds=[-7]"], "--seeds -7"),
+        (["generate", "{model}", "--prompt", "caf\udce9"], "'caf\\udce9': not UTF-8"),
+        (["generate", "{model}", "--out", "caf\udce9"], "'caf\\udce9': not UTF-8"),
         (
             ["extrapolate", "{model}", "--image", "x", "--direction", "up", "--offset", "9"],
             "offset",
@@ -198,6 +205,43 @@ def test_mistakes(argv: list[str], words: str, checkpoint: Path, capsys: Any) ->
     assert main([*argv, "--device", "cpu"]) == 2
     error = capsys.readouterr().err.strip()
     assert words in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"\xef\xbb\xbfa ring\r\n\r\na\xe2\x80\xa8square\r\n", ["a ring", "a\u2028square"]),
+        (b"a ring\xc2\x85x", ["a ring\x85x"]),
+        ("a ring".encode("utf-16"), "not UTF-8 (UTF-16); save it as UTF-8"),
+        (b"a\nb\ncaf\xe9", "not UTF-8 (line 3); save it as UTF-8"),
+        (b"\xef\xbb\xbf\n", "holds no prompt"),
+    ],
+)
+def test_prompt_files(tmp_path: Path, data: bytes, expected: list[str] | str) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(data)
+    if isinstance(expected, list):
+        assert read_prompts(path) == expected
+    else:
+        with pytest.raises(ValueError, match=re.escape(f"{path}: {expected}")):
+            read_prompts(path)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['[{"text": null}]', '[{"image": 3}]', '[{"text": "\\ud83d"}]', "[" * 100_000, "7" * 5000],
+    ids=range(5),
+)
+def test_parts_that_are_no_texts_are_named(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "parts.jsonl"
+    path.write_text(f'[{{"text": "good"}}]\n{line}\n')
+    with pytest.raises(ValueError, match=r"^.*parts\.jsonl: prompt 2 is not a JSON list .*$"):
+        read_parts(path)
+
+
+def test_files_of_macos_are_no_images(files: Path) -> None:
+    (files / "._a.png").write_bytes(b"\0\5\x16\7")
+    assert [path.name for path in image_paths([str(files)])] == ["a.png", "b.png", "broken.png"]
 
 
 def test_long_prompts_are_cut_and_reported(

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from showo_dist.config.hints import known_keys
 from showo_dist.config.loader import OVERRIDE, load_file
 from showo_dist.config.schema import PUBLISHED_TOP_LEVEL_KEYS
 from showo_dist.recipe.cli import RecipeConfig
+from showo_dist.runtime import exits
 from showo_dist.tokenizer.config import TokenizerConfig
 from tests.conftest import ROOT
 from tests.house.markdown import HISTORY, Block, Page, logical_lines, pages, words
@@ -84,6 +86,8 @@ def parsers_only() -> Iterator[None]:
                 argparse.ArgumentParser, name, throwing(getattr(argparse.ArgumentParser, name))
             )
         patch.setattr(argparse.ArgumentParser, "error", error)
+        # A script that registers its exit code for the end of the process would set that of pytest.
+        patch.setattr(exits, "atexit", SimpleNamespace(register=lambda *_: None))
         yield
 
 

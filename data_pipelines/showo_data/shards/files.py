@@ -121,7 +121,9 @@ class OpenShards:
             )
         opened = self._get(shard)
         # A size beyond the end is a damaged header's, and may be more than the memory.
-        size = min(member.size, max(0, opened.size - member.offset))
+        size = member.size
+        if member.offset + size > opened.size:
+            size = max(0, opened.size - member.offset)
         try:
             data = opened.bytes.read(member.offset - BLOCK, BLOCK + size)
         except UnreadableShardError as error:

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.progress import track
 
+from showo_data.text import read_lines
 from showo_dist.evaluation.job import write_text
 from showo_dist.generation.networks import read_model_config
 from showo_dist.report.gallery.checkpoints import Run, find_runs
@@ -64,7 +65,7 @@ def read_prompts(arguments: argparse.Namespace, runs: list[Run]) -> tuple[str, .
         return tuple(arguments.prompt)
     path = arguments.prompts or _validation_prompts(runs[-1])
     try:
-        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in read_lines(path)]
     except OSError as error:
         raise ValueError(
             f"{path}: {error.strerror}; name prompts with --prompts or --prompt"

@@ -1,0 +1,37 @@
+"""The prompts of the image grids and of the gallery, read from files that other programs wrote."""
+
+from argparse import Namespace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from showo_dist.config import TrainConfig
+from showo_dist.report.gallery.cli import read_prompts
+from showo_dist.training.images import ImageGrids
+
+
+def _grids(path: Path) -> list[str]:
+    config = TrainConfig()
+    config.dataset.params.validation_prompts_file = str(path)
+    maker: Any = SimpleNamespace(config=config)
+    return ImageGrids._read_prompts(maker)
+
+
+def _gallery(path: Path) -> list[str]:
+    return list(read_prompts(Namespace(prompt=None, prompts=str(path), limit=6), []))
+
+
+@pytest.mark.parametrize("read", [_grids, _gallery])
+def test_prompt_files(tmp_path: Path, read: Any) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(b"\xef\xbb\xbfa ring\r\n\r\na\xe2\x80\xa8square\r\n")
+    assert read(path) == ["a ring", "a\u2028square"]
+    for data, words in ((b"a\ncaf\xe9", r"not UTF-8 \(line 2\)"), (b"\n", "holds no prompt")):
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=rf"prompts\.txt: {words}"):
+            read(path)
+    path.unlink()
+    with pytest.raises(ValueError, match=r"prompts\.txt: No such file"):
+        read(path)
