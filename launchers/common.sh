@@ -82,10 +82,12 @@ interface_towards() {
 prepare_environment() {
     local interface scratch=${TMPDIR:-/tmp}/showo-dist-$(id -un)
     if command -v ip >/dev/null; then
+        # For gloo alone: NCCL finds its interfaces itself, and one of several would slow it down.
         interface=$(interface_towards "$1")
         export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-$interface}
-        export NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-$interface}
     fi
+    # Rows of many lengths fragment the GPU's memory; segments that can grow keep it in one piece.
+    export PYTORCH_ALLOC_CONF=${PYTORCH_ALLOC_CONF:-${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}}
     # Caches of compiled kernels are per host: on a shared disk, hosts would overwrite each other's.
     export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$scratch/triton}
     export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$scratch/inductor}

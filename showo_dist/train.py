@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
         folder=Path(config.experiment.output_dir) / "faults",
         program=PROGRAM,
     )
-    record_collectives()
+    record_collectives(watched=bool(settings.timeout_s))
     progress = Progress()
     with (
         StopRequest() as stop,

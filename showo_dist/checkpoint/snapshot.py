@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from showo_dist.checkpoint.slices import Piece
 
@@ -30,6 +31,11 @@ class Snapshot:
         self._on_cpu = threading.Event()
         self._on_cpu.set()
         self.waited_s = 0.0
+
+    def reserve(self, pieces: Sequence[Piece]) -> None:
+        """Page-lock the memory for pieces on a GPU, which takes seconds, before training begins."""
+        if any(piece.values_N.is_cuda for piece in pieces):
+            self._laid_out(pieces)
 
     def begin(self, pieces: Sequence[Piece]) -> None:
         """Start copying; called in the training thread between two optimizer steps."""
@@ -65,11 +71,11 @@ class Snapshot:
     def _laid_out(self, pieces: Sequence[Piece]) -> list[Piece]:
         """The same pieces in the buffer."""
         sizes = [len(piece.values_N) for piece in pieces]
-        # The buffer grows with the first save only; page-locking memory is slow.
+        # The buffer is made once; page-locking memory is slow.
         if sum(sizes) > len(self._buffer_N):
-            self._buffer_N = torch.empty(0)  # free the old buffer before allocating the new one
-            pinned = any(piece.values_N.is_cuda for piece in pieces)
-            self._buffer_N = torch.empty(sum(sizes), dtype=torch.float32, pin_memory=pinned)
+            self._buffer_N = torch.empty(sum(sizes), dtype=torch.float32)
+            if any(piece.values_N.is_cuda for piece in pieces):
+                _lock_pages(self._buffer_N)
         runs = self._buffer_N[: sum(sizes)].split(sizes)
         return [replace(p, values_N=run) for p, run in zip(pieces, runs, strict=True)]
 
@@ -82,3 +88,12 @@ class Snapshot:
                 if source.values_N.is_cuda:
                     copy.values_N.copy_(source.values_N, non_blocking=True)
             self._on_gpu = self._stream.record_event()
+
+
+def _lock_pages(buffer_N: Tensor) -> None:
+    """Page-lock memory in place, until the process ends; copies from a GPU to it need not wait.
+
+    ``pin_memory`` would round the size up to a power of two: up to twice the weights and moments of a rank.
+    """
+    runtime = torch.cuda.cudart()
+    torch.cuda.check_error(int(runtime.cudaHostRegister(buffer_N.data_ptr(), buffer_N.nbytes, 0)))

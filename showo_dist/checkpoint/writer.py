@@ -207,6 +207,10 @@ class CheckpointWriter:
         """Whether a save is running, or finished without :meth:`poll` having reported it."""
         return self._thread is not None
 
+    def reserve(self, engine: TrainingState) -> None:
+        """Prepare the host memory that the saves of an engine on a GPU need."""
+        self._snapshot.reserve(engine.owned(self._peers.rank, self._peers.world))
+
     def save(self, engine: TrainingState, state: RunState) -> Path:
         """Begin to write a checkpoint, after waiting for the previous one.
 

@@ -13,9 +13,18 @@ from showo_dist.faults.beats import Board
 _RECORDED = "2000"  # collectives kept per rank; some MB
 
 
-def record_collectives() -> None:
-    """Switch torch's flight recorder on. Call it before the process group is created."""
+def record_collectives(watched: bool) -> None:
+    """Switch torch's flight recorder on. Call it before the process group is created.
+
+    Args:
+        watched: whether :mod:`~showo_dist.faults.watch` decides when a rank is lost. NCCL's own watchdog
+            would abort the survivors at the first broken connection, before they know which rank it was,
+            and without the exit code after which a run is started again.
+    """
     os.environ.setdefault("TORCH_FR_BUFFER_SIZE", _RECORDED)
+    if watched:
+        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")  # NoHandling
+        os.environ.setdefault("TORCH_NCCL_ENABLE_MONITORING", "0")  # or it aborts a stuck watchdog
 
 
 def write(folder: Path, name: str, lines: Sequence[str], limit_s: float) -> None:

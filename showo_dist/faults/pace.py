@@ -35,6 +35,8 @@ class Pace:
 
     def enter(self, phase: str) -> None:
         """Note that a phase of a step begins, named as by :class:`~showo_dist.training.step.Stepper`."""
+        if len(self._hosts) == 1:
+            return
         if phase == "forward":
             self._forward.start()
         elif phase == "backward":

@@ -1,10 +1,13 @@
 """The ranks of a run: a single process, or those that torchrun or DeepSpeed started."""
 
 import os
+import re
+import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -64,11 +67,42 @@ class Ranks:
             dist.barrier()
 
 
+def check_unused_gpu(devices: Path = Path("/dev")) -> None:
+    """Check that this machine has no GPU that torch cannot use, unless the environment asks for the CPU.
+
+    Args:
+        devices: where the driver puts ``nvidia0``, ``nvidia1``, …
+
+    Raises:
+        ValueError: it has one; the message names the driver and the torch build.
+    """
+    wants_cpu = (
+        os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+        or os.environ.get("DS_ACCELERATOR") == "cpu"
+    )
+    if wants_cpu or not any(devices.glob("nvidia[0-9]*")):
+        return
+    build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "the CPU only"
+    raise ValueError(
+        f"host {socket.gethostname()} has an NVIDIA GPU (driver {_driver()}), but torch {torch.__version__}, "
+        f"built for {build}, cannot use it: install a torch build that this driver supports, or a newer "
+        "driver; CUDA_VISIBLE_DEVICES=-1 runs on the CPU"
+    )
+
+
+def _driver() -> str:
+    with suppress(OSError):
+        found = re.search(r"\b\d+(\.\d+)+\b", Path("/proc/driver/nvidia/version").read_text())
+        return found[0] if found else "unknown"
+    return "not loaded"
+
+
 def _from_environment() -> Ranks:
     """The rank and device that the launcher's environment variables give; rank 0 of 1 without a launcher."""
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank = int(os.environ.get("LOCAL_RANK", rank))
     if not torch.cuda.is_available():
+        check_unused_gpu()
         return Ranks(rank, world, torch.device("cpu"))
     device = torch.device("cuda", local_rank)
     torch.cuda.set_device(device)

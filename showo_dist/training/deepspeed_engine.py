@@ -78,6 +78,8 @@ class DeepSpeedEngine:
 
     @property
     def dtype(self) -> torch.dtype:
+        if self.raw.torch_autocast_enabled():
+            return self.raw.torch_autocast_dtype()
         return self.raw.get_data_types()[0]
 
     def train(self, mode: bool = True) -> None:
@@ -178,6 +180,8 @@ def deepspeed_config(config: TrainConfig, device: torch.device) -> dict[str, Any
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 2**31,
         "wall_clock_breakdown": False,
+        # DeepSpeed's throughput timer waits for the device twice per micro-step.
+        "timers": {"throughput": {"enabled": False}},
     }
     return _merged(settings, config.distributed.deepspeed)
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from showo_dist.models.showo import ShowO
 from showo_dist.sequences import PackedBatch
@@ -18,10 +17,15 @@ if TYPE_CHECKING:  # these read data, which the benchmark of a step on a bare ma
     from showo_dist.training.batches import Account
     from showo_dist.training.step import StepLosses
 
-# Dense bf16 peaks in FLOP/s without sparsity, from the data sheets; the first name that matches counts.
+# Dense bf16 peaks in FLOP/s without sparsity, from the data sheets; the first name that matches counts, so
+# slower variants of a GPU come before it.
 GPU_PEAKS = {
+    "H200 NVL": 835e12,
     "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
     "H100": 989e12,
+    "H800 PCIe": 756e12,
     "H800": 989e12,
     "A100": 312e12,
     "A800": 312e12,
@@ -64,29 +68,41 @@ class Work:
         return matrices + 12 * self.attention_width * batch.visibility.pairs()
 
 
-def _timed_product(a: Tensor, b: Tensor) -> float:
-    if a.is_cuda:
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    a @ b
-    if a.is_cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+class Peak:
+    """FLOP/s that MFU is measured against: a known GPU's data sheet, else the fastest matrix product seen.
 
+    A product is timed again with every report, so that a device which was busy at the start does not count as
+    slow for the whole run.
 
-def peak_flops(device: torch.device, dtype: torch.dtype, size: int = 2048) -> float:
-    """FLOP/s that MFU is measured against: a known GPU's data sheet, else a large matrix product timed here.
-
-    On a CPU it is the best of a few products with this rank's threads, measured while the other ranks of the
-    machine do the same.
+    Args:
+        device: of this rank; the ranks of one machine measure at the same time.
+        dtype: number format of the forward pass.
     """
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        for known, peak in GPU_PEAKS.items():
-            if known in name:
-                return peak
-    a = torch.ones(size, size, dtype=dtype, device=device)
-    return 2 * size**3 / min(_timed_product(a, a) for _ in range(5))
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+        self.flops = next((peak for known, peak in GPU_PEAKS.items() if known in name), 0.0)
+        self._listed = bool(self.flops)
+        # A GPU finishes a small product before the launch of the next one.
+        self._size = 8192 if device.type == "cuda" else 1024
+        self._device, self._dtype = device, dtype
+        for _ in range(5):
+            self.measure()
+
+    def measure(self) -> None:
+        """Time one more product, unless the GPU is listed."""
+        if self._listed:
+            return
+        a = torch.ones(self._size, self._size, dtype=self._dtype, device=self._device)
+        a @ a
+        start = self._now()
+        a @ a
+        self.flops = max(self.flops, 2 * self._size**3 / (self._now() - start))
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
 
 
 def memory_gb(device: torch.device) -> float:
@@ -101,11 +117,11 @@ class Meter:
 
     Args:
         work: FLOP counts of the model.
-        peak: FLOP/s of one rank's device, which MFU is measured against.
+        peak: of this rank's device.
         device: of this rank.
     """
 
-    def __init__(self, work: Work, peak: float, device: torch.device) -> None:
+    def __init__(self, work: Work, peak: Peak, device: torch.device) -> None:
         self.work, self.peak, self.device = work, peak, device
         self._reset()
 
@@ -130,6 +146,7 @@ class Meter:
         seconds = time.perf_counter() - self._start
         steps, world = self._sums["steps"], dist.get_world_size()
         # One all-reduce for all sums of the interval.
+        self.peak.measure()
         names = ("tokens", "samples", "flops", "wait_s")
         values = [*(self._sums[name] for name in names), float(skipped)]
         reduced = torch.tensor(values, dtype=torch.float64, device=self.device)
@@ -145,7 +162,7 @@ class Meter:
             "tokens_per_s": tokens / seconds,
             "samples_per_s": samples / seconds,
             "tflops": flops / seconds / 1e12,
-            "mfu": flops / seconds / (self.peak * world),
+            "mfu": flops / seconds / (self.peak.flops * world),
             "step_s": seconds / steps,
             "data_wait_s": wait_s / steps / world,
             "memory_gb": memory_gb(self.device),

@@ -28,12 +28,13 @@ from showo_dist.models.weights.folder import CONFIG_NAME
 from showo_dist.models.weights.pretrained import config_json
 from showo_dist.models.weights.start import load_initial
 from showo_dist.runtime.exits import StoppedError
+from showo_dist.runtime.precision import is_bf16
 from showo_dist.runtime.ranks import Ranks
 from showo_dist.sequences import TOKEN_MULTIPLE
 from showo_dist.training.batches import PackedBatches, SequenceMaker
 from showo_dist.training.engine import build_engine
 from showo_dist.training.images import ImageGrids
-from showo_dist.training.metrics import Meter, Work, peak_flops
+from showo_dist.training.metrics import Meter, Peak, Work
 from showo_dist.training.nonfinite import NonFiniteSteps
 from showo_dist.training.setup import (
     carry_optimizer,
@@ -94,6 +95,7 @@ class Trainer:
         self.writer = CheckpointWriter(
             self.run, config.experiment, self._texts(), config.distributed.timeout_s
         )
+        self.writer.reserve(self.engine)
         self.logger = self._logger(reader)
         self.watch = BadSampleWatch(config.data.max_bad_fraction, self.logger.event)
         self.pace = Pace(ranks.device, config.fault.slow_factor, self.logger.event)
@@ -205,8 +207,7 @@ class Trainer:
                 steps.
         """
         total = self.config.training.max_train_steps
-        dtype = next(self.engine.module.parameters()).dtype
-        meter = Meter(self.work, peak_flops(self.ranks.device, dtype), self.ranks.device)
+        meter = Meter(self.work, Peak(self.ranks.device, self.engine.dtype), self.ranks.device)
         saved, stop = self.step, False
         while self.step < total and not stop:
             losses = self._one_step(meter)
@@ -271,9 +272,12 @@ class Trainer:
     def _generate_grids(self) -> None:
         """Images of the current model; every rank takes part, because ZeRO-3 shards the weights."""
         self.progress.enter("images")
+        module, bf16 = self.engine.module, self.engine.dtype == torch.bfloat16
         self.engine.train(False)
-        for name, image, caption in self.images(self.engine.module, self.batches.latest):
-            self.logger.images(self.step, name, image, caption)
+        # The module is called without its engine, whose autocast turns fp32 weights into bf16 activations.
+        with torch.autocast(self.ranks.device.type, torch.bfloat16, bf16 and not is_bf16(module)):
+            for name, image, caption in self.images(module, self.batches.latest):
+                self.logger.images(self.step, name, image, caption)
         self.engine.train()
         # Rank 0 decodes and writes the grids; the others must not enter the next collective meanwhile.
         dist.barrier()

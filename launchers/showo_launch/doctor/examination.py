@@ -182,7 +182,10 @@ class Examiner:
     def _links(self, sessions: Sequence[Session], pool: ThreadPoolExecutor) -> None:
         """Measure each host with the next one; with more than two hosts also the last with the first."""
         self._log("loading torch on every host")
-        list(pool.map(lambda session: session.ask("load_torch"), sessions))
+        answers = pool.map(lambda session: session.ask("load_torch"), sessions)
+        for session, problem in zip(sessions, answers, strict=True):
+            if problem is not None:
+                self._note(session.host.name, "GPUs", problem)
         following = [*sessions[1:], *(sessions[:1] if len(sessions) > 2 else [])]
         for number, (left, right) in enumerate(zip(sessions, following, strict=False), start=1):
             names = (left.host.name, right.host.name)

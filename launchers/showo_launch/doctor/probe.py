@@ -143,11 +143,14 @@ def connect(address: str, port: int) -> str | None:
     return None
 
 
-def load_torch() -> str:
-    """Import torch and return its version."""
+def load_torch() -> str | None:
+    """Import torch; None when it can use this host's GPUs or there are none, else why it cannot."""
     import torch
 
-    return str(torch.__version__)
+    if torch.cuda.is_available() or not _gpus():
+        return None
+    built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "the CPU only"
+    return f"torch {torch.__version__}, built for {built}, cannot use them: {', '.join(_gpus())}"
 
 
 def all_reduce(

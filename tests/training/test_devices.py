@@ -1,0 +1,103 @@
+"""A GPU that torch cannot use, the peak behind MFU, and the number format of image grids."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from showo_dist.runtime.ranks import check_unused_gpu
+from showo_dist.training import metrics
+from showo_dist.training.metrics import Peak
+from tests.training.conftest import TinyWorld
+
+CPU = torch.device("cpu")
+
+
+def test_a_gpu_that_torch_cannot_use_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "nvidiactl").touch()
+    check_unused_gpu(tmp_path)
+    (tmp_path / "nvidia0").touch()
+    with pytest.raises(ValueError, match=r"has an NVIDIA GPU \(driver .*built for") as caught:
+        check_unused_gpu(tmp_path)
+    assert "\n" not in str(caught.value) and torch.__version__ in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("CUDA_VISIBLE_DEVICES", ""), ("CUDA_VISIBLE_DEVICES", "-1"), ("DS_ACCELERATOR", "cpu")],
+)
+def test_the_cpu_can_be_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    (tmp_path / "nvidia0").touch()
+    monkeypatch.setenv(name, value)
+    check_unused_gpu(tmp_path)
+
+
+def test_the_peak_only_grows() -> None:
+    peak = Peak(CPU, torch.float32)
+    first = peak.flops
+    assert first > 1e8
+    for _ in range(3):
+        before = peak.flops
+        peak.measure()
+        assert peak.flops >= before
+
+
+@pytest.mark.parametrize(
+    ("device", "peak"),
+    [
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H100 NVL", 835e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H200 NVL", 835e12),
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+    ],
+)
+def test_variants_of_a_gpu_have_their_own_peak(device: str, peak: float) -> None:
+    assert next(p for known, p in metrics.GPU_PEAKS.items() if known in device) == peak
+
+
+# A training in which attention prints the format of its queries.
+_SPY = """
+import sys
+from showo_dist.models import showo
+attend = showo.attend
+
+def printing(query, *rest, **named):
+    print("query", query.dtype)
+    return attend(query, *rest, **named)
+
+showo.attend = printing
+from showo_dist.train import main
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("engine", ["deepspeed", "torch"])
+def test_image_grids_are_computed_in_the_format_of_the_training(
+    tiny_world: TinyWorld, tmp_path: Path, engine: str
+) -> None:
+    """FlashAttention takes bf16 alone; at ZeRO-0 the weights are fp32, and autocast makes bf16 of them."""
+    changes = ["training.max_train_steps=1", "experiment.generate_every=1"]
+    changes += ["training.mixed_precision=bf16", "distributed.zero_stage=0"]
+    done = subprocess.run(
+        [sys.executable, "-c", _SPY, f"config={tiny_world.config}", *changes]
+        + [f"experiment.output_dir={tmp_path / 'run'}", f"distributed.engine={engine}"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    seen = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("query ")]
+    assert set(seen) == {"torch.bfloat16"}
+    assert len(seen) > 10  # the step's own two layers, and those of every round of the grid
