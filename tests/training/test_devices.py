@@ -89,9 +89,9 @@ def test_image_grids_are_computed_in_the_format_of_the_training(
     """FlashAttention takes bf16 alone; at ZeRO-0 the weights are fp32, and autocast makes bf16 of them."""
     changes = ["training.max_train_steps=1", "experiment.generate_every=1"]
     changes += ["training.mixed_precision=bf16", "distributed.zero_stage=0"]
+    changes += [f"experiment.output_dir={tmp_path / 'run'}", f"distributed.engine={engine}"]
     done = subprocess.run(
-        [sys.executable, "-c", _SPY, f"config={tiny_world.config}", *changes]
-        + [f"experiment.output_dir={tmp_path / 'run'}", f"distributed.engine={engine}"],
+        [sys.executable, "-c", _SPY, f"config={tiny_world.config}", *changes],
         capture_output=True,
         text=True,
         timeout=120,
