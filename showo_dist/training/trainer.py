@@ -1,5 +1,6 @@
 """The training loop: read, step, log, validate, generate image grids, save."""
 
+import gc
 from dataclasses import asdict
 from pathlib import Path
 
@@ -47,6 +48,8 @@ from showo_dist.training.setup import (
 from showo_dist.training.step import StepLosses, Stepper
 from showo_dist.training.validation import Validation
 from showo_launch.exit_codes import PREEMPTED
+
+_COLLECT_EVERY = 100  # steps; what was there before training is frozen and not looked at
 
 
 class Trainer:
@@ -209,11 +212,17 @@ class Trainer:
         total = self.config.training.max_train_steps
         meter = Meter(self.work, Peak(self.ranks.device, self.engine.dtype), self.ranks.device)
         saved, stop = self.step, False
+        # Python would collect garbage at another moment on each rank, and each time all others would wait.
+        gc.collect()
+        gc.freeze()
+        gc.disable()
         while self.step < total and not stop:
             losses = self._one_step(meter)
             stop = losses.stop
             self._report(meter, losses)
             self._log_lines(self.writer.poll())
+            if self._due(_COLLECT_EVERY):
+                gc.collect()
             if self._due(self.config.experiment.generate_every):
                 self._generate_grids()
             # A checkpoint during a series of skipped steps would hold weights that may be the cause.

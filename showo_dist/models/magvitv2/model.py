@@ -70,7 +70,10 @@ class MAGVITv2(nn.Module):
     @torch.no_grad()
     def encode(self, pixels_B3HW: Tensor) -> Tensor:
         """Pixels to codes (B, N), int64, row by row of the grid; N = H·W / d²."""
-        return self.quantize.codes(self.encode_latents(pixels_B3HW))
+        # cuDNN convolves fp32 in TF32 by default, which turns some codes: those made here and those of
+        # shards that were encoded on another kind of GPU would differ.
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            return self.quantize.codes(self.encode_latents(pixels_B3HW))
 
     def decode(self, codes: Tensor) -> Tensor:
         """Codes to pixels (B, 3, H, W), about in [-1, 1].
