@@ -80,15 +80,16 @@ interface_towards() {
 
 # prepare_environment HOST: sets the variables below where they are unset; HOST is one this machine talks to.
 prepare_environment() {
-    local interface scratch=${TMPDIR:-/tmp}/showo-dist-$(id -un)
+    local interface scratch=${TMPDIR:-/tmp}/showo-dist-$(id -u) # not -un: a container may not know the name
     if command -v ip >/dev/null; then
         interface=$(interface_towards "$1")
         export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-$interface}
         export NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-$interface}
     fi
-    # Caches of compiled kernels are per host: on a shared disk, hosts would overwrite each other's.
-    export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$scratch/triton}
-    export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$scratch/inductor}
+    # Caches of compiled kernels are per host: on a shared disk, hosts would overwrite each other's. The ranks
+    # refuse a folder of another user.
+    export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$scratch-triton}
+    export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$scratch-inductor}
 }
 
 # passed_environment: prints the variables for the other hosts as NAME=VALUE.
