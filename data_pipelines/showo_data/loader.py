@@ -12,12 +12,11 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import wait
 from multiprocessing.reduction import ForkingPickler
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +28,7 @@ from showo_data.samples import TENSORS, FlowSpec, Sample, Skipped
 from showo_data.sources import Source
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 _SHARED = "/dev/shm"  # where Linux keeps shared memory
 _SPARE = 0.25  # part of it that is left to others, such as NCCL
@@ -133,17 +133,18 @@ class Loader:
         batches = self._start()
         workers = getattr(batches, "_workers", [])
         while True:
-            with _dead_workers_named(workers):
-                batch = next(batches)
-                if isinstance(batch, _Parcel):
-                    self._warn_of_small_memory(batch)
-                    batch = batch.opened()
-            yield batch
+            yield _read(workers, lambda: self._next(batches))
+
+    def _next(self, batches: Iterator["MicroBatch | _Parcel"]) -> MicroBatch:
+        batch = next(batches)
+        if isinstance(batch, MicroBatch):
+            return batch
+        self._warn_of_small_memory(batch)
+        return batch.opened()
 
     def _start(self) -> Iterator["MicroBatch | _Parcel"]:
         try:
-            with _interruptible():
-                batches = iter(self._loader)
+            batches = _interruptibly(lambda: iter(self._loader))
         except OSError as error:
             raise OSError(
                 f"data workers cannot start: {error.strerror}; make room in memory and in {_SHARED} (docker "
@@ -273,29 +274,31 @@ def _raise_only_while_reading() -> None:
     signal.signal(signal.SIGCHLD, handle)
 
 
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Let the death of a worker interrupt what is inside."""
+def _interruptibly(read: Callable[[], T]) -> T:
+    """Call ``read``; until it has returned, the death of a worker may raise torch's error."""
     global _is_reading
     try:
         _is_reading = True
-        yield
+        return read()
     finally:
         _is_reading = False
 
 
-@contextmanager
-def _dead_workers_named(workers: Sequence[Any]) -> Iterator[None]:
-    """Read from workers.
+def _read(workers: Sequence[Any], read: Callable[[], T]) -> T:
+    """Call ``read``, which reads from workers.
 
     Raises:
         DeadWorkerError: instead of the many errors, of a pipe, a socket or torch, that a dead worker causes.
     """
+
+    def read_from_living() -> T:
+        # Only from now on does a death interrupt; one before shows here.
+        if not all(worker.is_alive() for worker in workers):
+            raise EOFError("its batches are lost")
+        return read()
+
     try:
-        with _interruptible():
-            if not all(worker.is_alive() for worker in workers):
-                raise EOFError("its batches are lost")
-            yield
+        return _interruptibly(read_from_living)
     except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
         if dead := _dead(workers):
             raise DeadWorkerError(f"data worker died ({dead}): {_reason(error)}") from error
