@@ -2,7 +2,7 @@
 # make check            lint, types and the fast tests, in about two minutes on two cores
 # make test             lint, types and all tests that this machine can run, in about 20 minutes
 # make test-gpu         the tests that need a GPU
-# make test-chaos       a run that is killed a hundred times
+# make test-chaos       runs of which ranks, or data workers, are killed a hundred times
 # make test-cluster     rehearsed hosts (root and the packages of docs/launchers/rehearse.md)
 # make test-cluster48   48 ranks on 6 rehearsed hosts (20 GB of memory)
 # make lint             ruff and mypy

@@ -80,7 +80,7 @@ interface_towards() {
 
 # prepare_environment HOST: sets the variables below where they are unset; HOST is one this machine talks to.
 prepare_environment() {
-    local interface scratch=${TMPDIR:-/tmp}/showo-dist-$(id -un)
+    local interface scratch=${TMPDIR:-/tmp}/showo-dist-$(id -u) # not -un: a container may not know the name
     if command -v ip >/dev/null; then
         # For gloo alone: NCCL finds its interfaces itself, and one of several would slow it down.
         interface=$(interface_towards "$1")
@@ -88,9 +88,10 @@ prepare_environment() {
     fi
     # Rows of many lengths fragment the GPU's memory; segments that can grow keep it in one piece.
     export PYTORCH_ALLOC_CONF=${PYTORCH_ALLOC_CONF:-${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}}
-    # Caches of compiled kernels are per host: on a shared disk, hosts would overwrite each other's.
-    export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$scratch/triton}
-    export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$scratch/inductor}
+    # Caches of compiled kernels are per host: on a shared disk, hosts would overwrite each other's. The ranks
+    # refuse a folder of another user.
+    export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$scratch-triton}
+    export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$scratch-inductor}
 }
 
 # passed_environment: prints the variables for the other hosts as NAME=VALUE.

@@ -4,7 +4,9 @@ import os
 import sys
 from importlib import import_module
 
-from showo_dist.runtime.exits import StoppedError, run_and_exit
+from showo_dist.runtime.exits import StoppedError, described, exit_code_of, run_and_exit
+from showo_dist.runtime.streams import forgive_output, lost_output
+from showo_launch.exit_codes import MACHINE_ERROR
 
 _GENERATE, _EXPORT = "showo_dist.generation.commands", "showo_dist.export.cli"
 # group -> name -> (module, function that takes argv and returns the exit code, help line). A module is
@@ -59,6 +61,7 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
         "doctor": ("showo_launch.doctor", "main", "check whether hosts are fit for a run"),
     },
 }
+_LONG = ("mini", "train", "recipe", "tokenizer")  # what they print is only progress
 COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
 
 
@@ -73,7 +76,7 @@ def usage() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; return its exit code: 2 for an error that the user can fix."""
+    """Run a command; return its exit code: 2 for a mistake of the user, 1 for a fault of the machine."""
     arguments = sys.argv[1:] if argv is None else argv
     if arguments and arguments[0].startswith("--local_rank="):  # added by DeepSpeed's launcher
         arguments = arguments[1:]
@@ -86,14 +89,27 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # an error must end the other ranks too
         run_and_exit(f"showo-dist {name}", lambda: _call(name, rest))
+    trains = name in _LONG
+    if argv is None:  # the process is this command's alone
+        forgive_output(warn=trains)
+    code, lost = _one_line(name, rest), lost_output()
+    if code or trains or lost is None:
+        return code
+    if not isinstance(lost, BrokenPipeError):  # the reader, such as head, has read enough
+        print(f"showo-dist {name}: stdout: {lost.strerror}", file=sys.stderr)
+    return MACHINE_ERROR
+
+
+def _one_line(name: str, arguments: list[str]) -> int:
+    """Run a command; an error that somebody can act on is one line without a traceback."""
     try:
-        return _call(name, rest)
+        return _call(name, arguments)
     except StoppedError as stopped:
         print(f"showo-dist {name}: {stopped}", file=sys.stderr)
         return stopped.code
-    except (ValueError, OSError) as error:  # errors that the user can fix: one line, no traceback
-        print(f"showo-dist {name}: {error}", file=sys.stderr)
-        return 2
+    except (ValueError, OSError) as error:
+        print(f"showo-dist {name}: {described(error)}", file=sys.stderr)
+        return exit_code_of(error)
 
 
 def _call(name: str, arguments: list[str]) -> int:

@@ -1,6 +1,7 @@
 """Exit codes of a run: set by its ranks, read by the supervisor and the Slurm script."""
 
 DONE = 0
+MACHINE_ERROR = 1  # a fault of the machine, or an unexpected error; starting again may help
 USER_ERROR = 2  # the config, a file or the command line has to be changed
 # Stopped on request after a checkpoint; the same command resumes (EX_TEMPFAIL of sysexits.h).
 PREEMPTED = 75

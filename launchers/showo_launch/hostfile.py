@@ -29,7 +29,7 @@ def read_hostfile(path: Path) -> dict[str, int]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise OSError(f"{path}: {error.strerror}") from None
+        raise type(error)(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ValueError(f"{path}: not a text in UTF-8; save it as UTF-8") from None
     slots: dict[str, int] = {}

@@ -20,12 +20,20 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from showo_launch.exit_codes import DONE, NON_FINITE, PREEMPTED, REPORTS, USER_ERROR
+from showo_launch.exit_codes import (
+    DONE,
+    MACHINE_ERROR,
+    NON_FINITE,
+    PREEMPTED,
+    REPORTS,
+    USER_ERROR,
+)
 
 PROGRAM = "supervise"
 # No restart after these: the run is done, was stopped on request, or would fail in the same way again.
 _FINAL = (DONE, USER_ERROR, NON_FINITE, PREEMPTED)
 _DEVICES = "CUDA_VISIBLE_DEVICES"
+_SAVE_S = 120.0  # for the ranks of a launcher that was killed
 
 
 @dataclass(frozen=True)
@@ -94,19 +102,42 @@ class Supervisor:
         self.stop_requested = False
 
     def run(self, shape: Shape) -> Ending:
-        """Start the command once and wait until it ends."""
+        """Start the command once and wait until it and its ranks have ended."""
         for path in self.folder.iterdir():
             path.unlink()
         environment = {**os.environ, REPORTS: str(self.folder)}
         if shape.chosen:
             environment[_DEVICES] = ",".join(shape.devices)
         # In a process group of its own, so that Ctrl-C reaches it only through pass_on.
-        self._launcher = subprocess.Popen(
-            shape.filled(self.command), env=environment, process_group=0
-        )
+        try:
+            self._launcher = subprocess.Popen(
+                shape.filled(self.command), env=environment, process_group=0
+            )
+        except (FileNotFoundError, PermissionError) as error:
+            raise ValueError(f"{self.command[0]}: {error.strerror}") from None
         code = self._launcher.wait()
-        self._launcher = None  # its process id and its ranks' may be given to others from now on
+        self._await_ranks()
         return self._ending(code)
+
+    def _await_ranks(self) -> None:
+        """Wait for ranks that outlive a killed launcher: they save, and still hold GPUs and the folder."""
+        until = time.monotonic() + _SAVE_S
+        while (ranks := self._ranks()) and time.monotonic() < until:
+            time.sleep(0.2)
+        for pid in ranks:
+            _log(f"the rank with pid {pid} outlived its launcher by {_SAVE_S:g} s and is killed")
+            _send(pid, signal.SIGKILL)
+
+    def _ranks(self) -> list[int]:
+        """Process ids of the ranks that run here; one that was given to another process is left out."""
+        mark = f"{REPORTS}={self.folder}".encode()
+        running = []
+        for report in self._reports().values():
+            with suppress(OSError):  # it has just ended
+                environment = Path(f"/proc/{report['pid']}/environ").read_bytes()
+                if report["code"] is None and mark in environment.split(b"\0"):
+                    running.append(report["pid"])
+        return running
 
     def _reports(self) -> dict[int, dict[str, Any]]:
         return {
@@ -115,14 +146,17 @@ class Supervisor:
         }
 
     def _ending(self, launcher_code: int) -> Ending:
-        """Prefer the exit codes that ranks reported: torchrun turns every code into 1."""
+        """Prefer the exit codes that ranks reported.
+
+        Torchrun turns every code into 1, and ``deepspeed`` the death of its other process into 0.
+        """
         reports = self._reports().values()
-        codes = [report["code"] for report in reports if report["code"] is not None]
+        codes = {report["code"] for report in reports}
         lost = frozenset(rank for report in reports for rank in report["lost"])
+        if not launcher_code and codes <= {DONE}:
+            return Ending(DONE, lost)
         known = next((code for code in (USER_ERROR, NON_FINITE, PREEMPTED) if code in codes), None)
-        if launcher_code and known is not None:
-            return Ending(known, lost)
-        return Ending(launcher_code, lost)
+        return Ending(known or launcher_code or MACHINE_ERROR, lost)
 
     def pass_on(self, number: int, frame: FrameType | None) -> None:
         """Signal handler: send SIGTERM to the ranks, or to the launcher where no rank runs yet.
@@ -130,12 +164,10 @@ class Supervisor:
         A launcher would kill the ranks after 30 seconds, too soon for a step and a save. The second signal
         goes to the launcher.
         """
-        if self._launcher is not None:
-            ranks = [r["pid"] for r in self._reports().values() if r["code"] is None]
-            launcher = [self._launcher.pid]
-            for pid in launcher if self.stop_requested else ranks or launcher:
-                with suppress(ProcessLookupError):  # it has just ended
-                    os.kill(pid, signal.SIGTERM)
+        launcher = [self._launcher.pid] if self._launcher and self._launcher.poll() is None else []
+        ranks = [] if self.stop_requested and launcher else self._ranks()
+        for pid in ranks or launcher:
+            _send(pid, signal.SIGTERM)
         self.stop_requested = True
 
 
@@ -178,8 +210,14 @@ def _restart(supervisor: Supervisor, shape: Shape, options: argparse.Namespace) 
     raise AssertionError("the last round returns")
 
 
+def _send(pid: int, number: int) -> None:
+    with suppress(ProcessLookupError):  # it has just ended
+        os.kill(pid, number)
+
+
 def _log(line: str) -> None:
-    print(f"{PROGRAM}: {line}", file=sys.stderr, flush=True)
+    with suppress(OSError):  # a full disk behind stderr must not end the supervisor
+        print(f"{PROGRAM}: {line}", file=sys.stderr, flush=True)
 
 
 def _split(argv: list[str]) -> tuple[list[str], list[str]]:
@@ -216,3 +254,6 @@ if __name__ == "__main__":
     except ValueError as error:
         _log(str(error))
         sys.exit(USER_ERROR)
+    except OSError as error:
+        _log(str(error))
+        sys.exit(MACHINE_ERROR)

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -13,6 +14,7 @@ from showo_dist.encode.shards import EncodeSettings, FrozenEncoders, encode_shar
 from showo_dist.models.encoders import ClipTower
 from showo_dist.models.magvitv2 import MAGVITv2
 from showo_dist.models.weights.sources import weights_digest
+from showo_dist.runtime.lock import held
 from showo_dist.runtime.ranks import Ranks, joined
 
 
@@ -25,12 +27,13 @@ def main_encode(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
     _check(arguments)
     with joined() as ranks:
-        _encode(arguments, ranks)
+        encoders = _load(arguments, ranks.device)
+        with held(ranks, Path(arguments.out)):
+            _encode(arguments, encoders, ranks)
     return 0
 
 
-def _encode(arguments: argparse.Namespace, ranks: Ranks) -> None:
-    encoders = _load(arguments, ranks.device)
+def _encode(arguments: argparse.Namespace, encoders: FrozenEncoders, ranks: Ranks) -> None:
     vq, clip = encoders.vq, encoders.clip
     settings = EncodeSettings(
         tokenizer=_digest(vq.encoder) if vq else None,

@@ -17,6 +17,7 @@ from showo_dist.evaluation.results import Outcome, conclude
 from showo_dist.evaluation.vqa import GQA, MME, POPE, VQAV2
 from showo_dist.evaluation.wise import WISE
 from showo_dist.generation.pipeline import Pipeline
+from showo_dist.runtime.lock import held
 from showo_dist.runtime.ranks import Ranks, joined
 
 
@@ -143,4 +144,6 @@ def _evaluate(
         clip_model=arguments.clip_model,
         precision=arguments.precision,
     )
-    return FRAMEWORKS[arguments.framework].run(Job(pipeline, arguments, checkpoint, folder, ranks))
+    job = Job(pipeline, arguments, checkpoint, folder, ranks)
+    with held(ranks, folder):
+        return FRAMEWORKS[arguments.framework].run(job)

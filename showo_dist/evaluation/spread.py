@@ -18,8 +18,9 @@ import torch.distributed as dist
 from PIL import Image
 
 from showo_dist.logging.progress import progress_display
-from showo_dist.runtime.exits import OneRankError
+from showo_dist.runtime.exits import MachineError, OneRankError, exit_code_of
 from showo_dist.runtime.ranks import Ranks
+from showo_launch.exit_codes import USER_ERROR
 
 Item = TypeVar("Item")
 
@@ -120,7 +121,8 @@ def rank_named(ranks: Ranks) -> Iterator[None]:
     """Add rank and host to the message of an error, when there are several ranks.
 
     Raises:
-        OneRankError: for errors that a user can fix (ValueError, OSError).
+        OneRankError: for errors that a user can fix.
+        MachineError: for any other OSError.
         RuntimeError: for any other error, which is its cause.
     """
     try:
@@ -129,7 +131,9 @@ def rank_named(ranks: Ranks) -> Iterator[None]:
         if ranks.world == 1:
             raise
         message = f"rank {ranks.rank} on {socket.gethostname()}: {error}"
-        kind = OneRankError if isinstance(error, ValueError | OSError) else RuntimeError
+        kind: type[Exception] = RuntimeError
+        if isinstance(error, ValueError | OSError):
+            kind = OneRankError if exit_code_of(error) == USER_ERROR else MachineError
         raise kind(message) from error
 
 

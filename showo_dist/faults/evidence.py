@@ -2,6 +2,7 @@
 
 import faulthandler
 import os
+import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,6 +43,13 @@ def write(folder: Path, name: str, lines: Sequence[str], limit_s: float) -> None
 
 
 def _write(folder: Path, name: str, lines: Sequence[str]) -> None:
+    try:
+        _write_files(folder, name, lines)
+    except OSError as error:
+        print(f"{folder}: no evidence is written: {error.strerror}", file=sys.stderr, flush=True)
+
+
+def _write_files(folder: Path, name: str, lines: Sequence[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{name}.txt").open("w") as file:
         file.write("\n".join([*lines, "", ""]))

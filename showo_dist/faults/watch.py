@@ -22,9 +22,9 @@ from showo_dist.faults import evidence
 from showo_dist.faults.beats import HOST_RANK, Beat, Board, Channel, Ended, Verdict
 from showo_dist.faults.judge import Timeouts, judge
 from showo_dist.faults.progress import Progress
-from showo_dist.runtime.exits import SIBLING_GRACE_S, StoppedError, leave
+from showo_dist.runtime.exits import SIBLING_GRACE_S, StoppedError, described, exit_code_of, leave
 from showo_dist.runtime.ranks import Ranks
-from showo_launch.exit_codes import RANK_LOST, USER_ERROR
+from showo_launch.exit_codes import MACHINE_ERROR, RANK_LOST, USER_ERROR
 
 _SHORTEST_INTERVAL_S = 0.05
 
@@ -122,12 +122,21 @@ class Watch:
             self._wait_for_verdict(error)
         if isinstance(error, (StoppedError, SystemExit)):
             self.close("done")
-        elif isinstance(error, (ValueError, OSError)):
+        elif isinstance(error, (ValueError, OSError)) and exit_code_of(error) == USER_ERROR:
             self.close("user_error")
         else:
-            traceback.print_exception(error)
-            self.close("failed", f"{type(error).__name__}: {_first_line(error)}")
-            leave(1)  # destroying the process group could hang
+            if isinstance(error, OSError):
+                line = described(error)
+                print(f"{self.settings.program}: {self._name}: {line}", file=sys.stderr, flush=True)
+            else:
+                traceback.print_exception(error)
+                line = f"{type(error).__name__}: {_first_line(error)}"
+            self.close("failed", line)
+            leave(MACHINE_ERROR)  # destroying the process group could hang
+
+    @property
+    def _name(self) -> str:
+        return f"rank {self.rank} (host {self._beat.host}, pid {self._beat.pid})"
 
     def _wait_for_verdict(self, error: BaseException) -> NoReturn:
         """Another rank is lost: the judging thread finds out which and ends this process.
@@ -137,8 +146,9 @@ class Watch:
         self._connection_error = traceback.format_exception(error)
         self.timeouts = self.timeouts.shortened(self.settings.suspicion_s)
         time.sleep(3 * self.settings.suspicion_s)
-        own = f"rank {self.rank} (host {self._beat.host}, pid {self._beat.pid})"
-        text = f"{own} lost contact in {self.progress.place}: {_first_line(error)}"
+        if self._news.get("ended") == "user_error":
+            time.sleep(3 * SIBLING_GRACE_S)  # the judging thread ends this process first
+        text = f"{self._name} lost contact in {self.progress.place}: {_first_line(error)}"
         self._stop(Verdict((), text))
 
     def _exchange(self, read: bool = True) -> None:
@@ -218,7 +228,7 @@ class Watch:
 
     def _serve_last_reads(self) -> None:
         """The host of the store stays until the others have read the last heartbeats."""
-        until = time.monotonic() + self.settings.brief_s
+        until = time.monotonic() + 3 * self.settings.interval_s
         while self.rank == HOST_RANK and time.monotonic() < until and not self._all_leave():
             self._exchange()
             time.sleep(0.02)

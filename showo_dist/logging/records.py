@@ -102,5 +102,9 @@ class RecordFiles:
 
 
 def _append(file: TextIO, record: dict[str, Any]) -> None:
-    file.write(json.dumps(record) + "\n")
-    file.flush()
+    try:
+        file.write(json.dumps(record) + "\n")
+        file.flush()
+    except OSError as error:
+        error.filename = file.name
+        raise

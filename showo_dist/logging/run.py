@@ -1,6 +1,7 @@
 """The logger of a run, which passes metrics, events and images to files, the screen and wandb."""
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -10,6 +11,7 @@ from PIL import Image
 from showo_dist.logging.progress import progress_display
 from showo_dist.logging.records import RecordFiles
 from showo_dist.logging.wandb_run import WandbRun, effective_mode
+from showo_dist.runtime.exits import described
 
 
 class Sink(Protocol):
@@ -23,6 +25,9 @@ class Sink(Protocol):
 
 class RunLogger:
     """Logs metrics, events and images of a run; does nothing on ranks other than 0.
+
+    A destination that cannot be written, such as a file on a full disk, is one warning on stderr; the run
+    continues, and every later line is tried again.
 
     Args:
         folder: of the run.
@@ -62,6 +67,7 @@ class RunLogger:
     ) -> None:
         effective_mode(wandb_mode)  # raises on every rank, so that all of them stop
         self._sinks: list[Sink] = []
+        self._failed: list[Sink] = []
         self._wandb: WandbRun | None = None
         if rank != 0:
             return
@@ -90,24 +96,32 @@ class RunLogger:
         if not self._sinks:
             return
         values = {name: float(value) for name, value in metrics.items()}
-        for sink in self._sinks:
-            sink.log(step, values)
+        self._each(lambda sink: sink.log(step, values))
 
     def event(self, message: str) -> None:
         """Log one line about something that happened."""
-        for sink in self._sinks:
-            sink.event(message)
+        self._each(lambda sink: sink.event(message))
 
     def images(self, step: int, name: str, image: Image.Image, caption: str) -> None:
         """Save an image as ``images/NAME-STEP.png`` and send it to wandb."""
-        for sink in self._sinks:
-            sink.image(step, name, image, caption)
+        self._each(lambda sink: sink.image(step, name, image, caption))
 
     def close(self) -> None:
         """Close the files, the progress display and the wandb run."""
-        for sink in reversed(self._sinks):
-            sink.close()
+        self._sinks.reverse()  # wandb may fail to close, which goes to the files
+        self._each(lambda sink: sink.close())
         self._sinks = []
+
+    def _each(self, action: Callable[[Sink], None]) -> None:
+        """Call ``action`` on every destination; one that fails does not stop the run."""
+        for sink in self._sinks:
+            try:
+                action(sink)
+            except OSError as error:
+                if sink not in self._failed:
+                    self._failed.append(sink)
+                    line = f"{described(error)}; lines of the log are lost, the run continues"
+                    print(line, file=sys.stderr, flush=True)
 
     def __enter__(self) -> Self:
         return self

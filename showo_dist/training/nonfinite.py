@@ -66,8 +66,11 @@ class NonFiniteSteps:
         self.total += 1
         lines = _over_all_ranks(step, self.rank, losses.bad_flows, window)
         if self.rank == 0:
-            with open_lines(self.run / FILE) as file:
-                file.writelines(json.dumps(line) + "\n" for line in lines)
+            try:
+                with open_lines(self.run / FILE) as file:
+                    file.writelines(json.dumps(line) + "\n" for line in lines)
+            except OSError as error:
+                self.log(f"{self.run / FILE}: {error.strerror}; the lines of step {step} are lost")
         self.log(_skip_message(step, lines))
 
     def end(self, step: int) -> StoppedError:

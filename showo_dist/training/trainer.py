@@ -23,12 +23,11 @@ from showo_dist.config.rules import warnings_about
 from showo_dist.faults.bad_samples import BadSampleWatch, over_all_ranks
 from showo_dist.faults.pace import Pace
 from showo_dist.faults.progress import Progress
-from showo_dist.faults.signals import StopRequest, stop_message
+from showo_dist.faults.signals import StopRequest, stopped
 from showo_dist.logging import RunLogger
 from showo_dist.models.weights.folder import CONFIG_NAME
 from showo_dist.models.weights.pretrained import config_json
 from showo_dist.models.weights.start import load_initial
-from showo_dist.runtime.exits import StoppedError
 from showo_dist.runtime.precision import is_bf16
 from showo_dist.runtime.ranks import Ranks
 from showo_dist.sequences import TOKEN_MULTIPLE
@@ -47,7 +46,6 @@ from showo_dist.training.setup import (
 )
 from showo_dist.training.step import StepLosses, Stepper
 from showo_dist.training.validation import Validation
-from showo_launch.exit_codes import PREEMPTED
 
 _COLLECT_EVERY = 100  # steps; what was there before training is frozen and not looked at
 
@@ -233,7 +231,7 @@ class Trainer:
             saved = self._save()
         self._end()
         if saved < total:
-            raise StoppedError(PREEMPTED, stop_message(self.stop, self.step))
+            raise stopped(self.stop, self.step)
 
     def _one_step(self, meter: Meter) -> StepLosses:
         self.progress.begin_step(self.step + 1)

@@ -28,6 +28,8 @@ def _train(arguments: list[str], environment: dict[str, str], log: Path) -> None
     from showo_dist.train import PROGRAM, main
 
     torch.set_num_threads(1)
+    # As in a process that a launcher starts; a forkserver's would have its data workers from the server.
+    multiprocessing.set_start_method("fork", force=True)
     run_and_exit(PROGRAM, lambda: main(arguments))
 
 

@@ -2,11 +2,14 @@
 
 import argparse
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from rich.progress import track
 
@@ -121,6 +124,9 @@ def _parser() -> argparse.ArgumentParser:
 class GalleryServer(ThreadingHTTPServer):
     """Serves a folder read-only; the page is written again for every request, so curves are up to date.
 
+    At a loopback address, it answers only requests that name this machine: a page from elsewhere could give
+    its own name this address (DNS rebinding). Nothing outside the folder is served, not through links either.
+
     Args:
         address: host and port; port 0 takes a free one.
         folder: with the page and its images.
@@ -131,10 +137,22 @@ class GalleryServer(ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    request_queue_size = 128  # connections that wait; five by default, and the next ones fail
 
     def __init__(self, address: tuple[str, int], folder: Path, refresh: Callable[[], None]) -> None:
         self.refresh = refresh
+        self.folder = folder.resolve()
         super().__init__(address, partial(_Handler, directory=str(folder)))
+
+    def answers(self, host: str) -> bool:
+        """Whether a request with this Host header is answered."""
+        return not _is_local(str(self.server_address[0])) or _is_local(host)
+
+    def holds(self, path: str) -> bool:
+        """Whether a path is in the folder once links are followed."""
+        with suppress(OSError, RuntimeError):  # a loop of links
+            return Path(path).resolve().is_relative_to(self.folder)
+        return False
 
     @property
     def url(self) -> str:
@@ -143,13 +161,33 @@ class GalleryServer(ThreadingHTTPServer):
         return f"http://{host!s}:{port}/"
 
 
+def _is_local(host: str) -> bool:
+    """Whether a host, perhaps with a port, is this machine by any name that needs no name server."""
+    with suppress(ValueError):
+        name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
+        return name == "localhost" or name.endswith(".localhost") or ip_address(name).is_loopback
+    return False
+
+
 class _Handler(SimpleHTTPRequestHandler):
     server: GalleryServer
 
     def do_GET(self) -> None:
-        if self.path.partition("?")[0] in ("/", f"/{INDEX}"):
-            self.server.refresh()
+        shown = self.path.partition("?")[0] in ("/", f"/{INDEX}")
+        if shown and self.server.answers(self.headers.get("Host", "")):
+            with suppress(OSError):  # on a full disk the last page is served
+                self.server.refresh()
         super().do_GET()
+
+    def send_head(self) -> Any:
+        """Refuse requests for another host, and paths out of the folder."""
+        if not self.server.answers(self.headers.get("Host", "")):
+            self.send_error(403, "this gallery is served to its own machine alone")
+        elif "\0" in unquote(self.path) or not self.server.holds(self.translate_path(self.path)):
+            self.send_error(404)
+        else:
+            return super().send_head()
+        return None
 
     def end_headers(self) -> None:
         self.send_header("Content-Security-Policy", _POLICY)
@@ -195,9 +233,13 @@ def serve(gallery: Gallery, host: str, port: int) -> int:
     """Serve until interrupted; return the exit code.
 
     Raises:
-        OSError: the address is not available.
+        ValueError: the address is not available.
     """
-    with GalleryServer((host, port), gallery.out, gallery.write) as server:
+    try:
+        server = GalleryServer((host, port), gallery.out, gallery.write)
+    except (OSError, OverflowError) as error:
+        raise ValueError(f"--host {host} --port {port}: {error}") from None
+    with server:
         print(f"{server.url}  (Ctrl-C ends it)", flush=True)
         try:
             server.serve_forever()
