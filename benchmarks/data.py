@@ -5,11 +5,17 @@
 It reads shards that it writes to a temporary folder: photograph-like JPEGs, encoded samples, and an index of
 ten million samples. Rates are of one process; a rate "by CPU time" is that of an otherwise idle core. Sides
 of a comparison run in turn.
+
+    python benchmarks/data.py --against ../other-checkout
+
+compares the encoded samples with those of another checkout instead: their time relative to it, in turn.
 """
 
 import argparse
 import io
 import os
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -154,6 +160,55 @@ def encoded_rows(folder: Path, repeats: int, count: int = 4000) -> list[dict[str
     return [_rate(f"encoded, {side}", count, timings[side]["s"]) for side in sides]
 
 
+# Reads the samples of a shard in a process of one side, and prints the seconds that each took.
+_READ = """
+import sys, time
+from showo_data import FlowSpec, Source, vq_transform
+from showo_data.shards import load_index
+kind, urls, count = sys.argv[1], (sys.argv[2],), int(sys.argv[3])
+load_index(urls)
+flow = FlowSpec(flow="f", kind=kind, urls=urls, batch=1, transform=vq_transform(64))
+source = Source(flow)
+for _ in range(2):
+    wall, cpu = time.perf_counter(), time.process_time()
+    for position in range(count):
+        source[position]
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+print(wall / count, cpu / count)
+"""
+
+
+def against_rows(
+    folder: Path, other: Path, repeats: int, count: int = 4000
+) -> list[dict[str, Any]]:
+    """Measure the medians of two checkouts, which run in turn on the same samples."""
+    rng, sides = np.random.default_rng(1), {"this": Path(__file__).parents[1], "other": other}
+    names = {"this": "encoded-this", "other": "encoded-other"}  # each makes an index of its own
+    for name in names.values():
+        samples = (
+            {"__key__": f"{i:05d}", "codes.npy": codes(rng), "txt": f"a caption of image {i}"}
+            for i in range(count)
+        )
+        written(folder, name, samples)
+    rows = []
+    for kind in ("caption", "text"):
+        taken: dict[str, list[list[float]]] = {"this": [], "other": []}
+        for _ in range(repeats):
+            for side, checkout in sides.items():
+                done = subprocess.run(
+                    [sys.executable, "-c", _READ, kind, f"{folder}/{names[side]}.tar", str(count)],
+                    env={**os.environ, "PYTHONPATH": str(checkout / "data_pipelines")},
+                    capture_output=True,
+                    text=True,
+                    check=True,
+                )
+                taken[side].append([float(word) for word in done.stdout.split()])
+        this, that = (np.median(taken[side], axis=0) for side in sides)
+        row = {"side": f"encoded, {kind}", "µs": this[0] * 1e6, "µs of CPU time": this[1] * 1e6}
+        rows.append(row | {"of the other": this[0] / that[0], "by CPU time": this[1] / that[1]})
+    return rows
+
+
 def long_index(folder: Path) -> tuple[str, ...]:
     """Make a thousand shards of 10,000 samples: links to one file, each with a link to its index."""
     first = written(
@@ -211,18 +266,23 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=100, help="per resolution")
     parser.add_argument("--resolutions", type=int, nargs="+", default=[256, 512])
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--against", type=Path, help="another checkout to compare with")
     parser.add_argument("--json", type=Path, help="also write the result to this file")
     options = parser.parse_args()
     options.device = "cpu"
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
-        folder, rows = Path(name), []
+        folder, rows = Path(name), list[dict[str, Any]]()
+        settings: dict[str, Any] = {"repeats": options.repeats, "batch": BATCH}
+        if options.against:
+            rows = against_rows(folder, options.against.resolve(), options.repeats)
+            report("data", rows, {}, settings | {"against": str(options.against)}, options)
+            return
         for resolution in options.resolutions:
             rows += image_rows(folder, resolution, options.images, options.repeats)
         rows += encoded_rows(folder, options.repeats)
         found = findings(rows, folder, options.resolutions)
-        settings = {"images": options.images, "repeats": options.repeats, "batch": BATCH}
-        report("data", rows, found, settings, options)
+        report("data", rows, found, settings | {"images": options.images}, options)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import io
 import math
+from codecs import BOM_UTF8
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -167,7 +168,7 @@ def _texts_in(value: object) -> tuple[str, ...]:
 
 def is_blank(text: str) -> bool:
     """Whether nothing of the text can be seen: no character but spaces, controls and formats."""
-    return not any(character.isprintable() for character in text.strip())
+    return not any(map(str.isprintable, text.strip()))
 
 
 def read_conversation(read: Reader) -> list[tuple[str, str]]:
@@ -217,7 +218,9 @@ def _read_json(read: Reader, reason_if_absent: str) -> Mapping[str, Any]:
 def _utf8(data: bytes) -> str:
     """Decode UTF-8, with or without the byte-order mark that Windows programs write."""
     try:
-        return data.decode("utf-8-sig")
+        return data.removeprefix(
+            BOM_UTF8
+        ).decode()  # "utf-8-sig" is slower, as it is not written in C
     except UnicodeDecodeError:
         raise BadSampleError("not-utf8") from None
 

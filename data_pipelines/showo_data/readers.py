@@ -136,6 +136,7 @@ class ExactReader:
         """Return the sample at ``position`` ≥ 0, with a reason if it cannot be read."""
         _, number, index = self.stream.locate(position)
         shard, key = self.shards[number].path, ""
+        self._files.begin()
         try:
             key = self._files.table(shard).key(index)
             return RawSample(shard, key, sample_reader(self._files, shard, index))

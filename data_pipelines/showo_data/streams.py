@@ -68,9 +68,10 @@ class CanonicalStream:
         # Number in the epoch's concatenated list of samples; the running totals lead to the shard.
         number = self._start(stream) + self._shuffled(epoch, stream, entry)
         order_S, ends_S = _order_of_shards(self.seed, epoch, self._counts)
-        slot = int(np.searchsorted(ends_S, number, side="right"))
-        shard = int(order_S[slot])
-        return Place(epoch, shard, number - int(ends_S[slot] - self.counts_S[shard]))
+        # Methods of arrays: NumPy's functions, and its integers, cost as much as reading a sample.
+        slot = int(ends_S.searchsorted(number, side="right"))
+        shard = order_S.item(slot)
+        return Place(epoch, shard, number - ends_S.item(slot) + self.counts_S.item(shard))
 
     def _start(self, stream: int) -> int:
         """Return where a stream begins in the epoch's list of samples."""
@@ -86,7 +87,7 @@ class CanonicalStream:
         order = _permutation(
             f"window/{self.seed}/{epoch}/{stream}/{number}", min(self.window, length - first)
         )
-        return first + int(order[offset])
+        return first + order.item(offset)
 
 
 class MixedStream:
@@ -120,14 +121,14 @@ class MixedStream:
         """Return the number of the source that ``position`` belongs to, and the position in its stream."""
         block, offset = divmod(position, _BLOCK)
         stream_B, before_B = _assignment(f"mixture/{self.seed}/{block}", self.quotas)
-        stream = int(stream_B[offset])
-        return stream, block * self.quotas[stream] + int(before_B[offset])
+        stream = stream_B.item(offset)
+        return stream, block * self.quotas[stream] + before_B.item(offset)
 
     def locate(self, position: int) -> Place:
         """Return the sample at ``position`` ≥ 0."""
         stream, own_position = self.assign(position)
         place = self.streams[stream].locate(own_position)
-        return place._replace(shard=place.shard + self._first_shard[stream])
+        return Place(place.epoch, place.shard + self._first_shard[stream], place.sample)
 
 
 def part_seed(seed: int, part: int) -> int:

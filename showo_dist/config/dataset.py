@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from showo_dist.config.hints import AT_LEAST_ONE, AT_LEAST_ZERO, FRACTION
+from showo_dist.config.hints import ABOVE_ZERO, AT_LEAST_ONE, AT_LEAST_ZERO, FRACTION
 
 
 @dataclass(kw_only=True)
@@ -120,5 +120,8 @@ class DataConfig:
     range requests."""
     retries: Annotated[int, AT_LEAST_ZERO] = 5
     """Retries of a failed request to a web server, with growing pauses."""
+    timeout_s: Annotated[float, ABOVE_ZERO] = 60.0
+    """Seconds that a sample may wait for its remote shard, all requests, retries and pauses together; of a
+    copy into the cache, each part of 8 MB."""
     allow_pipe: bool = False
     """Allow `pipe:` URLs. They run shell commands: only for configs that you wrote."""

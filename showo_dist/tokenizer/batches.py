@@ -57,6 +57,7 @@ def image_flow(config: TokenizerConfig, shards: Any, batch: int) -> FlowSpec:
             cache_dir=config.dataset.cache_dir,
             cache_gb=config.dataset.cache_gb,
             retries=config.dataset.retries,
+            timeout_s=config.dataset.timeout_s,
             allow_pipe=config.dataset.allow_pipe,
         ),
     )

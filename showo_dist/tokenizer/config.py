@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from showo_dist.config.experiment import WandbConfig
-from showo_dist.config.hints import AT_LEAST_ONE, AT_LEAST_ZERO, out_of_range
+from showo_dist.config.hints import ABOVE_ZERO, AT_LEAST_ONE, AT_LEAST_ZERO, out_of_range
 from showo_dist.models.magvitv2 import MAGVITv2Config
 
 
@@ -73,6 +73,9 @@ class ImageConfig:
 
     retries: Annotated[int, AT_LEAST_ZERO] = 5
     """Retries of a failed request."""
+
+    timeout_s: Annotated[float, ABOVE_ZERO] = 60.0
+    """Seconds that a sample may wait for its remote shard, all retries together."""
 
     allow_pipe: bool = False
     """Whether `pipe:` URLs may run their commands."""

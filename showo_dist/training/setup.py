@@ -150,6 +150,7 @@ def storage(config: TrainConfig) -> Storage:
         cache_dir=data.cache_dir,
         cache_gb=data.cache_gb,
         retries=data.retries,
+        timeout_s=data.timeout_s,
         allow_pipe=data.allow_pipe,
     )
 

@@ -7,13 +7,37 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-# What an answer may be instead of the right one: a status, a delay in seconds, a cut body, a lost connection.
-Fault = int | float | str | None
+
+@dataclass
+class Answer:
+    """An answer that may be changed before it is sent.
+
+    Attributes:
+        line: the status line.
+        whole, start: the file, and where in it the body begins.
+        headers_s, body_s: seconds between single bytes; None: all at once.
+        repeats: how often the body is sent.
+    """
+
+    line: str
+    headers: dict[str, str]
+    body: bytes
+    whole: bytes = b""
+    start: int = 0
+    headers_s: float | None = None
+    body_s: float | None = None
+    repeats: int = 1
+
+
+# What an answer may be instead of the right one: a status, a delay in seconds, a cut body, a lost connection,
+# or what a function makes of the right one.
+Fault = int | float | str | None | Callable[[Answer], None]
 # Chooses from the path and how many requests for it came before.
 Faults = Callable[[str, int], Fault]
 
@@ -50,44 +74,61 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.injected[fault] += fault is not None
         if isinstance(fault, float):
             time.sleep(fault)
+        answer = self._right()
         if isinstance(fault, int):
-            self._answer(fault, b"no")
-        elif fault == "lost":
-            self.close_connection = True
-        else:
-            self._send_file(cut=fault == "cut", whole=fault == "whole")
+            answer = _answer(fault, b"no")
+        elif fault == "whole":
+            answer = _answer(200, answer.whole)
+        elif fault == "cut":
+            answer.body = answer.body[: len(answer.body) // 2]
+        elif callable(fault):
+            fault(answer)
+        self.close_connection = fault not in (None, "whole") and not isinstance(fault, int | float)
+        if self.close_connection:
+            answer.headers["Connection"] = "close"
+        if fault != "lost":
+            with suppress(OSError):  # a client that does not wait for the end
+                self._send(answer)
 
-    def _send_file(self, cut: bool, whole: bool) -> None:
-        path = self.server.folder / self.path.lstrip("/")
+    def _right(self) -> Answer:
+        path = self.server.folder / self.path.partition("?")[0].lstrip("/")
         if not path.is_file():
-            self._answer(404, b"no such file")
-            return
+            return _answer(404, b"no such file")
         content, wanted = path.read_bytes(), self.headers.get("Range", "")
         match = re.fullmatch(r"bytes=(\d+)-(\d+)", wanted)
-        if match is None or whole:
-            self._answer(200, content)
-            return
+        if match is None:
+            return _answer(200, content)
         first, last = int(match[1]), min(int(match[2]), len(content) - 1)
         if first >= len(content):
-            self._answer(416, b"", f"bytes */{len(content)}")
-            return
-        part = content[first : last + 1]
-        self._answer(206, part, f"bytes {first}-{last}/{len(content)}", cut)
+            answer = _answer(416, b"", **{"Content-Range": f"bytes */{len(content)}"})
+        else:
+            place = f"bytes {first}-{last}/{len(content)}"
+            answer = _answer(206, content[first : last + 1], **{"Content-Range": place})
+        answer.whole, answer.start = content, first
+        if self.server.etags:
+            answer.headers["ETag"] = f'"{zlib.crc32(content)}"'
+        return answer
 
-    def _answer(self, status: int, body: bytes, range_: str = "", cut: bool = False) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        if range_:
-            self.send_header("Content-Range", range_)
-            if self.server.etags:
-                content = (self.server.folder / self.path.lstrip("/")).read_bytes()
-                self.send_header("ETag", f'"{zlib.crc32(content)}"')
-        self.end_headers()
-        self.wfile.write(body[: len(body) // 2] if cut else body)
-        self.close_connection = cut or self.close_connection
+    def _send(self, answer: Answer) -> None:
+        lines = [answer.line, *(f"{name}: {value}" for name, value in answer.headers.items())]
+        self._write("\r\n".join([*lines, "", ""]).encode("latin-1"), answer.headers_s)
+        for _ in range(answer.repeats):
+            self._write(answer.body, answer.body_s)
+
+    def _write(self, data: bytes, pause_s: float | None) -> None:
+        for i in range(len(data)) if pause_s is not None else ():
+            self.wfile.write(data[i : i + 1])
+            time.sleep(pause_s or 0)
+        self.wfile.write(data if pause_s is None else b"")
 
     def log_message(self, format: str, *values: object) -> None:
         """Do not log requests."""
+
+
+def _answer(status: int, body: bytes, **headers: str) -> Answer:
+    return Answer(
+        f"HTTP/1.1 {status} OK", {"Content-Length": str(len(body)), **headers}, body, whole=body
+    )
 
 
 @contextmanager

@@ -5,7 +5,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -13,6 +13,7 @@ from typing import BinaryIO
 from filelock import FileLock, Timeout
 
 from showo_data.shards.names import scheme
+from showo_data.shards.outages import attempt
 from showo_data.shards.remote import remote_copy, remote_state
 from showo_data.shards.storage import Storage, UnreadableShardError, digest
 
@@ -29,7 +30,7 @@ def open_copy(
     """Return a file descriptor of a remote shard's copy in the cache; None if it has no place there.
 
     If the cache cannot be written (a full disk, a read-only folder), this process logs it once and does not
-    use the cache again.
+    use the cache again. Another process that makes the copy is waited for until the time of ``storage`` ends.
 
     Args:
         shard: the URL.
@@ -42,17 +43,23 @@ def open_copy(
     """
     if not storage.limit or storage.folder in _unusable:
         return None
-    cache = ShardCache(storage.folder / "shards", storage.limit)
+    storage = storage.timed()
+    cache = ShardCache(storage.folder / "shards", storage.limit, max(storage.left_s, 0))
+
+    def size() -> int | None:
+        with attempt(shard, storage) as asked:
+            return remote_state(shard, asked).size
+
+    def fill(stream: BinaryIO) -> None:
+        with attempt(shard, storage) as asked:
+            remote_copy(shard, stream, asked, storage.limit)
+
     try:
-        return cache.open(
-            digest(shard),
-            lambda: remote_state(shard, storage).size,
-            lambda stream: remote_copy(shard, stream, storage),
-            sha256,
-            fresh=fresh,
-        )
+        return cache.open(digest(shard), size, fill, sha256, fresh=fresh)
     except UnreadableShardError:
         raise
+    except Timeout:
+        return None
     except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
         _unusable.add(storage.folder)
         log.warning(
@@ -83,7 +90,8 @@ def open_whole(shard: str, storage: Storage, *, fresh: bool = False) -> BinaryIO
             stream = on_error.enter_context(tempfile.TemporaryFile(dir=storage.folder))
         except OSError:  # a read-only cache
             stream = on_error.enter_context(tempfile.TemporaryFile())
-        remote_copy(shard, stream, storage)
+        with attempt(shard, storage) as asked:
+            remote_copy(shard, stream, asked)
         on_error.pop_all()
     stream.seek(0)
     return stream
@@ -101,8 +109,9 @@ class ShardCache:
     access is when it was last opened.
     """
 
-    def __init__(self, folder: Path, limit: int) -> None:
-        self.folder, self.limit = folder, limit
+    def __init__(self, folder: Path, limit: int, wait_s: float = -1) -> None:
+        """Use ``folder``, and wait ``wait_s`` at most for a process that makes a copy; -1: for ever."""
+        self.folder, self.limit, self.wait_s = folder, limit, wait_s
 
     def open(
         self,
@@ -124,6 +133,7 @@ class ShardCache:
 
         Raises:
             UnreadableShardError: "changed-shard": the new copy has another checksum.
+            Timeout: another process did not finish the copy in time.
         """
         path = self.folder / (name + _COMPLETE)
         used = None if fresh else self._used(path, sha256)
@@ -175,7 +185,7 @@ class ShardCache:
         if stamp >> _STAMP_BITS or (sha256 is not None and stamp != _stamp(sha256)):
             os.close(opened)
             return None
-        with suppress(PermissionError):  # another user's copy
+        with suppress(OSError):  # another user's copy, or a read-only file system
             os.utime(opened, ns=(time.time_ns(), modified))
         return opened
 
@@ -192,8 +202,7 @@ class ShardCache:
         """Delete copies until ``size`` bytes are free beside those of other unfinished copies."""
         if size > self.limit:
             return False
-        found = [(entry, entry.stat()) for entry in os.scandir(self.folder) if entry.is_file()]
-        taken = {Path(e.path): s for e, s in found if e.path != str(aside)}
+        taken = {path: state for path, state in self._files() if path != aside}
         free = self.limit - sum(state.st_size for state in taken.values()) - size
         for path, state in sorted(taken.items(), key=lambda item: item[1].st_atime_ns):
             if free >= 0:
@@ -203,6 +212,13 @@ class ShardCache:
                 free += state.st_size
         return free >= 0
 
+    def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
+        """Yield the complete and unfinished copies; other processes rename and delete theirs meanwhile."""
+        for entry in os.scandir(self.folder):
+            with suppress(FileNotFoundError):
+                if entry.is_file():
+                    yield Path(entry.path), entry.stat()
+
     def _is_abandoned(self, aside: Path) -> bool:
         """Whether the process that was making a copy has died: its lock is then free."""
         try:
@@ -211,8 +227,9 @@ class ShardCache:
         except Timeout:
             return False
 
-    def _lock(self, name: str, timeout: float = -1) -> FileLock:
-        return FileLock(self.folder / "locks" / f"{name}.lock", timeout=timeout)
+    def _lock(self, name: str, timeout: float | None = None) -> FileLock:
+        wait_s = self.wait_s if timeout is None else timeout
+        return FileLock(self.folder / "locks" / f"{name}.lock", timeout=wait_s)
 
 
 def _stamp(sha256: str) -> int:

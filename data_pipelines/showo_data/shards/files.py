@@ -1,16 +1,20 @@
 """Read members of shards by byte offset; a bounded number of shards, local or remote, is open at a time."""
 
 import os
-import zlib
+import time
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
 from typing import NamedTuple, Protocol
+from zlib import crc32
 
 from showo_data.shards.cache import open_copy
 from showo_data.shards.index import ShardHeader, forget_index, load_indexed
 from showo_data.shards.names import PIPE, scheme
-from showo_data.shards.remote import RemoteState, remote_read, remote_state
-from showo_data.shards.storage import Storage, UnreadableShardError
+from showo_data.shards.outages import attempt
+from showo_data.shards.remote import remote_read, remote_state
+from showo_data.shards.storage import RemoteState, Storage, UnreadableShardError
 from showo_data.shards.tables import BLOCK, SPARSE, Member, ShardTable
 
 # Bytes read behind a member, which mostly hold the sample's next one: the caption of an image.
@@ -20,7 +24,7 @@ _READ_AHEAD = 16 << 10
 class _Bytes(Protocol):
     """Random access to the bytes of one shard."""
 
-    def read(self, first: int, size: int) -> bytes: ...
+    def read(self, size: int, first: int) -> bytes: ...
 
     def close(self) -> None: ...
 
@@ -33,9 +37,7 @@ class _File:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-
-    def read(self, first: int, size: int) -> bytes:
-        return os.pread(self._descriptor, size, first)
+        self.read = partial(os.pread, descriptor)
 
     def close(self) -> None:
         os.close(self._descriptor)
@@ -51,24 +53,14 @@ class _Ranges:
 
     is_deleted = False
 
-    def __init__(self, shard: str, storage: Storage, known: RemoteState) -> None:
-        self._shard, self._storage, self._current = shard, storage, storage
-        self._known, self._first, self._data = known, 0, b""
-        # The answers of web servers tell a change; object stores are asked once.
-        if scheme(shard) not in ("http", "https") and known.differs(remote_state(shard, storage)):
-            raise UnreadableShardError("changed-shard", f"{shard}: has changed in its store")
+    def __init__(self, fetch: Callable[[int, int], bytes]) -> None:
+        self._fetch, self._first, self._data = fetch, 0, b""
 
-    def read(self, first: int, size: int) -> bytes:
+    def read(self, size: int, first: int) -> bytes:
         start = first - self._first
         if start < 0 or start + size > len(self._data):
-            wanted = size + _READ_AHEAD
-            try:
-                self._data = remote_read(self._shard, first, wanted, self._current, self._known)
-            except UnreadableShardError:
-                # Later samples of this shard fail at once, until an attempt succeeds.
-                self._current = self._storage.without_retries
-                raise
-            self._current, self._first, start = self._storage, first, 0
+            self._data = self._fetch(first, size + _READ_AHEAD)
+            self._first, start = first, 0
         return self._data[start : start + size]
 
     def close(self) -> None:
@@ -97,7 +89,11 @@ class OpenShards:
         self._limit, self._storage = limit, storage or Storage()
         self._sha256 = {header.path: header.sha256 for header in headers}
         self._open: OrderedDict[str, _Open] = OrderedDict()
-        self._failing: set[str] = set()
+        self._until: float | None = None
+
+    def begin(self) -> None:
+        """Begin a sample: what is read until the next call shares the time of ``Storage.timeout_s``."""
+        self._until = time.monotonic() + self._storage.timeout_s
 
     def table(self, shard: str) -> ShardTable:
         """Return the table of the samples of ``shard``.
@@ -115,66 +111,75 @@ class OpenShards:
                 "changed-shard", other bytes are in this place than were indexed; "sparse-member": the member
                 is stored sparse.
         """
-        if member.size == SPARSE:
+        extension, offset, size, check = member  # every attribute of a tuple costs time here
+        opened, _, end = self._get(shard)
+        if size == SPARSE:
             raise UnreadableShardError(
-                "sparse-member", f"{shard}: a {member.extension} is stored sparse (tar -S)"
+                "sparse-member", f"{shard}: a {extension} is stored sparse (tar -S)"
             )
-        opened = self._get(shard)
         # A size beyond the end is a damaged header's, and may be more than the memory.
-        size = member.size
-        if member.offset + size > opened.size:
-            size = max(0, opened.size - member.offset)
-        try:
-            data = opened.bytes.read(member.offset - BLOCK, BLOCK + size)
-        except UnreadableShardError as error:
-            self._forget_if_changed(shard, error)
-            raise
-        header = data[:BLOCK]
-        if zlib.crc32(header) != member.check and len(header) == BLOCK:
+        if offset + size > end:
+            size = max(0, end - offset)
+        data = opened.read(BLOCK + size, offset - BLOCK)
+        if crc32(data[:BLOCK]) != check and len(data) >= BLOCK:
             raise UnreadableShardError(
-                "changed-shard", f"{shard}: changed at byte {member.offset} since it was indexed"
+                "changed-shard", f"{shard}: changed at byte {offset} since it was indexed"
             )
         return data[BLOCK:]
 
     def _get(self, shard: str) -> _Open:
-        if shard in self._open:
+        found = self._open.get(shard)
+        if found is not None:
             self._open.move_to_end(shard)
-            return self._open[shard]
+            return found
         self._close_removed()
         header, table, state = load_indexed(shard, self._storage)
         if self._sha256.get(shard, header.sha256) != header.sha256:
             raise UnreadableShardError("changed-shard", f"{shard}: was indexed anew during the run")
-        try:
-            opened = self._open_bytes(shard, header, state)
-        except UnreadableShardError as error:
-            self._forget_if_changed(shard, error)
-            raise
+        opened = self._open_bytes(shard, header, state)
         self._open[shard] = _Open(opened, table, header.size)
         if len(self._open) > self._limit:
             self._open.popitem(last=False)[1].bytes.close()
         return self._open[shard]
 
-    def _forget_if_changed(self, shard: str, error: UnreadableShardError) -> None:
-        if error.reason == "changed-shard" and scheme(shard):
-            forget_index(shard, self._storage)
-
     def _open_bytes(self, shard: str, header: ShardHeader, state: RemoteState) -> _Bytes:
         """Open a local shard, or the cached copy of a remote one, or its ranges if the cache has no room."""
         if not scheme(shard):
             return _File(os.open(shard, os.O_RDONLY))
-        failing = shard in self._failing
-        storage = self._storage.without_retries if failing else self._storage
         try:
-            copy = open_copy(shard, storage, header.sha256)
-        except UnreadableShardError:
-            self._failing.add(shard)
+            copy = open_copy(shard, self._timed, header.sha256)
+            if copy is not None:
+                return _File(copy)
+            if scheme(shard) == PIPE:
+                raise UnreadableShardError("cache-full", f"{shard}: has no place in data.cache_gb")
+            # The answers of web servers tell a change; object stores are asked once.
+            if scheme(shard) not in ("http", "https") and self._is_changed(shard, state):
+                raise UnreadableShardError("changed-shard", f"{shard}: has changed in its store")
+        except UnreadableShardError as error:
+            if error.reason == "changed-shard":
+                forget_index(shard, self._storage)
             raise
-        self._failing.discard(shard)
-        if copy is not None:
-            return _File(copy)
-        if scheme(shard) == PIPE:
-            raise UnreadableShardError("cache-full", f"{shard}: does not fit into data.cache_gb")
-        return _Ranges(shard, self._storage, state)
+        return _Ranges(lambda first, size: self._fetch(shard, first, size, state))
+
+    def _fetch(self, shard: str, first: int, size: int, state: RemoteState) -> bytes:
+        """Read a range of a remote shard."""
+        try:
+            with attempt(shard, self._timed) as storage:
+                return remote_read(shard, first, size, storage, state)
+        except UnreadableShardError as error:
+            # One answer may be wrong; an index is not given up for it.
+            if error.reason == "changed-shard" and self._is_changed(shard, state):
+                forget_index(shard, self._storage)
+            raise
+
+    def _is_changed(self, shard: str, state: RemoteState) -> bool:
+        with attempt(shard, self._timed) as storage:
+            return state.differs(remote_state(shard, storage))
+
+    @property
+    def _timed(self) -> Storage:
+        """The settings with the end of the sample's time."""
+        return replace(self._storage, until=self._until)
 
     def _close_removed(self) -> None:
         for shard in [shard for shard, opened in self._open.items() if opened.bytes.is_deleted]:

@@ -30,8 +30,14 @@ from showo_data.files import written_aside
 from showo_data.shards.cache import open_whole
 from showo_data.shards.foreign import NotATarError, refuse_foreign, refuse_without_header
 from showo_data.shards.names import expand, scheme
-from showo_data.shards.remote import UNKNOWN, RemoteState, remote_copy, remote_read, remote_state
-from showo_data.shards.storage import Storage, UnreadableShardError, digest
+from showo_data.shards.remote import remote_copy, remote_read, remote_state
+from showo_data.shards.storage import (
+    UNKNOWN,
+    RemoteState,
+    Storage,
+    UnreadableShardError,
+    digest,
+)
 from showo_data.shards.tables import BLOCK, DAMAGED, ShardTable, scan
 
 log = logging.getLogger(__name__)
@@ -282,7 +288,8 @@ def _fetch(shard: str, storage: Storage, path: Path) -> dict[str, Any] | None:
         return None
     # Most shards have no published index.
     with suppress(UnreadableShardError), written_aside(path) as stream:
-        remote_copy(f"{shard}{_ENDING}", stream, storage)
+        # Less than the shard, where every member has a header of 512 bytes.
+        remote_copy(f"{shard}{_ENDING}", stream, storage, most=state.size + (1 << 20))
     known = _read(path)
     if known is None or known["size"] != state.size:
         path.unlink(missing_ok=True)

@@ -87,10 +87,10 @@ class ShardTable:
         first = int(self.member_ends_N[sample - 1]) if sample else 0
         return [
             Member(
-                self.extensions[self.extension_M[m]],
-                int(self.offset_M[m]),
-                int(self.size_M[m]),
-                int(self.check_M[m]),
+                self.extensions[self.extension_M.item(m)],
+                self.offset_M.item(m),
+                self.size_M.item(m),
+                self.check_M.item(m),
             )
             for m in range(first, int(self.member_ends_N[sample]))
         ]
