@@ -101,7 +101,7 @@ def _autocast_is_on(device_type: str | None = None) -> bool:
 
 
 @contextmanager
-def _as_if(device: torch.device, shapes: Shapes) -> Iterator[None]:
+def as_if(device: torch.device, shapes: Shapes) -> Iterator[None]:
     """Patch what depends on the device or on other ranks, and record on ``shapes``."""
     from deepspeed.runtime.zero import partitioned_param_coordinator as coordinator
 
@@ -131,7 +131,7 @@ class EngineOfShapes:
         self.bf16 = uses_bf16_there(config, device)
         self.config.training.mixed_precision = "bf16" if self.bf16 else "fp32"
         self.shapes = Shapes(device)
-        with _as_if(device, self.shapes):
+        with as_if(device, self.shapes):
             self.shapes.phase("build", "weights")
             model = _model(self.config, device)
             self.shapes.phase("engine", "buffers")
@@ -161,7 +161,7 @@ class EngineOfShapes:
         """Run an optimizer step with ``batch`` in every micro-step; for ZeRO-3, one that prefetches."""
         shapes = self.shapes
         collectives = shapes.ledger.collectives
-        with _as_if(self.device, shapes):
+        with as_if(self.device, shapes):
             shapes.phase("start", "buffers")
             for _ in range(2 if self._learns else 1):
                 first = len(collectives)
