@@ -143,7 +143,7 @@ def attention_of_shapes(device: torch.device) -> Iterator[None]:
         device: kind of device of a real run.
     """
     builders: dict[str, Callable[..., Any]] = {
-        "native": WholeRow.build,
+        "native": _planned_for_real(WholeRow.build),
         "sdpa": _planned_for_real(SdpaPlan.build),
         "flash": _planned_for_real(_flash_plan),
     }

@@ -43,7 +43,7 @@ _MODULES = {
 _PHASES = {"exchange": "losses", "forward": "losses", "backward": "gradient sums", "step": "optimizer"}
 PARTS = (
     *("planning", "packing", "encoders", "embed", "norms", "q/k norm", "rotary", "projections"),
-    *("attention", "MLP", "residuals", "compiled blocks", "head and loss", "losses", "gradients"),
+    *("attention", "MLP", "residuals", "compiled blocks", "head and loss", "losses", "gradient sums"),
     "optimizer",
 )
 _LAST_NUMBER = 2**63  # autograd's nodes that add to a gradient are numbered beyond this
@@ -128,6 +128,7 @@ class Ledger(TorchDispatchMode):
         self._stack: list[str] = []
         self._compiled: list[nn.Module] = []
         self._calls: list[tuple[nn.Module, Any, str]] = []
+        self._last_compiled = False
         self._of_node: dict[int, tuple[str, bool]] = {}
         self._pinned: dict[int, Any] = {}
 
@@ -209,11 +210,14 @@ class Ledger(TorchDispatchMode):
             # Modules that run inside backward are computed again.
             return here[0], self.phase if node is None else "recompute", here[1]
         if node is None:
-            return _PHASES.get(self.phase, "losses"), self.phase, False
+            # Autograd adds gradients up between two nodes; within a compiled module that is fused.
+            inside = self._last_compiled and self.phase == "backward"
+            return _PHASES.get(self.phase, "losses"), self.phase, inside
         number = node._sequence_nr()
         if number >= _LAST_NUMBER:
             return "gradient sums", "backward", False
         part, compiled = self._of_node.get(number, ("losses", False))
+        self._last_compiled = compiled
         return part, "backward", compiled
 
     def add(self, name: str, cost: Cost) -> None:

@@ -21,10 +21,11 @@ from showo_dist.models.magvitv2.config import MAGVITv2Config
 from showo_dist.plan.attention import FusedAttention
 from showo_dist.plan.batch import AssumedSamples
 from showo_dist.plan.engine_step import EngineOfShapes, as_if, engine_module, fake_ranks
-from showo_dist.plan.ledger import Entry, Ledger
+from showo_dist.plan.ledger import Ledger
 from showo_dist.plan.shapes import META
 from showo_dist.sequences import TOKEN_MULTIPLE, Sequence
 from showo_dist.training.batches import PackedBatches
+from showo_dist.training.metrics import Work
 from showo_dist.training.step import Stepper
 
 
@@ -37,12 +38,14 @@ class StepLedger:
         tokens: tokens of the step, without padding.
         micro_steps: of the step.
         layers: of the model.
+        useful_flops: that count for MFU.
     """
 
     ledger: Ledger
     tokens: int
     micro_steps: int
     layers: int
+    useful_flops: float
 
 
 class _Assumed:
@@ -76,6 +79,12 @@ def parts_of(ledger: Ledger, model: torch.nn.Module) -> Iterator[None]:
         torch.compiler.set_stance("force_eager"),
     ):
         yield
+
+
+def fuse(ledger: Ledger) -> None:
+    """Count what compiled blocks fuse by their schedules; see :meth:`Ledger.fuse`."""
+    with patch.object(showo, "attend", _opaque):
+        ledger.fuse()
 
 
 def _opaque(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
@@ -164,7 +173,12 @@ def ledger_of_step(
                 window, _ = next(batches)
             with _accelerator_of_shapes():
                 stepper(window)
-        with patch.object(showo, "attend", _opaque):
-            ledger.fuse()
-    tokens = sum(batch.real_tokens for batch in window)
-    return StepLedger(ledger, tokens, micro_steps, engine.engine.module.config.num_hidden_layers)
+        fuse(ledger)
+    model = engine.engine.module
+    return StepLedger(
+        ledger,
+        sum(batch.real_tokens for batch in window),
+        micro_steps,
+        model.config.num_hidden_layers,
+        micro_steps * Work.of(model).flops(samples.micro_batch(TOKEN_MULTIPLE)),
+    )
