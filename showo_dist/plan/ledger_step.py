@@ -147,7 +147,7 @@ def ledger_of_step(
     features = config.model.showo.clip_dim if config.model.showo.w_clip_vit else 0
     micro_steps = config.training.gradient_accumulation_steps
     with fake_ranks(0, ranks):
-        engine = EngineOfShapes(config, device)
+        engine = EngineOfShapes(config, device, every_micro_step=True)
         ledger = Ledger(device)
         stepper = Stepper(
             engine_module().DeepSpeedEngine(engine.engine, config.distributed.zero_stage),
