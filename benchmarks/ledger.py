@@ -2,9 +2,9 @@
 
     python benchmarks/ledger.py [--json FILE] [--repeats N]
 
-Measures how fast this machine multiplies matrices of several shapes, goes over memory, computes attention and
-calls an operation; then predicts the step of ten settings from shapes alone, and measures them. One thread and
-CPU time, best of N, because other programs may run.
+Measures how fast this machine multiplies matrices of several shapes, goes over memory, computes attention
+and calls an operation; then predicts the step of twelve settings from shapes alone, and measures them. One
+thread and CPU time, best of N, because other programs may run.
 """
 
 import argparse
@@ -87,7 +87,7 @@ def _spent(work: Callable[[], Any], calls: int) -> float:
 
 
 def product_curve(dtype: torch.dtype) -> Curve:
-    """FLOP/s over the shortest side; each of the three sides takes its turn, and both layouts of a linear layer."""
+    """FLOP/s over the shortest side; each of the three sides takes its turn, in two layouts."""
     curve = {}
     for side in SIDES:
         seconds = flops = 0.0
@@ -129,7 +129,9 @@ def _update_rate(dtype: torch.dtype) -> float:
     return 7 * extent(weight) / best_s(optimizer.step)
 
 
-def attention_rates(name: str, batch: PackedBatch, heads: int, dtype: torch.dtype) -> tuple[float, float]:
+def attention_rates(
+    name: str, batch: PackedBatch, heads: int, dtype: torch.dtype
+) -> tuple[float, float]:
     """FLOP/s of a backend, forward and backward, over the visible pairs."""
     plan, pairs = build_plan(name, batch.visibility, CPU), batch.visibility.pairs()
     q, k, v = (
@@ -143,7 +145,7 @@ def attention_rates(name: str, batch: PackedBatch, heads: int, dtype: torch.dtyp
 
 
 def call_s() -> float:
-    """Seconds of one operation on almost nothing, with autograd around it: forward and backward, per kernel."""
+    """Seconds of one operation on almost nothing, with autograd around it; mean of forward and backward."""
     x = torch.zeros(4, 4, requires_grad=True)
 
     def chain() -> None:
@@ -155,7 +157,9 @@ def call_s() -> float:
     return best_s(chain) / 100
 
 
-def step_of(setting: Setting, model: ShowO, optimizer: Any, batch: PackedBatch) -> Callable[[], None]:
+def step_of(
+    setting: Setting, model: ShowO, optimizer: Any, batch: PackedBatch
+) -> Callable[[], None]:
     """Forward, backward and update."""
     scale_F = torch.ones(len(FLOWS), device=batch.ids_N.device)
 
@@ -209,7 +213,10 @@ def predicted(setting: Setting, rates: Rates) -> tuple[float, list[Entry]]:
     with torch.device("meta"):
         model, optimizer = build(setting)
         for parameter in (p for g in optimizer.param_groups for p in g["params"]):
-            moments = {"exp_avg": torch.empty_like(parameter), "exp_avg_sq": torch.empty_like(parameter)}
+            moments = {
+                "exp_avg": torch.empty_like(parameter),
+                "exp_avg_sq": torch.empty_like(parameter),
+            }
             optimizer.state[parameter] = {"step": torch.zeros(()), **moments}
     ledger = Ledger(CPU)
     step = step_of(setting, model, optimizer, on_meta(batch))
@@ -296,7 +303,10 @@ def main() -> None:
     torch.set_num_threads(1)
     table = list(rows(options.repeats))
     errors = [abs(row["predicted / measured"] - 1) for row in table]
-    findings = {"largest deviation": max(errors), "within 20 %": float(sum(e <= 0.2 for e in errors))}
+    findings = {
+        "largest deviation": max(errors),
+        "within 20 %": float(sum(e <= 0.2 for e in errors)),
+    }
     report("ledger", table, findings, {"settings": len(table)}, options)
 
 

@@ -37,7 +37,9 @@ class WholeRow:
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         rows = query.shape[1] * self.tokens
-        return FusedAttention.apply(query, key, value, None, rows, self.pairs * query.shape[1], True)
+        return FusedAttention.apply(
+            query, key, value, None, rows, self.pairs * query.shape[1], True
+        )
 
 
 class FusedAttention(torch.autograd.Function):

@@ -27,7 +27,15 @@ _CONVOLUTIONS = {aten.convolution, aten.convolution_backward}
 # Made without a kernel: memory, metadata, or another name for a tensor.
 _FREE = {
     *(aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided),
-    *(aten.detach, aten.alias, aten._unsafe_view, aten.is_pinned, aten.lift_fresh, aten.lift, aten.set_),
+    *(
+        aten.detach,
+        aten.alias,
+        aten._unsafe_view,
+        aten.is_pinned,
+        aten.lift_fresh,
+        aten.lift,
+        aten.set_,
+    ),
     *(aten.record_stream, aten._local_scalar_dense, aten.sym_size, aten.is_same_size),
 }
 # What these write into is not read.
@@ -91,7 +99,9 @@ def tensors_of(tree: Any) -> Iterator[Tensor]:
 def _written(func: Any) -> tuple[tuple[int, str], ...]:
     """Position and name of the arguments that an operation writes into."""
     found = enumerate(func._schema.arguments)
-    return tuple((i, a.name) for i, a in found if a.alias_info is not None and a.alias_info.is_write)
+    return tuple(
+        (i, a.name) for i, a in found if a.alias_info is not None and a.alias_info.is_write
+    )
 
 
 def cost_of(func: Any, args: Any, kwargs: dict[str, Any], result: Any) -> Cost | None:
@@ -102,7 +112,9 @@ def cost_of(func: Any, args: Any, kwargs: dict[str, Any], result: Any) -> Cost |
     if func.is_view or packet in _FREE or func.namespace in ("c10d", "profiler", "prim"):
         return None
     given = list(tensors_of((args, kwargs)))
-    targets = list(tensors_of([args[i] if i < len(args) else kwargs.get(n) for i, n in _written(func)]))
+    targets = list(
+        tensors_of([args[i] if i < len(args) else kwargs.get(n) for i, n in _written(func)])
+    )
     made = [] if targets else list(tensors_of(result))
     if not targets and {id(t) for t in made} & {id(t) for t in given}:
         return None  # nothing was done, as by ``contiguous`` of a contiguous tensor

@@ -40,10 +40,23 @@ _MODULES = {
     "lm_head": "head and loss",
 }
 # Operations outside of all modules, by the phase of the step.
-_PHASES = {"exchange": "losses", "forward": "losses", "backward": "gradient sums", "step": "optimizer"}
+_PHASES = {
+    "exchange": "losses",
+    "forward": "losses",
+    "backward": "gradient sums",
+    "step": "optimizer",
+}
 PARTS = (
     *("planning", "packing", "encoders", "embed", "norms", "q/k norm", "rotary", "projections"),
-    *("attention", "MLP", "residuals", "compiled blocks", "head and loss", "losses", "gradient sums"),
+    *(
+        "attention",
+        "MLP",
+        "residuals",
+        "compiled blocks",
+        "head and loss",
+        "losses",
+        "gradient sums",
+    ),
     "optimizer",
 )
 _LAST_NUMBER = 2**63  # autograd's nodes that add to a gradient are numbered beyond this
@@ -73,7 +86,7 @@ class Transfer:
     """A copy between host and device, or a value that the host waits for.
 
     Attributes:
-        kind: ``to device``, ``to host`` (a copy that the host waits for) or ``value`` (``item`` and the like).
+        kind: ``to device``, ``to host`` (a copy that the host waits for) or ``value`` (``item`` …).
         bytes: of the copy.
         pinned: whether the host's memory is pinned.
         blocking: whether the host waits for it.

@@ -13,8 +13,8 @@ from rich.table import Table
 from showo_dist.config import TrainConfig
 from showo_dist.plan.ledger import PARTS, Entry
 from showo_dist.plan.ledger_step import StepLedger, ledger_of_step
-from showo_dist.plan.roofline import GPU_RATES, Rates
-from showo_dist.plan.timing import gpu
+from showo_dist.plan.roofline import Rates
+from showo_dist.plan.timing import MPT_1B_MFU, gpu
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def rows_of(step: StepLedger, rates: Rates) -> Iterator[Row]:
 
 
 def _row(part: str, entries: list[Entry], rates: Rates, tokens: int) -> Row:
-    microseconds = Counter[str]()
+    microseconds = dict.fromkeys(("forward", "recompute", "backward"), 0.0)
     for entry in entries:
         phase = entry.phase if entry.phase in ("recompute", "backward") else "forward"
         microseconds[phase] += 1e6 * rates.seconds(entry.cost) / tokens
@@ -74,7 +74,7 @@ def show_ledger(config: TrainConfig, options: argparse.Namespace, console: Conso
     """Print the ledger of the config's own setting; return 0."""
     ranks = options.hosts * options.gpus_per_host
     step = ledger_of_step(config, options.text_tokens, ranks, options.encoded)
-    rates, peak = GPU_RATES[options.gpu], gpu(options.gpu).flops
+    rates, peak = gpu(options.gpu).rates, gpu(options.gpu).flops
     rows = list(rows_of(step, rates))
     waits_us = 1e6 * sum(map(rates.transfer_s, step.ledger.transfers)) / step.tokens
     total_us = sum(row.total_us for row in rows) + waits_us
@@ -83,7 +83,8 @@ def show_ledger(config: TrainConfig, options: argparse.Namespace, console: Conso
     useful = step.useful_flops / step.tokens
     console.print(
         f"{step.tokens:,} tokens in {step.micro_steps} micro-steps of {step.layers} layers: "
-        f"{total_us:.2f} µs per token, {useful / (total_us * 1e-6) / peak:.1%} MFU, "
+        f"{total_us:.2f} µs per token, {useful / (total_us * 1e-6) / peak:.1%} MFU "
+        f"(MPT-1B on 8 H100: {MPT_1B_MFU:.1%}), "
         f"{total_us * 1e-6 * step.tokens:.3f} s without collectives",
         highlight=False,
     )
@@ -95,7 +96,16 @@ def show_ledger(config: TrainConfig, options: argparse.Namespace, console: Conso
 
 def _table(rows: list[Row], waits_us: float, total_us: float, name: str) -> Table:
     table = Table(title=f"one optimizer step of one {name}: per token, kernels of the step")
-    columns = ("MFLOP", "kB read", "kB written", "forward µs", "again µs", "backward µs", "µs", "share")
+    columns = (
+        "MFLOP",
+        "kB read",
+        "kB written",
+        "forward µs",
+        "again µs",
+        "backward µs",
+        "µs",
+        "share",
+    )
     table.add_column("part")
     for column in ("kernels", *columns):
         table.add_column(column, justify="right")
@@ -131,6 +141,6 @@ def _transfers(step: StepLedger) -> Table:
         memory = "" if t.kind != "to device" else "pinned" if t.pinned else "pageable"
         key = (t.kind, memory, "yes" if t.blocking else "no", t.part, t.site)
         groups.setdefault(key, []).append(t.bytes)
-    for key, sizes in sorted(groups.items()):
-        table.add_row(*key, str(len(sizes)), f"{sum(sizes) / 1e3:,.1f}")
+    for cells, sizes in sorted(groups.items()):
+        table.add_row(*cells, str(len(sizes)), f"{sum(sizes) / 1e3:,.1f}")
     return table

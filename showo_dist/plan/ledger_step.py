@@ -100,9 +100,13 @@ def _accelerator_of_shapes() -> Any:
 
 
 # CLIP ViT-L/14-336, the tower of the published configs.
-CLIP_SIZES = {
-    **{"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24},
-    **{"num_attention_heads": 16, "image_size": 336, "patch_size": 14},
+CLIP_SIZES: dict[str, Any] = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 336,
+    "patch_size": 14,
 }
 
 

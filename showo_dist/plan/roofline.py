@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from math import log
 
 import torch
@@ -16,7 +16,7 @@ Curve = Mapping[float, float]
 
 
 def on_curve(curve: Curve, x: float) -> float:
-    """Read a measured curve at ``x``, straight between its points on logarithmic axes, level beyond its ends."""
+    """Read a curve at ``x``: straight between its points on logarithmic axes, level beyond its ends."""
     points = sorted(curve)
     if x <= points[0] or x >= points[-1]:
         return curve[points[0] if x <= points[0] else points[-1]]
@@ -53,7 +53,6 @@ class Rates:
     unaligned: float = 1.0
     to_device: tuple[float, float] = (50e9, 10e9)
     wait_s: float = 0.0
-    special: Mapping[str, float] = field(default_factory=dict)
 
     def seconds(self, cost: Cost) -> float:
         """Time of one operation."""
@@ -86,7 +85,7 @@ def _hopper(memory_rate: float) -> Rates:
     # Share of the data sheet's rate that a library's product reaches, by its shortest side. The clock falls
     # under load, so large products of random numbers stay near two thirds.
     share = {16: 0.05, 64: 0.22, 128: 0.36, 256: 0.50, 512: 0.58, 1024: 0.63, 2048: 0.65}
-    bf16 = {side: peak * part for side, part in share.items()}
+    bf16 = {float(side): peak * part for side, part in share.items()}
     tf32 = {side: rate / 2 for side, rate in bf16.items()}
     level = {1.0: 0.85 * memory_rate}
     return Rates(
@@ -104,7 +103,6 @@ def _hopper(memory_rate: float) -> Rates:
 
 
 def _ampere() -> Rates:
-    from dataclasses import replace
 
     hopper, part = _hopper(2.04e12), 312 / 989
     products = {
@@ -112,9 +110,7 @@ def _ampere() -> Rates:
         for dtype, curve in hopper.products.items()
     }
     convolution = {dtype: rate * part for dtype, rate in hopper.convolution.items()}
-    return replace(
-        hopper, products=products, convolution=convolution, attention=(180e12, 130e12)
-    )
+    return replace(hopper, products=products, convolution=convolution, attention=(180e12, 130e12))
 
 
 GPU_RATES = {"h200": _hopper(4.8e12), "h100": _hopper(3.35e12), "a100": _ampere()}

@@ -236,7 +236,17 @@ def _takes_device(func: Any) -> bool:
 
 
 # In-place operations that change the shape or the storage of a tensor, not only its values.
-_RESHAPE = ("resize", "set_", "t_", "transpose", "squeeze", "unsqueeze", "as_strided", "swap", "detach")
+_RESHAPE = (
+    "resize",
+    "set_",
+    "t_",
+    "transpose",
+    "squeeze",
+    "unsqueeze",
+    "as_strided",
+    "swap",
+    "detach",
+)
 
 
 @cache
