@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -13,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.utils._python_dispatch import _disable_current_modes
 
+from showo_dist.plan.costs import ATTENTION
+from showo_dist.plan.ledger import host_work
 from showo_kernels import Visibility, sdpa
 from showo_kernels.attention import BUILDERS
 from showo_kernels.flash import FlashPlan, VarlenCall
@@ -26,17 +26,20 @@ class WholeRow:
     """Plan of the ``native`` backend: one kernel call over the packed row."""
 
     tokens: int
+    pairs: int
 
     @classmethod
     def build(cls, visibility: Visibility, _device: torch.device) -> WholeRow:
-        return cls(len(visibility))
+        return cls(len(visibility), visibility.pairs())
 
     def __len__(self) -> int:
         return self.tokens
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         rows = query.shape[1] * self.tokens
-        return FusedAttention.apply(query, key, value, None, rows, True)
+        return FusedAttention.apply(
+            query, key, value, None, rows, self.pairs * query.shape[1], True
+        )
 
 
 class FusedAttention(torch.autograd.Function):
@@ -50,12 +53,14 @@ class FusedAttention(torch.autograd.Function):
         value: Tensor,
         mask: Tensor | None,
         rows: int,
+        pairs: int,
         tokens_first: bool = False,
     ) -> Tensor:
         """Allocate an output like ``query``.
 
         Args:
             rows: number of log-sum-exp values to keep.
+            pairs: (query, key) pairs that the kernel computes, summed over heads.
             tokens_first: whether the output is laid out as (B, T, H, D) in memory.
         """
         if tokens_first:
@@ -65,17 +70,30 @@ class FusedAttention(torch.autograd.Function):
             out = torch.empty_like(query)
         sums = torch.empty(rows, dtype=torch.float32, device=query.device)
         ctx.save_for_backward(query, key, value, out, sums, mask)
+        ctx.pairs = pairs
+        ATTENTION(query, key, value, pairs, False)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, *_ = ctx.saved_tensors
-        return *(torch.empty_like(x) for x in (query, key, value)), None, None, None
+        ATTENTION(query, key, value, ctx.pairs, True)
+        return *(torch.empty_like(x) for x in (query, key, value)), *(None,) * 4
 
 
-def _varlen(q_QHD: Tensor, k_KHD: Tensor, v_KHD: Tensor, call: VarlenCall, scale: float) -> Tensor:
-    return FusedAttention.apply(q_QHD, k_KHD, v_KHD, None, q_QHD.shape[0] * q_QHD.shape[1])
+def _flash_plan(visibility: Visibility, device: torch.device) -> FlashPlan:
+    """A plan whose calls share the row's visible pairs by their query rows; the sum is exact."""
+    pairs = visibility.pairs() / max(1, len(visibility))
+
+    def varlen(
+        q_QHD: Tensor, k_KHD: Tensor, v_KHD: Tensor, call: VarlenCall, scale: float
+    ) -> Tensor:
+        rows, heads = q_QHD.shape[:2]
+        mine = round(pairs * rows * heads)
+        return FusedAttention.apply(q_QHD, k_KHD, v_KHD, None, rows * heads, mine)
+
+    return FlashPlan.build(visibility, device, varlen)
 
 
 _torch_sdpa = F.scaled_dot_product_attention
@@ -98,7 +116,8 @@ def _sdpa(
     if attn_mask is not None:
         mask = torch.empty(attn_mask.shape, dtype=query_BHQD.dtype, device=query_BHQD.device)
     rows = query_BHQD.shape[:3].numel()
-    return FusedAttention.apply(query_BHQD, key_BHKD, value_BHKD, mask, rows)
+    pairs = rows * key_BHKD.shape[2] // (2 if settings.get("is_causal") else 1)
+    return FusedAttention.apply(query_BHQD, key_BHKD, value_BHKD, mask, rows, pairs)
 
 
 def _planned_for_real(
@@ -107,7 +126,7 @@ def _planned_for_real(
     """Build the attention plan with real values on the CPU: it depends on the visibility's values."""
 
     def inner(visibility: Visibility, device: torch.device) -> Any:
-        with _disable_current_modes():
+        with host_work():
             return build(visibility, device)
 
     return inner
@@ -126,9 +145,9 @@ def attention_of_shapes(device: torch.device) -> Iterator[None]:
         device: kind of device of a real run.
     """
     builders: dict[str, Callable[..., Any]] = {
-        "native": WholeRow.build,
+        "native": _planned_for_real(WholeRow.build),
         "sdpa": _planned_for_real(SdpaPlan.build),
-        "flash": _planned_for_real(partial(FlashPlan.build, varlen=_varlen)),
+        "flash": _planned_for_real(_flash_plan),
     }
     copy = _working_copy if device.type == "cpu" else sdpa._working_copy
     with (

@@ -48,19 +48,21 @@ class AssumedSamples:
             multiple_of: tokens and labels are rounded up to a multiple of this, as in training.
             scale: factor of the config's batch sizes.
         """
-        flows = active_flows(self.config)
-        sequences = [
-            self._sequence(name)
-            for name, flow in flows.items()
-            for _ in range(flow.batch_size * scale)
-        ]
         showo = self.config.model.showo
         return pack(
-            sequences,
+            self.sequences(scale),
             pad_id=self.vocabulary.pad,
             feature_width=showo.clip_dim if showo.w_clip_vit else 0,
             multiple_of=multiple_of,
         )
+
+    def sequences(self, scale: int = 1) -> list[Sequence]:
+        """The sequences of one rank's micro-batch; ``scale`` as in :meth:`micro_batch`."""
+        return [
+            self._sequence(name)
+            for name, flow in active_flows(self.config).items()
+            for _ in range(flow.batch_size * scale)
+        ]
 
     def _sequence(self, flow: str) -> Sequence:
         budget = self.config.dataset.preprocessing.max_seq_length

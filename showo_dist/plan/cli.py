@@ -51,6 +51,11 @@ def parser() -> argparse.ArgumentParser:
         "--dry-run", action="store_true", help="build the engine as every rank in turn"
     )
     parser.add_argument(
+        "--ledger",
+        action="store_true",
+        help="the config's own step, part by part: kernels, bytes, copies, waits, microseconds",
+    )
+    parser.add_argument(
         "--scaling",
         type=Path,
         metavar="PNG",
@@ -70,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
     config = load(arguments, TrainConfig, check=False)
     check(config, for_training=False)
     _refuse_unpredicted(config)
-    from showo_dist.plan import report, scaling
+    from showo_dist.plan import ledger_report, report, scaling
     from showo_dist.plan.timing import gpu
 
     gpu(options.gpu)  # raises for an unknown name
@@ -78,6 +83,8 @@ def main(argv: Sequence[str]) -> int:
     console = Console(width=max(_WIDTH, Console().width))
     if options.scaling is not None:
         return scaling.show(config, options, console)
+    if options.ledger:
+        return ledger_report.show_ledger(config, options, console)
     if options.dry_run:
         return report.show_dry_run(config, options, console)
     return report.show_plan(config, options, console)

@@ -101,7 +101,7 @@ def _autocast_is_on(device_type: str | None = None) -> bool:
 
 
 @contextmanager
-def _as_if(device: torch.device, shapes: Shapes) -> Iterator[None]:
+def as_if(device: torch.device, shapes: Shapes) -> Iterator[None]:
     """Patch what depends on the device or on other ranks, and record on ``shapes``."""
     from deepspeed.runtime.zero import partitioned_param_coordinator as coordinator
 
@@ -124,14 +124,22 @@ class EngineOfShapes:
     Args:
         config: of the run.
         device: kind of device of the run; this machine need not have it.
+        every_micro_step: run all micro-steps of a window, instead of the first, one between and the last. The
+            ones between are alike, in memory and in what they send.
     """
 
-    def __init__(self, config: TrainConfig, device: torch.device) -> None:
+    def __init__(
+        self, config: TrainConfig, device: torch.device, every_micro_step: bool = False
+    ) -> None:
         self.config, self.device = deepcopy(config), device
+        micro_steps = config.training.gradient_accumulation_steps
+        self._run = micro_steps if every_micro_step else min(3, micro_steps)
+        self._left_out = micro_steps - self._run
+        self.config.training.gradient_accumulation_steps = self._run
         self.bf16 = uses_bf16_there(config, device)
         self.config.training.mixed_precision = "bf16" if self.bf16 else "fp32"
         self.shapes = Shapes(device)
-        with _as_if(device, self.shapes):
+        with as_if(device, self.shapes):
             self.shapes.phase("build", "weights")
             model = _model(self.config, device)
             self.shapes.phase("engine", "buffers")
@@ -161,20 +169,26 @@ class EngineOfShapes:
         """Run an optimizer step with ``batch`` in every micro-step; for ZeRO-3, one that prefetches."""
         shapes = self.shapes
         collectives = shapes.ledger.collectives
-        with _as_if(self.device, shapes):
+        with as_if(self.device, shapes):
             shapes.phase("start", "buffers")
             for _ in range(2 if self._learns else 1):
                 first = len(collectives)
-                self._window(on_meta(batch))
+                repeated = self._window(on_meta(batch))
         self._learns = False
         gc.collect()
         peak, parts = shapes.ledger.peak("start")
-        return StepProfile(self.held(), peak, parts, collectives[first:])
+        return StepProfile(self.held(), peak, parts, collectives[first:] + repeated)
 
-    def _window(self, batch: PackedBatch) -> None:
+    def _window(self, batch: PackedBatch) -> list[Collective]:
+        """Run a window; returns the collectives of the micro-steps that were left out."""
         scale_F = torch.ones(len(FLOWS), device=META)
-        for _ in range(self.config.training.gradient_accumulation_steps):
+        between: list[Collective] = []
+        for number in range(self._run):
+            first = len(self.shapes.ledger.collectives)
             self._micro_step(batch, scale_F)
+            if number == 1:
+                between = self.shapes.ledger.collectives[first:]
+        return between * self._left_out
 
     def _micro_step(self, batch: PackedBatch, scale_F: torch.Tensor) -> None:
         shapes, engine = self.shapes, self.engine

@@ -118,6 +118,7 @@ class Shapes(TorchDispatchMode):
         self.ledger = Ledger()
         self._known: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         self._part, self._phase = "buffers", ""
+        self._shapes: dict[Any, tuple[Any, ...]] = {}
 
     def phase(self, name: str, part: str) -> None:
         """Begin phase ``name``; allocations in it belong to ``part``."""
@@ -167,10 +168,26 @@ class Shapes(TorchDispatchMode):
             return func(*args, **kwargs)
         if _takes_device(func):
             kwargs["device"] = META
-        result = func(*_all_on_meta(args), **kwargs)
+        if _changes_values_only(func) and args[0].is_meta:
+            return args[0]  # on shapes nothing changes
+        result = self._computed(func, args, kwargs)
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor) and leaf.is_meta:
                 self._allocated(leaf.untyped_storage())
+        return result
+
+    def _computed(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """The result of an operation; shapes that it gave before are remembered.
+
+        torch derives most shapes in Python, which takes a hundred times as long as to allocate them.
+        """
+        key = _key((func, args, kwargs)) if _makes_one_tensor(func) else None
+        if key is not None and key in self._shapes:
+            shape, stride, dtype = self._shapes[key]
+            return torch.empty_strided(shape, stride, dtype=dtype, device=META)
+        result = func(*_all_on_meta(args), **kwargs)
+        if key is not None and result.is_meta:
+            self._shapes[key] = result.shape, result.stride(), result.dtype
         return result
 
     def _stays(self, tensor: Tensor, kwargs: dict[str, Any]) -> bool:
@@ -216,6 +233,55 @@ def _is_meta(device: Any) -> bool:
 @cache
 def _takes_device(func: Any) -> bool:
     return any(argument.name == "device" for argument in func._schema.arguments)
+
+
+# In-place operations that change the shape or the storage of a tensor, not only its values.
+_RESHAPE = (
+    "resize",
+    "set_",
+    "t_",
+    "transpose",
+    "squeeze",
+    "unsqueeze",
+    "as_strided",
+    "swap",
+    "detach",
+)
+
+
+@cache
+def _changes_values_only(func: Any) -> bool:
+    """Whether an operation only writes into its first argument and returns it."""
+    name, schema = func.overloadpacket.__name__, func._schema
+    if not name.endswith("_") or name.startswith(_RESHAPE) or func.namespace != "aten":
+        return False
+    first, returned = schema.arguments[0].alias_info, [r.alias_info for r in schema.returns]
+    others = [a.alias_info for a in schema.arguments[1:] if a.alias_info is not None]
+    plain = str(schema.arguments[0].type) == "Tensor" and len(returned) == 1
+    return plain and not others and first is not None and first.is_write
+
+
+@cache
+def _makes_one_tensor(func: Any) -> bool:
+    """Whether an operation returns one new tensor, whose shape depends on its arguments' alone."""
+    schema = func._schema
+    returns = [str(r.type) for r in schema.returns]
+    aliased = any(a.alias_info is not None for a in (*schema.arguments, *schema.returns))
+    # Its schema does not tell that it is a view.
+    return returns == ["Tensor"] and not aliased and func is not torch.ops.aten._unsafe_view.default
+
+
+def _key(value: Any) -> Any:
+    """A hashable description of arguments; None where a tensor is not on the meta device."""
+    if isinstance(value, Tensor):
+        return (value.shape, value.stride(), value.dtype) if value.is_meta else None
+    if isinstance(value, dict):
+        value = tuple(value.items())
+    if isinstance(value, list | tuple):
+        parts = tuple(_key(item) if item is not None else "none" for item in value)
+        return None if None in parts else parts
+    # 1, 1.0 and True are equal, but give different dtypes.
+    return type(value), value
 
 
 def _any_number(dtype: torch.dtype) -> bool | int | float:

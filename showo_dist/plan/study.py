@@ -8,16 +8,22 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
-from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from showo_dist.config import TrainConfig, active_flows
-from showo_dist.models.magvitv2 import MAGVITv2
-from showo_dist.models.magvitv2.config import MAGVITv2Config
+from showo_dist.config import TrainConfig
 from showo_dist.models.showo import build_showo
 from showo_dist.plan.batch import AssumedSamples
 from showo_dist.plan.engine_step import EngineOfShapes, StepProfile, fake_ranks
-from showo_dist.plan.timing import Cluster, Compute, Gpu, StepTime, step_bytes, step_time
+from showo_dist.plan.ledger_step import ledger_of_step
+from showo_dist.plan.roofline import Rates
+from showo_dist.plan.timing import (
+    ADAM_BYTES_PER_PARAMETER,
+    Cluster,
+    Compute,
+    Gpu,
+    StepTime,
+    step_bytes,
+    step_time,
+)
 from showo_dist.sequences import TOKEN_MULTIPLE, PackedBatch
 from showo_dist.training.metrics import Work
 
@@ -76,48 +82,41 @@ def model_of_shapes(config: TrainConfig) -> Any:
         return build_showo(config.model.showo)
 
 
-def encoder_flops(config: TrainConfig) -> float:
-    """FLOPs of the frozen encoders on one rank's micro-batch, if its images are not encoded ahead."""
-    flows = active_flows(config)
-    images = sum(flow.batch_size for name, flow in flows.items() if name != "lm")
-    clip = config.model.showo.w_clip_vit
-    understood = sum(flows[name].batch_size for name in ("mmu", "recon") if name in flows)
-    # In CLIP models an mmu image needs no codes; else a recon sample's condition image needs codes as well.
-    coded = images - (flows["mmu"].batch_size if clip and "mmu" in flows else 0)
-    if "recon" in flows and not clip:
-        coded += flows["recon"].batch_size
-    total = coded * _vq_flops(config)
-    return total + (understood * _clip_flops() if clip else 0.0)
+@dataclass(frozen=True)
+class Passes:
+    """Seconds of one micro-step of a rank by the ledger of the code that runs.
 
+    Attributes:
+        forward_s: packing, planning and forward, with the waits and copies of the step.
+        backward_s: backward, recomputation included.
+        encoders_s: of the frozen encoders.
+    """
 
-def _flops_of(run: Any) -> float:
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        run()
-    return float(counter.get_total_flops())
+    forward_s: float
+    backward_s: float
+    encoders_s: float
 
-
-def _vq_flops(config: TrainConfig) -> float:
-    side = config.dataset.preprocessing.resolution
-    with torch.device("meta"):
-        tokenizer = MAGVITv2(MAGVITv2Config(resolution=side))
-        pixels = torch.empty(1, 3, side, side)
-    return _flops_of(lambda: tokenizer.encoder(pixels))
-
-
-def _clip_flops() -> float:
-    """FLOPs per image of CLIP ViT-L/14-336, the tower of the published configs."""
-    sizes = CLIPVisionConfig(
-        hidden_size=1024,
-        intermediate_size=4096,
-        num_hidden_layers=24,
-        num_attention_heads=16,
-        image_size=336,
-        patch_size=14,
-    )
-    with torch.device("meta"):
-        tower = CLIPVisionModel(sizes)
-        pixels = torch.empty(1, 3, 336, 336)
-    return _flops_of(lambda: tower(pixels))
+    @classmethod
+    def of(
+        cls, config: TrainConfig, rates: Rates, text_tokens: int | None, encoded: bool
+    ) -> Passes:
+        """Run the ledger of a step with one micro-step."""
+        one = deepcopy(config)
+        one.training.gradient_accumulation_steps = 1
+        # Of all stages the same; ZeRO-0's autocast cannot run on shapes.
+        one.distributed.zero_stage = 2
+        ledger = ledger_of_step(one, text_tokens, encoded=encoded).ledger
+        sums = dict.fromkeys(("forward", "backward", "encoders", "step"), 0.0)
+        for entry in ledger.entries:
+            phase = {"recompute": "backward", "backward": "backward", "step": "step"}.get(
+                entry.phase
+            )
+            key = "encoders" if entry.part == "encoders" else phase or "forward"
+            sums[key] += rates.seconds(entry.cost)
+        for transfer in ledger.transfers:
+            key = "encoders" if transfer.part == "encoders" else "forward"
+            sums[key] += rates.transfer_s(transfer)
+        return cls(sums["forward"], sums["backward"], sums["encoders"])
 
 
 class Study:
@@ -144,7 +143,8 @@ class Study:
         model = model_of_shapes(config)
         self.parameters = sum(p.numel() for p in model.parameters())
         self.work = Work.of(model)
-        self._encoder_flops = 0.0 if encoded else encoder_flops(config)
+        self._text_tokens, self._encoded = text_tokens, encoded
+        self._passes: dict[bool, Passes] = {}
 
     def predictions(
         self, scales: Sequence[int], stages: Sequence[int] = ZERO_STAGES, both: bool = True
@@ -162,6 +162,7 @@ class Study:
                 yield from self._of_engine(Setting(stage, checkpointing, 1), scales)
 
     def _of_engine(self, setting: Setting, scales: Sequence[int]) -> Iterator[Prediction]:
+        self.passes(setting.checkpointing)
         with fake_ranks(0, self.cluster.ranks):
             engine = EngineOfShapes(setting.of(self.config), _CUDA)
             for scale in scales:
@@ -169,16 +170,27 @@ class Study:
                 profile = engine.step(batch)
                 yield self.predict(replace(setting, scale=scale), profile, batch)
 
+    def passes(self, checkpointing: bool) -> Passes:
+        """Seconds of a micro-step of the config's batch; the first call must be outside of any group."""
+        if checkpointing not in self._passes:
+            config = Setting(2, checkpointing, 1).of(self.config)
+            rates = self.gpu.rates
+            self._passes[checkpointing] = Passes.of(config, rates, self._text_tokens, self._encoded)
+        return self._passes[checkpointing]
+
     def predict(self, setting: Setting, profile: StepProfile, batch: PackedBatch) -> Prediction:
         """Add time and traffic on this study's cluster to a profile."""
         micro_steps = self.config.training.gradient_accumulation_steps
         shares = self.cluster.ranks if setting.zero_stage else 1
-        compute = Compute.on(
-            self.gpu,
-            self.work.flops(batch) * micro_steps,
-            self.parameters / shares,
-            setting.checkpointing,
-            self._encoder_flops * setting.scale * micro_steps,
+        passes = self.passes(setting.checkpointing)
+        batches = setting.scale * micro_steps
+        updated = self.parameters / shares
+        compute = Compute(
+            forward_s=passes.forward_s * batches,
+            backward_s=passes.backward_s * batches,
+            encoders_s=passes.encoders_s * batches,
+            optimizer_s=updated * ADAM_BYTES_PER_PARAMETER / self.gpu.memory_rate,
+            useful_flops=self.work.flops(batch) * micro_steps,
         )
         time = step_time(compute, profile.collectives, self.cluster)
         ranks, backend = self.cluster.ranks, self.cluster.backend

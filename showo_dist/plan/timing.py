@@ -6,13 +6,13 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from showo_dist.plan.roofline import GPU_RATES, Rates
 from showo_dist.plan.shapes import Collective
 from showo_dist.training.metrics import GPU_PEAKS
 
-# Fraction of the data sheet's FLOP/s that training of a model of this size reaches without waiting for a
-# network: MPT-1B (24 layers of width 2048, as Show-o) on 8 H100 has 41.8 % MFU in llm-foundry's table of
-# throughput benchmarks.
-TRAINING_EFFICIENCY = 0.418
+# What another system reaches, for comparison: MPT-1B (24 layers of width 2048, as Show-o) on 8 H100 has
+# 41.8 % MFU in llm-foundry's table of throughput benchmarks. Plans took it for ours before they had a ledger.
+MPT_1B_MFU = 0.418
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Gpu:
         link_rate: bytes/s in each direction that NCCL reaches in a ring of the GPUs of one host.
         host_rate: bytes/s in each direction that NCCL reaches between two hosts over all network cards.
         source: of the figures.
+        rates: of its kernels.
     """
 
     flops: float
@@ -34,6 +35,7 @@ class Gpu:
     link_rate: float
     host_rate: float
     source: str
+    rates: Rates
 
 
 # Rates that NCCL's ring reaches: 370 of 450 GB/s over fourth-generation NVLink (nccl-tests issue 212), 46 to
@@ -44,9 +46,9 @@ _AMPERE = (
     "NVIDIA data sheet (SXM 80 GB); hosts with 8 cards of 200 Gb/s; nccl-tests issues 178, 119"
 )
 GPUS: dict[str, Gpu] = {
-    "h200": Gpu(GPU_PEAKS["H200"], 141e9, 4.8e12, 370e9, 8 * 47e9, _HOPPER),
-    "h100": Gpu(GPU_PEAKS["H100"], 80e9, 3.35e12, 370e9, 8 * 47e9, _HOPPER),
-    "a100": Gpu(GPU_PEAKS["A100"], 80e9, 2.04e12, 208e9, 2 * 96e9, _AMPERE),
+    "h200": Gpu(GPU_PEAKS["H200"], 141e9, 4.8e12, 370e9, 8 * 47e9, _HOPPER, GPU_RATES["h200"]),
+    "h100": Gpu(GPU_PEAKS["H100"], 80e9, 3.35e12, 370e9, 8 * 47e9, _HOPPER, GPU_RATES["h100"]),
+    "a100": Gpu(GPU_PEAKS["A100"], 80e9, 2.04e12, 208e9, 2 * 96e9, _AMPERE, GPU_RATES["a100"]),
 }
 
 # Seconds of a collective besides the time of its bytes, per doubling of the ranks. Assumed, not measured: 36
@@ -158,34 +160,6 @@ class Compute:
     encoders_s: float
     optimizer_s: float
     useful_flops: float
-
-    @classmethod
-    def on(
-        cls,
-        gpu: Gpu,
-        useful_flops: float,
-        updated_parameters: float,
-        recomputed: bool,
-        encoder_flops: float = 0.0,
-    ) -> Compute:
-        """Seconds on a GPU. A third of the useful work is the forward pass, which checkpointing repeats.
-
-        Args:
-            gpu: figures of the GPU.
-            useful_flops: of one rank and optimizer step.
-            updated_parameters: parameters that this rank updates.
-            recomputed: whether activations are recomputed in the backward pass.
-            encoder_flops: of the frozen encoders.
-        """
-        rate = gpu.flops * TRAINING_EFFICIENCY
-        forward = useful_flops / 3 / rate
-        return cls(
-            forward_s=forward,
-            backward_s=(3 if recomputed else 2) * forward,
-            encoders_s=encoder_flops / rate,
-            optimizer_s=updated_parameters * ADAM_BYTES_PER_PARAMETER / gpu.memory_rate,
-            useful_flops=useful_flops,
-        )
 
 
 @dataclass(frozen=True)

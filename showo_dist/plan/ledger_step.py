@@ -1,0 +1,188 @@
+"""Run the training step of a config, from packing to the update, under a ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+from transformers import CLIPVisionConfig, CLIPVisionModel
+
+from showo_data import MicroBatch, Sample
+from showo_dist.config import TrainConfig, active_flows
+from showo_dist.models import showo
+from showo_dist.models.encoders import ClipTower, Encoders
+from showo_dist.models.magvitv2 import MAGVITv2
+from showo_dist.models.magvitv2.config import MAGVITv2Config
+from showo_dist.plan.attention import FusedAttention
+from showo_dist.plan.batch import AssumedSamples
+from showo_dist.plan.engine_step import EngineOfShapes, as_if, engine_module, fake_ranks
+from showo_dist.plan.ledger import Ledger
+from showo_dist.plan.shapes import META
+from showo_dist.sequences import TOKEN_MULTIPLE, Sequence
+from showo_dist.training.batches import PackedBatches
+from showo_dist.training.metrics import Work
+from showo_dist.training.step import Stepper
+
+
+@dataclass(frozen=True)
+class StepLedger:
+    """The ledger of one optimizer step of one rank.
+
+    Attributes:
+        ledger: its entries.
+        tokens: tokens of the step, without padding.
+        micro_steps: of the step.
+        layers: of the model.
+        useful_flops: that count for MFU.
+    """
+
+    ledger: Ledger
+    tokens: int
+    micro_steps: int
+    layers: int
+    useful_flops: float
+
+
+class _Assumed:
+    """Makes the sequences of every micro-batch: what a plan assumes instead of samples."""
+
+    def __init__(self, samples: AssumedSamples) -> None:
+        self._samples, self.vocabulary = samples, samples.vocabulary
+
+    def __call__(self, _: MicroBatch) -> list[Sequence]:
+        return self._samples.sequences()
+
+
+@contextmanager
+def parts_of(ledger: Ledger, model: torch.nn.Module) -> Iterator[None]:
+    """Tell a model's parts apart: its modules, attention, and the attention's plan."""
+    attend, build = showo.attend, showo.build_plan
+
+    def attending(*args: Any, **kwargs: Any) -> Any:
+        with ledger.part("attention"):
+            return attend(*args, **kwargs)
+
+    def planning(*args: Any, **kwargs: Any) -> Any:
+        with ledger.part("planning"):
+            return build(*args, **kwargs)
+
+    with (
+        patch.object(showo, "attend", attending),
+        patch.object(showo, "build_plan", planning),
+        ledger.following(model),
+        # A compiled block is counted from the operations that it was compiled from, and from its schedule.
+        torch.compiler.set_stance("force_eager"),
+    ):
+        yield
+
+
+def fuse(ledger: Ledger) -> None:
+    """Count what compiled blocks fuse by their schedules; see :meth:`Ledger.fuse`."""
+    with patch.object(showo, "attend", _opaque):
+        ledger.fuse()
+
+
+def _opaque(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
+    """Attention as a compiled block contains it: one operation that nothing is fused with."""
+    return FusedAttention.apply(query, key, value, None, query.shape[:3].numel(), 0, True)
+
+
+def _accelerator_of_shapes() -> Any:
+    """DeepSpeed's name of its device: what it moves there stays there; what goes to the CPU leaves it."""
+    from deepspeed.accelerator import get_accelerator
+
+    return patch.object(get_accelerator(), "current_device_name", lambda: "meta")
+
+
+# CLIP ViT-L/14-336, the tower of the published configs.
+CLIP_SIZES: dict[str, Any] = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 336,
+    "patch_size": 14,
+}
+
+
+def encoders_of_shapes(config: TrainConfig) -> Encoders:
+    """The frozen encoders of the published configs on the meta device."""
+    with META:
+        vq = MAGVITv2(MAGVITv2Config(resolution=config.dataset.preprocessing.resolution))
+        clip = CLIPVisionModel(CLIPVisionConfig(**CLIP_SIZES))
+    tower = ClipTower(clip) if config.model.showo.w_clip_vit else None
+    return Encoders(vq.eval(), tower, down_scale=config.training.down_scale)
+
+
+def _encode(encoders: Encoders, config: TrainConfig) -> None:
+    """Encode the images of one micro-batch, flow by flow as training does."""
+    side = config.dataset.preprocessing.resolution
+    for name, flow in active_flows(config).items():
+        if name == "lm":
+            continue
+        image = torch.zeros(3, side, side, device=META)
+        samples = [Sample(name, 0, "", image_3HW=image) for _ in range(flow.batch_size)]
+        if not (name == "mmu" and encoders.clip):
+            encoders.codes(samples)
+        if name in ("mmu", "recon") and encoders.clip:
+            encoders.features(samples)
+        elif name == "recon":
+            encoders.condition_codes(samples)
+
+
+def ledger_of_step(
+    config: TrainConfig, text_tokens: int | None = None, ranks: int = 1, encoded: bool = True
+) -> StepLedger:
+    """The ledger of the config's optimizer step on a GPU, from the packing of its window on.
+
+    Args:
+        config: of the run.
+        text_tokens: as in :class:`~showo_dist.plan.batch.AssumedSamples`.
+        ranks: of the run; they share the update at ZeRO 1 to 3.
+        encoded: whether the shards hold codes and features, so that no encoder runs.
+    """
+    device = torch.device("cuda")
+    samples = AssumedSamples(config, text_tokens)
+    features = config.model.showo.clip_dim if config.model.showo.w_clip_vit else 0
+    micro_steps = config.training.gradient_accumulation_steps
+    with fake_ranks(0, ranks):
+        engine = EngineOfShapes(config, device, every_micro_step=True)
+        ledger = Ledger(device)
+        stepper = Stepper(
+            engine_module().DeepSpeedEngine(engine.engine, config.distributed.zero_stage),
+            {name: flow.coefficient for name, flow in active_flows(config).items()},
+            config.training.loss_normalization,
+            META,
+            enter=ledger.enter,
+        )
+        batches = PackedBatches(
+            cast(Any, iter(MicroBatch({}) for _ in range(micro_steps))),
+            cast(Any, _Assumed(samples)),
+            META,
+            micro_steps,
+            features,
+            TOKEN_MULTIPLE,
+        )
+        with as_if(device, engine.shapes), ledger, parts_of(ledger, engine.engine.module):
+            ledger.enter("read")
+            with ledger.part("encoders"):
+                for _ in range(0 if encoded else micro_steps):
+                    _encode(encoders_of_shapes(config), config)
+            with ledger.part("packing"), ledger.host():
+                window, _ = next(batches)
+            with _accelerator_of_shapes():
+                stepper(window)
+        fuse(ledger)
+    model = engine.engine.module
+    return StepLedger(
+        ledger,
+        sum(batch.real_tokens for batch in window),
+        micro_steps,
+        model.config.num_hidden_layers,
+        micro_steps * Work.of(model).flops(samples.micro_batch(TOKEN_MULTIPLE)),
+    )

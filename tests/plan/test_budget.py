@@ -1,0 +1,136 @@
+"""The GPU path's budget of one optimizer step: host waits, copies, kernels and bytes, counted on shapes.
+
+``TODAY`` holds what the code still does, ``AIM`` what it should do. Lower ``TODAY`` when a mend lands.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from showo_dist.config import TrainConfig, load
+from showo_dist.plan.costs import Cost
+from showo_dist.plan.ledger_step import StepLedger, ledger_of_step
+from showo_dist.training.step import Stepper
+from tests.conftest import ROOT
+
+MICRO_STEPS = 2
+CONFIG = [
+    f"config={ROOT}/configs/reca/showo_reca_256_clip.yaml",
+    f"training.gradient_accumulation_steps={MICRO_STEPS}",
+    "model.gradient_checkpointing=false",
+    "model.showo.llm_config.vocab_size=58498",
+]
+AIM = {"waits per step": 1, "blocking or pageable copies per step": 0}
+TODAY = {"waits per step": 8, "blocking or pageable copies per step": 27 * MICRO_STEPS}
+# Of one block without compilation: forward and backward of a micro-step, and the update. Bytes per token in
+# rows of the model's width.
+LAYER_KERNELS, LAYER_ROWS, UPDATE_KERNELS = 172, 380, 280
+
+
+@cache
+def step_of(layers: int) -> StepLedger:
+    settings = [f"model.showo.llm_config.num_hidden_layers={layers}"]
+    return ledger_of_step(load([*CONFIG, *settings], TrainConfig, check=False))
+
+
+def counted(step: StepLedger) -> dict[str, int]:
+    transfers = step.ledger.transfers
+    return {
+        "waits per step": sum(t.kind != "to device" for t in transfers),
+        "blocking or pageable copies per step": sum(
+            t.kind == "to device" and (t.blocking or not t.pinned) for t in transfers
+        ),
+    }
+
+
+def per_layer(key: Callable[[Cost], float], update: bool) -> float:
+    """What one more block adds to the step: to its update, or to everything else."""
+    one, three = (
+        sum(key(e.cost) for e in step_of(n).ledger.entries if (e.phase == "step") == update)
+        for n in (1, 3)
+    )
+    return (three - one) / 2
+
+
+def test_waits_and_copies_of_a_step() -> None:
+    found, sites = counted(step_of(1)), {t.site for t in step_of(1).ledger.transfers}
+    over = {name: n for name, n in found.items() if n > TODAY[name]}
+    assert not over, f"{over}; allowed {TODAY}; made by {sorted(sites)}"
+
+
+def test_aims_are_not_forgotten() -> None:
+    """A mend that lowers a count has to lower the table as well."""
+    found = counted(step_of(1))
+    assert found == TODAY, f"lower TODAY to {found}"
+    assert all(AIM[name] <= TODAY[name] for name in AIM)
+
+
+def test_more_layers_wait_no_more() -> None:
+    assert counted(step_of(3)) == counted(step_of(1))
+
+
+def test_kernels_and_bytes_of_a_layer() -> None:
+    kernels = per_layer(lambda cost: cost.kernels, update=False) / MICRO_STEPS
+    rows = per_layer(lambda cost: cost.bytes, update=False) / step_of(1).tokens / (2 * 2048)
+    assert kernels <= LAYER_KERNELS
+    assert rows <= LAYER_ROWS
+    assert per_layer(lambda cost: cost.kernels, update=True) <= UPDATE_KERNELS
+
+
+Extra = Callable[[torch.Tensor], Any]
+
+
+@pytest.fixture
+def loop_with(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[Extra]], dict[str, int]]:
+    """Count a step whose loop does something more in every micro-step."""
+
+    def run(extras: list[Extra]) -> dict[str, int]:
+        scale = Stepper._scale
+
+        def slower(self: Stepper, counts_F: torch.Tensor, *rest: Any) -> torch.Tensor:
+            for extra in extras:
+                extra(counts_F)
+            return scale(self, counts_F, *rest)
+
+        monkeypatch.setattr(Stepper, "_scale", slower)
+        return counted(step_of.__wrapped__(1))
+
+    return run
+
+
+WAITS: list[Extra] = [
+    lambda x: x.sum().item(),
+    lambda x: x.tolist(),
+    lambda x: x.cpu(),
+    lambda x: bool(x.sum()),
+    lambda x: x.nonzero(),
+]
+
+
+def test_every_kind_of_wait_in_the_loop_is_seen(loop_with: Any) -> None:
+    found, name = loop_with(WAITS), "waits per step"
+    assert found[name] == counted(step_of(1))[name] + MICRO_STEPS * len(WAITS)
+
+
+def host_numbers() -> torch.Tensor:
+    return torch.from_numpy(np.zeros(8))
+
+
+COPIES: list[Extra] = [
+    lambda x: host_numbers().to(x.device),
+    lambda x: host_numbers().to(x.device, non_blocking=True),
+    lambda x: host_numbers().pin_memory().to(x.device),
+    lambda x: torch.zeros_like(x).copy_(torch.from_numpy(np.zeros(len(x)))),
+]
+
+
+def test_blocking_and_pageable_copies_in_the_loop_are_seen_and_others_are_free(
+    loop_with: Any,
+) -> None:
+    free: Extra = lambda x: host_numbers().pin_memory().to(x.device, non_blocking=True)  # noqa: E731
+    found, name = loop_with([*COPIES, free]), "blocking or pageable copies per step"
+    assert found[name] == counted(step_of(1))[name] + MICRO_STEPS * len(COPIES)
