@@ -1,4 +1,4 @@
-"""Costs of operations, parts of a model, and fusion: the ledger of modules that can be counted by hand."""
+"""Costs, parts and fusion: the ledger of small modules that can be counted by hand."""
 
 import torch
 from torch import nn
