@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any, cast
 
 import torch
@@ -17,9 +18,20 @@ from showo_dist.models.magvitv2.config import MAGVITv2Config
 from showo_dist.models.showo import build_showo
 from showo_dist.plan.batch import AssumedSamples
 from showo_dist.plan.engine_step import EngineOfShapes, StepProfile, fake_ranks
-from showo_dist.plan.timing import Cluster, Compute, Gpu, StepTime, step_bytes, step_time
+from showo_dist.plan.timing import (
+    ADAM_BYTES_PER_PARAMETER,
+    MUON_BYTES_PER_PARAMETER,
+    Cluster,
+    Compute,
+    Gpu,
+    StepTime,
+    Update,
+    step_bytes,
+    step_time,
+)
 from showo_dist.sequences import TOKEN_MULTIPLE, PackedBatch
 from showo_dist.training.metrics import Work
+from showo_dist.training.muon import by_muon, orthogonalisation_flops
 
 ZERO_STAGES = (0, 1, 2, 3)
 _CUDA = torch.device("cuda")
@@ -74,6 +86,18 @@ def model_of_shapes(config: TrainConfig) -> Any:
     """The config's model on the meta device; its parameter count is exact."""
     with torch.device("meta"):
         return build_showo(config.model.showo)
+
+
+def update_of(model: Any, config: TrainConfig) -> Update:
+    """Work of one optimizer step over all parameters."""
+    if config.optimizer.name == "adamw":
+        return Update(ADAM_BYTES_PER_PARAMETER * sum(p.numel() for p in model.parameters()))
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    matrices = [shape for name, shape in shapes.items() if by_muon(name, shape)]
+    saved = ADAM_BYTES_PER_PARAMETER - MUON_BYTES_PER_PARAMETER
+    total = ADAM_BYTES_PER_PARAMETER * sum(map(prod, shapes.values()))
+    moved = total - saved * sum(map(prod, matrices))
+    return Update(moved, orthogonalisation_flops(matrices, config.optimizer.muon.ns_steps))
 
 
 def encoder_flops(config: TrainConfig) -> float:
@@ -143,6 +167,7 @@ class Study:
         self.samples = AssumedSamples(config, text_tokens)
         model = model_of_shapes(config)
         self.parameters = sum(p.numel() for p in model.parameters())
+        self._update = update_of(model, config)
         self.work = Work.of(model)
         self._encoder_flops = 0.0 if encoded else encoder_flops(config)
 
@@ -176,7 +201,7 @@ class Study:
         compute = Compute.on(
             self.gpu,
             self.work.flops(batch) * micro_steps,
-            self.parameters / shares,
+            Update(self._update.bytes / shares, self._update.flops / shares),
             setting.checkpointing,
             self._encoder_flops * setting.scale * micro_steps,
         )

@@ -55,6 +55,9 @@ COLLECTIVE_LATENCY_S = 12e-6
 # AdamW on fp32 master weights reads the gradient, reads and writes weight and both moments, and writes a bf16
 # copy of the weight.
 ADAM_BYTES_PER_PARAMETER = 4 * 7 + 2
+# Muon has one moment instead of two; the matrices that are sent and orthogonalised are counted as FLOPs and
+# collectives.
+MUON_BYTES_PER_PARAMETER = 4 * 5 + 2
 
 
 def gpu(name: str) -> Gpu:
@@ -142,6 +145,19 @@ class Cluster:
 
 
 @dataclass(frozen=True)
+class Update:
+    """Work of one rank's optimizer.
+
+    Attributes:
+        bytes: read and written.
+        flops: of Muon's orthogonalisation.
+    """
+
+    bytes: float
+    flops: float = 0.0
+
+
+@dataclass(frozen=True)
 class Compute:
     """Seconds of compute of one rank in one optimizer step.
 
@@ -164,7 +180,7 @@ class Compute:
         cls,
         gpu: Gpu,
         useful_flops: float,
-        updated_parameters: float,
+        update: Update,
         recomputed: bool,
         encoder_flops: float = 0.0,
     ) -> Compute:
@@ -173,7 +189,7 @@ class Compute:
         Args:
             gpu: figures of the GPU.
             useful_flops: of one rank and optimizer step.
-            updated_parameters: parameters that this rank updates.
+            update: of this rank.
             recomputed: whether activations are recomputed in the backward pass.
             encoder_flops: of the frozen encoders.
         """
@@ -183,7 +199,7 @@ class Compute:
             forward_s=forward,
             backward_s=(3 if recomputed else 2) * forward,
             encoders_s=encoder_flops / rate,
-            optimizer_s=updated_parameters * ADAM_BYTES_PER_PARAMETER / gpu.memory_rate,
+            optimizer_s=update.bytes / gpu.memory_rate + update.flops / rate,
             useful_flops=useful_flops,
         )
 
