@@ -122,11 +122,15 @@ class Muon(AdamW):
         apply(shares, directions, group)
         self.orthogonalised += len(shares)
 
+    def _place(self, tensor: Tensor) -> torch.device:
+        """Where to orthogonalise: on the run's device if the tensor is in host memory, else where it is."""
+        return self.device if tensor.device.type == "cpu" else tensor.device
+
     def _apply_alone(
         self, shares: Sequence[Share], directions: Sequence[Tensor], group: dict[str, Any]
     ) -> None:
         for share, direction_N in zip(shares, directions, strict=True):
-            matrix = direction_N.view(share.shape).to(self.device)
+            matrix = direction_N.view(share.shape).to(self._place(direction_N))
             _subtract(share, orthogonal(matrix, group["ns_steps"]), group)
 
     def _apply_together(
@@ -136,7 +140,7 @@ class Muon(AdamW):
         rank, world = dist.get_rank(), dist.get_world_size()
         mine: dict[int, Tensor] = {}
         for number, (share, direction_N) in enumerate(zip(shares, directions, strict=True)):
-            matrix = torch.zeros(share.shape, dtype=self.dtype, device=self.device)
+            matrix = torch.zeros(share.shape, dtype=self.dtype, device=self._place(share.values_N))
             share.inside(matrix).copy_(direction_N)
             # Every element comes from one rank; adding the others' zeros changes no bit.
             dist.reduce(matrix, dst=number % world)
@@ -147,7 +151,9 @@ class Muon(AdamW):
         for number, share in enumerate(shares):
             update = mine.pop(number, None)
             if update is None:
-                update = torch.empty(share.shape, dtype=self.dtype, device=self.device)
+                update = torch.empty(
+                    share.shape, dtype=self.dtype, device=self._place(share.values_N)
+                )
             dist.broadcast(update, src=number % world)
             _subtract(share, update, group)
 
