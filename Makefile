@@ -3,6 +3,7 @@
 # make test             lint, types and all tests that this machine can run, in about 20 minutes
 # make test-gpu         the tests that need a GPU
 # make test-chaos       runs of which ranks, or data workers, are killed a hundred times
+# make test-muon        Muon on every engine and number of ranks, in about four minutes
 # make test-cluster     rehearsed hosts (root and the packages of docs/launchers/rehearse.md)
 # make test-cluster48   48 ranks on 6 rehearsed hosts (20 GB of memory)
 # make lint             ruff and mypy
@@ -16,7 +17,7 @@ BIN := .venv/bin
 FAST := $(addprefix tests/, house config sequences kernels parity data)
 SLOWER := $(addprefix --ignore=tests/kernels/test_, attention.py compiled.py native.py)
 
-.PHONY: train check test test-gpu test-chaos test-cluster test-cluster48 lint format clean
+.PHONY: train check test test-gpu test-chaos test-muon test-cluster test-cluster48 lint format clean
 
 train: .venv/ready
 	$(BIN)/showo-dist mini
@@ -33,6 +34,9 @@ test-gpu:
 
 test-chaos: .venv/ready
 	$(BIN)/python -m pytest tests -m chaos
+
+test-muon: .venv/ready
+	$(BIN)/python -m pytest tests -m muon
 
 test-cluster: .venv/ready
 	$(BIN)/python -m pytest tests -rs -m "cluster and not cluster48"

@@ -15,7 +15,8 @@ from torch import Tensor
 from showo_dist.checkpoint.folders import TENSORS
 
 WEIGHT = "weight"
-MOMENTS = ("exp_avg", "exp_avg_sq")
+ADAMW_MOMENTS = ("exp_avg", "exp_avg_sq")
+MOMENTS = (*ADAMW_MOMENTS, "momentum_buffer")  # the last one is Muon's
 KINDS = (WEIGHT, *MOMENTS)
 FORMAT = 1  # of tensors.json
 
@@ -160,10 +161,12 @@ class TensorIndex:
         content = json.loads(path.read_text())
         if content["format"] != FORMAT:
             raise ValueError(f"{path}: format {content['format']}, expected {FORMAT}")
+        found = content["tensors"]
+        # Kinds that a version did not know are absent from its files.
         return cls(
             {
-                kind: {name: _stored(value) for name, value in named.items()}
-                for kind, named in content["tensors"].items()
+                kind: {name: _stored(value) for name, value in found.get(kind, {}).items()}
+                for kind in KINDS
             }
         )
 

@@ -64,11 +64,12 @@ class RunState:
         step: optimizer steps done.
         positions: next position of each flow's stream.
         schedule: state of the learning-rate schedule.
-        optimizer_steps: AdamW's own step count.
+        optimizer_steps: the optimizer's own step count.
         wandb_id: wandb run to continue.
         versions: of the libraries that wrote it.
         batch: the factors of the global batch.
         data: everything that decides the order of each flow's samples, as name -> value in words.
+        optimizer: ``optimizer.name``.
     """
 
     step: int
@@ -79,6 +80,7 @@ class RunState:
     versions: dict[str, str]
     batch: BatchShape
     data: dict[str, dict[str, str]] = field(default_factory=dict)
+    optimizer: str = "adamw"  # of checkpoints before there was a choice
 
     def data_change(self, data: dict[str, dict[str, str]]) -> str | None:
         """The difference to another data order in one line; None if all common flows have the same order."""

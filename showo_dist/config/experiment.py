@@ -22,7 +22,7 @@ class ExperimentConfig:
     """Weights to start from: a checkpoint of this project, a released folder or a hub id. Takes precedence
     over `model.showo.load_from_showo`; null leaves the choice to that key."""
     init_optimizer: bool = False
-    """Also load AdamW's moments and step count from `init_from`, which must be a checkpoint of this project.
+    """Also load the optimizer's moments and step count from `init_from`, a checkpoint of this project.
     The learning-rate schedule and the data start at step 0."""
     resume_from_checkpoint: bool | str | None = "latest"
     """`latest`: resume from the newest complete checkpoint in `output_dir`, if there is one; a path:

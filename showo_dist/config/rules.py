@@ -16,6 +16,7 @@ from showo_dist.config import flows as data
 from showo_dist.config.flows import FLOWS, active_flows, flow_settings
 from showo_dist.config.hints import out_of_range
 from showo_dist.config.schema import WITHOUT_EFFECT, TrainConfig
+from showo_dist.config.training import MuonParams
 
 Rule = Callable[[TrainConfig], Iterator[str]]
 
@@ -90,6 +91,8 @@ def warnings_about(config: TrainConfig) -> list[str]:
             "training.down_scale = 1: the condition has the target's own resolution, which teaches "
             "copying; use 2 or more"
         )
+    if config.optimizer.name != "muon" and config.optimizer.muon != MuonParams():
+        lines.append("optimizer.muon is set: it has no effect unless optimizer.name=muon")
     warmup, steps = config.lr_scheduler.params.warmup_steps, config.training.max_train_steps
     if warmup >= steps:
         lines.append(

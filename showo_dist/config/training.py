@@ -30,12 +30,31 @@ class OptimizerParams:
 
 
 @dataclass(kw_only=True)
+class MuonParams:
+    """Muon, read with `optimizer.name: muon`. Warm-up and decay of the learning rate are AdamW's."""
+
+    learning_rate: Annotated[float, ABOVE_ZERO] = 0.02
+    """Peak learning rate of the matrices, above 0."""
+    momentum: Annotated[float, BELOW_ONE] = 0.95
+    """Nesterov momentum, 0 to below 1."""
+    weight_decay: Annotated[float, AT_LEAST_ZERO] = 0.01
+    """Decoupled weight decay of the matrices, 0 or more; multiplied by the learning rate."""
+    ns_steps: Annotated[int, AT_LEAST_ONE] = 5
+    """Newton-Schulz iterations that orthogonalise an update, in bf16 on every device."""
+    adjust_lr: Literal["original", "match_rms_adamw"] = "original"
+    """Factor of the rate of a matrix of A rows and B columns: `original` sqrt(max(1, A / B));
+    `match_rms_adamw` 0.2 sqrt(max(A, B)), with which AdamW's rates fit."""
+
+
+@dataclass(kw_only=True)
 class OptimizerConfig:
     """The optimizer."""
 
-    name: Literal["adamw"] = "adamw"
-    """Optimizer; a fused implementation is used where there is one."""
+    name: Literal["adamw", "muon"] = "adamw"
+    """`adamw`, fused where there is a fused implementation; `muon`: Muon for the matrices of the blocks and
+    of the projector, AdamW for embeddings, head and vectors."""
     params: OptimizerParams = field(default_factory=OptimizerParams)
+    muon: MuonParams = field(default_factory=MuonParams)
 
 
 @dataclass(kw_only=True)
@@ -142,7 +161,7 @@ class DistributedConfig:
     """Further DeepSpeed settings, merged over ours; keys that this config sets elsewhere are
     refused."""
     offload_optimizer: Literal["none", "cpu"] = "none"
-    """`cpu`, from ZeRO-1 on: AdamW's state and the fp32 weights are kept and updated in host
+    """`cpu`, from ZeRO-1 on: the optimizer's state and the fp32 weights are kept and updated in host
     memory."""
     offload_param: Literal["none", "cpu", "nvme"] = "none"
     """ZeRO-3: where this rank's share of the parameters is kept until it is gathered."""

@@ -10,6 +10,7 @@ from rich.table import Table
 from torch import Tensor
 
 from showo_dist.checkpoint.reader import CheckpointReader
+from showo_dist.checkpoint.slices import MOMENTS
 from showo_dist.checkpoint.state import CONFIG
 from showo_dist.config import TrainConfig
 from showo_dist.config.loader import load_file
@@ -65,8 +66,8 @@ def _run_facts(folder: Path) -> Iterator[tuple[str, str]]:
     reader = CheckpointReader(folder, check=False)
     state = reader.state
     yield "kind", "checkpoint, all checksums match"
-    yield "step", f"{state.step:,} (AdamW: {state.optimizer_steps:,})"
-    moments = len(reader.names("exp_avg"))
+    yield "step", f"{state.step:,} ({state.optimizer}: {state.optimizer_steps:,})"
+    moments = len({name for kind in MOMENTS for name in reader.names(kind)})
     yield "optimizer", f"moments of {moments} parameters" if moments else "none: weights only"
     for flow, position in state.positions.items():
         yield f"position in {flow}", f"{position:,}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any, cast
 
 import torch
@@ -14,18 +15,21 @@ from showo_dist.models.showo import build_showo
 from showo_dist.plan.batch import AssumedSamples
 from showo_dist.plan.engine_step import EngineOfShapes, StepProfile, fake_ranks
 from showo_dist.plan.ledger_step import ledger_of_step
-from showo_dist.plan.roofline import Rates
+from showo_dist.plan.roofline import Rates, on_curve
 from showo_dist.plan.timing import (
     ADAM_BYTES_PER_PARAMETER,
+    MUON_BYTES_PER_PARAMETER,
     Cluster,
     Compute,
     Gpu,
     StepTime,
+    Update,
     step_bytes,
     step_time,
 )
 from showo_dist.sequences import TOKEN_MULTIPLE, PackedBatch
 from showo_dist.training.metrics import Work
+from showo_dist.training.muon import by_muon, orthogonalisation_flops
 
 ZERO_STAGES = (0, 1, 2, 3)
 _CUDA = torch.device("cuda")
@@ -82,9 +86,22 @@ def model_of_shapes(config: TrainConfig) -> Any:
         return build_showo(config.model.showo)
 
 
+def update_of(model: Any, config: TrainConfig) -> Update:
+    """Work of one optimizer step over all parameters."""
+    if config.optimizer.name == "adamw":
+        return Update(ADAM_BYTES_PER_PARAMETER * sum(p.numel() for p in model.parameters()))
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    matrices = [shape for name, shape in shapes.items() if by_muon(name, shape)]
+    saved = ADAM_BYTES_PER_PARAMETER - MUON_BYTES_PER_PARAMETER
+    total = ADAM_BYTES_PER_PARAMETER * sum(map(prod, shapes.values()))
+    moved = total - saved * sum(map(prod, matrices))
+    return Update(moved, orthogonalisation_flops(matrices, config.optimizer.muon.ns_steps))
+
+
 @dataclass(frozen=True)
 class Passes:
     """Seconds of one micro-step of a rank by the ledger of the code that runs.
+
 
     Attributes:
         forward_s: packing, planning and forward, with the waits and copies of the step.
@@ -142,6 +159,7 @@ class Study:
         self.samples = AssumedSamples(config, text_tokens)
         model = model_of_shapes(config)
         self.parameters = sum(p.numel() for p in model.parameters())
+        self._update = update_of(model, config)
         self.work = Work.of(model)
         self._text_tokens, self._encoded = text_tokens, encoded
         self._passes: dict[bool, Passes] = {}
@@ -184,12 +202,14 @@ class Study:
         shares = self.cluster.ranks if setting.zero_stage else 1
         passes = self.passes(setting.checkpointing)
         batches = setting.scale * micro_steps
-        updated = self.parameters / shares
+        # Muon multiplies large matrices, in bf16.
+        products = on_curve(self.gpu.rates.products[torch.bfloat16], 2048)
+        update_s = self._update.bytes / self.gpu.memory_rate + self._update.flops / products
         compute = Compute(
             forward_s=passes.forward_s * batches,
             backward_s=passes.backward_s * batches,
             encoders_s=passes.encoders_s * batches,
-            optimizer_s=updated * ADAM_BYTES_PER_PARAMETER / self.gpu.memory_rate,
+            optimizer_s=update_s / shares,
             useful_flops=self.work.flops(batch) * micro_steps,
         )
         time = step_time(compute, profile.collectives, self.cluster)

@@ -57,6 +57,9 @@ COLLECTIVE_LATENCY_S = 12e-6
 # AdamW on fp32 master weights reads the gradient, reads and writes weight and both moments, and writes a bf16
 # copy of the weight.
 ADAM_BYTES_PER_PARAMETER = 4 * 7 + 2
+# Muon has one moment instead of two; the matrices that are sent and orthogonalised are counted as FLOPs and
+# collectives.
+MUON_BYTES_PER_PARAMETER = 4 * 5 + 2
 
 
 def gpu(name: str) -> Gpu:
@@ -141,6 +144,19 @@ class Cluster:
             outward = on_the_wire(sent) if self.backend == "gloo" else sent
             seconds = max(seconds, outward / self.host_rate)
         return seconds + self.latency_s * math.log2(self.ranks)
+
+
+@dataclass(frozen=True)
+class Update:
+    """Work of one rank's optimizer.
+
+    Attributes:
+        bytes: read and written.
+        flops: of Muon's orthogonalisation.
+    """
+
+    bytes: float
+    flops: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,10 @@ class DeepSpeedEngine:
     def optimizer_steps(self) -> int:
         return state.optimizer_steps(self.raw)
 
+    @property
+    def orthogonalised(self) -> int:
+        return getattr(state.inner_optimizer(self.raw), "orthogonalised", 0)
+
     def restore(self, read: Callable[[Piece], Tensor], steps: int) -> None:
         state.restore(self.raw, read, steps)
 
@@ -127,7 +131,8 @@ def initialize(model: ShowO, config: TrainConfig, device: torch.device) -> Any:
         model.recompute_activations(config.model.gradient_checkpointing_every)
     # Optimizer state in host memory rules out apex, whose kernels run on the GPU.
     offloaded = config.distributed.offload_optimizer != "none"
-    optimizer = build_optimizer(model, config.optimizer.params, on_host=offloaded)
+    bf16 = uses_bf16(config.training.mixed_precision, device)
+    optimizer = build_optimizer(model, config.optimizer, device, bf16, on_host=offloaded)
     schedule = build_schedule(optimizer, config.lr_scheduler, config.training.max_train_steps)
     _without_inference_helper()
     raw, *_ = deepspeed.initialize(

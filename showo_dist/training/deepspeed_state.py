@@ -1,4 +1,4 @@
-"""Weights and AdamW moments of DeepSpeed's engine by parameter name, for every ZeRO stage and world size.
+"""Weights and moments of DeepSpeed's engine by parameter name, for every ZeRO stage and world size.
 
 A rank reads its own memory only: contiguous pieces of flattened fp32 tensors, with nothing gathered and
 nothing copied. Their offsets come from the mappings that DeepSpeed's public accessors use.
@@ -13,8 +13,15 @@ import torch.distributed as dist
 from deepspeed.utils import safe_get_full_grad
 from torch import Tensor, nn
 
-from showo_dist.checkpoint.slices import KINDS, WEIGHT, Piece, even_share
-from showo_dist.training.optimizer import make_moments, replicated, set_step_count, step_count
+from showo_dist.checkpoint.slices import WEIGHT, Piece, even_share
+from showo_dist.training.muon import Muon, Share, by_muon, share_of
+from showo_dist.training.optimizer import (
+    kinds_in,
+    make_moments,
+    replicated,
+    set_step_count,
+    step_count,
+)
 
 
 def _trained(engine: Any) -> Iterator[tuple[str, nn.Parameter]]:
@@ -41,15 +48,13 @@ def _updated_tensors(engine: Any) -> list[Tensor]:
 def held(engine: Any) -> Iterator[Piece]:
     """All weights and moments in this rank's memory, as views of it: a partition, or everything at ZeRO-0."""
     for name, parameter in _trained(engine):
-        for kind in KINDS:
-            # The attribute tells the stage: ZeRO-3 tags parameters with `ds_id`, ZeRO 1 and 2 with
-            # `_hp_mapping`.
-            if hasattr(parameter, "ds_id"):
-                yield from _of_partition(engine, name, parameter, kind)
-            elif hasattr(parameter, "_hp_mapping"):
-                yield from _of_group(name, parameter, kind)
-            else:
-                yield replicated(inner_optimizer(engine), name, parameter, kind)
+        # The attribute tells the stage: ZeRO-3 tags parameters with `ds_id`, ZeRO 1 and 2 with `_hp_mapping`.
+        if hasattr(parameter, "ds_id"):
+            yield from _of_partition(engine, name, parameter)
+        elif hasattr(parameter, "_hp_mapping"):
+            yield from _of_group(name, parameter)
+        else:
+            yield from replicated(inner_optimizer(engine), name, parameter)
 
 
 def owned(engine: Any, rank: int, world: int) -> list[Piece]:
@@ -63,31 +68,73 @@ def _is_partitioned(engine: Any) -> bool:
     return any(hasattr(p, "ds_id") or hasattr(p, "_hp_mapping") for _, p in _trained(engine))
 
 
-def _of_group(name: str, parameter: Any, kind: str) -> Iterator[Piece]:
+def _of_group(name: str, parameter: Any, moments: bool = True) -> Iterator[Piece]:
     """ZeRO-1 and 2: all parameters end to end, cut into equal partitions; many lie outside this one."""
     mapping = parameter._hp_mapping
-    if mapping is not None:
+    if mapping is None:
+        return
+    # The fragment's address counts from the start of its own parameter, not of the flat group.
+    start = mapping.lp_fragment_address.start
+    for kind in kinds_in(mapping.optim_fragment) if moments else (WEIGHT,):
         run_N = mapping.get_hp_fragment(None if kind == WEIGHT else kind).detach()
-        # The fragment's address counts from the start of its own parameter, not of the flat group.
-        start = mapping.lp_fragment_address.start
         yield Piece(kind, name, tuple(parameter.shape), start, run_N)
 
 
-def _of_partition(engine: Any, name: str, parameter: Any, kind: str) -> Iterator[Piece]:
+def _of_partition(engine: Any, name: str, parameter: Any, moments: bool = True) -> Iterator[Piece]:
     """ZeRO-3: every parameter by itself is cut into equal partitions, the last ones filled up."""
     optimizer, shape = engine.optimizer, tuple(parameter.ds_shape)
     group, offset, numel = optimizer.grad_position[optimizer.get_param_id(parameter)]
     # Partitions have equal size, so the last ranks may hold padding only.
     start = dist.get_rank() * numel
     kept = min(numel, prod(shape) - start)
-    if kept > 0:
-        flat_N = optimizer.fp32_partitioned_groups_flat[group]
-        whole_N = flat_N if kind == WEIGHT else inner_optimizer(engine).state[flat_N][kind]
+    if kept <= 0:
+        return
+    flat_N = optimizer.fp32_partitioned_groups_flat[group]
+    state = inner_optimizer(engine).state[flat_N] if moments else {}
+    for kind in kinds_in(state):
+        whole_N = flat_N if kind == WEIGHT else state[kind]
         yield Piece(kind, name, shape, start, whole_N.detach()[offset : offset + kept])
 
 
+def _shares(engine: Any, optimizer: Muon) -> dict[Tensor, list[Share]]:
+    """The matrices in each flat partition that Muon updates; empty at ZeRO-0, where they are whole."""
+    shares: dict[Tensor, list[Share]] = {}
+    for name, parameter in _trained(engine):
+        shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
+        if not by_muon(name, shape):
+            continue
+        if hasattr(parameter, "ds_id"):
+            flat_N, found = (
+                _partition_of(engine, parameter),
+                _of_partition(engine, name, parameter, False),
+            )
+        elif hasattr(parameter, "_hp_mapping"):
+            flat_N, found = _muon_partition(optimizer), _of_group(name, parameter, False)
+        else:
+            return {}
+        nothing = Piece(WEIGHT, name, shape, 0, flat_N.detach()[:0])
+        piece = next(found, nothing)
+        share = share_of(shape, piece.start, piece.values_N, flat_N)
+        shares.setdefault(flat_N, []).append(share)
+    return shares
+
+
+def _partition_of(engine: Any, parameter: Any) -> Tensor:
+    """ZeRO-3: the flat partition that has this rank's part of a parameter."""
+    optimizer = engine.optimizer
+    group, _, _ = optimizer.grad_position[optimizer.get_param_id(parameter)]
+    return optimizer.fp32_partitioned_groups_flat[group]
+
+
+def _muon_partition(optimizer: Muon) -> Tensor:
+    """ZeRO-1 and 2: the one flat partition of Muon's group."""
+    (group,) = (group for group in optimizer.param_groups if group["muon"])
+    (flat_N,) = group["params"]
+    return flat_N
+
+
 def optimizer_steps(engine: Any) -> int:
-    """AdamW's own step count, which its bias correction depends on."""
+    """The optimizer's own step count, which AdamW's bias correction depends on."""
     return step_count(inner_optimizer(engine), _updated_tensors(engine))
 
 
@@ -111,7 +158,10 @@ def prepare(engine: Any) -> None:
             "distributed.offload_optimizer = nvme: checkpoints cannot reach the optimizer's state "
             "there; use cpu or none"
         )
-    make_moments(inner_optimizer(engine), _updated_tensors(engine))
+    optimizer = inner_optimizer(engine)
+    if isinstance(optimizer, Muon):
+        optimizer.shares = _shares(engine, optimizer)
+    make_moments(optimizer, _updated_tensors(engine))
     link = getattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state", None)
     if link is not None:
         link()

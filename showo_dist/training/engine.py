@@ -71,6 +71,10 @@ class Engine(Protocol):
     def optimizer_steps(self) -> int:
         """The optimizer's own step count, which AdamW's bias correction depends on."""
 
+    @property
+    def orthogonalised(self) -> int:
+        """Matrices that Muon has orthogonalised since the engine was built; 0 with AdamW."""
+
     def restore(self, read: Callable[[Piece], Tensor], steps: int) -> None:
         """Fill this rank's weights and moments.
 

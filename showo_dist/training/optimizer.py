@@ -1,6 +1,6 @@
-"""AdamW and the learning rate over time (docs/specification.md, section 8)."""
+"""The optimizer of a run and its learning rate over time (docs/specification.md, section 8)."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -9,8 +9,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_scheduler
 
-from showo_dist.checkpoint.slices import MOMENTS, WEIGHT, Piece
-from showo_dist.config.training import LRSchedulerConfig, OptimizerParams
+from showo_dist.checkpoint.slices import ADAMW_MOMENTS, MOMENTS, WEIGHT, Piece
+from showo_dist.config.training import (
+    LRSchedulerConfig,
+    MuonParams,
+    OptimizerConfig,
+    OptimizerParams,
+)
+from showo_dist.training.muon import MOMENTUM, Muon, by_muon
 
 
 def decays(name: str, parameter: nn.Parameter, rule: str) -> bool:
@@ -27,10 +33,11 @@ def decays(name: str, parameter: nn.Parameter, rule: str) -> bool:
     return parameter.ndim > 1 and "embed_tokens" not in name
 
 
-def parameter_groups(model: nn.Module, params: OptimizerParams) -> list[dict]:
-    """Two groups, with and without decay, in the model's own order."""
-    # Frozen weights of a LoRA run get no optimizer state.
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+Named = list[tuple[str, nn.Parameter]]
+
+
+def parameter_groups(named: Named, params: OptimizerParams) -> list[dict]:
+    """AdamW's two groups, with and without decay, in the model's own order."""
     decayed = [p for name, p in named if decays(name, p, params.no_decay)]
     spared = [p for name, p in named if not decays(name, p, params.no_decay)]
     groups = [
@@ -40,20 +47,64 @@ def parameter_groups(model: nn.Module, params: OptimizerParams) -> list[dict]:
     return [group for group in groups if group["params"]]
 
 
-def build_optimizer(model: nn.Module, params: OptimizerParams, on_host: bool = False) -> Optimizer:
-    """AdamW over what is trained: apex's on a GPU that has it, else torch's, fused.
+def muon_group(parameters: list[nn.Parameter], muon: MuonParams) -> dict:
+    """Muon's one group."""
+    return {
+        "params": parameters,
+        "muon": True,
+        "lr": muon.learning_rate,
+        "momentum": muon.momentum,
+        "weight_decay": muon.weight_decay,
+        "ns_steps": muon.ns_steps,
+        "adjust_lr": muon.adjust_lr,
+    }
+
+
+def build_optimizer(
+    model: nn.Module,
+    config: OptimizerConfig,
+    device: torch.device,
+    bf16: bool,
+    on_host: bool = False,
+) -> Optimizer:
+    """The optimizer of what is trained: Muon with AdamW, or AdamW alone.
+
+    AdamW is apex's on a GPU that has it, else torch's, fused.
 
     Args:
-        model: of the run.
-        params: section ``optimizer.params``.
+        model: of the run; not sharded yet.
+        config: section ``optimizer``.
+        device: of the run.
+        bf16: whether the forward pass computes in it.
         on_host: its state is kept and updated in host memory, which apex cannot do.
+
+    Raises:
+        ValueError: ``optimizer.name`` is muon and no matrix is trained.
     """
-    settings: dict[str, Any] = {
+    # Frozen weights of a LoRA run get no optimizer state.
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    if config.name == "adamw":
+        return _adamw(parameter_groups(named, config.params), config.params, on_host)
+    matrices = [p for name, p in named if by_muon(name, tuple(p.shape))]
+    if not matrices:
+        raise ValueError("optimizer.name = muon: no matrix of a block is trained; use adamw")
+    others = [(name, p) for name, p in named if not by_muon(name, tuple(p.shape))]
+    groups = [{**group, "muon": False} for group in parameter_groups(others, config.params)]
+    groups.append(muon_group(matrices, config.muon))
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    return Muon(groups, device, dtype, fused=True, **_adamw_settings(config.params))
+
+
+def _adamw_settings(params: OptimizerParams) -> dict[str, Any]:
+    return {
         "lr": params.learning_rate,
         "betas": (params.beta1, params.beta2),
         "eps": params.epsilon,
     }
-    groups = parameter_groups(model, params)
+
+
+def _adamw(groups: list[dict], params: OptimizerParams, on_host: bool) -> Optimizer:
+    settings = _adamw_settings(params)
     # apex updates all tensors of a group in few kernels.
     if torch.cuda.is_available() and not on_host:
         try:
@@ -119,17 +170,27 @@ def skip_flagged_steps(optimizer: Optimizer) -> None:
 
 
 def make_moments(optimizer: Optimizer, tensors: Iterable[Tensor]) -> None:
-    """Make the state that AdamW would make at its first step."""
+    """Make the state that the optimizer would make at its first step."""
+    muon = _matrices(optimizer)
     for tensor in tensors:
-        state = {key: torch.zeros_like(tensor) for key in MOMENTS}
+        kinds = (MOMENTUM,) if id(tensor) in muon else ADAMW_MOMENTS
+        state = {key: torch.zeros_like(tensor) for key in kinds}
         if not _counts_per_group(optimizer):
             # A tensor, on the device: the fused kernel increments it there.
             state["step"] = torch.tensor(0.0, device=tensor.device)
         optimizer.state[tensor] = state
 
 
+def _matrices(optimizer: Optimizer) -> set[int]:
+    """The ids of the tensors that Muon updates."""
+    whole = {
+        id(p) for group in optimizer.param_groups if group.get("muon") for p in group["params"]
+    }
+    return whole | {id(tensor) for tensor in getattr(optimizer, "shares", {})}
+
+
 def step_count(optimizer: Optimizer, tensors: list[Tensor]) -> int:
-    """AdamW's own step count, which its bias correction depends on."""
+    """The optimizer's own step count, which its bias correction depends on."""
     if _counts_per_group(optimizer):
         return int(optimizer.param_groups[0].get("step", 0))
     return int(optimizer.state[tensors[0]]["step"])
@@ -150,7 +211,14 @@ def _counts_per_group(optimizer: Optimizer) -> bool:
     return not isinstance(optimizer, torch.optim.AdamW)
 
 
-def replicated(optimizer: Optimizer, name: str, parameter: nn.Parameter, kind: str) -> Piece:
-    """A whole weight or moment, as every rank holds it where nothing is sharded."""
-    whole = parameter if kind == WEIGHT else optimizer.state[parameter][kind]
-    return Piece(kind, name, tuple(parameter.shape), 0, whole.detach().view(-1))
+def kinds_in(state: Mapping[str, Any]) -> list[str]:
+    """The kinds of tensors of a parameter: its weight, and the moments that its optimizer keeps."""
+    return [WEIGHT, *(kind for kind in MOMENTS if kind in state)]
+
+
+def replicated(optimizer: Optimizer, name: str, parameter: nn.Parameter) -> Iterator[Piece]:
+    """A whole weight and its moments, as every rank holds them where nothing is sharded."""
+    state = optimizer.state[parameter]
+    for kind in kinds_in(state):
+        whole = parameter if kind == WEIGHT else state[kind]
+        yield Piece(kind, name, tuple(parameter.shape), 0, whole.detach().view(-1))

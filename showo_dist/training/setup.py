@@ -263,6 +263,20 @@ def check_data_order(
     return f"{change}; positions continue in the new order"
 
 
+def check_optimizer(reader: CheckpointReader | None, config: TrainConfig) -> None:
+    """Compare the optimizer with that of the checkpoint to resume from: moments of one do not fit another.
+
+    Raises:
+        ValueError: it differs.
+    """
+    if reader is not None and reader.state.optimizer != config.optimizer.name:
+        raise ValueError(
+            f"{reader.folder}: optimizer.name is {reader.state.optimizer} in the checkpoint, "
+            f"{config.optimizer.name} now. Keep it, or start in another experiment.output_dir from the "
+            f"weights alone with experiment.init_from={reader.folder}"
+        )
+
+
 def load_text(config: TrainConfig) -> TextEncoder:
     """The text tokenizer, checked against the vocabulary."""
     source = config.text_tokenizer
@@ -298,15 +312,16 @@ def load_encoders(config: TrainConfig, device: torch.device) -> Encoders:
 
 
 def carry_optimizer(engine: Engine, config: TrainConfig) -> None:
-    """Load AdamW's moments and step count from ``experiment.init_from``; new rows start with moment 0.
+    """Load moments and step count from ``experiment.init_from``; new rows start with moment 0.
 
     Raises:
-        ValueError: the source is not a training checkpoint, or holds adapters.
+        ValueError: the source is not a training checkpoint, holds adapters, or had another optimizer.
     """
     source = Path(str(config.experiment.init_from))
     reader = CheckpointReader(source)
     if adapter_record(source):
         raise ValueError(f"experiment.init_optimizer = True: {source} holds LoRA adapters")
+    check_optimizer(reader, config)
     weights = initial_weights(config.model.showo, source, config.training.seed)
 
     def whole(kind: str, name: str) -> Tensor:

@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from showo_dist.checkpoint.slices import KINDS, Piece, even_share
+from showo_dist.checkpoint.slices import Piece, even_share
 from showo_dist.config import TrainConfig
 from showo_dist.models.showo import ShowO
 from showo_dist.runtime.precision import uses_bf16
@@ -123,9 +123,9 @@ class TorchEngine:
 
     def _pieces(self) -> list[Piece]:
         return [
-            replicated(self.optimizer, name, parameter, kind)
+            piece
             for name, parameter in self._named
-            for kind in KINDS
+            for piece in replicated(self.optimizer, name, parameter)
         ]
 
     def owned(self, rank: int, world: int) -> list[Piece]:
@@ -133,6 +133,10 @@ class TorchEngine:
 
     def optimizer_steps(self) -> int:
         return step_count(self.optimizer, self._trained())
+
+    @property
+    def orthogonalised(self) -> int:
+        return getattr(self.optimizer, "orthogonalised", 0)
 
     def restore(self, read: Callable[[Piece], Tensor], steps: int) -> None:
         for piece in self._pieces():
@@ -154,12 +158,13 @@ def build_torch_engine(model: ShowO, config: TrainConfig, device: torch.device) 
     model.to(device)
     if config.model.gradient_checkpointing:
         model.recompute_activations(config.model.gradient_checkpointing_every)
-    optimizer = build_optimizer(model, config.optimizer.params)
+    bf16 = uses_bf16(config.training.mixed_precision, device)
+    optimizer = build_optimizer(model, config.optimizer, device, bf16)
     return TorchEngine(
         model,
         optimizer,
         build_schedule(optimizer, config.lr_scheduler, config.training.max_train_steps),
         micro_steps=config.training.gradient_accumulation_steps,
         max_norm=config.training.max_grad_norm,
-        bf16=uses_bf16(config.training.mixed_precision, device),
+        bf16=bf16,
     )

@@ -39,6 +39,7 @@ from showo_dist.training.nonfinite import NonFiniteSteps
 from showo_dist.training.setup import (
     carry_optimizer,
     check_data_order,
+    check_optimizer,
     data_order,
     flow_specs,
     load_encoders,
@@ -74,6 +75,7 @@ class Trainer:
         self.batch_shape = BatchShape.of(config, ranks.world)
         resume = find_resume(self.run, config.experiment, self.batch_shape, ranks)
         reader = resume.reader
+        check_optimizer(reader, config)
         self.text = load_text(config)
         showo = config.model.showo
         self.vocabulary = self.text.vocabulary(showo.llm_vocab_size, showo.codebook_size)
@@ -88,7 +90,7 @@ class Trainer:
         self.data: dict[str, dict[str, str]] = {}
         self.batches = self._batches(reader, model.feature_width)
         self.engine = build_engine(model, config, ranks.device)
-        self.step = 0
+        self.step, self.updated = 0, False
         if reader is not None:
             self._restore(reader)
         elif config.experiment.init_optimizer:
@@ -241,12 +243,24 @@ class Trainer:
         self.step += 1
         losses = self.stepper(window, self._due(self.config.experiment.log_grad_norm_every))
         meter.add(window, account)
+        if losses.applied:
+            self._check_update()
         self.progress.enter("log")
         self.nonfinite(self.step, losses, self.batches.window_read)
         if self.nonfinite.are_too_many:
             self._end()
             raise self.nonfinite.end(self.step)
         return losses
+
+    def _check_update(self) -> None:
+        """Log once, after the first update, what Muon orthogonalised."""
+        if self.updated:
+            return
+        self.updated = True
+        done = self.engine.orthogonalised
+        if self.config.optimizer.name == "muon":
+            assert done, "optimizer.name = muon, but no matrix was orthogonalised"
+            self.logger.event(f"Muon orthogonalised {done} matrices in the first update")
 
     def _end(self) -> None:
         self.progress.enter("save")
@@ -300,6 +314,7 @@ class Trainer:
             versions=versions(),
             batch=self.batch_shape,
             data=self.data,
+            optimizer=self.config.optimizer.name,
         )
         self.writer.save(self.engine, state)
         return self.step

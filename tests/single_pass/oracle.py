@@ -57,6 +57,7 @@ def train(
     coefficients: dict[str, float] = COEFFICIENTS,
     parts: Seq[Seq[Sequence]] | None = None,
     prepare: Callable[[ShowO], object] = id,
+    optimizers: Callable[[nn.Module], Seq[torch.optim.Optimizer]] = lambda m: [_optimizer(m)],
 ) -> Outcome:
     """Train the tiny model.
 
@@ -66,19 +67,21 @@ def train(
         parts: instead of the global batch: each part's flow means count alike, and a flow that a part
             does not have counts 0 there (the published rule, a part being one rank's micro-batch).
         prepare: called with the new model before anything else.
+        optimizers: of the model, together over all its parameters.
     """
     model = build_tiny()
     prepare(model)
     start = {name: p.detach().clone() for name, p in model.named_parameters()}
-    optimizer = _optimizer(model)
+    updating = optimizers(model)
     totals, norms = [], []
     for step in range(steps):
         of_parts = [flow_means(model, part) for part in parts or [global_batch(seed=step)] if part]
         total = torch.stack([_total(means, coefficients) for means in of_parts]).sum()
         (total / len(parts or [0])).backward()
         norms.append(float(nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM)))
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer in updating:
+            optimizer.step()
+            optimizer.zero_grad()
         totals.append(total.item())
     weights = {name: p.detach() for name, p in model.named_parameters()}
     return Outcome(start, weights, totals, norms, {f: m.item() for f, m in of_parts[-1].items()})

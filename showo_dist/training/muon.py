@@ -1,0 +1,196 @@
+"""Muon for the matrices of the blocks and the projector, AdamW for everything else, in one optimizer.
+
+Muon's update needs whole matrices, but ZeRO 1 to 3 keeps flat partitions of them. Momentum and weights are
+updated where they are; only the direction of a matrix travels: it is summed up on one rank, orthogonalised
+there, and sent back to all, in the format of the iteration, so nothing is lost.
+
+The iteration runs in the number format of the forward pass. torch.optim.Muon always takes bf16, where one
+rounded bit of a gradient changes the update by several per cent: the curve of an fp32 run would depend on
+the number of ranks.
+
+DeepSpeed 0.19.8 has a Muon of its own, which is not used: it measures and clips the gradient's norm after
+the orthogonalisation, orthogonalises with another iteration in another format, and updates by AdamW without
+a word where parameters were made under ``zero.Init``.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from math import prod, sqrt
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.optim import AdamW
+
+MOMENTUM = "momentum_buffer"  # torch.optim.Muon's name
+_NOT_BLOCKS = ("embed_tokens", "lm_head")
+Shape = tuple[int, ...]
+
+
+def by_muon(name: str, shape: Shape) -> bool:
+    """Whether a parameter is a matrix of a block or of the projector; embeddings and head are not."""
+    return len(shape) == 2 and not any(part in name for part in _NOT_BLOCKS)
+
+
+def orthogonalisation_flops(shapes: Iterable[Shape], iterations: int) -> float:
+    """FLOPs of orthogonalising matrices of these shapes once."""
+    sides = ((min(shape), max(shape)) for shape in shapes)
+    # Per iteration: the Gram matrix, its square, and its product with the matrix.
+    return sum(iterations * (4.0 * short**2 * long + 2.0 * short**3) for short, long in sides)
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of a matrix that a flat partition holds.
+
+    Attributes:
+        shape: of the whole matrix.
+        start: index of the first element in the flattened matrix.
+        values_N: the elements of the partition, a view; empty if it holds none of them.
+        offset: index of the first element in the partition.
+    """
+
+    shape: Shape
+    start: int
+    values_N: Tensor
+    offset: int
+
+    def of(self, partition_N: Tensor) -> Tensor:
+        """The same elements of another tensor that is laid out like the partition."""
+        return partition_N[self.offset : self.offset + len(self.values_N)]
+
+    def inside(self, matrix: Tensor) -> Tensor:
+        """The same elements of a whole matrix."""
+        return matrix.view(-1)[self.start : self.start + len(self.values_N)]
+
+
+class Muon(AdamW):
+    """AdamW, with the groups marked ``muon`` updated by Muon.
+
+    Args:
+        groups: parameter groups; those with a true ``muon`` also have ``momentum``, ``ns_steps`` and
+            ``adjust_lr``.
+        device: where matrices are put together, also when the partitions are in host memory.
+        dtype: in which they are orthogonalised and sent.
+        settings: of AdamW.
+
+    Attributes:
+        shares: for each flat partition of Muon's matrices, the matrices in it: the same list in the same
+            order on all ranks. Tensors without an entry are whole matrices.
+        orthogonalised: matrices orthogonalised since the optimizer was made, over all ranks.
+    """
+
+    def __init__(
+        self, groups: list[dict], device: torch.device, dtype: torch.dtype, **settings: Any
+    ) -> None:
+        super().__init__(groups, **settings)
+        self.device, self.dtype = device, dtype
+        self.shares: dict[Tensor, list[Share]] = {}
+        self.orthogonalised = 0
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update every tensor that has a gradient."""
+        groups = self.param_groups
+        for group in groups:
+            if group["muon"]:
+                for tensor in group["params"]:
+                    if tensor.grad is not None:
+                        self._update(tensor, tensor.grad, group)
+        # DeepSpeed calls step with one group at a time, and changes the list itself in the same way.
+        self.param_groups = [group for group in groups if not group["muon"]]
+        try:
+            return super().step(closure)
+        finally:
+            self.param_groups = groups
+
+    def _update(self, tensor: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        state, rate = self.state[tensor], group["lr"]
+        state["step"] += 1
+        momentum = state[MOMENTUM].lerp_(gradient, 1 - group["momentum"])
+        tensor.mul_(1 - rate * group["weight_decay"])
+        shares = self.shares.get(tensor) or [Share(tuple(tensor.shape), 0, tensor.view(-1), 0)]
+        # Nesterov's direction.
+        gradient_N, momentum_N = gradient.view(-1), momentum.view(-1)
+        directions = [
+            share.of(gradient_N).lerp(share.of(momentum_N), group["momentum"]).to(self.dtype)
+            for share in shares
+        ]
+        alone = tensor not in self.shares or dist.get_world_size() == 1
+        apply = self._apply_alone if alone else self._apply_together
+        apply(shares, directions, group)
+        self.orthogonalised += len(shares)
+
+    def _place(self, tensor: Tensor) -> torch.device:
+        """Where to orthogonalise: on the run's device if the tensor is in host memory, else where it is."""
+        return self.device if tensor.device.type == "cpu" else tensor.device
+
+    def _apply_alone(
+        self, shares: Sequence[Share], directions: Sequence[Tensor], group: dict[str, Any]
+    ) -> None:
+        for share, direction_N in zip(shares, directions, strict=True):
+            matrix = direction_N.view(share.shape).to(self._place(direction_N))
+            _subtract(share, orthogonal(matrix, group["ns_steps"]), group)
+
+    def _apply_together(
+        self, shares: Sequence[Share], directions: Sequence[Tensor], group: dict[str, Any]
+    ) -> None:
+        """Matrix k is orthogonalised by rank k mod world; each rank keeps its own matrices meanwhile."""
+        rank, world = dist.get_rank(), dist.get_world_size()
+        mine: dict[int, Tensor] = {}
+        for number, (share, direction_N) in enumerate(zip(shares, directions, strict=True)):
+            matrix = torch.zeros(share.shape, dtype=self.dtype, device=self._place(share.values_N))
+            share.inside(matrix).copy_(direction_N)
+            # Every element comes from one rank; adding the others' zeros changes no bit.
+            dist.reduce(matrix, dst=number % world)
+            if number % world == rank:
+                mine[number] = matrix
+        for number in mine:
+            mine[number] = orthogonal(mine[number], group["ns_steps"])
+        for number, share in enumerate(shares):
+            update = mine.pop(number, None)
+            if update is None:
+                update = torch.empty(
+                    share.shape, dtype=self.dtype, device=self._place(share.values_N)
+                )
+            dist.broadcast(update, src=number % world)
+            _subtract(share, update, group)
+
+
+def orthogonal(matrix: Tensor, iterations: int) -> Tensor:
+    """Newton-Schulz iteration towards the nearest orthogonal matrix, as torch.optim.Muon does it in bf16.
+
+    Args:
+        matrix: of any float format, which is that of the result.
+        iterations: 5 bring singular values between 0.7 and 1.2.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    tall = matrix.size(0) > matrix.size(1)
+    x = matrix.T if tall else matrix
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(iterations):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.T if tall else x).contiguous()
+
+
+def rate_factor(shape: Shape, rule: str) -> float:
+    """Factor of the learning rate of a matrix; see ``optimizer.muon.adjust_lr``."""
+    rows, columns = shape
+    if rule == "match_rms_adamw":
+        return 0.2 * sqrt(max(rows, columns))
+    return sqrt(max(1.0, rows / columns))
+
+
+def _subtract(share: Share, update: Tensor, group: dict[str, Any]) -> None:
+    """Move this rank's part of a matrix along its orthogonalised update."""
+    rate = group["lr"] * rate_factor(share.shape, group["adjust_lr"])
+    share.values_N.add_(share.inside(update).to(share.values_N.device), alpha=-rate)
+
+
+def share_of(shape: Shape, start: int, values_N: Tensor, partition_N: Tensor) -> Share:
+    """The share that a view of a partition's memory is."""
+    assert start + len(values_N) <= prod(shape)
+    offset = values_N.storage_offset() - partition_N.storage_offset()
+    return Share(shape, start, values_N, int(offset))
