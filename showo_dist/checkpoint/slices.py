@@ -157,15 +157,18 @@ class TensorIndex:
         path = folder / TENSORS
         if not path.is_file():
             raise ValueError(f"{folder}: not a checkpoint to resume from ({TENSORS} is missing)")
-        content = json.loads(path.read_text())
-        if content["format"] != FORMAT:
-            raise ValueError(f"{path}: format {content['format']}, expected {FORMAT}")
-        return cls(
-            {
-                kind: {name: _stored(value) for name, value in named.items()}
-                for kind, named in content["tensors"].items()
+        try:
+            content = json.loads(path.read_bytes())
+            found, stored = content["format"], content["tensors"]
+            tensors = {
+                kind: {name: _stored(value) for name, value in stored[kind].items()}
+                for kind in KINDS
             }
-        )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path}: damaged ({type(error).__name__}: {error})") from None
+        if found != FORMAT:
+            raise ValueError(f"{path}: format {found}, expected {FORMAT}")
+        return cls(tensors)
 
 
 def _stored(value: dict) -> StoredTensor:
