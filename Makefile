@@ -2,6 +2,7 @@
 # make check            lint, types and the fast tests, in about two minutes on two cores
 # make test             lint, types and all tests that this machine can run, in about 20 minutes
 # make test-gpu         the tests that need a GPU
+# make test-fuzz        100,000 random damages; a later call resumes; rm runs/fuzz.json starts again
 # make test-chaos       runs of which ranks, or data workers, are killed a hundred times
 # make test-muon        Muon on every engine and number of ranks, in about four minutes
 # make test-cluster     rehearsed hosts (root and the packages of docs/launchers/rehearse.md)
@@ -17,7 +18,7 @@ BIN := .venv/bin
 FAST := $(addprefix tests/, house config sequences kernels parity data)
 SLOWER := $(addprefix --ignore=tests/kernels/test_, attention.py compiled.py native.py)
 
-.PHONY: train check test test-gpu test-chaos test-muon test-cluster test-cluster48 lint format clean
+.PHONY: train check test test-gpu test-fuzz test-chaos test-muon test-cluster test-cluster48 lint format clean
 
 train: .venv/ready
 	$(BIN)/showo-dist mini
@@ -31,6 +32,9 @@ test: lint
 # Installs nothing, so it also runs on a bare CUDA image with its own python.
 test-gpu:
 	benchmarks/gpu_suite.sh --tests
+
+test-fuzz: .venv/ready
+	$(BIN)/python tests/fuzz.py
 
 test-chaos: .venv/ready
 	$(BIN)/python -m pytest tests -m chaos

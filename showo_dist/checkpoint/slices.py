@@ -158,17 +158,19 @@ class TensorIndex:
         path = folder / TENSORS
         if not path.is_file():
             raise ValueError(f"{folder}: not a checkpoint to resume from ({TENSORS} is missing)")
-        content = json.loads(path.read_text())
-        if content["format"] != FORMAT:
-            raise ValueError(f"{path}: format {content['format']}, expected {FORMAT}")
-        found = content["tensors"]
-        # Kinds that a version did not know are absent from its files.
-        return cls(
-            {
-                kind: {name: _stored(value) for name, value in found.get(kind, {}).items()}
+        try:
+            content = json.loads(path.read_bytes())
+            found, stored = content["format"], content["tensors"]
+            # Kinds that a version did not know are absent from its files.
+            tensors = {
+                kind: {name: _stored(value) for name, value in stored.get(kind, {}).items()}
                 for kind in KINDS
             }
-        )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path}: damaged ({type(error).__name__}: {error})") from None
+        if found != FORMAT:
+            raise ValueError(f"{path}: format {found}, expected {FORMAT}")
+        return cls(tensors)
 
 
 def _stored(value: dict) -> StoredTensor:

@@ -102,14 +102,14 @@ class RunState:
         Raises:
             ValueError: it was written by another version.
         """
-        values = json.loads((folder / STATE).read_text())
-        values.pop("counters", None)  # version 0.1.0 wrote them, nothing read them
         try:
+            values = json.loads((folder / STATE).read_bytes())
+            values.pop("counters", None)  # version 0.1.0 wrote them, nothing read them
             return cls(**{**values, "batch": BatchShape(**values["batch"])})
-        except (KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError):
             raise ValueError(
-                f"{folder / STATE}: of another version of showo_dist; its weights can start a run: "
-                f"experiment.init_from={folder}"
+                f"{folder / STATE}: missing, damaged or of another version of showo_dist; its "
+                f"weights can start a run: experiment.init_from={folder}"
             ) from None
 
 

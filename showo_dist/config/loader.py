@@ -38,7 +38,8 @@ def read_file(path: str | Path, inherited_by: tuple[Path, ...] = ()) -> list[Dic
     if file.resolve() in inherited_by:
         raise ValueError(f"{file}: inherits from itself through {BASE_KEY}")
     content = _parse_file(file)
-    named = content.pop(BASE_KEY, None) or []
+    named = content.pop(BASE_KEY, None)
+    named = [] if named is None else named
     bases = [named] if isinstance(named, str) else named
     if not isinstance(bases, Sequence) or not all(isinstance(base, str) for base in bases):
         raise ValueError(f"{file}: {BASE_KEY} = {named!r}: expected a file or a list of files")

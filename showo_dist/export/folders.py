@@ -17,7 +17,6 @@ from showo_dist.checkpoint.folders import MANIFEST, TENSORS, FileEntry, manifest
 from showo_dist.checkpoint.parts import Part, write_part
 from showo_dist.checkpoint.slices import WEIGHT, Piece, TensorIndex
 from showo_dist.checkpoint.state import STATE, BatchShape, RunState, versions
-from showo_dist.models.showo import empty_model
 from showo_dist.models.weights.folder import (
     CONFIG_NAME,
     INDEX_NAME,
@@ -29,7 +28,7 @@ from showo_dist.models.weights.folder import (
     local_folder,
     read_json,
 )
-from showo_dist.models.weights.pretrained import config_json, read_config
+from showo_dist.models.weights.pretrained import config_json, described_model, read_config
 from showo_dist.models.weights.sources import (
     LORA_KEY,
     Weights,
@@ -66,13 +65,13 @@ def export(
 
     Raises:
         FileNotFoundError, ValueError: the source cannot be read or is damaged, ``out`` exists, or there are
-            adapters and ``merge_lora`` is false.
+            adapters and ``merge_lora`` is false, or a weight is too large for ``dtype``.
     """
     _refuse_existing(out)
     folder = local_folder(source)
     if adapter_record(folder) and not merge_lora:
         raise ValueError(f"{folder}: holds LoRA adapters; add --merge-lora to merge and export")
-    expected = empty_model(read_config(folder)).state_dict()
+    expected = described_model(folder).state_dict()
     weights = open_weights(folder)
     check_fit(folder, expected, weights.meta)
     with folder_aside(out) as aside:
@@ -84,8 +83,21 @@ def export(
         writer = TorchWriter(inner) if layout == "showo" else SafetensorsWriter(inner, shard_bytes)
         for name in track(expected):
             tensor = weights.read(name)
-            writer.add(name, tensor.to(DTYPES[dtype]) if dtype else tensor)
+            writer.add(name, _converted(folder, name, tensor, dtype) if dtype else tensor)
         writer.close()
+
+
+def _converted(folder: Path, name: str, tensor: Tensor, dtype: str) -> Tensor:
+    """Convert a tensor to a key of :data:`DTYPES`; a finite value must stay finite."""
+    converted = tensor.to(DTYPES[dtype])
+    if torch.any(torch.isfinite(tensor) & ~torch.isfinite(converted)):
+        largest = tensor[torch.isfinite(tensor)].abs().max().item()
+        others = "bf16 or fp32" if dtype == "fp16" else "fp32"
+        raise ValueError(
+            f"--dtype {dtype}: {name} of {folder} holds {largest:g}, more than "
+            f"{torch.finfo(DTYPES[dtype]).max:g}; use --dtype {others}"
+        )
+    return converted
 
 
 def _refuse_existing(out: Path) -> None:
@@ -127,7 +139,7 @@ def import_model(
     if adapter_record(folder):
         raise ValueError(f"{folder}: holds LoRA adapters; export it with --merge-lora first")
     showo = read_config(folder)
-    model = empty_model(showo)
+    model = described_model(folder)
     weights = open_weights(folder)
     check_fit(folder, model.state_dict(), weights.meta)
     # A part's file name holds the number of parts, so the grouping is known before the first one is written.

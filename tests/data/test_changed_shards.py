@@ -109,7 +109,7 @@ def test_an_index_of_an_older_version_is_built_anew(
 ) -> None:
     shard = _write(tmp_path / "a.tar", OLD)
     data = index_path(shard).read_bytes()
-    index_path(shard).write_bytes(data.replace(b'\\"version\\": 3', b'\\"version\\": 2'))
+    index_path(shard).write_bytes(data.replace(b'\\"version\\": 4', b'\\"version\\": 3'))
     assert index_path(shard).read_bytes() != data
     modified = os.stat(shard).st_mtime_ns
     os.utime(index_path(shard), ns=(modified, modified))

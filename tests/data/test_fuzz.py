@@ -1,8 +1,4 @@
-"""Random damages of shards and of their members: each sample is good, or skipped with a reason of its own.
-
-Case n is the same in every run. ``SHOWO_FUZZ=100000`` runs that many cases, ``SHOWO_FUZZ_FIRST`` is the
-first, to continue behind an earlier run.
-"""
+"""Random damages of shards, members and indices: each sample is good, or skipped with a reason of its own."""
 
 import io
 import json
@@ -21,18 +17,14 @@ from PIL import Image
 from showo_data import FlowSpec, Sample, Skipped, Source, vq_transform
 from showo_data.members import CODES, CONDITION, FEATURES, Encoded, Fit
 from showo_data.samples import UNEXPECTED, Kind
-from showo_data.shards import write_shard
+from showo_data.shards import index_path, write_shard
+from tests.damages import PARTS, RANDOM, cases, damaged, digits, tar_field, words
 
-CASES = int(os.environ.get("SHOWO_FUZZ", "1000"))
-FIRST = int(os.environ.get("SHOWO_FUZZ_FIRST", "0"))
-GROUPS = max(10, CASES // 100)  # tests among which the cases are divided, each with a time limit
 FITS: dict[Encoded, Fit] = {
     CODES: Fit((16,), 64),
     CONDITION: Fit((4,), 64),
     FEATURES: Fit((3, 2)),
 }
-# Numbers that readers of untrusted data have believed.
-NUMBERS = [0, 1, 255, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**63]
 FLOWS: list[tuple[Kind, tuple[Encoded, ...]]] = [
     ("caption", (CODES,)),
     ("conversation", (FEATURES,)),
@@ -74,96 +66,6 @@ def _spec(shard: Path, kind: Kind, encoded: tuple[Encoded, ...]) -> FlowSpec:
     return FlowSpec(flow="f", kind=kind, urls=(str(shard),), encoded=encoded, fits=FITS, **options)
 
 
-def _flip(data: bytearray, rng: random.Random) -> None:
-    for _ in range(rng.choice([1, 1, 2, 8, 64])):
-        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-
-
-def _cut(data: bytearray, rng: random.Random) -> None:
-    del data[rng.randrange(len(data)) :]
-
-
-def _remove(data: bytearray, rng: random.Random) -> None:
-    start = rng.randrange(len(data))
-    del data[start : start + rng.choice([1, 7, 512])]
-
-
-def _insert(data: bytearray, rng: random.Random) -> None:
-    start = rng.randrange(len(data) + 1)
-    data[start:start] = rng.choice([bytes(512), rng.randbytes(rng.randrange(1, 600)), b"\xff"])
-
-
-def _erase(data: bytearray, rng: random.Random) -> None:
-    start = rng.randrange(len(data))
-    end = min(len(data), start + rng.choice([4, 100, 512]))
-    data[start:end] = rng.choice([b"\0", b"\xff"]) * (end - start)
-
-
-def _repeat(data: bytearray, rng: random.Random) -> None:
-    start = rng.randrange(len(data))
-    data[start:start] = data[start : start + rng.choice([4, 512, 2048])]
-
-
-def _number(data: bytearray, rng: random.Random) -> None:
-    """Put a number that is too large somewhere, in binary or in digits."""
-    number, start = rng.choice(NUMBERS), rng.randrange(len(data))
-    size, order = rng.choice([2, 4, 8]), rng.choice(["little", "big"])
-    binary = (number % 2 ** (8 * size)).to_bytes(size, order)  # type: ignore[arg-type]
-    data[start : start + size] = rng.choice([binary, str(number).encode()])
-
-
-def _digits(data: bytearray, rng: random.Random) -> None:
-    """Replace a number in digits, in a header or JSON."""
-    found = list(re.finditer(rb"\d+", data))
-    if found:
-        match = rng.choice(found)
-        value = rng.choice([b"-1", b"9" * 5000, b"1e999", str(rng.choice(NUMBERS)).encode()])
-        data[match.start() : match.end()] = value
-
-
-def _words(data: bytearray, rng: random.Random) -> None:
-    """Replace a text in quotes by something else that JSON or NumPy's header may hold."""
-    found = list(re.finditer(rb"(['\"])[^'\"]*\1", data))
-    values = [b"null", b'""', b'" "', b'"\\ud800"', b"[]", b"{}", b"7", b"true", b"'|O'", b"'<f8'"]
-    if found:
-        match = rng.choice(found)
-        data[match.start() : match.end()] = rng.choice([*values, b"[" * 10_000])
-
-
-def _tar_field(data: bytearray, rng: random.Random) -> None:
-    """Replace a field of a tar header, and make its checksum right again."""
-    fields = [(0, 100), (100, 8), (124, 12), (136, 12), (156, 1), (157, 100), (257, 8), (345, 155)]
-    start = rng.randrange(max(1, len(data) // 512)) * 512
-    offset, size = rng.choice(fields)
-    values = [
-        b"\x80" + rng.choice(NUMBERS).to_bytes(size, "big")[1:] if size > 8 else b"\xff" * size,
-        b"\xff" * size,
-        b"7" * size,
-        b"-0000001",
-        b"0" * size,
-        rng.choice([b"x", b"g", b"L", b"K", b"S", b"1", b"2", b"5", b"\0", b"V", b"9"]),
-        b"../" * 40,
-        rng.randbytes(size),
-    ]
-    value = rng.choice(values)[:size]
-    data[start + offset : start + offset + len(value)] = value
-    header = bytes(data[start : start + 512])
-    if len(header) == 512:
-        checksum = sum(header[:148]) + sum(header[156:]) + 8 * 32
-        data[start + 148 : start + 156] = b"%06o\0 " % checksum
-
-
-RANDOM = [_flip, _flip, _cut, _remove, _insert, _erase, _repeat, _number]
-
-
-def _damaged(data: bytes, rng: random.Random, ways: list[Any]) -> bytes:
-    changed = bytearray(data)
-    for _ in range(rng.choice([1, 1, 1, 2, 4])):
-        if changed:
-            rng.choice(ways)(changed, rng)
-    return bytes(changed)
-
-
 def _items(spec: FlowSpec) -> Iterator[Sample | Skipped]:
     """All samples; none if the shard is refused, which is one line that names it."""
     try:
@@ -192,21 +94,17 @@ def _check(spec: FlowSpec, case: int) -> None:
         assert item.features_SC is None or item.features_SC.shape == (3, 2)
 
 
-def _group(group: int) -> range:
-    return range(FIRST + group, FIRST + CASES, GROUPS)
-
-
-@pytest.mark.parametrize("group", range(GROUPS))
-def test_damaged_members(tmp_path: Path, group: int) -> None:
+@pytest.mark.parametrize("part", range(PARTS))
+def test_damaged_members(tmp_path: Path, part: int) -> None:
     """Samples of which one member is damaged, in shards of 50."""
-    cases, shard = list(_group(group)), tmp_path / "a.tar"
-    for start in range(0, len(cases), 50):
-        part, samples = cases[start : start + 50], []
-        for case in part:
+    numbers, shard = list(cases(part)), tmp_path / "a.tar"
+    for start in range(0, len(numbers), 50):
+        chunk, samples = numbers[start : start + 50], []
+        for case in chunk:
             rng = random.Random(f"member/{case}")
             members = dict(_members())
             name = rng.choice(list(members))
-            members[name] = _damaged(members[name], rng, [*RANDOM, _digits, _words])
+            members[name] = damaged(members[name], rng, [*RANDOM, digits, words])
             # Of several images, the first is read.
             for other in {"jpg", "png", "webp"} - {name if name in ("png", "webp") else "jpg"}:
                 del members[other]
@@ -217,22 +115,49 @@ def test_damaged_members(tmp_path: Path, group: int) -> None:
         write_shard(shard, samples)
         for kind, encoded in FLOWS:
             source = Source(_spec(shard, kind, encoded))
-            for position, case in enumerate(part):
+            for position, case in enumerate(chunk):
                 item = source[position]
                 assert not isinstance(item, Skipped) or item.reason != UNEXPECTED, (case, item)
-            _check(_spec(shard, kind, encoded), part[0])
+            _check(_spec(shard, kind, encoded), chunk[0])
 
 
-@pytest.mark.parametrize("group", range(GROUPS))
-def test_damaged_shards(tmp_path: Path, group: int) -> None:
+@pytest.mark.parametrize("part", range(PARTS))
+def test_damaged_shards(tmp_path: Path, part: int) -> None:
     """Shards of three samples that are damaged anywhere, or in the fields of their headers."""
     chosen = {name: _members()[name] for name in ("png", "txt", "json", CODES)}
     write_shard(tmp_path / "good.tar", [{"__key__": f"k{i}", **chosen} for i in range(3)])
     good = (tmp_path / "good.tar").read_bytes()
-    for case in _group(group):
+    for case in cases(part):
         rng = random.Random(f"shard/{case}")
         shard = tmp_path / f"{case}.tar"
-        shard.write_bytes(_damaged(good, rng, [*RANDOM, _tar_field, _tar_field, _tar_field]))
+        shard.write_bytes(damaged(good, rng, [*RANDOM, tar_field, tar_field, tar_field]))
         _check(_spec(shard, *rng.choice(FLOWS)), case)
         for path in tmp_path.glob(f"{case}.tar*"):
             path.unlink()
+
+
+def _content(item: Sample | Skipped) -> tuple[Any, ...]:
+    assert isinstance(item, Sample)
+    return item.key, item.text, item.conversation, str(item.codes_N), str(item.features_SC)
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_damaged_indices(tmp_path: Path, part: int) -> None:
+    """Shards with a damaged index: each sample is as without the damage, or the index is refused."""
+    shard, kept = tmp_path / "a.tar", dict(_members())
+    for other in ("png", "webp"):
+        del kept[other]
+    write_shard(shard, [{"__key__": f"k{i}", **kept, "txt": f"text {i}"} for i in range(3)])
+    index, modified = index_path(str(shard)), shard.stat().st_mtime_ns
+    good = index.read_bytes()
+    wanted = {flow: [_content(item) for item in _items(_spec(shard, *flow))] for flow in FLOWS}
+    for case in cases(part):
+        rng = random.Random(f"index/{case}")
+        index.write_bytes(damaged(good, rng, [*RANDOM, digits, words]))
+        os.utime(index, ns=(modified, modified))
+        flow = rng.choice(FLOWS)
+        for item, content in zip(_items(_spec(shard, *flow)), wanted[flow], strict=False):
+            if isinstance(item, Skipped):
+                assert item.reason == "broken-index", (case, item)
+            else:
+                assert _content(item) == content, case

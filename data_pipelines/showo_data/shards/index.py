@@ -42,7 +42,7 @@ from showo_data.shards.tables import BLOCK, DAMAGED, ShardTable, scan
 
 log = logging.getLogger(__name__)
 
-_VERSION = 3
+_VERSION = 4
 _MTIME = 0.0  # of the files in a shard: fixed, so that equal samples give equal bytes
 _METADATA = "shard"  # the entry of the file's metadata, as JSON
 _ENDING = ".index.safetensors"
@@ -133,14 +133,30 @@ class Indexed(NamedTuple):
 
 
 def load_indexed(shard: str, storage: Storage) -> Indexed:
-    """Read the whole index of a shard; raises as :func:`load_table`."""
+    """Read the whole index of a shard.
+
+    Raises:
+        UnreadableShardError: as :func:`load_table`; "broken-index": the index itself was damaged.
+    """
     found = _find(shard, storage)
     if found is None:
         raise UnreadableShardError(
             "changed-shard", f"{shard}: it has changed since it was indexed, or has no index"
         )
     path, known = found
-    arrays = _arrays(path)
+    try:
+        arrays = _arrays(path)
+        broken = _checksum(arrays) != known["arrays"]
+    except (
+        SafetensorError,
+        TypeError,
+        ValueError,
+    ):  # a dtype that is none, a shape that does not fit
+        broken = True
+    if broken:
+        raise UnreadableShardError(
+            "broken-index", f"{shard}: its index {path} is damaged; delete it, and it is built anew"
+        )
     table = ShardTable(extensions=tuple(known["extensions"]), **arrays)
     state = RemoteState(known["size"], known.get("etag", ""))
     return Indexed(_header(shard, known), table, state)
@@ -216,7 +232,8 @@ def _write(
 ) -> None:
     """Write the index beside the shard, or into the cache folder if that is not possible."""
     # One metadata entry: safetensors writes several in any order, and equal shards must have equal indices.
-    index = save(arrays, {_METADATA: json.dumps(known)})
+    whole = known | {"arrays": _checksum(arrays)}
+    index = save(arrays, {_METADATA: json.dumps(whole | {"check": _check(whole)})})
     if not scheme(shard):
         # A read-only folder, a file name that gets too long, or a file system that keeps no times.
         with suppress(OSError):
@@ -335,6 +352,21 @@ def _arrays(path: Path) -> dict[str, Any]:
         return {name: stored.get_tensor(name) for name in _ARRAYS}
 
 
+def _checksum(arrays: Mapping[str, Any]) -> int:
+    """Return the CRC-32 of names, dtypes and values of the arrays of an index."""
+    check = 0
+    for name in _ARRAYS:
+        check = zlib.crc32(f"{name}{arrays[name].dtype.str}".encode(), check)
+        check = zlib.crc32(arrays[name].tobytes(), check)
+    return check
+
+
+def _check(known: Mapping[str, Any]) -> int:
+    """Return the CRC-32 of the metadata of an index."""
+    rest = {key: value for key, value in known.items() if key != "check"}
+    return zlib.crc32(json.dumps(rest).encode())
+
+
 def _same_ends(shard: str, known: dict[str, Any]) -> bool:
     """Whether the first and the last header of a local shard are those that were indexed."""
     with open(shard, "rb", buffering=0) as stream:
@@ -367,7 +399,8 @@ def _read(path: Path) -> dict[str, Any] | None:
         offsets = [int(offset) - BLOCK for offset, check in known["ends"] if int(check) >= 0]
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         return None
-    return None if missing or known["version"] != _VERSION or min(offsets, default=0) < 0 else known
+    wrong = known["version"] != _VERSION or known.get("check") != _check(known)
+    return None if missing or wrong or min(offsets, default=0) < 0 else known
 
 
 def _header(shard: str, known: dict[str, Any]) -> ShardHeader:

@@ -3,13 +3,12 @@
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 CONFIG_NAME = "config.json"
@@ -21,7 +20,6 @@ WRAPPER_PREFIXES = ("module.", "model.", "_orig_mod.")
 UNWRAPPED = "unwrapped_model"  # subfolder that the published training code writes
 
 _WEIGHT_NAMES = (SAFETENSORS_NAME, INDEX_NAME, TORCH_NAME)
-_UNREADABLE = (SafetensorError, UnpicklingError, RuntimeError, EOFError, ValueError)
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -90,13 +88,19 @@ def weight_files(folder: Path) -> list[Path]:
     if (folder / INDEX_NAME).is_file():
         # Each shard once, in a fixed order.
         shards = read_json(folder / INDEX_NAME).get("weight_map")
-        if not isinstance(shards, dict) or not all(type(v) is str for v in shards.values()):
-            raise ValueError(f"{folder / INDEX_NAME}: weight_map is not an object of file names")
+        if not isinstance(shards, dict) or not all(map(_is_shard, shards.values())):
+            raise ValueError(
+                f"{folder / INDEX_NAME}: weight_map is not an object of names of safetensors files"
+            )
         names = set(shards.values())
         return [folder / name for name in sorted(names)]
     if (folder / TORCH_NAME).is_file():
         return [folder / TORCH_NAME]
     raise FileNotFoundError(f"{folder}: none of {', '.join(_WEIGHT_NAMES)} is there")
+
+
+def _is_shard(name: object) -> bool:
+    return isinstance(name, str) and Path(name).name == name and name.endswith(".safetensors")
 
 
 class FolderWeights:
@@ -122,7 +126,9 @@ class FolderWeights:
                 self._open(path)
             except FileNotFoundError:
                 raise FileNotFoundError(f"{path}: missing, {INDEX_NAME} names it") from None
-            except _UNREADABLE as error:
+            except OSError:  # of the disk, not of the file
+                raise
+            except Exception as error:  # the libraries raise unrelated types on broken files
                 raise _cannot_be_read(path, error) from error
 
     def _open(self, path: Path) -> None:
@@ -148,7 +154,9 @@ class FolderWeights:
         path, get = self._holders[name]
         try:
             return get(name)
-        except _UNREADABLE as error:
+        except OSError:
+            raise
+        except Exception as error:
             raise _cannot_be_read(path, error) from error
 
 
@@ -175,6 +183,10 @@ def _check_flat(state: Any) -> None:
             raise ValueError(
                 f"its weights are inside the entry {name!r}: save that entry alone, "
                 f"torch.save(torch.load(file)[{name!r}], file)"
+            )
+        if isinstance(value, Tensor) and value.layout != torch.strided:
+            raise ValueError(
+                f"{name!r} is stored as {value.layout}: save it dense, with to_dense()"
             )
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise ValueError(
@@ -210,19 +222,24 @@ def check_prefix(folder: Path, names: Iterable[str], is_known: Callable[[str], b
 
 
 def check_fit(folder: Path, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    """Compare names and shapes.
+    """Compare names, shapes, and that weights are real numbers.
 
     Raises:
         ValueError: the weights do not fit; the first few are named.
     """
     check_prefix(folder, found, lambda name: name in expected)
-    # All three kinds of misfit in one message, but only the first few names.
+    # All kinds of misfit in one message, but only the first few names.
     problems = [f"{name} is missing" for name in expected if name not in found]
     problems += [f"{name} is not known" for name in found if name not in expected]
     problems += [
         f"{name} is {list(found[name].shape)}, the config asks for {list(tensor.shape)}"
         for name, tensor in expected.items()
         if name in found and found[name].shape != tensor.shape
+    ]
+    problems += [
+        f"{name} is {str(found[name].dtype).removeprefix('torch.')}, not floating point"
+        for name, tensor in expected.items()
+        if name in found and tensor.is_floating_point() and not found[name].is_floating_point()
     ]
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""

@@ -67,7 +67,7 @@ def load_showo(
     """
     folder = local_folder(source)
     backend, _ = select_backend(attention, device, torch.float32)
-    model = empty_model(read_config(folder), backend)
+    model = described_model(folder, backend)
     weights = open_weights(folder)
     check_fit(folder, model.state_dict(), weights.meta)
     materialise(model, weights.read)
@@ -95,6 +95,24 @@ def read_config(folder: Path) -> ShowoConfig:
         if key in values and not _has_type(values[key], hint):
             raise ValueError(f"{path}: {key} = {values[key]!r}: expected {describe(hint)}")
     return ShowoConfig(**{key: values[key] for key in fields_of(ShowoConfig) if key in values})
+
+
+def described_model(folder: Path, attention: str = "sdpa") -> ShowO:
+    """Build the model that ``config.json`` describes, on the meta device.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`read_config`, or its sizes cannot be those of a model.
+    """
+    showo = read_config(folder)
+    try:
+        return empty_model(showo, attention)
+    except OSError:  # of the disk or the hub, where llm_model_path is read
+        raise
+    except Exception as error:  # transformers and torch raise unrelated types on impossible sizes
+        path, reason = inner_folder(folder) / CONFIG_NAME, " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"{path}: gives no model ({type(error).__name__}: {reason}); check its sizes and llm_config"
+        ) from error
 
 
 def _has_type(value: Any, hint: Any) -> bool:

@@ -131,8 +131,23 @@ def check_base(record: dict[str, Any], found: str, folder: Path) -> None:
 
 
 def adapter_record(folder: Path) -> dict[str, Any] | None:
-    """What a folder's ``config.json`` says about adapters; None for a folder of whole weights."""
-    return read_json(inner_folder(folder) / CONFIG_NAME).get(LORA_KEY)
+    """Read the entry of a folder's ``config.json`` about adapters; None for a folder of whole weights.
+
+    Raises:
+        FileNotFoundError, ValueError: the file is missing, or it or the entry is malformed.
+    """
+    path = inner_folder(folder) / CONFIG_NAME
+    record = read_json(path).get(LORA_KEY)
+    if record is None:
+        return None
+    entry = record if isinstance(record, dict) else {}
+    numbers = type(entry.get("rank")) is int and type(entry.get("alpha")) in (int, float)
+    texts = all(isinstance(entry.get(key), str) for key in ("base", "base_sha256"))
+    if not (numbers and texts and entry["rank"] > 0):
+        raise ValueError(
+            f"{path}: {LORA_KEY} = {record!r:.80}: expected the rank, alpha, base and base_sha256 of adapters"
+        )
+    return entry
 
 
 def open_weights(folder: Path, check: bool = True) -> Weights:
