@@ -9,7 +9,7 @@ from deepspeed.utils import safe_get_full_optimizer_state
 from torch import Tensor
 
 from showo_dist.checkpoint import BatchShape, CheckpointReader, RunState
-from showo_dist.checkpoint.slices import MOMENTS
+from showo_dist.checkpoint.slices import ADAMW_MOMENTS
 from showo_dist.checkpoint.writer import CheckpointWriter
 from showo_dist.config.experiment import ExperimentConfig
 from showo_dist.models.weights.sources import CheckpointWeights
@@ -86,10 +86,10 @@ class TinyRun:
 
     def gathered(self) -> dict[str, Named]:
         """Whole weights and moments by kind and name."""
-        kinds: dict[str, Named] = {"weight": {}, **{kind: {} for kind in MOMENTS}}
+        kinds: dict[str, Named] = {"weight": {}, **{kind: {} for kind in ADAMW_MOMENTS}}
         for name, parameter in self.engine.module.named_parameters():
             kinds["weight"][name] = whole_weight(parameter).clone()
-            for kind in MOMENTS:
+            for kind in ADAMW_MOMENTS:
                 full = safe_get_full_optimizer_state(parameter, kind)
                 if full is None:
                     full = self.engine.raw.optimizer.state[parameter][kind]

@@ -47,6 +47,8 @@ SETTINGS = {
     "zero-3-checkpointing": setting(3, CHECKPOINTING),
     "zero-2-bf16": setting(2, bits="bf16"),
     "zero-2-wide": setting(2, "training.batch_size_t2i=6"),
+    "zero-0-muon": setting(0, "optimizer.name=muon"),
+    "zero-2-muon": setting(2, "optimizer.name=muon"),
 }
 
 
