@@ -91,7 +91,9 @@ def nearest(schema: type, key: str) -> str:
     known = known_keys(schema)
     leaf = key.rpartition(".")[2]
     same_leaf = [candidate for candidate in known if candidate.rpartition(".")[2] == leaf]
-    return difflib.get_close_matches(key, same_leaf or known, n=1, cutoff=0.0)[0]
+    # A misspelt key resembles one closely; a misplaced one has its name, in the first section that knows it.
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.9)
+    return (close or same_leaf or difflib.get_close_matches(key, known, n=1, cutoff=0.0))[0]
 
 
 def _is_mapping(hint: Any) -> bool:

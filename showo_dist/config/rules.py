@@ -367,6 +367,19 @@ def offload_fits_the_stage(config: TrainConfig) -> Iterator[str]:
         yield "distributed.offload_path is null: nvme needs a folder on the disk to use"
 
 
+def apex_counts_steps_rightly(config: TrainConfig) -> Iterator[str]:
+    """apex keeps one step count per group, which ZeRO-3 steps once for each of its parts."""
+    if config.optimizer.params.implementation != "apex":
+        return
+    key = "optimizer.params.implementation = apex"
+    if config.optimizer.name == "muon":
+        yield f"{key}: optimizer.name=muon uses torch's kernels; set torch"
+    if config.distributed.zero_stage == 3:
+        yield f"{key}: counts steps wrongly with distributed.zero_stage=3; set torch"
+    if config.distributed.offload_optimizer != "none":
+        yield f"{key}: cannot update in host memory (distributed.offload_optimizer); set torch"
+
+
 def torch_engine_has_no_deepspeed_settings(config: TrainConfig) -> Iterator[str]:
     """The torch engine shards and offloads nothing."""
     distributed = config.distributed
@@ -403,5 +416,6 @@ RULES: tuple[Rule, ...] = (
     adapted_layers_exist,
     moments_have_a_source,
     offload_fits_the_stage,
+    apex_counts_steps_rightly,
     torch_engine_has_no_deepspeed_settings,
 )

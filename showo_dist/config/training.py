@@ -27,6 +27,9 @@ class OptimizerParams:
     no_decay: Literal["published", "standard"] = "published"
     """Parameters without weight decay: `published` biases alone, `standard` also norms and
     embeddings."""
+    implementation: Literal["torch", "apex"] = "torch"
+    """AdamW's kernels: torch's fused ones, or those of NVIDIA's apex, which has to be installed on every host
+    with a GPU; apex needs `distributed.zero_stage` 0 to 2 and no offload."""
 
 
 @dataclass(kw_only=True)
@@ -40,7 +43,7 @@ class MuonParams:
     weight_decay: Annotated[float, AT_LEAST_ZERO] = 0.01
     """Decoupled weight decay of the matrices, 0 or more; multiplied by the learning rate."""
     ns_steps: Annotated[int, AT_LEAST_ONE] = 5
-    """Newton-Schulz iterations that orthogonalise an update, in bf16 on every device."""
+    """Newton-Schulz iterations that orthogonalise an update, in the format of the forward pass."""
     adjust_lr: Literal["original", "match_rms_adamw"] = "original"
     """Factor of the rate of a matrix of A rows and B columns: `original` sqrt(max(1, A / B));
     `match_rms_adamw` 0.2 sqrt(max(A, B)), with which AdamW's rates fit."""

@@ -65,26 +65,22 @@ def build_optimizer(
     config: OptimizerConfig,
     device: torch.device,
     bf16: bool,
-    on_host: bool = False,
 ) -> Optimizer:
     """The optimizer of what is trained: Muon with AdamW, or AdamW alone.
-
-    AdamW is apex's on a GPU that has it, else torch's, fused.
 
     Args:
         model: of the run; not sharded yet.
         config: section ``optimizer``.
         device: of the run.
         bf16: whether the forward pass computes in it.
-        on_host: its state is kept and updated in host memory, which apex cannot do.
 
     Raises:
-        ValueError: ``optimizer.name`` is muon and no matrix is trained.
+        ValueError: ``optimizer.name`` is muon and no matrix is trained, or apex is not here.
     """
     # Frozen weights of a LoRA run get no optimizer state.
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if config.name == "adamw":
-        return _adamw(parameter_groups(named, config.params), config.params, on_host)
+        return _adamw(parameter_groups(named, config.params), config.params, device)
     matrices = [p for name, p in named if by_muon(name, tuple(p.shape))]
     if not matrices:
         raise ValueError("optimizer.name = muon: no matrix of a block is trained; use adamw")
@@ -103,17 +99,20 @@ def _adamw_settings(params: OptimizerParams) -> dict[str, Any]:
     }
 
 
-def _adamw(groups: list[dict], params: OptimizerParams, on_host: bool) -> Optimizer:
+def _adamw(groups: list[dict], params: OptimizerParams, device: torch.device) -> Optimizer:
     settings = _adamw_settings(params)
-    # apex updates all tensors of a group in few kernels.
-    if torch.cuda.is_available() and not on_host:
-        try:
-            from apex.optimizers import FusedAdam
-        except ImportError:
-            pass
-        else:
-            return FusedAdam(groups, adam_w_mode=True, **settings)
-    return torch.optim.AdamW(groups, fused=True, **settings)
+    if params.implementation == "torch":
+        return torch.optim.AdamW(groups, fused=True, **settings)
+    key = "optimizer.params.implementation = apex"
+    if device.type != "cuda":
+        raise ValueError(f"{key}: its kernels need an NVIDIA GPU; use torch")
+    try:
+        from apex.optimizers import FusedAdam
+    except ImportError as error:  # PyPI's package of this name is another project
+        raise ValueError(
+            f"{key}: NVIDIA's apex is not installed here ({error}); use torch"
+        ) from None
+    return FusedAdam(groups, adam_w_mode=True, **settings)
 
 
 def build_schedule(optimizer: Optimizer, schedule: LRSchedulerConfig, steps: int) -> LambdaLR:

@@ -9,6 +9,7 @@ from showo_dist.config.rules import RULES, check, warnings_about
 
 READY = ["training.batch_size_t2i=1", "dataset.params.train_t2i_shards_path_or_url=a.tar"]
 RECON = ["training.batch_size_recon=1", "dataset.params.train_recon_shards_path_or_url=a.tar"]
+APEX = "optimizer.params.implementation=apex"
 LLM = "hidden_size: 64, intermediate_size: 256, num_hidden_layers: 2"
 
 
@@ -227,6 +228,14 @@ BROKEN = {
         (
             ["distributed.engine=torch", "distributed.deepspeed={wall_clock_breakdown: true}"],
             "distributed.deepspeed is set: needs distributed.engine=deepspeed",
+        ),
+    ],
+    "apex_counts_steps_rightly": [
+        ([APEX, "optimizer.name=muon"], "optimizer.name=muon uses torch's kernels"),
+        ([APEX, "distributed.zero_stage=3"], "counts steps wrongly"),
+        (
+            [APEX, "distributed.zero_stage=1", "distributed.offload_optimizer=cpu"],
+            "cannot update in host memory",
         ),
     ],
 }
