@@ -60,7 +60,8 @@ def _parse_file(file: Path) -> DictConfig:
         raise ValueError(f"{file}: not UTF-8; save it as UTF-8") from None
     try:
         content = OmegaConf.load(io.StringIO(text))
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
+    # OSError is OmegaConf's for a file that holds a single number.
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError, OSError) as error:
         raise ValueError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, DictConfig):
         raise ValueError(f"{file}: expected sections of keys, found {type(content).__name__}")

@@ -25,8 +25,8 @@ from showo_dist.models.weights.pretrained import read_config
 from showo_dist.models.weights.sources import (
     A_SUFFIX,
     B_SUFFIX,
-    LORA_KEY,
     CheckpointWeights,
+    adapter_record,
     own_weights,
 )
 
@@ -88,7 +88,7 @@ def _model_facts(folder: Path) -> Iterator[tuple[str, str]]:
     values = read_json(inner_folder(folder) / CONFIG_NAME)
     sizes = ("vocab_size", "llm_vocab_size", "codebook_size", "num_vq_tokens", "w_clip_vit")
     yield "model", _listed({key: values[key] for key in sizes if key in values})
-    lora = values.get(LORA_KEY)
+    lora = adapter_record(folder)
     if lora:
         yield "LoRA", f"rank {lora['rank']}, alpha {lora['alpha']:g}, over {lora['base']}"
 

@@ -36,3 +36,11 @@ def test_a_base_that_is_no_file(tmp_path: Path, value: object) -> None:
     path.write_text(yaml.safe_dump({"base": value}))
     with pytest.raises(ValueError, match=str(tmp_path)):
         load([f"config={path}"], TrainConfig)
+
+
+@pytest.mark.parametrize("text", ["5", "1.5", "true", "[1]"])
+def test_a_file_without_sections_is_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=str(path)):
+        load([f"config={path}"], TrainConfig)

@@ -143,3 +143,15 @@ def test_a_shard_is_a_file_of_the_folder(folders: dict[str, Path], tmp_path: Pat
         index.write_text(json.dumps({"weight_map": {"a": name}}))
         with pytest.raises(ValueError, match="weight_map"):
             load_showo(copy)
+
+
+def test_inspect_names_the_file_of_a_malformed_adapter_entry(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    copy = tmp_path / "model"
+    shutil.copytree(folders["whole"], copy)
+    values = json.loads((copy / "config.json").read_text())
+    for entry in (5, {"rank": 0}, {"rank": 2, "alpha": "x", "base": "b", "base_sha256": "c"}):
+        (copy / "config.json").write_text(json.dumps(values | {"lora": entry}))
+        with pytest.raises(ValueError, match=r"config\.json: lora = "):
+            inspect(copy)

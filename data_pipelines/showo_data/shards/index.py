@@ -390,17 +390,23 @@ def _cached(shard: str, storage: Storage) -> Path:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """Read the metadata of the index file ``path``; None if it is no index of this version."""
+    """Read the metadata of the index file ``path``; None if it is no intact index of this version."""
     try:
         with safe_open(path, "np") as stored:
             known = _metadata(stored)
             missing = {*_ARRAYS} - {*stored.keys()}
-        _header("", known)
-        offsets = [int(offset) - BLOCK for offset, check in known["ends"] if int(check) >= 0]
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        intact = known["version"] == _VERSION and known["check"] == _check(known)
+    except (
+        OSError,
+        SafetensorError,
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        RecursionError,
+    ):
         return None
-    wrong = known["version"] != _VERSION or known.get("check") != _check(known)
-    return None if missing or wrong or min(offsets, default=0) < 0 else known
+    return known if intact and not missing else None
 
 
 def _header(shard: str, known: dict[str, Any]) -> ShardHeader:
