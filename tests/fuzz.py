@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 STATE = ROOT / "runs" / "fuzz.json"
-KINDS = 5  # members, shards, indices, weights, configs
+KINDS = 6  # members, shards, indices, weights, configs, HTTP answers
 CHUNK = 500  # cases of every kind
 
 

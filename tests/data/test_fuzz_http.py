@@ -1,9 +1,5 @@
-"""Random damages of the answers of a web server: a text is the right one, or skipped in time.
+"""Random damages of the answers of a web server: a text is the right one, or skipped in time."""
 
-Case n is the same in every run. ``SHOWO_FUZZ_CASES=100000`` runs that many, in ``make test-fuzz``.
-"""
-
-import os
 import random
 import time
 from collections.abc import Callable
@@ -16,16 +12,15 @@ from showo_data import FlowSpec, Sample, Source
 from showo_data.samples import UNEXPECTED
 from showo_data.shards import Storage, load_index, write_shard
 from showo_data.shards.outages import OUTAGES
+from tests.damages import PARTS, cases
 from tests.data.server import Answer, serving
 
-CASES = int(os.environ.get("SHOWO_FUZZ_CASES", "300"))
-GROUP = 100  # cases of one test, each group with a time limit of its own
 TIMEOUT_S = 0.05
 SLACK_S = 5.0  # of a machine that does something else
 SAMPLES = 8
 NUMBERS = ["0", "1", "-1", "7", "512", "40960", str(2**31), str(2**63), "9" * 5000, "x", "", "1e3"]
 
-pytestmark = [pytest.mark.fuzz, pytest.mark.usefixtures("time_limit")]
+pytestmark = pytest.mark.usefixtures("time_limit")
 
 
 def _status(answer: Answer, rng: random.Random) -> None:
@@ -148,8 +143,8 @@ def _damage(case: int) -> Callable[[Answer], None]:
     return change
 
 
-@pytest.mark.parametrize("first", range(0, CASES, GROUP))
-def test_damaged_answers(tmp_path: Path, first: int) -> None:
+@pytest.mark.parametrize("part", range(PARTS))
+def test_damaged_answers(tmp_path: Path, part: int) -> None:
     samples = [
         {"__key__": f"k{i}", "bin": bytes(30_000), "txt": f"text {i}"} for i in range(SAMPLES)
     ]
@@ -163,7 +158,7 @@ def test_damaged_answers(tmp_path: Path, first: int) -> None:
         spec = FlowSpec(
             flow="f", kind="text", urls=urls, batch=1, streams=1, window=1, storage=storage
         )
-        for case in range(first, min(first + GROUP, CASES)):
+        for case in cases(part):
             server.faults = lambda path, before: None
             OUTAGES.clear()
             load_index(
