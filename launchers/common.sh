@@ -38,8 +38,8 @@ option() {
 prepare_run() {
     local resolved folder
     resolved=$(showo-dist config "${training_arguments[@]}") || exit 2
-    folder=$(sed -n '/^experiment:/,/^[^ ]/s/^  output_dir: //p' <<<"$resolved" | tr -d "\"'")
-    logs=$(realpath --canonicalize-missing "$folder")/logs
+    folder=$(python -c 'import sys, yaml; print(yaml.safe_load(sys.stdin)["experiment"]["output_dir"])' <<<"$resolved")
+    logs=$(realpath --canonicalize-missing -- "$folder")/logs
     mkdir -p "$logs"
 }
 

@@ -6,10 +6,12 @@ line names the keys to change.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from functools import reduce
+from pathlib import Path
 from typing import Any
 
 from showo_dist.config import flows as data
@@ -55,11 +57,12 @@ def check(config: TrainConfig, for_training: bool = True) -> None:
 
     Args:
         config: to check.
-        for_training: also report what training needs and the config lacks: a flow, its data.
+        for_training: also report what training needs and the config lacks: a flow, its data, a folder to
+            write to.
     """
     problems = [problem for rule in RULES for problem in rule(config)]
     if for_training:
-        problems += _no_flow(config) + missing_data(config)
+        problems += _no_flow(config) + missing_data(config) + _output_folder(config)
     if problems:
         raise ValueError("\n".join(problems))
 
@@ -70,6 +73,20 @@ def _no_flow(config: TrainConfig) -> list[str]:
         return []
     keys = ", ".join(f"training.batch_size_{name}" for name in FLOWS)
     return [f"no flow is on: give at least one of {keys} with a positive coefficient"]
+
+
+def _output_folder(config: TrainConfig) -> list[str]:
+    """A line when the run's folder cannot be made: it or its nearest parent is no folder, or not writable."""
+    folder = Path(config.experiment.output_dir)
+    key = f"experiment.output_dir = {config.experiment.output_dir!r}"
+    if "\0" in str(folder):
+        return [f"{key}: holds a NUL character"]
+    if not folder.absolute().name:
+        return [f"{key}: is the root folder; name a folder of the run's own"]
+    there = next(p for p in (folder, *folder.absolute().parents) if os.path.lexists(p))
+    if not there.is_dir():
+        return [f"{key}: {there} is not a folder"]
+    return [] if os.access(there, os.W_OK) else [f"{key}: {there} cannot be written"]
 
 
 def missing_data(config: TrainConfig) -> list[str]:

@@ -313,3 +313,29 @@ def test_warnings() -> None:
     assert [line.split()[0] for line in warnings_about(short)] == [
         "lr_scheduler.params.warmup_steps"
     ]
+
+
+@pytest.mark.parametrize(
+    ("folder", "reason"),
+    [
+        ("/", "is the root folder"),
+        ("//.", "is the root folder"),
+        ("/dev/null", "/dev/null is not a folder"),
+        ("/dev/null/a/b", "/dev/null is not a folder"),
+    ],
+)
+def test_output_folders_that_cannot_be_made(folder: str, reason: str) -> None:
+    message = problem(f"experiment.output_dir={folder}")
+    assert message.startswith("experiment.output_dir = ") and reason in message
+
+
+def test_an_output_folder_with_a_nul_character() -> None:
+    config = load(READY)
+    config.experiment.output_dir = "a\0b"
+    with pytest.raises(ValueError, match="holds a NUL character"):
+        check(config)
+
+
+@pytest.mark.parametrize("folder", ["a b ", 'it\'s "q" [x] {y} =c,d', "x=y", "../here"])
+def test_odd_output_folders_are_taken_as_they_are(folder: str) -> None:
+    assert load([*READY, f"experiment.output_dir={folder}"]).experiment.output_dir == folder

@@ -1,4 +1,5 @@
 """Random damages of the answers of a web server: a text is the right one, or skipped in time."""
+
 import random
 import time
 from collections.abc import Callable

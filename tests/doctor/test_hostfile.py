@@ -1,5 +1,6 @@
 """Hostfiles are read as by DeepSpeed; a line that it would misread is refused with what to write."""
 
+import shlex
 import subprocess
 import sys
 import time
@@ -139,3 +140,12 @@ def test_reading_is_quick_and_needs_no_installed_package() -> None:
         subprocess.run(words, cwd=ROOT / "launchers", check=True, stdout=subprocess.DEVNULL)
         seconds.append(time.perf_counter() - start)
     assert min(seconds) < 0.3, seconds
+
+
+@pytest.mark.parametrize("name", ["plain", "it's", 'a "q" b', "x=y [1] {2}", "$HOME", " -n"])
+def test_the_shell_scripts_put_logs_into_the_folder_of_the_run(tmp_path: Path, name: str) -> None:
+    words = ["config=configs/mini/pretrain.yaml", f"experiment.output_dir={tmp_path}/{name}"]
+    listed = " ".join(shlex.quote(word) for word in words)
+    done = _bash(f'training_arguments=({listed}); prepare_run; printf %s "$logs"')
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path}/{name}/logs"), done.stderr
+    assert Path(done.stdout).is_dir()
