@@ -18,6 +18,7 @@ from showo_data.files import remove_unfinished
 from showo_dist.evaluation.job import RECORD_NAME, claim_folder
 from showo_dist.evaluation.spread import Unit, batches, rank_named, share, spread
 from showo_dist.models.weights.sources import weights_digest
+from showo_dist.runtime.exits import MachineError, OneRankError
 from showo_dist.runtime.ranks import Ranks
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
@@ -113,7 +114,15 @@ def test_missing_files_are_an_error(tmp_path: Path) -> None:
         spread(_units(tmp_path, 2), lambda unit: None, ALONE, "work")
 
 
-@pytest.mark.parametrize(("error", "kind"), [(OSError, ValueError), (KeyError, RuntimeError)])
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (ValueError, OneRankError),
+        (FileNotFoundError, OneRankError),
+        (OSError, MachineError),
+        (KeyError, RuntimeError),
+    ],
+)
 def test_errors_name_their_rank(error: type[Exception], kind: type[Exception]) -> None:
     with (
         pytest.raises(kind, match=r"rank 2 on .+: .*broken"),
