@@ -29,6 +29,7 @@ from showo_dist.models.showo import ShowO
 from showo_dist.models.weights.folder import CONFIG_NAME, local_folder
 from showo_dist.models.weights.pretrained import load_showo, read_config
 from showo_dist.runtime.precision import uses_bf16
+from showo_dist.runtime.ranks import default_device
 from showo_dist.sequences import Sequence as TokenSequence
 from showo_dist.sequences import TextEncoder, Vocabulary
 from showo_dist.sequences.text import SYSTEM_PROMPT
@@ -104,7 +105,7 @@ class Networks:
             FileNotFoundError: there is no image tokenizer at the given place.
         """
         config = config or read_model_config(checkpoint)
-        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        where = torch.device(device) if device else default_device()
         showo, vq = config.model.showo, config.model.vq_model
         text = TextEncoder(tokenizer or _text_tokenizer(config, checkpoint), showo.llm_vocab_size)
         model = _load_model(checkpoint, config, where, precision)

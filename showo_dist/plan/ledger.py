@@ -120,7 +120,7 @@ def host_work() -> Any:
 
 
 class Ledger(TorchDispatchMode):
-    """Put down all operations inside the ``with`` block.
+    """Record all operations inside the ``with`` block.
 
     Args:
         device: kind of device of the run; on a CPU host and device are the same.
@@ -168,13 +168,13 @@ class Ledger(TorchDispatchMode):
 
     @contextmanager
     def host(self) -> Iterator[None]:
-        """Inside, the host's own tensors are real; what is copied to the device is put down."""
+        """Inside, the host's own tensors are real; what is copied to the device is recorded."""
         with _disable_current_modes(), _HostWork(self):
             yield
 
     @contextmanager
     def following(self, model: nn.Module) -> Iterator[None]:
-        """Tell the parts of a model apart by its modules."""
+        """Attribute operations to the parts of a model by its modules."""
         handles = []
         for name, module in model.named_modules():
             if is_compiled(module):
@@ -234,12 +234,12 @@ class Ledger(TorchDispatchMode):
         return part, "backward", compiled
 
     def add(self, name: str, cost: Cost) -> None:
-        """Put down an operation."""
+        """Record an operation."""
         part, phase, compiled = self._where()
         self.entries.append(Entry(name, part, phase, cost, compiled))
 
     def transfer(self, kind: str, size: int, pinned: bool, blocking: bool) -> None:
-        """Put down a copy between host and device, or a wait."""
+        """Record a copy between host and device, or a wait."""
         part, *_ = self._where()
         self.transfers.append(Transfer(kind, size, pinned, blocking, part, _site()))
 
@@ -295,7 +295,7 @@ class Ledger(TorchDispatchMode):
 
 
 class _HostWork(TorchDispatchMode):
-    """Runs the host's work on real tensors; puts down what it copies to the device."""
+    """Runs the host's work on real tensors; records what it copies to the device."""
 
     def __init__(self, ledger: Ledger) -> None:
         super().__init__()

@@ -60,7 +60,7 @@ class _Assumed:
 
 @contextmanager
 def parts_of(ledger: Ledger, model: torch.nn.Module) -> Iterator[None]:
-    """Tell a model's parts apart: its modules, attention, and the attention's plan."""
+    """Attribute operations to a model's modules, to attention, and to the attention's plan."""
     attend, build = showo.attend, showo.build_plan
 
     def attending(*args: Any, **kwargs: Any) -> Any:

@@ -123,7 +123,9 @@ class Passes:
         # Of all stages the same; ZeRO-0's autocast cannot run on shapes.
         one.distributed.zero_stage = 2
         ledger = ledger_of_step(one, text_tokens, encoded=encoded).ledger
-        sums = dict.fromkeys(("forward", "backward", "encoders", "step"), 0.0)
+        sums = dict.fromkeys(
+            ("forward", "backward", "encoders", "step"), 0.0
+        )  # "step" is the update's
         for entry in ledger.entries:
             phase = {"recompute": "backward", "backward": "backward", "step": "step"}.get(
                 entry.phase

@@ -1,7 +1,6 @@
 """The number format of the forward pass."""
 
 import torch
-from torch import nn
 
 
 def autocast(setting: str, device: torch.device) -> torch.autocast:
@@ -19,8 +18,3 @@ def has_fast_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-def is_bf16(module: nn.Module) -> bool:
-    """Whether the weights themselves are bf16, so that no autocast is needed."""
-    return next(module.parameters()).dtype == torch.bfloat16

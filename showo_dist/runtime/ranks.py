@@ -67,6 +67,14 @@ class Ranks:
             dist.barrier()
 
 
+def default_device(local_rank: int = 0) -> torch.device:
+    """The GPU of this rank, or the CPU of a machine without one; raises as :func:`check_unused_gpu`."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", local_rank)
+    check_unused_gpu()
+    return torch.device("cpu")
+
+
 def check_unused_gpu(devices: Path = Path("/dev")) -> None:
     """Check that this machine has no GPU that torch cannot use, unless the environment asks for the CPU.
 
@@ -101,11 +109,9 @@ def _from_environment() -> Ranks:
     """The rank and device that the launcher's environment variables give; rank 0 of 1 without a launcher."""
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank = int(os.environ.get("LOCAL_RANK", rank))
-    if not torch.cuda.is_available():
-        check_unused_gpu()
-        return Ranks(rank, world, torch.device("cpu"))
-    device = torch.device("cuda", local_rank)
-    torch.cuda.set_device(device)
+    device = default_device(local_rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     return Ranks(rank, world, device)
 
 

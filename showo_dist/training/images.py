@@ -14,6 +14,7 @@ from showo_dist.generation.sampling import ImageSampler, sample_codes, sampling_
 from showo_dist.logging.grids import labelled_grid
 from showo_dist.models.encoders import Encoders
 from showo_dist.models.showo import ShowO
+from showo_dist.runtime.precision import autocast
 from showo_dist.sequences import Sequence, TextEncoder, Vocabulary, pack
 from showo_dist.training.batches import SequenceMaker
 
@@ -72,6 +73,16 @@ class ImageGrids:
                     "original, tokenizer, prediction",
                 )
 
+    def _computing(self, model: ShowO) -> torch.autocast:
+        """The autocast of the training, for the model alone: the image tokenizer stays in fp32.
+
+        The model is called without its engine, which computes in bf16 by autocast where weights are fp32.
+        """
+        parameter = next(model.parameters())
+        precision = self.config.training.mixed_precision
+        wanted = "fp32" if parameter.dtype == torch.bfloat16 else precision
+        return autocast(wanted, parameter.device)
+
     def _decode(self, codes_BN: Tensor) -> list[Image.Image]:
         assert self.encoders.vq is not None
         device = next(self.encoders.vq.parameters()).device
@@ -89,9 +100,9 @@ class ImageGrids:
         device = sampler.codes_BN.device
         # The same noise at every step: differences between grids come from the weights alone.
         generator = torch.Generator(device).manual_seed(self.config.training.seed)
-        return labelled_grid(
-            [self._decode(sample_codes(sampler, generator))], self.prompts, ["generated"]
-        )
+        with self._computing(model):
+            codes_BN = sample_codes(sampler, generator)
+        return labelled_grid([self._decode(codes_BN)], self.prompts, ["generated"])
 
     def _rebuilt(self, model: ShowO, flow: str, batch: MicroBatch) -> Image.Image:
         """Rows of originals, tokenizer round trips, and the model's guesses of the masked codes."""
@@ -116,7 +127,8 @@ class ImageGrids:
             feature_width=model.feature_width,
             multiple_of=model.token_multiple,
         )
-        logits_PV = model(packed.to(device), logit_rows=packed.label_rows_P.to(device))
+        with self._computing(model):
+            logits_PV = model(packed.to(device), logit_rows=packed.label_rows_P.to(device))
         first, last = self.vocabulary.image_offset, self.vocabulary.mask
         best_P = logits_PV[:, first:last].argmax(dim=-1).cpu()
         guess_BN, start = codes_BN.clone(), 0

@@ -68,11 +68,14 @@ class Work:
         return matrices + 12 * self.attention_width * batch.visibility.pairs()
 
 
+_REPORTS = 20  # in which a product is timed
+
+
 class Peak:
     """FLOP/s that MFU is measured against: a known GPU's data sheet, else the fastest matrix product seen.
 
-    A product is timed again with every report, so that a device which was busy at the start does not count as
-    slow for the whole run.
+    A product is timed again with each of the first reports, so that a device which was busy at the start does
+    not count as slow for the whole run.
 
     Args:
         device: of this rank; the ranks of one machine measure at the same time.
@@ -82,7 +85,7 @@ class Peak:
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
         self.flops = next((peak for known, peak in GPU_PEAKS.items() if known in name), 0.0)
-        self._listed = bool(self.flops)
+        self._left = 0 if self.flops else 5 + _REPORTS
         # A GPU finishes a small product before the launch of the next one.
         self._size = 8192 if device.type == "cuda" else 1024
         self._device, self._dtype = device, dtype
@@ -90,9 +93,10 @@ class Peak:
             self.measure()
 
     def measure(self) -> None:
-        """Time one more product, unless the GPU is listed."""
-        if self._listed:
+        """Time one more product, unless the GPU is listed or enough were timed."""
+        if not self._left:
             return
+        self._left -= 1
         a = torch.ones(self._size, self._size, dtype=self._dtype, device=self._device)
         a @ a
         start = self._now()

@@ -28,7 +28,6 @@ from showo_dist.logging import RunLogger
 from showo_dist.models.weights.folder import CONFIG_NAME
 from showo_dist.models.weights.pretrained import config_json
 from showo_dist.models.weights.start import load_initial
-from showo_dist.runtime.precision import is_bf16
 from showo_dist.runtime.ranks import Ranks
 from showo_dist.sequences import TOKEN_MULTIPLE
 from showo_dist.training.batches import PackedBatches, SequenceMaker
@@ -203,6 +202,23 @@ class Trainer:
         }
 
     def train(self) -> None:
+        """Run to the end, with garbage collected after the same steps on all ranks.
+
+        Python would do it at another moment on each rank, and each time all others would wait.
+
+        Raises:
+            StoppedError: as :meth:`_train`.
+        """
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+        try:
+            self._train()
+        finally:
+            gc.enable()
+            gc.unfreeze()
+
+    def _train(self) -> None:
         """Run to ``training.max_train_steps`` and save at the end.
 
         Raises:
@@ -212,10 +228,6 @@ class Trainer:
         total = self.config.training.max_train_steps
         meter = Meter(self.work, Peak(self.ranks.device, self.engine.dtype), self.ranks.device)
         saved, stop = self.step, False
-        # Python would collect garbage at another moment on each rank, and each time all others would wait.
-        gc.collect()
-        gc.freeze()
-        gc.disable()
         while self.step < total and not stop:
             losses = self._one_step(meter)
             stop = losses.stop
@@ -293,12 +305,9 @@ class Trainer:
     def _generate_grids(self) -> None:
         """Images of the current model; every rank takes part, because ZeRO-3 shards the weights."""
         self.progress.enter("images")
-        module, bf16 = self.engine.module, self.engine.dtype == torch.bfloat16
         self.engine.train(False)
-        # The module is called without its engine, whose autocast turns fp32 weights into bf16 activations.
-        with torch.autocast(self.ranks.device.type, torch.bfloat16, bf16 and not is_bf16(module)):
-            for name, image, caption in self.images(module, self.batches.latest):
-                self.logger.images(self.step, name, image, caption)
+        for name, image, caption in self.images(self.engine.module, self.batches.latest):
+            self.logger.images(self.step, name, image, caption)
         self.engine.train()
         # Rank 0 decodes and writes the grids; the others must not enter the next collective meanwhile.
         dist.barrier()

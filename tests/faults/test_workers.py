@@ -41,7 +41,7 @@ class DyingWorkers(Chaos):
     def _one_life(self, kills_left: int) -> Life:
         roomy = self.steps - self._reached > 5 * kills_left
         kind = self.rng.choice(KINDS) if roomy else "first"
-        victim = self.rng.randrange(WORLD)
+        victim = len(self.kills) % WORLD  # both ranks, also when few workers are killed
         life = self._start()
         try:
             pid = self._await_worker(life, victim)

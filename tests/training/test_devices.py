@@ -77,6 +77,16 @@ def printing(query, *rest, **named):
     return attend(query, *rest, **named)
 
 showo.attend = printing
+
+from showo_dist.models.magvitv2 import MAGVITv2
+encode = MAGVITv2.encode_latents
+
+def printing_latents(self, pixels):
+    latents = encode(self, pixels)
+    print("latents", latents.dtype)
+    return latents
+
+MAGVITv2.encode_latents = printing_latents
 from showo_dist.train import main
 main(sys.argv[1:])
 """
@@ -98,6 +108,9 @@ def test_image_grids_are_computed_in_the_format_of_the_training(
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    seen = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("query ")]
-    assert set(seen) == {"torch.bfloat16"}
-    assert len(seen) > 10  # the step's own two layers, and those of every round of the grid
+    lines = done.stdout.splitlines()
+    queries = [line.split()[1] for line in lines if line.startswith("query ")]
+    assert set(queries) == {"torch.bfloat16"}
+    assert len(queries) > 10  # the step's own two layers, and those of every round of the grid
+    latents = [line.split()[1] for line in lines if line.startswith("latents ")]
+    assert len(latents) > 1 and set(latents) == {"torch.float32"}, "other codes than in training"

@@ -63,6 +63,7 @@ def test_another_optimizer_is_refused_and_weights_alone_start_a_run(
     source = f"experiment.init_from={run / 'checkpoint-000006'}"
     carried = train(tiny_world, tmp_path / "c", *changes, source, "experiment.init_optimizer=true")
     assert carried.code == 2 and "optimizer.name is muon" in carried.stderr
-    started = train(tiny_world, tmp_path / "new", *changes, source)
+    batch = "training.gradient_accumulation_steps=2"  # the first global batch is that of two ranks
+    started = train(tiny_world, tmp_path / "new", *changes, source, batch)
     assert started.code == 0, started.stderr[-3000:]
-    assert started.losses[1]["loss"] < two_ranks.losses[1]["loss"]
+    assert started.losses[1]["loss"] < 0.95 * two_ranks.losses[1]["loss"]
