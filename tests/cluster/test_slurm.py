@@ -1,6 +1,8 @@
 """``train.sbatch`` under real Slurm: a run that loses a host has the same losses as an undisturbed one."""
 
+import json
 import re
+import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -108,6 +110,29 @@ def test_a_warning_saves_and_requeues_the_job(
         assert sbatch.wait(LIMIT_S) == 0, (tmp_path / "batch.log").read_text()
     assert f"stopped and saved after step {_resumed_step(run)} (" in _printed(run, 0)
     assert losses(run) == pytest.approx(undisturbed, rel=TOLERANCE)
+
+
+@pytest.mark.slow
+def test_ranks_that_could_not_report_are_started_again(
+    cluster: Cluster, tiny_world: TinyWorld, tmp_path: Path
+) -> None:
+    """As when the kernel or NCCL ends them: no rank lives to write why."""
+    run = tmp_path / "run"
+    cluster.boot("host3")
+    cluster.wait_until_idle()
+    saving = f"experiment.save_every={SAVE_EVERY}"
+    words = _submit(tmp_path, *arguments(tiny_world, run, STEPS, saving))
+    with started(cluster, words, tmp_path / "sbatch.log") as sbatch:
+        wait_for("first checkpoint", lambda: bool(complete_checkpoints(run)))
+        for name in cluster.names:
+            killed = [*cluster.hosts[name].entered(), "pkill", "-KILL", "-f", "showo_dist.train"]
+            subprocess.run(killed, check=False, timeout=30)  # the spare host has none
+        _start_requeued(cluster)
+        assert sbatch.wait(LIMIT_S) == 0, (tmp_path / "batch.log").read_text()
+    assert "the run failed, code" in (tmp_path / "batch.log").read_text()
+    reports = (run / "logs").glob("slurm-*-0-ends/*")
+    assert not [path for path in reports if json.loads(path.read_text())["code"] is not None]
+    _resumed_step(run)
 
 
 def test_submitting_from_elsewhere_is_one_clear_line(cluster: Cluster, tmp_path: Path) -> None:
