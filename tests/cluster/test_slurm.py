@@ -3,15 +3,14 @@
 import json
 import re
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from showo_dist.checkpoint import complete_checkpoints
 from showo_launch.rehearsal import Cluster
-from tests.cluster.commands import on_first, wait_for
+from tests.cluster.commands import LIMIT_S, on_first, started, wait_for
 from tests.cluster.conftest import TOLERANCE, arguments, losses, train_alone
 from tests.training.conftest import TinyWorld
 
@@ -25,28 +24,10 @@ SLOW = ("tc", "qdisc", "replace", "dev", "eth0", "root", "tbf", "rate", "1mbit")
 SLOW += ("burst", "65536", "latency", "100ms")
 
 
-@contextmanager
-def _submitted(
-    cluster: Cluster,
-    folder: Path,
-    training: Sequence[str],
-    environment: Mapping[str, str] | None = None,
-) -> Iterator[None]:
-    """Submit as a user does; when the context closes, the job must end with success.
-
-    Not by ``sbatch --wait``, which may take a job that is just being requeued for one that ended.
-    """
+def _submit(folder: Path, *training: str) -> list[str]:
+    """The command that a user types, with its output in ``folder``."""
     options = [f"--nodes={NODES}", "--gpus-per-node=1", f"--output={folder}/batch.log"]
-    words = ["sbatch", "--parsable", *options, "launchers/slurm/train.sbatch", *training]
-    assert on_first(cluster, words, folder / "sbatch.log", environment, limit_s=60) == 0
-    job = (folder / "sbatch.log").read_text().strip()
-    try:
-        yield
-        wait_for("end of the job", lambda: not _states(cluster))
-        shown = cluster.hosts["host1"].call("scontrol", "show", "job", job)
-        assert "JobState=COMPLETED" in shown, (folder / "batch.log").read_text() + shown
-    finally:
-        cluster.hosts["host1"].call("scancel", "--quiet", job)
+    return ["sbatch", "--wait", *options, "launchers/slurm/train.sbatch", *training]
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +48,13 @@ def _update(cluster: Cluster, changes: Sequence[str]) -> None:
 
 
 def _start_requeued(cluster: Cluster) -> None:
-    """Wait until Slurm has requeued the job, and let it start at once."""
+    """Wait until Slurm has requeued the job, and let it start at once.
+
+    But not before the old script has reported its end: Slurm would take it for the end of the new start.
+    """
     wait_for("job requeued", lambda: _states(cluster) == ["PD"])
+    script = [*cluster.hosts["host1"].entered(), "pgrep", "-f", r"^slurmstepd: \[[0-9]+\.batch\]"]
+    wait_for("end of the script", lambda: not subprocess.run(script, capture_output=True).stdout)
     _update(cluster, AT_ONCE)
 
 
@@ -95,11 +81,12 @@ def test_a_host_dies_and_the_job_resumes_on_another(
     run = tmp_path / "run"
     undisturbed = train_alone(tiny_world, tmp_path / "alone", STEPS, NODES)
     saving = f"experiment.save_every={SAVE_EVERY}"
-    training = arguments(tiny_world, run, STEPS, saving)
-    with _submitted(cluster, tmp_path, training):
+    words = _submit(tmp_path, *arguments(tiny_world, run, STEPS, saving))
+    with started(cluster, words, tmp_path / "sbatch.log") as sbatch:
         wait_for("first checkpoint", lambda: bool(complete_checkpoints(run)))
         cluster.kill("host3")
         _start_requeued(cluster)
+        assert sbatch.wait(LIMIT_S) == 0, (tmp_path / "batch.log").read_text()
     first = _printed(run, 0)
     assert "starting at step 0" in first and f"step {STEPS}/{STEPS}" not in first
     assert _resumed_step(run) in range(SAVE_EVERY, STEPS, SAVE_EVERY)
@@ -115,8 +102,8 @@ def test_a_warning_saves_and_requeues_the_job(
     cluster.boot("host3")
     cluster.wait_until_idle()
     undisturbed = train_alone(tiny_world, tmp_path / "alone", STEPS, NODES)
-    training = arguments(tiny_world, run, STEPS, "experiment.save_every=0")
-    with _submitted(cluster, tmp_path, training, {"TASKS": "node"}):
+    words = _submit(tmp_path, *arguments(tiny_world, run, STEPS, "experiment.save_every=0"))
+    with started(cluster, words, tmp_path / "sbatch.log", {"TASKS": "node"}) as sbatch:
         wait_for("third step", lambda: len(losses(run)) > 2)
         _update(cluster, ALMOST_OVER)
         for name in cluster.names[1:]:
@@ -125,6 +112,7 @@ def test_a_warning_saves_and_requeues_the_job(
         for name in cluster.names[1:]:
             cluster.hosts[name].call("tc", "qdisc", "delete", "dev", "eth0", "root")
         _start_requeued(cluster)
+        assert sbatch.wait(LIMIT_S) == 0, (tmp_path / "batch.log").read_text()
     assert f"stopped and saved after step {_resumed_step(run)} (" in _printed(run, 0)
     assert losses(run) == pytest.approx(undisturbed, rel=TOLERANCE)
 
@@ -138,13 +126,14 @@ def test_ranks_that_could_not_report_are_started_again(
     cluster.boot("host3")
     cluster.wait_until_idle()
     saving = f"experiment.save_every={SAVE_EVERY}"
-    training = arguments(tiny_world, run, STEPS, saving)
-    with _submitted(cluster, tmp_path, training):
+    words = _submit(tmp_path, *arguments(tiny_world, run, STEPS, saving))
+    with started(cluster, words, tmp_path / "sbatch.log") as sbatch:
         wait_for("first checkpoint", lambda: bool(complete_checkpoints(run)))
         for name in cluster.names:
             killed = [*cluster.hosts[name].entered(), "pkill", "-KILL", "-f", "showo_dist.train"]
             subprocess.run(killed, check=False, timeout=30)  # the spare host has none
         _start_requeued(cluster)
+        assert sbatch.wait(LIMIT_S) == 0, (tmp_path / "batch.log").read_text()
     assert "the run failed, code" in (tmp_path / "batch.log").read_text()
     reports = (run / "logs").glob("slurm-*-0-ends/*")
     assert not [path for path in reports if json.loads(path.read_text())["code"] is not None]
