@@ -123,6 +123,10 @@ class TrainingConfig:
     mask_schedule: str = "cosine"
     """Masked fraction over time: `cosine`, `linear`, `sigmoid` or `pow` with an exponent, as `pow2`
     or `pow0.5`."""
+    masking: Literal["independent", "stratified"] = "independent"
+    """`independent`: each image's time in `mask_schedule` is drawn from 0 to 1 (published); `stratified`: the
+    images of an optimizer step get one time from each of as many equal parts of 0 to 1, whatever the number
+    of ranks."""
     min_masking_rate: Annotated[float, FRACTION] = 0.0
     """Smallest masked fraction, 0 to 1."""
     mask_contiguous_region_prob: Annotated[float | None, FRACTION] = None

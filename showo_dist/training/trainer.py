@@ -30,7 +30,7 @@ from showo_dist.models.weights.pretrained import config_json
 from showo_dist.models.weights.start import load_initial
 from showo_dist.runtime.ranks import Ranks
 from showo_dist.sequences import TOKEN_MULTIPLE
-from showo_dist.training.batches import PackedBatches, SequenceMaker
+from showo_dist.training.batches import PackedBatches, SequenceMaker, masking_options
 from showo_dist.training.engine import build_engine
 from showo_dist.training.images import ImageGrids
 from showo_dist.training.metrics import Meter, Peak, Work
@@ -83,7 +83,8 @@ class Trainer:
         self.work = Work.of(model)
         clip = self.encoders.clip
         self.specs = flow_specs(config, clip.resolution if clip else None)
-        self.maker = SequenceMaker(config, self.text, self.vocabulary, self.encoders)
+        masking = masking_options(config, self.batch_shape)
+        self.maker = SequenceMaker(config, self.text, self.vocabulary, self.encoders, masking)
         # Before the engine: a missing shard should fail in seconds, not after the model was sharded.
         self.notes: list[str] = list(resume.warnings)
         self.data: dict[str, dict[str, str]] = {}
@@ -107,7 +108,7 @@ class Trainer:
         )
         self.stepper = self._stepper()
         self.validation = Validation(config, self.specs, self.maker, ranks, self.logger.event)
-        self.images = ImageGrids(config, self.text, self.vocabulary, self.encoders)
+        self.images = ImageGrids(self.maker)
         self._announce(resume)
 
     def _batches(self, reader: CheckpointReader | None, feature_width: int) -> PackedBatches:
