@@ -34,6 +34,7 @@ from showo_dist.training.batches import PackedBatches, SequenceMaker, masking_op
 from showo_dist.training.engine import build_engine
 from showo_dist.training.images import ImageGrids
 from showo_dist.training.metrics import Meter, Peak, Work
+from showo_dist.training.muon import first_update_line
 from showo_dist.training.nonfinite import NonFiniteSteps
 from showo_dist.training.setup import (
     carry_optimizer,
@@ -270,10 +271,9 @@ class Trainer:
         if self.updated:
             return
         self.updated = True
-        done = self.engine.orthogonalised
         if self.config.optimizer.name == "muon":
-            assert done, "optimizer.name = muon, but no matrix was orthogonalised"
-            self.logger.event(f"Muon orthogonalised {done} matrices in the first update")
+            line = first_update_line(self.engine.module, self.engine.orthogonalised)
+            self.logger.event(line)
 
     def _end(self) -> None:
         self.progress.enter("save")

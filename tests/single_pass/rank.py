@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.zero import GatheredParameters
 from deepspeed.utils import safe_get_full_fp32_param
 
 from showo_dist.models.weights.lora import add_adapters
@@ -51,11 +52,11 @@ def whole_weight(parameter: torch.nn.Parameter) -> torch.Tensor:
 
 
 def _weights(engine: Any) -> dict[str, np.ndarray]:
-    """Whole fp32 parameters by name; collective."""
-    return {
-        name: whole_weight(parameter).float().numpy().copy()
-        for name, parameter in engine.module.named_parameters()
-    }
+    """Whole parameters by name, in fp32 where they are trained; collective."""
+    named = dict(engine.module.named_parameters())
+    # DeepSpeed's accessor knows trained parameters only.
+    with GatheredParameters([p for p in named.values() if not p.requires_grad]):
+        return {name: whole_weight(p).float().numpy().copy() for name, p in named.items()}
 
 
 def run_case(case: Case) -> Report:
