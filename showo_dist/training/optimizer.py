@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_scheduler
 
-from showo_dist.checkpoint.slices import ADAMW_MOMENTS, MOMENTS, WEIGHT, Piece
+from showo_dist.checkpoint.slices import ADAMW_MOMENTS, EMA, KINDS, WEIGHT, Piece
 from showo_dist.config.training import (
     LRSchedulerConfig,
     MuonParams,
@@ -168,12 +168,20 @@ def skip_flagged_steps(optimizer: Optimizer) -> None:
     optimizer.register_step_pre_hook(drop_gradients)
 
 
-def make_moments(optimizer: Optimizer, tensors: Iterable[Tensor]) -> None:
-    """Make the state that the optimizer would make at its first step."""
+def make_moments(optimizer: Optimizer, tensors: Iterable[Tensor], averaged: bool) -> None:
+    """Make the state that the optimizer would make at its first step.
+
+    Args:
+        optimizer: without state.
+        tensors: that it updates.
+        averaged: also make the averages of the weights, which are now the weights themselves.
+    """
     muon = _matrices(optimizer)
     for tensor in tensors:
         kinds = (MOMENTUM,) if id(tensor) in muon else ADAMW_MOMENTS
         state = {key: torch.zeros_like(tensor) for key in kinds}
+        if averaged:
+            state[EMA] = tensor.detach().clone()
         if not _counts_per_group(optimizer):
             # A tensor, on the device: the fused kernel increments it there.
             state["step"] = torch.tensor(0.0, device=tensor.device)
@@ -211,8 +219,8 @@ def _counts_per_group(optimizer: Optimizer) -> bool:
 
 
 def kinds_in(state: Mapping[str, Any]) -> list[str]:
-    """The kinds of tensors of a parameter: its weight, and the moments that its optimizer keeps."""
-    return [WEIGHT, *(kind for kind in MOMENTS if kind in state)]
+    """The kinds of tensors of a parameter: its weight, and what its optimizer's state has besides."""
+    return [kind for kind in KINDS if kind == WEIGHT or kind in state]
 
 
 def replicated(optimizer: Optimizer, name: str, parameter: nn.Parameter) -> Iterator[Piece]:

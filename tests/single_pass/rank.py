@@ -59,6 +59,24 @@ def _weights(engine: Any) -> dict[str, np.ndarray]:
         return {name: whole_weight(p).float().numpy().copy() for name, p in named.items()}
 
 
+def _averages(engine: Any) -> dict[str, np.ndarray]:
+    """The averaged weights, after which the weights are as before, bit by bit; collective."""
+    before = _weights(engine), _computed_with(engine)
+    with engine.averaged():
+        averages = _computed_with(engine)
+    for kept, now in zip(before, (_weights(engine), _computed_with(engine)), strict=True):
+        for name, values in kept.items():
+            assert np.array_equal(values, now[name]), name
+    return averages
+
+
+def _computed_with(engine: Any) -> dict[str, np.ndarray]:
+    """The whole parameters of the model itself; collective."""
+    named = dict(engine.module.named_parameters())
+    with GatheredParameters(list(named.values())):
+        return {name: p.detach().float().numpy().copy() for name, p in named.items()}
+
+
 def run_case(case: Case) -> Report:
     """Train a new model with the settings of the case; collective in a process group."""
     engine = _engine(case)
@@ -67,10 +85,12 @@ def run_case(case: Case) -> Report:
     start = _weights(engine)
     losses = [stepper(_window(case, step, width)) for step in range(case.steps)]
     weights = _weights(engine)
+    averaged = config_of(case).training.ema.decay is not None
+    averages = _averages(engine) if averaged else {}
     if case.engine != "torch":
         engine.raw.destroy()
     totals, norms = ([getattr(x, key) for x in losses] for key in ("total", "grad_norm"))
-    return Report(start, weights, totals, norms, losses[-1].means)
+    return Report(start, weights, totals, norms, losses[-1].means, averages)
 
 
 def serve(pipe: Connection, environment: dict[str, str]) -> None:
