@@ -16,8 +16,8 @@ from showo_dist.models.showo import ShowO
 from showo_dist.runtime.precision import uses_bf16
 from showo_dist.sequences import PackedBatch
 from showo_dist.training import deepspeed_state as state
-from showo_dist.training.ema import Ema
 from showo_dist.training.optimizer import (
+    Ema,
     build_optimizer,
     build_schedule,
     load_schedule,

@@ -15,8 +15,8 @@ from showo_dist.checkpoint.slices import Piece, even_share
 from showo_dist.config import TrainConfig
 from showo_dist.models.showo import ShowO
 from showo_dist.runtime.precision import uses_bf16
-from showo_dist.training.ema import Ema
 from showo_dist.training.optimizer import (
+    Ema,
     build_optimizer,
     build_schedule,
     load_schedule,

@@ -72,7 +72,7 @@ class CheckpointWeights:
         self.folder, self._kind = folder, kind
         self._reader = CheckpointReader(folder, check=check, only=kind)
         names = self._reader.names(kind)
-        if not names:
+        if kind != WEIGHT and not names:
             raise ValueError(
                 f"{folder}: has no averaged weights; its run had no training.ema.decay"
             )
