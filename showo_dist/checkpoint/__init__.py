@@ -3,7 +3,9 @@
 A checkpoint is a folder ``checkpoint-STEP``:
 
 ``model-*.safetensors``, ``optimizer-*.safetensors``
-    one of each per rank: ranges of fp32 weights and AdamW moments, by parameter name.
+    one of each per rank: ranges of fp32 weights and of the optimizer's moments, by parameter name.
+``ema-*.safetensors``
+    the same of the averaged weights, where ``training.ema`` is on.
 ``tensors.json``
     where each range of each tensor is stored.
 ``state.json``, ``config.yaml``, ``config.json``

@@ -13,8 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from showo_dist.checkpoint.folders import FileEntry, sync
-from showo_dist.checkpoint.reader import MODEL, OPTIMIZER
-from showo_dist.checkpoint.slices import WEIGHT, Piece, Placed
+from showo_dist.checkpoint.reader import file_prefix
+from showo_dist.checkpoint.slices import Piece, Placed
 
 _METADATA = {"format": "pt"}
 _LENGTH, _LONGEST_HEADER = 8, 100_000_000  # bytes; both are safetensors' own
@@ -30,21 +30,20 @@ class Part:
 
 
 def write_part(folder: Path, pieces: Iterable[Piece], rank: int, world: int) -> Part:
-    """Write a rank's pieces, weights and moments in separate files, and read them back from the disk.
+    """Write a rank's pieces and read them back; weights, their averages and moments have separate files.
 
     Raises:
         OSError: they cannot be written, or the disk returns other bytes.
     """
     # Weights and moments in separate files: inference and export read a third of the bytes.
-    grouped: dict[str, list[Piece]] = {MODEL: [], OPTIMIZER: []}
+    grouped: dict[str, list[Piece]] = {}
     for piece in pieces:
-        grouped[MODEL if piece.kind == WEIGHT else OPTIMIZER].append(piece)
+        grouped.setdefault(file_prefix(piece.kind), []).append(piece)
     part = Part({}, [])
     for prefix, group in grouped.items():
-        if group:
-            name = f"{prefix}-{rank + 1:05d}-of-{world:05d}.safetensors"
-            part.files[name] = _write(folder / name, group)
-            part.placed.extend(piece.placed_in(name) for piece in group)
+        name = f"{prefix}-{rank + 1:05d}-of-{world:05d}.safetensors"
+        part.files[name] = _write(folder / name, group)
+        part.placed.extend(piece.placed_in(name) for piece in group)
     return part
 
 

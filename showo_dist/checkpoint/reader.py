@@ -10,17 +10,19 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from showo_dist.checkpoint.folders import complete_checkpoints, sweep, verify
-from showo_dist.checkpoint.slices import WEIGHT, Piece, Slice, StoredTensor, TensorIndex
+from showo_dist.checkpoint.slices import EMA, KINDS, WEIGHT, Piece, Slice, StoredTensor, TensorIndex
 from showo_dist.checkpoint.state import BatchShape, RunState
 from showo_dist.config.experiment import ExperimentConfig
 from showo_dist.runtime.ranks import Ranks
 
-MODEL, OPTIMIZER = "model", "optimizer"  # prefixes of the files of weights and of moments
+# Prefixes of the files of weights, their averages, and moments.
+PREFIXES = {WEIGHT: "model", EMA: "ema"}
+OPTIMIZER = "optimizer"
 
 
-def holds_weights(file: str) -> bool:
-    """Whether a file of a checkpoint is needed to read weights without moments."""
-    return not file.startswith(OPTIMIZER)
+def file_prefix(kind: str) -> str:
+    """The first word of the names of the files that hold a kind of tensor."""
+    return PREFIXES.get(kind, OPTIMIZER)
 
 
 class CheckpointReader:
@@ -29,16 +31,17 @@ class CheckpointReader:
     Args:
         folder: ``checkpoint-STEP``.
         check: compare the files with the manifest first.
-        only_weights: do not check the optimizer's files; moments cannot be read then.
+        only: the one kind of tensor that will be read, whose files alone are checked; None: all.
 
     Raises:
         ValueError: it is not a complete checkpoint, or a file of it has changed; the file is named.
     """
 
-    def __init__(self, folder: Path, *, check: bool = True, only_weights: bool = False) -> None:
+    def __init__(self, folder: Path, *, check: bool = True, only: str | None = None) -> None:
         self.folder = folder
         if check:
-            problem = verify(folder, holds_weights if only_weights else lambda name: True)
+            unread = {file_prefix(kind) for kind in KINDS if only and kind != only}
+            problem = verify(folder, lambda name: name.split("-")[0] not in unread)
             if problem is not None:
                 raise ValueError(problem)
         self.index = TensorIndex.read(folder)
@@ -69,7 +72,7 @@ class CheckpointReader:
         """One whole fp32 tensor on the CPU.
 
         Args:
-            kind: ``weight``, ``exp_avg`` or ``exp_avg_sq``.
+            kind: one of :data:`~showo_dist.checkpoint.slices.KINDS`.
             name: of the parameter.
 
         Raises:

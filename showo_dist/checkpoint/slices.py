@@ -17,7 +17,8 @@ from showo_dist.checkpoint.folders import TENSORS
 WEIGHT = "weight"
 ADAMW_MOMENTS = ("exp_avg", "exp_avg_sq")
 MOMENTS = (*ADAMW_MOMENTS, "momentum_buffer")  # the last one is Muon's
-KINDS = (WEIGHT, *MOMENTS)
+EMA = "ema"  # moving averages of the weights
+KINDS = (WEIGHT, *MOMENTS, EMA)
 FORMAT = 1  # of tensors.json
 
 

@@ -397,6 +397,19 @@ def apex_counts_steps_rightly(config: TrainConfig) -> Iterator[str]:
         yield f"{key}: cannot update in host memory (distributed.offload_optimizer); set torch"
 
 
+def averages_exist_to_evaluate(config: TrainConfig) -> Iterator[str]:
+    """Averaged weights take the place of the weights for a while, which parameters on a disk cannot."""
+    if not config.training.ema.evaluate:
+        return
+    if config.training.ema.decay is None:
+        yield "training.ema.evaluate = True: set training.ema.decay, as 0.999"
+    if config.distributed.offload_param == "nvme":
+        yield (
+            "training.ema.evaluate = True: cannot replace weights on a disk; set it to false, or "
+            "distributed.offload_param to cpu"
+        )
+
+
 def torch_engine_has_no_deepspeed_settings(config: TrainConfig) -> Iterator[str]:
     """The torch engine shards and offloads nothing."""
     distributed = config.distributed
@@ -434,5 +447,6 @@ RULES: tuple[Rule, ...] = (
     moments_have_a_source,
     offload_fits_the_stage,
     apex_counts_steps_rightly,
+    averages_exist_to_evaluate,
     torch_engine_has_no_deepspeed_settings,
 )

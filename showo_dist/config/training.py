@@ -81,6 +81,17 @@ class LRSchedulerConfig:
 
 
 @dataclass(kw_only=True)
+class EmaConfig:
+    """Exponential moving average of the weights (EMA)."""
+
+    decay: Annotated[float | None, BELOW_ONE] = None
+    """Part of the averages that an optimizer step keeps, as 0.999; after s steps at most (1 + s) / (10 + s).
+    null: no averages."""
+    evaluate: bool = False
+    """Validation and image grids use the averaged weights."""
+
+
+@dataclass(kw_only=True)
 class TrainingConfig:
     """Flows, losses, masking, precision and length of a run."""
 
@@ -123,6 +134,10 @@ class TrainingConfig:
     mask_schedule: str = "cosine"
     """Masked fraction over time: `cosine`, `linear`, `sigmoid` or `pow` with an exponent, as `pow2`
     or `pow0.5`."""
+    masking: Literal["independent", "stratified"] = "independent"
+    """`independent`: each image's time in `mask_schedule` is drawn from 0 to 1 (published); `stratified`: the
+    images of an optimizer step get one time from each of as many equal parts of 0 to 1, whatever the number
+    of ranks."""
     min_masking_rate: Annotated[float, FRACTION] = 0.0
     """Smallest masked fraction, 0 to 1."""
     mask_contiguous_region_prob: Annotated[float | None, FRACTION] = None
@@ -147,6 +162,7 @@ class TrainingConfig:
     """Rounds of parallel decoding per image."""
     generation_temperature: Annotated[float, AT_LEAST_ZERO] = 1.0
     """Temperature T of the confidence noise (docs/specification.md, section 9)."""
+    ema: EmaConfig = field(default_factory=EmaConfig)
     overfit_one_batch: bool = False
     """Train on the first batch only, to check that a setup can overfit."""
 

@@ -43,13 +43,19 @@ def _shard_bytes(gigabytes: float) -> int:
 
 
 def main_export(argv: Sequence[str]) -> int:
-    """``showo-dist export CKPT --to showo|safetensors --out DIR [--dtype D] [--merge-lora]``."""
+    """``showo-dist export CKPT --out DIR [--to showo|safetensors] [--dtype D] [--weights model|ema] …``."""
     parser = _parser("export", "Write a model folder from a checkpoint.")
     parser.add_argument("checkpoint", help="checkpoint, model folder or hub id")
     parser.add_argument("--to", choices=LAYOUTS, default="safetensors", help="layout (%(default)s)")
     parser.add_argument("--dtype", choices=DTYPES, help="convert to; default: do not convert")
     parser.add_argument(
         "--merge-lora", action="store_true", help="merge the adapters of a LoRA run"
+    )
+    parser.add_argument(
+        "--weights",
+        choices=("model", "ema"),
+        default="model",
+        help="the trained weights, or their moving average of training.ema (%(default)s)",
     )
     _add_sizes(parser)
     arguments = parser.parse_args(argv)
@@ -59,6 +65,7 @@ def main_export(argv: Sequence[str]) -> int:
         layout=arguments.to,
         dtype=arguments.dtype,
         merge_lora=arguments.merge_lora,
+        averaged=arguments.weights == "ema",
         shard_bytes=_shard_bytes(arguments.shard_gb),
         track=_progress("export"),
     )

@@ -15,7 +15,7 @@ from torch import Tensor
 from showo_data.files import folder_aside
 from showo_dist.checkpoint.folders import MANIFEST, TENSORS, FileEntry, manifest_text
 from showo_dist.checkpoint.parts import Part, write_part
-from showo_dist.checkpoint.slices import WEIGHT, Piece, TensorIndex
+from showo_dist.checkpoint.slices import EMA, WEIGHT, Piece, TensorIndex
 from showo_dist.checkpoint.state import STATE, BatchShape, RunState, versions
 from showo_dist.models.weights.folder import (
     CONFIG_NAME,
@@ -48,6 +48,7 @@ def export(
     layout: str = "safetensors",
     dtype: str | None = None,
     merge_lora: bool = False,
+    averaged: bool = False,
     shard_bytes: int = 2 * 10**9,
     track: Track = iter,
 ) -> None:
@@ -60,19 +61,21 @@ def export(
             training code writes them; ``safetensors``: ``config.json`` and ``model.safetensors``, or shards.
         dtype: a key of :data:`DTYPES`; None keeps the dtype (fp32 in a checkpoint).
         merge_lora: merge the adapters into the weights that they were trained on.
+        averaged: take the averaged weights of a checkpoint (``training.ema``).
         shard_bytes: largest safetensors shard, and most bytes of weights in memory.
         track: wraps the names while they are written, to show progress.
 
     Raises:
         FileNotFoundError, ValueError: the source cannot be read or is damaged, ``out`` exists, or there are
-            adapters and ``merge_lora`` is false, or a weight is too large for ``dtype``.
+            adapters and ``merge_lora`` is false, there are no averaged weights, or a weight is too large for
+            ``dtype``.
     """
     _refuse_existing(out)
     folder = local_folder(source)
     if adapter_record(folder) and not merge_lora:
         raise ValueError(f"{folder}: holds LoRA adapters; add --merge-lora to merge and export")
     expected = described_model(folder).state_dict()
-    weights = open_weights(folder)
+    weights = open_weights(folder, kind=EMA if averaged else WEIGHT)
     check_fit(folder, expected, weights.meta)
     with folder_aside(out) as aside:
         inner = aside / UNWRAPPED if layout == "showo" else aside

@@ -10,7 +10,7 @@ from rich.table import Table
 from torch import Tensor
 
 from showo_dist.checkpoint.reader import CheckpointReader
-from showo_dist.checkpoint.slices import MOMENTS
+from showo_dist.checkpoint.slices import EMA, MOMENTS
 from showo_dist.checkpoint.state import CONFIG
 from showo_dist.config import TrainConfig
 from showo_dist.config.loader import load_file
@@ -69,6 +69,8 @@ def _run_facts(folder: Path) -> Iterator[tuple[str, str]]:
     yield "step", f"{state.step:,} ({state.optimizer}: {state.optimizer_steps:,})"
     moments = len({name for kind in MOMENTS for name in reader.names(kind)})
     yield "optimizer", f"moments of {moments} parameters" if moments else "none: weights only"
+    if averages := reader.names(EMA):
+        yield "averaged weights", f"of {len(averages)} parameters"
     for flow, position in state.positions.items():
         yield f"position in {flow}", f"{position:,}"
     yield "versions", _listed(state.versions)

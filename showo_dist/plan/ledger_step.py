@@ -154,7 +154,9 @@ def ledger_of_step(
         engine = EngineOfShapes(config, device, every_micro_step=True)
         ledger = Ledger(device)
         stepper = Stepper(
-            engine_module().DeepSpeedEngine(engine.engine, config.distributed.zero_stage),
+            engine_module().DeepSpeedEngine(
+                engine.engine, config.distributed.zero_stage, config.training.ema.decay
+            ),
             {name: flow.coefficient for name, flow in active_flows(config).items()},
             config.training.loss_normalization,
             META,

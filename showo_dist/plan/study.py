@@ -18,6 +18,7 @@ from showo_dist.plan.ledger_step import ledger_of_step
 from showo_dist.plan.roofline import Rates, on_curve
 from showo_dist.plan.timing import (
     ADAM_BYTES_PER_PARAMETER,
+    EMA_BYTES_PER_PARAMETER,
     MUON_BYTES_PER_PARAMETER,
     Cluster,
     Compute,
@@ -88,12 +89,14 @@ def model_of_shapes(config: TrainConfig) -> Any:
 
 def update_of(model: Any, config: TrainConfig) -> Update:
     """Work of one optimizer step over all parameters."""
+    parameters = sum(p.numel() for p in model.parameters())
+    averaging = EMA_BYTES_PER_PARAMETER * parameters if config.training.ema.decay is not None else 0
     if config.optimizer.name == "adamw":
-        return Update(ADAM_BYTES_PER_PARAMETER * sum(p.numel() for p in model.parameters()))
+        return Update(ADAM_BYTES_PER_PARAMETER * parameters + averaging)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     matrices = [shape for name, shape in shapes.items() if by_muon(name, shape)]
     saved = ADAM_BYTES_PER_PARAMETER - MUON_BYTES_PER_PARAMETER
-    total = ADAM_BYTES_PER_PARAMETER * sum(map(prod, shapes.values()))
+    total = ADAM_BYTES_PER_PARAMETER * parameters + averaging
     moved = total - saved * sum(map(prod, matrices))
     return Update(moved, orthogonalisation_flops(matrices, config.optimizer.muon.ns_steps))
 

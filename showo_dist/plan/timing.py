@@ -60,6 +60,8 @@ ADAM_BYTES_PER_PARAMETER = 4 * 7 + 2
 # Muon has one moment instead of two; the matrices that are sent and orthogonalised are counted as FLOPs and
 # collectives.
 MUON_BYTES_PER_PARAMETER = 4 * 5 + 2
+# An average of the weights (training.ema) reads the weight, and reads and writes the average.
+EMA_BYTES_PER_PARAMETER = 4 * 3
 
 
 def gpu(name: str) -> Gpu:

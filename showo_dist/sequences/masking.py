@@ -1,9 +1,10 @@
 """Mask a sample's image tokens, given its (seed, flow, position) alone (docs/specification.md, section 6)."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache, lru_cache, partial
+from itertools import count, islice
 
 import numpy as np
 import torch
@@ -68,6 +69,60 @@ def sample_rng(seed: int, flow: str, position: int) -> np.random.Generator:
     )
 
 
+Interval = tuple[float, float]  # lower bound and width
+WHOLE: Interval = (0.0, 1.0)
+
+
+def stratum(seed: int, flow: str, position: int, strata: int) -> Interval:
+    """The part of the unit interval from which a sample's t is drawn, with stratified masking.
+
+    ``strata`` positions from a multiple of it on have each of as many equal parts once. The order of the
+    parts is shifted by a random number, new for each such stretch, so that the t of every single position is
+    uniform: else a shard, which has the same places of every stretch, could always get the same fractions.
+
+    Args:
+        seed: of the run.
+        flow: of the sample.
+        position: in the stream of the flow.
+        strata: number of parts: the flow's samples per optimizer step.
+    """
+    stretch, place = divmod(position, strata)
+    part = (_shift(seed, flow, stretch, strata) + place * _stride(strata)) % strata
+    return part / strata, 1.0 / strata
+
+
+@lru_cache(maxsize=64)
+def _shift(seed: int, flow: str, stretch: int, strata: int) -> int:
+    # The spawn key keeps these numbers apart from those of the samples.
+    words = np.random.SeedSequence([seed, FLOWS.index(flow), stretch], spawn_key=(1,))
+    return int(np.random.Generator(np.random.Philox(words)).integers(strata))
+
+
+@cache
+def _stride(strata: int) -> int:
+    """Distance in parts between consecutive positions, such that every micro-batch of a rank is spread too.
+
+    Multiples of a number without common divisor are a permutation. A rank of W has every W-th position, which
+    are multiples modulo strata / W; a micro-batch of consecutive ones is evenly spread if no partial quotient
+    of stride / (strata / W) is large, as in the golden section. So candidates near it are tried for all W.
+    """
+    divisors = [d for d in range(2, strata + 1) if strata % d == 0]
+    candidates = (s for s in count(round(0.618 * strata)) if math.gcd(s, strata) == 1)
+    return min(
+        islice(candidates, 100),
+        key=lambda stride: max((_largest_quotient(stride % d, d) for d in divisors), default=0),
+    )
+
+
+def _largest_quotient(numerator: int, denominator: int) -> int:
+    """The largest partial quotient of a fraction's continued fraction."""
+    largest = 0
+    while numerator:
+        quotient, rest = divmod(denominator, numerator)
+        largest, numerator, denominator = max(largest, quotient), rest, numerator
+    return largest
+
+
 @dataclass(frozen=True)
 class MaskingOptions:
     """The published masking options.
@@ -79,6 +134,7 @@ class MaskingOptions:
         predict_all: supervise visible tokens too, with a lower weight (always so for ``random_replace``).
         contiguous_prob: probability of masking one rectangle instead of scattered tokens.
         fixed_rates: sample the fraction from these instead of the schedule (``eval_mask_ratios``).
+        strata: number of strata by flow (:func:`stratum`); flows that are missing have none.
     """
 
     schedule: Schedule
@@ -87,6 +143,12 @@ class MaskingOptions:
     predict_all: bool = False
     contiguous_prob: float = 0.0
     fixed_rates: tuple[float, ...] = ()
+    strata: Mapping[str, int] = field(default_factory=dict)
+
+    def interval(self, seed: int, flow: str, position: int) -> Interval:
+        """The part of the unit interval from which the t of a sample is drawn."""
+        strata = self.strata.get(flow)
+        return stratum(seed, flow, position, strata) if strata else WHOLE
 
 
 @dataclass(frozen=True)
@@ -107,7 +169,11 @@ class MaskedCodes:
 
 
 def mask_codes(
-    codes_N: Tensor, codebook: int, options: MaskingOptions, rng: np.random.Generator
+    codes_N: Tensor,
+    codebook: int,
+    options: MaskingOptions,
+    rng: np.random.Generator,
+    interval: Interval = WHOLE,
 ) -> MaskedCodes:
     """Mask a random fraction of the image codes, at least one.
 
@@ -116,11 +182,12 @@ def mask_codes(
         codebook: number of codes.
         options: how to mask.
         rng: the sample's own generator (:func:`sample_rng`).
+        interval: from which the schedule's t is drawn (:meth:`MaskingOptions.interval`).
     """
     # The order of draws (fraction, contiguous, places, noise) is part of a sample's identity: changing it
     # changes every loss curve.
     tokens = len(codes_N)
-    rate = _sample_rate(options, rng)
+    rate = _sample_rate(options, rng, interval)
     count = max(1, round(tokens * rate))
     contiguous = options.contiguous_prob > 0 and rng.random() < options.contiguous_prob
     mask_N = (_rectangle if contiguous else _scattered)(tokens, count, rng)
@@ -137,10 +204,11 @@ def mask_codes(
     return MaskedCodes(inputs_N, torch.where(mask_N, codes_N, IGNORE), None, rate)
 
 
-def _sample_rate(options: MaskingOptions, rng: np.random.Generator) -> float:
+def _sample_rate(options: MaskingOptions, rng: np.random.Generator, interval: Interval) -> float:
     if options.fixed_rates:
         return float(options.fixed_rates[rng.integers(len(options.fixed_rates))])
-    share = options.schedule(torch.tensor(rng.random(dtype=np.float32)))
+    start, width = interval
+    share = options.schedule(torch.tensor(start + width * float(rng.random(dtype=np.float32))))
     return max(float(share), options.min_rate)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from showo_data import BadSamples, Loader, MicroBatch, Sample
+from showo_dist.checkpoint import BatchShape
 from showo_dist.config import TrainConfig
 from showo_dist.models.encoders import Encoders
 from showo_dist.sequences import (
@@ -31,15 +32,23 @@ from showo_dist.sequences.masking import (
 from showo_dist.sequences.text import SYSTEM_PROMPT, description_prompts, question_prompt
 
 
-def masking_options(config: TrainConfig) -> MaskingOptions:
-    """The masking of a training run."""
+def masking_options(config: TrainConfig, batch: BatchShape | None = None) -> MaskingOptions:
+    """The masking of a training run.
+
+    Args:
+        config: of the run.
+        batch: its global batch, whose masked fractions are stratified if the config asks for it; None: every
+            sample's fraction is drawn independently.
+    """
     training = config.training
+    stratified = training.masking == "stratified"
     return MaskingOptions(
         schedule=mask_schedule(training.mask_schedule),
         min_rate=training.min_masking_rate,
         noise_type=training.noise_type,
         predict_all=training.predict_all_tokens,
         contiguous_prob=training.mask_contiguous_region_prob or 0.0,
+        strata={flow: batch.total(flow) for flow in batch.flows} if batch and stratified else {},
     )
 
 
@@ -52,7 +61,7 @@ class SequenceMaker:
         text: the text encoder.
         vocabulary: the model's ids.
         encoders: frozen image encoders.
-        masking: None: the config's.
+        masking: None: the config's, not stratified.
     """
 
     config: TrainConfig
@@ -97,8 +106,10 @@ class SequenceMaker:
     def _rng(self, sample: Sample) -> np.random.Generator:
         return sample_rng(self.config.training.seed, sample.flow, sample.position)
 
-    def _masked(self, codes_N: Tensor, rng: np.random.Generator) -> MaskedCodes:
-        return mask_codes(codes_N, self.vocabulary.codebook, self._masking, rng)
+    def _masked(self, sample: Sample, codes_N: Tensor, rng: np.random.Generator) -> MaskedCodes:
+        seed, masking = self.config.training.seed, self._masking
+        interval = masking.interval(seed, sample.flow, sample.position)
+        return mask_codes(codes_N, self.vocabulary.codebook, masking, rng, interval)
 
     def _prompt(self, rng: np.random.Generator) -> list[int]:
         return self._prompts[rng.integers(len(self._prompts))]
@@ -107,7 +118,7 @@ class SequenceMaker:
         sequences = []
         for sample, codes in zip(samples, self.encoders.codes(samples), strict=True):
             rng = self._rng(sample)
-            masked = self._masked(codes, rng)
+            masked = self._masked(sample, codes, rng)
             # Drawn after the mask, so that changing the dropout probability leaves all masks unchanged.
             if rng.random() < self.config.training.cond_dropout_prob:
                 sequences.append(builders.t2i_dropped(masked, self.vocabulary))
@@ -170,7 +181,7 @@ class SequenceMaker:
         sequences = []
         for sample, target, condition in zip(samples, codes, conditions, strict=True):
             rng = self._rng(sample)
-            masked, prompt = self._masked(target, rng), self._prompt(rng)
+            masked, prompt = self._masked(sample, target, rng), self._prompt(rng)
             if clip:
                 # The published code computes these inputs outside the differentiated graph.
                 frozen = self.config.compat == "reference"

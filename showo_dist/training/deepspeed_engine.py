@@ -1,6 +1,7 @@
 """DeepSpeed as an :class:`~showo_dist.training.engine.Engine`: ZeRO 0 to 3, offload, bf16."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import deepspeed
@@ -16,6 +17,7 @@ from showo_dist.runtime.precision import uses_bf16
 from showo_dist.sequences import PackedBatch
 from showo_dist.training import deepspeed_state as state
 from showo_dist.training.optimizer import (
+    Ema,
     build_optimizer,
     build_schedule,
     load_schedule,
@@ -34,10 +36,15 @@ class DeepSpeedEngine:
     Args:
         raw: of :func:`initialize`.
         stage: of ZeRO, for the log.
+        ema_decay: of the averages of the weights; None: no averages.
+
+    Attributes:
+        ema: the averages.
     """
 
-    def __init__(self, raw: Any, stage: int) -> None:
+    def __init__(self, raw: Any, stage: int, ema_decay: float | None = None) -> None:
         self.raw, self.module = raw, raw.module
+        self.ema = Ema.of(state.inner_optimizer(raw), state.updated_tensors(raw), ema_decay)
         self.description = f"ZeRO-{stage}"
         self._unwrapped = isinstance(raw.optimizer, torch.optim.Optimizer)
         self._norm: Tensor | None = None
@@ -63,6 +70,8 @@ class DeepSpeedEngine:
             self._norm = total_norm(self.module)
             self.raw.optimizer.overflow = not bool(self._norm.isfinite())
         self.raw.step()
+        if self.ema is not None and self.applied:
+            self.ema.update()
 
     def grad_norm(self) -> float:
         norm = self._norm if self._unwrapped else self.raw.get_global_grad_norm()
@@ -97,9 +106,17 @@ class DeepSpeedEngine:
 
     def restore(self, read: Callable[[Piece], Tensor], steps: int) -> None:
         state.restore(self.raw, read, steps)
+        if self.ema is not None:
+            self.ema.updates = steps
 
     def before_update(self, action: Callable[[], None]) -> None:
         state.inner_optimizer(self.raw).register_step_pre_hook(lambda *_: action())
+        if self.ema is not None:
+            self.ema.before_exchange(action)
+
+    def averaged(self) -> AbstractContextManager[None]:
+        assert self.ema is not None, "no training.ema.decay"
+        return self.ema.in_place_of_weights(lambda: state.refresh(self.raw))
 
     def schedule_state(self) -> dict[str, Any]:
         return self.raw.lr_scheduler.state_dict()
@@ -116,7 +133,8 @@ def build_deepspeed_engine(
     Raises:
         ValueError: the machine cannot do what the config asks for.
     """
-    return DeepSpeedEngine(initialize(model, config, device), config.distributed.zero_stage)
+    raw = initialize(model, config, device)
+    return DeepSpeedEngine(raw, config.distributed.zero_stage, config.training.ema.decay)
 
 
 def initialize(model: ShowO, config: TrainConfig, device: torch.device) -> Any:
@@ -141,7 +159,7 @@ def initialize(model: ShowO, config: TrainConfig, device: torch.device) -> Any:
         dist_init_required=False,
     )
     # The state must exist before a checkpoint is restored into it.
-    state.prepare(raw)
+    state.prepare(raw, averaged=config.training.ema.decay is not None)
     return raw
 
 

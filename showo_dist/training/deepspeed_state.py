@@ -34,7 +34,7 @@ def inner_optimizer(engine: Any) -> torch.optim.Optimizer:
     return optimizer if isinstance(optimizer, torch.optim.Optimizer) else optimizer.optimizer
 
 
-def _updated_tensors(engine: Any) -> list[Tensor]:
+def updated_tensors(engine: Any) -> list[Tensor]:
     """The tensors that the inner optimizer updates: flat fp32 partitions, or the parameters themselves."""
     # ZeRO-3 swaps the groups of its inner optimizer around each step, so read its own list.
     flat = getattr(
@@ -135,7 +135,7 @@ def _muon_partition(optimizer: Muon) -> Tensor:
 
 def optimizer_steps(engine: Any) -> int:
     """The optimizer's own step count, which AdamW's bias correction depends on."""
-    return step_count(inner_optimizer(engine), _updated_tensors(engine))
+    return step_count(inner_optimizer(engine), updated_tensors(engine))
 
 
 def gradient_norms(engine: Any) -> dict[str, float]:
@@ -147,8 +147,8 @@ def gradient_norms(engine: Any) -> dict[str, float]:
     return norms
 
 
-def prepare(engine: Any) -> None:
-    """Make the optimizer state before the first step; once, before any step or restore.
+def prepare(engine: Any, averaged: bool) -> None:
+    """Make the optimizer state, with averages of the weights or without; once, before any step or restore.
 
     DeepSpeed connects parameters with their moments once, after the first of its groups has stepped, when the
     moments of the other groups would not exist yet.
@@ -161,10 +161,23 @@ def prepare(engine: Any) -> None:
     optimizer = inner_optimizer(engine)
     if isinstance(optimizer, Muon):
         optimizer.shares = _shares(engine, optimizer)
-    make_moments(optimizer, _updated_tensors(engine))
+    make_moments(optimizer, updated_tensors(engine), averaged)
     link = getattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state", None)
     if link is not None:
         link()
+
+
+def refresh(engine: Any) -> None:
+    """Copy the optimizer's fp32 weights to where the model computes with them, as a step does; collective."""
+    optimizer = engine.optimizer
+    if hasattr(optimizer, "update_lp_params"):  # ZeRO-1 and 2
+        optimizer.update_lp_params()
+    if hasattr(optimizer, "fp32_partitioned_groups_flat"):  # ZeRO-3
+        optimizer._partition_all_parameters()
+        for group in range(len(optimizer.fp32_partitioned_groups_flat)):
+            optimizer._reassign_or_swap_out_partitioned_parameters(group)
+        if optimizer.persistent_parameters:
+            optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
 
 
 def restore(engine: Any, read: Callable[[Piece], Tensor], steps: int) -> None:
@@ -179,4 +192,4 @@ def restore(engine: Any, read: Callable[[Piece], Tensor], steps: int) -> None:
     # The pieces are views of the engine's memory: copying into them is the restore.
     for piece in held(engine):
         piece.values_N.copy_(read(piece))
-    set_step_count(inner_optimizer(engine), _updated_tensors(engine), steps)
+    set_step_count(inner_optimizer(engine), updated_tensors(engine), steps)

@@ -1,6 +1,7 @@
 """The one contract between a training step and whatever runs it: DeepSpeed's engine or plain torch."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
@@ -82,6 +83,9 @@ class Engine(Protocol):
             read: gives the flat fp32 values of a piece of this rank's memory.
             steps: the optimizer's step count.
         """
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Inside, the model computes with the averaged weights (``training.ema``); collective."""
 
     def before_update(self, action: Callable[[], None]) -> None:
         """Call ``action`` before every optimizer step that changes weights and moments."""

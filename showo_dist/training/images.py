@@ -9,13 +9,11 @@ from torch import Tensor
 from showo_data import MicroBatch
 from showo_data.images import to_images
 from showo_data.text import read_lines
-from showo_dist.config import TrainConfig
 from showo_dist.generation.sampling import ImageSampler, sample_codes, sampling_options
 from showo_dist.logging.grids import labelled_grid
-from showo_dist.models.encoders import Encoders
 from showo_dist.models.showo import ShowO
 from showo_dist.runtime.precision import autocast
-from showo_dist.sequences import Sequence, TextEncoder, Vocabulary, pack
+from showo_dist.sequences import Sequence, pack
 from showo_dist.training.batches import SequenceMaker
 
 SHOWN = 6  # images per grid
@@ -33,15 +31,13 @@ class ImageGrids:
     """Makes the grids of ``experiment.generate_every``.
 
     Args:
-        config, text, vocabulary, encoders: those of the run.
+        maker: of the run's sequences.
     """
 
-    def __init__(
-        self, config: TrainConfig, text: TextEncoder, vocabulary: Vocabulary, encoders: Encoders
-    ) -> None:
-        self.config, self.text, self.vocabulary, self.encoders = config, text, vocabulary, encoders
+    def __init__(self, maker: SequenceMaker) -> None:
+        self.config, self.text, self.maker = maker.config, maker.text, maker
+        self.vocabulary, self.encoders = maker.vocabulary, maker.encoders
         self.prompts = self._read_prompts()
-        self.maker = SequenceMaker(config, text, vocabulary, encoders)
 
     def _read_prompts(self) -> list[str]:
         path = self.config.dataset.params.validation_prompts_file

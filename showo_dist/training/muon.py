@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import AdamW
 
 MOMENTUM = "momentum_buffer"  # torch.optim.Muon's name
@@ -31,6 +31,26 @@ Shape = tuple[int, ...]
 def by_muon(name: str, shape: Shape) -> bool:
     """Whether a parameter is a matrix of a block or of the projector; embeddings and head are not."""
     return len(shape) == 2 and not any(part in name for part in _NOT_BLOCKS)
+
+
+def first_update_line(model: nn.Module, done: int) -> str:
+    """The line for the log about the first update.
+
+    Args:
+        model: of the run, sharded or not.
+        done: matrices that the optimizer orthogonalised in that update.
+    """
+    shapes = {
+        name: tuple(getattr(p, "ds_shape", p.shape))
+        for name, p in model.named_parameters()
+        if p.requires_grad
+    }
+    wanted = sum(by_muon(name, shape) for name, shape in shapes.items())
+    # A matrix that a wrapper hid from Muon would be trained by nothing, or by AdamW at Muon's rate.
+    assert done == wanted, (
+        f"optimizer.name = muon: the first update orthogonalised {done} of {wanted} matrices"
+    )
+    return f"Muon orthogonalised {done} matrices in the first update"
 
 
 def orthogonalisation_flops(shapes: Iterable[Shape], iterations: int) -> float:

@@ -1,7 +1,11 @@
-"""The optimizer of a run and its learning rate over time (docs/specification.md, section 8)."""
+"""The optimizer of a run, its learning rate over time, and averages of the weights.
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+AdamW and the schedule are those of docs/specification.md, section 8.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_scheduler
 
-from showo_dist.checkpoint.slices import ADAMW_MOMENTS, MOMENTS, WEIGHT, Piece
+from showo_dist.checkpoint.slices import ADAMW_MOMENTS, EMA, KINDS, WEIGHT, Piece
 from showo_dist.config.training import (
     LRSchedulerConfig,
     MuonParams,
@@ -168,12 +172,20 @@ def skip_flagged_steps(optimizer: Optimizer) -> None:
     optimizer.register_step_pre_hook(drop_gradients)
 
 
-def make_moments(optimizer: Optimizer, tensors: Iterable[Tensor]) -> None:
-    """Make the state that the optimizer would make at its first step."""
+def make_moments(optimizer: Optimizer, tensors: Iterable[Tensor], averaged: bool) -> None:
+    """Make the state that the optimizer would make at its first step.
+
+    Args:
+        optimizer: without state.
+        tensors: that it updates.
+        averaged: also make the averages of the weights, which are now the weights themselves.
+    """
     muon = _matrices(optimizer)
     for tensor in tensors:
         kinds = (MOMENTUM,) if id(tensor) in muon else ADAMW_MOMENTS
         state = {key: torch.zeros_like(tensor) for key in kinds}
+        if averaged:
+            state[EMA] = tensor.detach().clone()
         if not _counts_per_group(optimizer):
             # A tensor, on the device: the fused kernel increments it there.
             state["step"] = torch.tensor(0.0, device=tensor.device)
@@ -211,8 +223,8 @@ def _counts_per_group(optimizer: Optimizer) -> bool:
 
 
 def kinds_in(state: Mapping[str, Any]) -> list[str]:
-    """The kinds of tensors of a parameter: its weight, and the moments that its optimizer keeps."""
-    return [WEIGHT, *(kind for kind in MOMENTS if kind in state)]
+    """The kinds of tensors of a parameter: its weight, and what its optimizer's state has besides."""
+    return [kind for kind in KINDS if kind == WEIGHT or kind in state]
 
 
 def replicated(optimizer: Optimizer, name: str, parameter: nn.Parameter) -> Iterator[Piece]:
@@ -221,3 +233,71 @@ def replicated(optimizer: Optimizer, name: str, parameter: nn.Parameter) -> Iter
     for kind in kinds_in(state):
         whole = parameter if kind == WEIGHT else state[kind]
         yield Piece(kind, name, tuple(parameter.shape), 0, whole.detach().view(-1))
+
+
+class Ema:
+    """An exponential moving average of the weights (EMA), in fp32.
+
+    The averages are part of the optimizer's state, beside the moments: one tensor for each tensor that the
+    optimizer updates. So ZeRO 1 to 3 shards them as it shards the moments, checkpoints hold them by parameter
+    name, and at ZeRO-0 and in the torch engine, where nothing is sharded, every rank has all of them.
+
+    Args:
+        decay: upper bound of the part of an average that one update keeps.
+        weights: fp32 tensors that the optimizer updates.
+        averages: as long and shaped alike.
+
+    Attributes:
+        updates: number of updates so far; the first ones keep less, (1 + updates) / (10 + updates).
+    """
+
+    def __init__(self, decay: float, weights: list[Tensor], averages: list[Tensor]) -> None:
+        self.decay, self.weights, self.averages = decay, weights, averages
+        self.updates = 0
+        self._readers: list[Callable[[], None]] = []
+
+    @classmethod
+    def of(
+        cls, optimizer: Optimizer, tensors: Iterable[Tensor], decay: float | None
+    ) -> Self | None:
+        """The averages in the state of an optimizer; None without a decay."""
+        if decay is None:
+            return None
+        weights = list(tensors)
+        return cls(decay, weights, [optimizer.state[tensor][EMA] for tensor in weights])
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move the averages towards the weights; once after each optimizer step that changed them."""
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        torch._foreach_lerp_(self.averages, self.weights, 1.0 - decay)
+        self.updates += 1
+
+    def before_exchange(self, action: Callable[[], None]) -> None:
+        """Call ``action``, which waits for readers of weights and averages, before they change places."""
+        self._readers.append(action)
+
+    @contextmanager
+    def in_place_of_weights(self, refresh: Callable[[], None]) -> Iterator[None]:
+        """Inside, the averages are where the weights are, and the weights where the averages are.
+
+        Args:
+            refresh: copies the optimizer's weights to where the model computes with them; collective.
+        """
+        # A step that was skipped did not wait for a checkpoint's copy.
+        for action in self._readers:
+            action()
+        self._exchange()
+        refresh()
+        # Not in a finally block: after an error on one rank, the others would wait in refresh for it.
+        yield
+        self._exchange()
+        refresh()
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        # Values and not storages: the engine and its checkpoints have views of these tensors.
+        for weight, average in zip(self.weights, self.averages, strict=True):
+            kept = weight.clone()
+            weight.copy_(average)
+            average.copy_(kept)

@@ -15,8 +15,9 @@ from showo_data.samples import Kind, Weighted
 from showo_data.shards import Storage
 from showo_data.shards.names import misnamed
 from showo_dist.checkpoint import CheckpointReader
-from showo_dist.checkpoint.slices import WEIGHT, Piece
+from showo_dist.checkpoint.slices import EMA, WEIGHT, Piece
 from showo_dist.config import TrainConfig, active_flows
+from showo_dist.config.training import EmaConfig
 from showo_dist.models.encoders import ClipTower, Encoders
 from showo_dist.models.magvitv2 import MAGVITv2
 from showo_dist.models.weights.sources import adapter_record
@@ -277,6 +278,21 @@ def check_optimizer(reader: CheckpointReader | None, config: TrainConfig) -> Non
         )
 
 
+def averages_of(reader: CheckpointReader, ema: EmaConfig) -> tuple[str, str | None]:
+    """The kind of tensor of the checkpoint to resume from that the averages of the weights continue from.
+
+    Returns:
+        The kind, and a line for the log if the checkpoint and the config do not agree on averages.
+    """
+    stored = bool(reader.names(EMA))
+    if ema.decay is None:
+        line = f"training.ema.decay is null: the averaged weights of {reader.folder} end here"
+        return EMA, line if stored else None
+    if stored:
+        return EMA, None
+    return WEIGHT, f"{reader.folder} has no averaged weights: they start from its weights"
+
+
 def load_text(config: TrainConfig) -> TextEncoder:
     """The text tokenizer, checked against the vocabulary."""
     source = config.text_tokenizer
@@ -325,7 +341,8 @@ def carry_optimizer(engine: Engine, config: TrainConfig) -> None:
     weights = initial_weights(config.model.showo, source, config.training.seed)
 
     def whole(kind: str, name: str) -> Tensor:
-        if kind == WEIGHT:
+        # The average of a new run starts from its first weights.
+        if kind in (WEIGHT, EMA):
             return weights.read(name)
         # New parameters have no moments; old ones keep theirs row by row.
         known = name in weights.source.meta

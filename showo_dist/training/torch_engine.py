@@ -1,7 +1,7 @@
 """Plain torch as an :class:`~showo_dist.training.engine.Engine`: one process, or DistributedDataParallel."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from showo_dist.config import TrainConfig
 from showo_dist.models.showo import ShowO
 from showo_dist.runtime.precision import uses_bf16
 from showo_dist.training.optimizer import (
+    Ema,
     build_optimizer,
     build_schedule,
     load_schedule,
@@ -40,6 +41,10 @@ class TorchEngine:
         micro_steps: micro-steps per optimizer step.
         max_norm: clip the gradient to this norm; None: no clipping.
         bf16: compute in bf16.
+        ema_decay: of the averages of the weights; None: no averages.
+
+    Attributes:
+        ema: the averages.
     """
 
     def __init__(
@@ -51,6 +56,7 @@ class TorchEngine:
         micro_steps: int,
         max_norm: float | None,
         bf16: bool,
+        ema_decay: float | None = None,
     ) -> None:
         self.module: Any = model
         self.optimizer, self.lr_scheduler = optimizer, schedule
@@ -63,7 +69,8 @@ class TorchEngine:
             self._ddp = DistributedDataParallel(model, gradient_as_bucket_view=True)
         self._named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         # As for DeepSpeed: a checkpoint can be restored before the first step.
-        make_moments(optimizer, self._trained())
+        make_moments(optimizer, self._trained(), averaged=ema_decay is not None)
+        self.ema = Ema.of(optimizer, self._trained(), ema_decay)
 
     @property
     def description(self) -> str:
@@ -104,6 +111,8 @@ class TorchEngine:
             if self._max_norm:
                 nn.utils.clip_grads_with_norm_(self._trained(), self._max_norm, self._norm)
             self.optimizer.step()
+            if self.ema is not None:
+                self.ema.update()
             self.lr_scheduler.step()
         self.optimizer.zero_grad()
 
@@ -142,9 +151,17 @@ class TorchEngine:
         for piece in self._pieces():
             piece.values_N.copy_(read(piece))
         set_step_count(self.optimizer, self._trained(), steps)
+        if self.ema is not None:
+            self.ema.updates = steps
 
     def before_update(self, action: Callable[[], None]) -> None:
         self.optimizer.register_step_pre_hook(lambda *_: action())
+        if self.ema is not None:
+            self.ema.before_exchange(action)
+
+    def averaged(self) -> AbstractContextManager[None]:
+        assert self.ema is not None, "no training.ema.decay"
+        return self.ema.in_place_of_weights(lambda: None)
 
     def schedule_state(self) -> dict[str, Any]:
         return self.lr_scheduler.state_dict()
@@ -167,4 +184,5 @@ def build_torch_engine(model: ShowO, config: TrainConfig, device: torch.device) 
         micro_steps=config.training.gradient_accumulation_steps,
         max_norm=config.training.max_grad_norm,
         bf16=bf16,
+        ema_decay=config.training.ema.decay,
     )

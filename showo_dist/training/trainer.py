@@ -1,11 +1,13 @@
 """The training loop: read, step, log, validate, generate image grids, save."""
 
 import gc
-from dataclasses import asdict
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from showo_data import build_loader
 from showo_dist.checkpoint import (
@@ -17,6 +19,7 @@ from showo_dist.checkpoint import (
     find_resume,
     versions,
 )
+from showo_dist.checkpoint.slices import EMA, Piece
 from showo_dist.checkpoint.writer import CheckpointWriter
 from showo_dist.config import TrainConfig, active_flows, to_yaml
 from showo_dist.config.rules import warnings_about
@@ -30,12 +33,14 @@ from showo_dist.models.weights.pretrained import config_json
 from showo_dist.models.weights.start import load_initial
 from showo_dist.runtime.ranks import Ranks
 from showo_dist.sequences import TOKEN_MULTIPLE
-from showo_dist.training.batches import PackedBatches, SequenceMaker
+from showo_dist.training.batches import PackedBatches, SequenceMaker, masking_options
 from showo_dist.training.engine import build_engine
 from showo_dist.training.images import ImageGrids
 from showo_dist.training.metrics import Meter, Peak, Work
+from showo_dist.training.muon import first_update_line
 from showo_dist.training.nonfinite import NonFiniteSteps
 from showo_dist.training.setup import (
+    averages_of,
     carry_optimizer,
     check_data_order,
     check_optimizer,
@@ -83,7 +88,8 @@ class Trainer:
         self.work = Work.of(model)
         clip = self.encoders.clip
         self.specs = flow_specs(config, clip.resolution if clip else None)
-        self.maker = SequenceMaker(config, self.text, self.vocabulary, self.encoders)
+        masking = masking_options(config, self.batch_shape)
+        self.maker = SequenceMaker(config, self.text, self.vocabulary, self.encoders, masking)
         # Before the engine: a missing shard should fail in seconds, not after the model was sharded.
         self.notes: list[str] = list(resume.warnings)
         self.data: dict[str, dict[str, str]] = {}
@@ -107,7 +113,7 @@ class Trainer:
         )
         self.stepper = self._stepper()
         self.validation = Validation(config, self.specs, self.maker, ranks, self.logger.event)
-        self.images = ImageGrids(config, self.text, self.vocabulary, self.encoders)
+        self.images = ImageGrids(self.maker)
         self._announce(resume)
 
     def _batches(self, reader: CheckpointReader | None, feature_width: int) -> PackedBatches:
@@ -154,7 +160,13 @@ class Trainer:
 
     def _restore(self, reader: CheckpointReader) -> None:
         state = reader.state
-        self.engine.restore(reader.read_piece, state.optimizer_steps)
+        averages, line = averages_of(reader, self.config.training.ema)
+        self.notes += [line] if line else []
+
+        def read(piece: Piece) -> Tensor:
+            return reader.read_piece(replace(piece, kind=averages) if piece.kind == EMA else piece)
+
+        self.engine.restore(read, state.optimizer_steps)
         note = self.engine.load_schedule(state.schedule)
         self.notes += [note] if note else []
         self.step = state.step
@@ -189,10 +201,17 @@ class Trainer:
             self.initial,
             f"flows (samples per rank and micro-step × coefficient): {flows}",
             f"{start} step {self.step}",
+            *self._averages_used(),
             *self.notes,
             *warnings_about(self.config),
         ):
             self.logger.event(line)
+
+    def _averages_used(self) -> list[str]:
+        """A line for the log when the averaged weights are evaluated."""
+        ema = self.config.training.ema
+        line = f"validation and image grids use averaged weights, decay {ema.decay}"
+        return [line] if ema.evaluate else []
 
     def _texts(self) -> dict[str, str]:
         """Text files of every checkpoint that describe the run, by name."""
@@ -269,10 +288,9 @@ class Trainer:
         if self.updated:
             return
         self.updated = True
-        done = self.engine.orthogonalised
         if self.config.optimizer.name == "muon":
-            assert done, "optimizer.name = muon, but no matrix was orthogonalised"
-            self.logger.event(f"Muon orthogonalised {done} matrices in the first update")
+            line = first_update_line(self.engine.module, self.engine.orthogonalised)
+            self.logger.event(line)
 
     def _end(self) -> None:
         self.progress.enter("save")
@@ -296,18 +314,24 @@ class Trainer:
             self._due(experiment.eval_every) or (last and experiment.eval_every)
         ):
             self.progress.enter("validation")
-            metrics |= self.validation(self.engine)
+            with self._evaluated_weights():
+                metrics |= self.validation(self.engine)
         if metrics:
             self.logger.log(self.step, metrics)
         if logs:
             self.watch(self.batches.bad)
 
+    def _evaluated_weights(self) -> AbstractContextManager[None]:
+        """The averaged weights if the config evaluates them, else those of the step."""
+        return self.engine.averaged() if self.config.training.ema.evaluate else nullcontext()
+
     def _generate_grids(self) -> None:
         """Images of the current model; every rank takes part, because ZeRO-3 shards the weights."""
         self.progress.enter("images")
         self.engine.train(False)
-        for name, image, caption in self.images(self.engine.module, self.batches.latest):
-            self.logger.images(self.step, name, image, caption)
+        with self._evaluated_weights():
+            for name, image, caption in self.images(self.engine.module, self.batches.latest):
+                self.logger.images(self.step, name, image, caption)
         self.engine.train()
         # Rank 0 decodes and writes the grids; the others must not enter the next collective meanwhile.
         dist.barrier()

@@ -172,7 +172,8 @@ def _fill(path: Path) -> None:
 
 def saved_for_ever(ranks: Ranks, folder: Path) -> None:
     """Save one checkpoint after another until killed."""
-    run, writer = TinyRun(ranks, 2).build(), writer_of(folder, keep_last=2)
+    averages = (("training.ema.decay", 0.9),)
+    run, writer = TinyRun(ranks, 2, settings=averages).build(), writer_of(folder, keep_last=2)
     last = writer.last_complete
     run.step = CheckpointReader(last).state.step if last else 0
     while True:

@@ -85,7 +85,7 @@ def test_those_who_read_weights_need_no_moments(run: Path) -> None:
     folder = complete_checkpoints(run)[-1]
     for path in folder.glob("optimizer-*"):
         path.unlink()
-    reader = CheckpointReader(folder, only_weights=True)
+    reader = CheckpointReader(folder, only="weight")
     assert all(reader.read("weight", name).isfinite().all() for name in reader.names())
     with pytest.raises(ValueError, match="optimizer-0000"):
         CheckpointReader(folder)

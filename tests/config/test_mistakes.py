@@ -230,6 +230,20 @@ BROKEN = {
             "distributed.deepspeed is set: needs distributed.engine=deepspeed",
         ),
     ],
+    "averages_exist_to_evaluate": [
+        (["training.ema.evaluate=true"], "training.ema.evaluate = True: set training.ema.decay"),
+        (
+            [
+                *(
+                    "training.ema.evaluate=true",
+                    "training.ema.decay=0.9",
+                    "distributed.zero_stage=3",
+                ),
+                *("distributed.offload_param=nvme", "distributed.offload_path=/tmp"),
+            ],
+            "cannot replace weights on a disk",
+        ),
+    ],
     "apex_counts_steps_rightly": [
         ([APEX, "optimizer.name=muon"], "optimizer.name=muon uses torch's kernels"),
         ([APEX, "distributed.zero_stage=3"], "counts steps wrongly"),

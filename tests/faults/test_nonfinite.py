@@ -12,7 +12,8 @@ from tests.single_pass.case import Case
 
 RANKS = 2
 ENGINES = ["torch", "zero-0", "zero-1", "zero-2", "zero-3"]
-CASES = [Case(e, "even", MICRO_STEPS, bf16=b) for e in ENGINES for b in (False, True)]
+EMA = (("training.ema.decay", 0.9),)
+CASES = [Case(e, "even", MICRO_STEPS, bf16=b, settings=EMA) for e in ENGINES for b in (False, True)]
 LIMIT_S = 600.0
 Found = dict[str, list[tuple[Trained, Trained, Trained]]]
 
@@ -67,6 +68,7 @@ def test_weights_moments_and_schedule_are_untouched(found: Found, case: str) -> 
         weights = [name for name in spoiled.states[0] if name.startswith("weight/")]
         changed = [n for n in weights if (spoiled.states[2][n] != spoiled.states[1][n]).any()]
         assert changed, "the step after it trains"
+        assert any(name.startswith("ema/") for name in spoiled.states[0])
 
 
 @for_every_engine

@@ -49,6 +49,7 @@ SETTINGS = {
     "zero-2-wide": setting(2, "training.batch_size_t2i=6"),
     "zero-0-muon": setting(0, "optimizer.name=muon"),
     "zero-2-muon": setting(2, "optimizer.name=muon"),
+    "zero-2-averages": setting(2, "training.ema.decay=0.999"),
 }
 
 

@@ -15,6 +15,7 @@ from showo_dist.sequences.masking import (
     mask_codes,
     mask_schedule,
     sample_rng,
+    stratum,
 )
 
 CODEBOOK = 32
@@ -121,3 +122,70 @@ def test_a_contiguous_region_is_one_rectangle_of_about_the_count(
 def test_unknown_schedule_is_named() -> None:
     with pytest.raises(ValueError, match=r"'cosin'.*cosine"):
         mask_schedule("cosin")
+
+
+def _part(seed: int, flow: str, position: int, strata: int) -> int:
+    start, width = stratum(seed, flow, position, strata)
+    assert width == 1 / strata
+    return round(start * strata)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 400), st.integers(0, 10**7), st.integers(0, 5))
+def test_a_global_batch_has_every_stratum_once(strata: int, batch: int, seed: int) -> None:
+    positions = range(batch * strata, (batch + 1) * strata)
+    parts = [_part(seed, "recon", position, strata) for position in positions]
+    assert sorted(parts) == list(range(strata))
+
+
+def test_strata_differ_between_seeds_flows_and_batches() -> None:
+    parts = {_part(*where, 1000) for where in [(0, "t2i", 0), (1, "t2i", 0), (0, "recon", 0)]}
+    assert len(parts | {_part(0, "t2i", 1000, 1000)}) == 4
+
+
+@pytest.mark.parametrize("place", [0, 1, 5])
+@pytest.mark.parametrize("strata", [1, 6])
+def test_a_single_sample_keeps_the_published_distribution(strata: int, place: int) -> None:
+    """One place of a batch over many batches, by the Kolmogorov-Smirnov distance at 0.1 %."""
+    options, batches = replace(COSINE, strata={"t2i": strata}), 3000
+    rates = []
+    for position in range(place, place + batches * strata, strata):
+        interval = options.interval(7, "t2i", position)
+        rng = sample_rng(7, "t2i", position)
+        rates.append(mask_codes(codes(4), CODEBOOK, options, rng, interval).rate)
+    uniform = np.sort(np.arccos(np.array(rates)) * 2 / math.pi)
+    distance = np.abs(uniform - (np.arange(batches) + 0.5) / batches).max()
+    assert distance < 1.95 / math.sqrt(batches)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "accumulation", "batch"),
+    [(2, 1, 18), (8, 4, 10), (1, 8, 6), (48, 2, 10), (3, 5, 7), (16, 16, 4), (4, 1, 8)],
+)
+def test_every_micro_batch_of_a_rank_is_spread(ranks: int, accumulation: int, batch: int) -> None:
+    """The largest gap between two of its fractions is at most three times the mean gap."""
+    strata, micro = ranks * accumulation * batch, ranks * batch
+    for rank in range(ranks):
+        for start in range(0, strata, micro):
+            positions = range(start + rank, start + micro, ranks)
+            parts = sorted(_part(0, "t2i", position, strata) for position in positions)
+            gaps = np.diff([*parts, parts[0] + strata])
+            assert gaps.max() <= 3 * ranks * accumulation
+            assert accumulation > 1 or set(gaps) == {ranks}
+
+
+def test_without_strata_nothing_changes() -> None:
+    """The same masks as with strata of one."""
+    one = replace(COSINE, strata={"t2i": 1})
+    for position in range(50):
+        masks = [
+            mask_codes(
+                codes(64),
+                CODEBOOK,
+                options,
+                sample_rng(3, "t2i", position),
+                options.interval(3, "t2i", position),
+            ).inputs_N
+            for options in (COSINE, one)
+        ]
+        assert torch.equal(*masks)

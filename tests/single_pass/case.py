@@ -51,6 +51,7 @@ class Report:
         start, weights: whole fp32 parameters by name, before and after.
         totals, grad_norms: of each step.
         means: flow means of the last step.
+        averages: the parameters that the model computes with when the averages replace the weights.
     """
 
     start: dict[str, np.ndarray]
@@ -58,6 +59,7 @@ class Report:
     totals: list[float]
     grad_norms: list[float]
     means: dict[str, float]
+    averages: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def config_of(case: Case) -> TrainConfig:

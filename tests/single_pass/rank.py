@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.zero import GatheredParameters
 from deepspeed.utils import safe_get_full_fp32_param
 
 from showo_dist.models.weights.lora import add_adapters
@@ -51,11 +52,29 @@ def whole_weight(parameter: torch.nn.Parameter) -> torch.Tensor:
 
 
 def _weights(engine: Any) -> dict[str, np.ndarray]:
-    """Whole fp32 parameters by name; collective."""
-    return {
-        name: whole_weight(parameter).float().numpy().copy()
-        for name, parameter in engine.module.named_parameters()
-    }
+    """Whole parameters by name, in fp32 where they are trained; collective."""
+    named = dict(engine.module.named_parameters())
+    # DeepSpeed's accessor knows trained parameters only.
+    with GatheredParameters([p for p in named.values() if not p.requires_grad]):
+        return {name: whole_weight(p).float().numpy().copy() for name, p in named.items()}
+
+
+def _averages(engine: Any) -> dict[str, np.ndarray]:
+    """The averaged weights, after which the weights are as before, bit by bit; collective."""
+    before = _weights(engine), _computed_with(engine)
+    with engine.averaged():
+        averages = _computed_with(engine)
+    for kept, now in zip(before, (_weights(engine), _computed_with(engine)), strict=True):
+        for name, values in kept.items():
+            assert np.array_equal(values, now[name]), name
+    return averages
+
+
+def _computed_with(engine: Any) -> dict[str, np.ndarray]:
+    """The whole parameters of the model itself; collective."""
+    named = dict(engine.module.named_parameters())
+    with GatheredParameters(list(named.values())):
+        return {name: p.detach().float().numpy().copy() for name, p in named.items()}
 
 
 def run_case(case: Case) -> Report:
@@ -66,10 +85,12 @@ def run_case(case: Case) -> Report:
     start = _weights(engine)
     losses = [stepper(_window(case, step, width)) for step in range(case.steps)]
     weights = _weights(engine)
+    averaged = config_of(case).training.ema.decay is not None
+    averages = _averages(engine) if averaged else {}
     if case.engine != "torch":
         engine.raw.destroy()
     totals, norms = ([getattr(x, key) for x in losses] for key in ("total", "grad_norm"))
-    return Report(start, weights, totals, norms, losses[-1].means)
+    return Report(start, weights, totals, norms, losses[-1].means, averages)
 
 
 def serve(pipe: Connection, environment: dict[str, str]) -> None:

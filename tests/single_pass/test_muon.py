@@ -8,13 +8,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from showo_dist.training.muon import Muon, orthogonal, rate_factor
+from showo_dist.config.experiment import LoraConfig
+from showo_dist.config.training import TrainingConfig
+from showo_dist.models.weights.lora import add_adapters
+from showo_dist.sequences import pack
+from showo_dist.training.muon import Muon, first_update_line, orthogonal, rate_factor
+from showo_dist.training.step import Stepper
+from showo_dist.training.torch_engine import build_torch_engine
 from tests.single_pass import oracle
-from tests.single_pass.case import EPSILON, LEARNING_RATE, Case
+from tests.single_pass.batches import VOCABULARY, build_tiny, global_batch
+from tests.single_pass.case import EPSILON, LEARNING_RATE, Case, config_of
 from tests.single_pass.group import RankGroup
 
 RATE = 0.02
 STEPS = 5
+CPU = torch.device("cpu")
 TOLERANCE = 1e-5
 SETTINGS: tuple[tuple[str, Any], ...] = (
     ("optimizer.name", "muon"),
@@ -92,6 +100,39 @@ def test_every_engine(group: RankGroup, case: Case, plain: oracle.Outcome) -> No
 def test_state_in_host_memory(group: RankGroup, stage: str, plain: oracle.Outcome) -> None:
     offload = (("distributed.offload_optimizer", "cpu"), ("distributed.offload_pin_memory", False))
     assert_close(group, _case(stage, 1, *offload), plain)
+
+
+@pytest.mark.parametrize("group", [2], indirect=True)
+@pytest.mark.parametrize("engine", ["zero-3"])
+def test_adapters(group: RankGroup, engine: str) -> None:
+    """LoRA's factors are matrices; what is frozen is not touched."""
+    lora = LoraConfig(rank=4)
+    wanted = oracle.train(
+        STEPS,
+        optimizers=_optimizers("original"),
+        prepare=lambda model: add_adapters(model, lora, seed=TrainingConfig().seed),
+    )
+    factors = [name for name in wanted.weights if "lora_" in name]
+    assert all(not torch.equal(wanted.weights[name], wanted.start[name]) for name in factors)
+    assert_close(group, _case(engine, 1, ("lora.rank", 4)), wanted)
+
+
+def test_a_matrix_without_an_update_is_noticed() -> None:
+    """Muon must have orthogonalised all matrices, not some."""
+    model, case = build_tiny(), _case("torch", 1)
+    engine = build_torch_engine(model, config_of(case), CPU)
+    stepper = Stepper(engine, case.coefficients, "global", CPU)
+    width, pad = model.feature_width, VOCABULARY.pad
+    left_out = engine.optimizer.param_groups[-1]["params"].pop()
+    assert left_out.ndim == 2
+    stepper([pack(global_batch(), pad_id=pad, feature_width=width)])
+    with pytest.raises(AssertionError, match=r"orthogonalised 13 of 14 matrices"):
+        first_update_line(model, engine.orthogonalised)
+    engine.optimizer.param_groups[-1]["params"].append(left_out)
+    before = engine.orthogonalised
+    stepper([pack(global_batch(), pad_id=pad, feature_width=width)])
+    line = first_update_line(model, engine.orthogonalised - before)
+    assert line == "Muon orthogonalised 14 matrices in the first update"
 
 
 @pytest.mark.parametrize("group", [2], indirect=True)

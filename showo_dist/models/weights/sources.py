@@ -62,22 +62,27 @@ class CheckpointWeights:
     Args:
         folder: of the checkpoint.
         check: compare the files with their checksums first.
+        kind: ``weight``, or ``ema`` for the averaged weights.
 
     Raises:
-        ValueError: a file of it has changed; it is named.
+        ValueError: a file of it has changed, which is named; or it has no averaged weights.
     """
 
-    def __init__(self, folder: Path, check: bool = True) -> None:
-        self.folder = folder
-        self._reader = CheckpointReader(folder, check=check, only_weights=True)
+    def __init__(self, folder: Path, check: bool = True, kind: str = WEIGHT) -> None:
+        self.folder, self._kind = folder, kind
+        self._reader = CheckpointReader(folder, check=check, only=kind)
+        names = self._reader.names(kind)
+        if kind != WEIGHT and not names:
+            raise ValueError(
+                f"{folder}: has no averaged weights; its run had no training.ema.decay"
+            )
         self.meta = {
-            name: torch.empty(self._reader.shape(WEIGHT, name), device="meta")
-            for name in self._reader.names()
+            name: torch.empty(self._reader.shape(kind, name), device="meta") for name in names
         }
 
     def read(self, name: str) -> Tensor:
         """One whole fp32 weight."""
-        return self._reader.read(WEIGHT, name)
+        return self._reader.read(self._kind, name)
 
 
 class MergedWeights:
@@ -150,18 +155,20 @@ def adapter_record(folder: Path) -> dict[str, Any] | None:
     return entry
 
 
-def open_weights(folder: Path, check: bool = True) -> Weights:
+def open_weights(folder: Path, check: bool = True, kind: str = WEIGHT) -> Weights:
     """The weights of a checkpoint or model folder; adapters are merged into what they were trained over.
 
     Args:
         folder: with ``config.json``.
         check: compare a checkpoint's files with their checksums first.
+        kind: ``weight``, or ``ema`` for the averaged weights of a checkpoint.
 
     Raises:
-        FileNotFoundError, ValueError: a file is missing or cannot be read, or the adapters' base has changed.
+        FileNotFoundError, ValueError: a file is missing or cannot be read, the adapters' base has changed, or
+            there are no averaged weights.
     """
     record = adapter_record(folder)
-    own = own_weights(folder, check)
+    own = own_weights(folder, check, kind)
     if record is None:
         return own
     try:
@@ -171,10 +178,14 @@ def open_weights(folder: Path, check: bool = True) -> Weights:
     return MergedWeights(base, own, record)
 
 
-def own_weights(folder: Path, check: bool = True) -> Weights:
+def own_weights(folder: Path, check: bool = True, kind: str = WEIGHT) -> Weights:
     """What a folder itself holds: of a LoRA run, adapters and what was trained whole.
 
     Raises:
         FileNotFoundError, ValueError: as :func:`open_weights`.
     """
-    return CheckpointWeights(folder, check) if is_checkpoint(folder) else FolderWeights(folder)
+    if is_checkpoint(folder):
+        return CheckpointWeights(folder, check, kind)
+    if kind != WEIGHT:
+        raise ValueError(f"{folder}: has no averaged weights; it is not a training checkpoint")
+    return FolderWeights(folder)
