@@ -3,7 +3,6 @@
 import gzip
 import io
 import json
-import random
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +27,6 @@ from showo_data.convert import (
 )
 from showo_data.convert.elements import BROKEN, read_array, read_object
 from showo_data.convert.imagenet import read_class_names
-from showo_data.convert.writing import _load
 from showo_data.shards import write_shard
 from tests.data.converting import files, image, samples
 
@@ -321,49 +319,3 @@ def test_an_unexpected_error_of_one_input_is_counted(tmp_path: Path) -> None:
     items = iter([Item("first", load), Item("second", lambda: [{"txt": "x"}])])
     report = _converted(items, tmp_path)
     assert report.skipped == {"unexpected-KeyError": 1} and report.samples == 1
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_random_damages_end_in_one_line_or_are_counted(tmp_path: Path, seed: int) -> None:
-    """Every converter, 250 damages each: no other exception than ValueError, which names the file."""
-    draw = random.Random(seed)
-    tars = _class_tars(tmp_path)
-    (tmp_path / "images").mkdir()
-    (tmp_path / "images" / "x.jpg").write_bytes(image(1))
-    table, buffer = pa.table({"content": [f"text {n}" for n in range(50)]}), io.BytesIO()
-    parquet.write_table(table, buffer)
-    write_shard(tmp_path / "a.tar", [{"__key__": "k", "jpg": image(1), "txt": "x"}])
-    sources: dict[str, tuple[bytes, Any]] = {
-        "a.jsonl": (b'{"content": "some text"}\n' * 20, lambda p: text_items([p])),
-        "a.jsonl.gz": (_gz("a"), lambda p: text_items([p])),
-        "a.parquet": (buffer.getvalue(), lambda p: text_items([p])),
-        "a.json": (
-            f"[{_entry()}, {_entry()}]".encode(),
-            lambda p: llava_items(p, tmp_path / "images"),
-        ),
-        "n1.tar": (
-            tars["n1.tar"],
-            lambda p: imagenet_items(Path(p).parent, tmp_path / "names.txt"),
-        ),
-        "book.json": (
-            b'{"k": ["one", "two"], "l": "x"}',
-            lambda p: recaptioned_items([f"{tmp_path}/a.tar"], ExternalCaptions(), journeydb=p),
-        ),
-    }
-    for number in range(250):
-        for name, (data, items) in sources.items():
-            folder = tmp_path / f"{number}"
-            folder.mkdir(exist_ok=True)
-            damaged = bytearray(data)
-            for _ in range(draw.choice((1, 2, 20))):
-                damaged[draw.randrange(len(damaged))] = draw.randrange(256)
-            cut = draw.randrange(len(damaged)) if draw.random() < 0.3 else len(damaged)
-            path = folder / "d" / name
-            path.parent.mkdir(exist_ok=True)
-            path.write_bytes(damaged[:cut])
-            try:
-                reasons = {_load(item)[1] for item in items(str(path))}
-                assert not any(reason.startswith("unexpected") for reason in reasons), reasons
-            except ValueError as error:
-                assert str(folder) in str(error), error
-            path.unlink()

@@ -28,7 +28,8 @@ class ParquetRows:
         except FileNotFoundError:
             raise
         except (ValueError, OSError) as error:
-            raise ValueError(f"{path}: cannot be read as Parquet: {error}") from None
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(f"{path}: cannot be read as Parquet: {reason}") from None
         present = self._file.schema_arrow.names
         missing = [column for column in columns if column not in present]
         if missing:
