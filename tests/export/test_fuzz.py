@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 from pathlib import Path
 
@@ -88,6 +89,47 @@ def test_impossible_sizes_name_the_file(
         lambda f: export(f, tmp_path / "b"),
     ):
         with pytest.raises(ValueError, match=r"config\.json: ") as raised:
+            use(copy)
+        assert "\n" not in str(raised.value)
+
+
+ABSURD = [
+    ("llm_config.num_hidden_layers", 10**6),
+    ("llm_config.num_hidden_layers", 1),
+    ("llm_config.hidden_size", 10**12),
+    ("llm_config.max_position_embeddings", 10**12),
+    ("llm_config.rope_parameters.partial_rotary_factor", 1e9),
+    ("llm_config.num_labels", 10**9),
+    ("vocab_size", 10**12),
+    ("clip_dim", 10**12),
+    ("codebook_size", 10**15),
+]
+
+
+@pytest.mark.usefixtures("case_limits")
+@pytest.mark.parametrize(("key", "value"), ABSURD)
+def test_absurd_sizes_cost_no_memory(
+    folders: dict[str, Path], tmp_path: Path, key: str, value: float
+) -> None:
+    """One line with file and key before anything of that size is made; the weights decide what may be."""
+    copy = tmp_path / "model"
+    shutil.copytree(folders["whole"], copy)
+    values = json.loads((copy / "config.json").read_text())
+    *sections, last = key.split(".")
+    section = values
+    for name in sections:
+        section = section[name]
+    section[last] = value
+    (copy / "config.json").write_text(json.dumps(values))
+    for use in limited(
+        [
+            load_showo,
+            lambda f: import_model(f, tmp_path / "a"),
+            lambda f: export(f, tmp_path / "b"),
+        ],
+        memory_mb=20,
+    ):
+        with pytest.raises(ValueError, match=rf"model/config\.json: {re.escape(key)}") as raised:
             use(copy)
         assert "\n" not in str(raised.value)
 

@@ -23,6 +23,7 @@ from showo_dist.encode.shards import EncodeSettings, FrozenEncoders, encode_shar
 from showo_dist.models.encoders import ClipTower, Encoders, condition_pixels
 from showo_dist.models.magvitv2 import MAGVITv2
 from showo_dist.runtime.ranks import Ranks
+from tests.holding import refused_then_done
 
 CLIP_SIDE, PATCH, WIDTH = 24, 8, 16
 ALONE = Ranks(0, 1, torch.device("cpu"))
@@ -125,6 +126,14 @@ def test_samples_that_cannot_be_copied_are_counted_and_keep_their_places(
     found = [Source(spec)[position] for position in range(4)]
     assert [item.key for item in found] == ["a", "b", "c", "d"], "each in its place"
     assert [getattr(item, "reason", "good") for item in found] == ["good", *["damaged-shard"] * 3]
+
+
+def test_one_command_writes_to_a_folder(shards: Path, tmp_path: Path, tiny: MAGVITv2) -> None:
+    tiny.save_pretrained(tmp_path / "tokenizer")
+    arguments = [str(shards / "train-000000.tar"), "--tokenizer", str(tmp_path / "tokenizer")]
+    out = tmp_path / "out"
+    refused_then_done(out, lambda: main_encode([*arguments, "--out", str(out)]))
+    assert (out / "train-000000.tar").is_file()
 
 
 def test_other_settings_need_another_folder(shards: Path, tmp_path: Path, tiny: MAGVITv2) -> None:
