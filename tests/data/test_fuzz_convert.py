@@ -94,7 +94,7 @@ def _shard() -> bytes:
 
 @cache
 def _conversions() -> list[Conversion]:
-    pictures = {f"images/{n}.jpg": data for n, data in enumerate(IMAGES)}
+    image_files = {f"images/{n}.jpg": data for n, data in enumerate(IMAGES)}
     captions = {f"images/{n}.txt": f"caption {n}".encode() for n in range(5)}
     tars = {f"train/{name}.tar": _class_tar(name) for name in ("n1", "n2")}
     names = {"names.txt": b"n1 tench, Tinca tinca\nn2 goldfish\n"}
@@ -133,7 +133,7 @@ def _conversions() -> list[Conversion]:
             ("a.parquet",),
         ),
         Conversion(
-            pictures | {"a.json": _llava()},
+            image_files | {"a.json": _llava()},
             lambda f: llava_items(f / "a.json", f / "images"),
             ("a.json",),
             JSON_WAYS,
@@ -163,7 +163,11 @@ def _conversions() -> list[Conversion]:
         ),
         Conversion(book | {"a.tar": _shard()}, journeydb, ("a.tar",), (*RANDOM, tar_field)),
         Conversion(
-            pictures | captions, folder, ("images/3.jpg", "images/3.txt"), RANDOM, lambda d: copied
+            image_files | captions,
+            folder,
+            ("images/3.jpg", "images/3.txt"),
+            RANDOM,
+            lambda d: copied,
         ),
     ]
 
