@@ -105,13 +105,13 @@ def test_of_many_newcomers_one_takes_a_dead_owners_folder(tmp_path: Path) -> Non
         for _ in range(4)
     ]
     try:
-        said = [said(newcomer) for newcomer in newcomers]
+        lines = [said(newcomer) for newcomer in newcomers]
     finally:
         for newcomer in newcomers:
             newcomer.kill()
             newcomer.communicate()
-    assert said.count("held") == 1, said
-    assert sum("writes there since" in line for line in said) == 3, said
+    assert lines.count("held") == 1, lines
+    assert sum("writes there since" in line for line in lines) == 3, lines
 
 
 @pytest.mark.slow
