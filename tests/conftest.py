@@ -1,10 +1,14 @@
 """The ``--golden`` option and the files behind it, shared by all tests."""
 
 import json
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.damages import stop_case
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "parity" / "golden"
@@ -32,3 +36,12 @@ def golden(request: pytest.FixtureRequest) -> Path:
 def manifest() -> dict[str, Any]:
     """Names and shapes of the released checkpoints, and which parameters decay there."""
     return json.loads((GOLDEN / "checkpoint_manifest.json").read_text())
+
+
+@pytest.fixture
+def case_limits() -> Iterator[None]:
+    """Let :func:`tests.damages.limited` end a case that hangs."""
+    before = signal.signal(signal.SIGALRM, stop_case)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)

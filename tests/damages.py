@@ -8,22 +8,53 @@ Case n of a test is the same in every run: ``SHOWO_FUZZ_FIRST=n SHOWO_FUZZ_CASES
 import os
 import random
 import re
-from collections.abc import Callable, Sequence
+import resource
+import signal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import TypeVar
 
 CASES = int(os.environ.get("SHOWO_FUZZ_CASES", "150"))
 FIRST = int(os.environ.get("SHOWO_FUZZ_FIRST", "0"))
-PARTS = max(
-    3, CASES // 100
-)  # tests among which the cases of a kind are divided, each with a time limit
+PARTS = max(3, CASES // 100)  # tests among which the cases of a kind are divided
+CASE_S = 20  # seconds that a case may take; the slowest takes one
 # Numbers that readers of untrusted data have believed.
 NUMBERS = [0, 1, 255, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**63]
 
 Damage = Callable[[bytearray, random.Random], None]
+T = TypeVar("T")
+
+
+class HangError(BaseException):
+    """A case takes too long. No Exception, which the code under test might count as a bad sample."""
 
 
 def cases(part: int) -> range:
     """Return the numbers of the cases of one of the parts."""
     return range(FIRST + part, FIRST + CASES, PARTS)
+
+
+def limited(items: Iterable[T], memory_mb: int = 256) -> Iterator[T]:
+    """Yield cases; one fails that takes longer than :data:`CASE_S` or needs ``memory_mb`` of new memory.
+
+    The test needs the fixture ``case_limits``, which stops the clock where a case fails.
+    """
+    for item in items:
+        with suppress(OSError):  # where the kernel does not allow it, the peak is that of all cases
+            Path("/proc/self/clear_refs").write_text("5")  # the peak is the present size
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        signal.setitimer(signal.ITIMER_REAL, CASE_S)
+        yield item
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        grown_mb = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+        assert grown_mb < memory_mb, f"case {item}: {grown_mb:.0f} MB of memory"
+
+
+def stop_case(number: int, frame: FrameType | None) -> None:
+    """Handle SIGALRM."""
+    raise HangError(f"a case takes longer than {CASE_S} s")
 
 
 def flip(data: bytearray, rng: random.Random) -> None:

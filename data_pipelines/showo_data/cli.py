@@ -2,6 +2,7 @@
 
 import argparse
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -10,7 +11,7 @@ from rich.progress import Progress
 
 from showo_data.convert.cli import add_converters, run
 from showo_data.mini.writing import MiniSettings, write_mini
-from showo_data.shards import build_index, expand, verify
+from showo_data.shards import build_index, verify
 from showo_data.shards.storage import add_storage_options, storage_of
 from showo_data.sheet import contact_sheet, previews
 
@@ -70,13 +71,11 @@ def _shards_parser() -> argparse.ArgumentParser:
 
 def _index(arguments: argparse.Namespace, console: Console) -> int:
     storage = storage_of(arguments)
-    shards = expand(arguments.urls, storage)
-    samples = size = 0
     with Progress(console=console) as progress:
-        for shard in progress.track(shards, description="indexing"):
-            header = build_index(shard, storage)[0]
-            samples, size = samples + header.samples, size + header.size
-    console.print(f"{len(shards)} shards, {samples} samples, {size / 1e6:.1f} MB")
+        track = partial(progress.track, description="indexing")
+        headers = build_index(arguments.urls, storage, track)
+    samples, size = sum(h.samples for h in headers), sum(h.size for h in headers)
+    console.print(f"{len(headers)} shards, {samples} samples, {size / 1e6:.1f} MB")
     return 0
 
 

@@ -191,8 +191,7 @@ def read_conversation(read: Reader) -> list[tuple[str, str]]:
         raise BadSampleError("conversation-without-human-first")
     if any(before == after for before, after in pairwise(asks)):
         raise BadSampleError("malformed-conversation")
-    answers = turns[1::2]
-    if answers and all(is_blank(value) for _, value in answers):
+    if all(is_blank(value) for _, value in turns[1::2]):  # nothing to learn
         raise BadSampleError("no-conversation")
     return turns
 

@@ -6,8 +6,15 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageOps
 
-from showo_data.members import BadSampleError, read_conversation, read_image, read_texts
-from showo_data.shards import OpenShards, Storage, load_index
+from showo_data.members import (
+    BadSampleError,
+    Reader,
+    read_conversation,
+    read_image,
+    read_texts,
+)
+from showo_data.readers import sample_reader
+from showo_data.shards import OpenShards, Storage, UnreadableShardError, load_index
 
 _COLUMNS = 8
 _SPACE = 4
@@ -50,12 +57,12 @@ def contact_sheet(images: list[Image.Image], tile: int = 128) -> Image.Image:
 
 def _preview(files: OpenShards, shard: str, index: int) -> Preview:
     table = files.table(shard)
-    members = {member.extension: member for member in table.members(index)}
-
-    def read(extension: str) -> bytes | None:
-        return files.read(shard, members[extension]) if extension in members else None
-
+    extensions = tuple(member.extension for member in table.members(index))
     lines: list[str] = []
+    try:
+        read = _named(sample_reader(files, shard, index))
+    except BadSampleError as bad:
+        return Preview(shard, table.key(index), extensions, str(bad), None)
     with suppress(BadSampleError):
         lines += read_texts(read)
     with suppress(BadSampleError):
@@ -63,4 +70,16 @@ def _preview(files: OpenShards, shard: str, index: int) -> Preview:
     image = None
     with suppress(BadSampleError):
         image = read_image(read)
-    return Preview(shard, table.key(index), tuple(members), "\n".join(lines), image)
+    return Preview(shard, table.key(index), extensions, "\n".join(lines), image)
+
+
+def _named(read: Reader) -> Reader:
+    """Read as training does, where a member that is stored sparse costs its sample only."""
+
+    def read_or_skip(extension: str) -> bytes | None:
+        try:
+            return read(extension)
+        except UnreadableShardError as error:
+            raise BadSampleError(error.reason) from None
+
+    return read_or_skip

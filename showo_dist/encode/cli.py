@@ -60,10 +60,13 @@ def _encode(arguments: argparse.Namespace, encoders: FrozenEncoders, ranks: Rank
             storage_of(arguments),
         )
     rank = f"rank {ranks.rank}: " if ranks.world > 1 else ""
+    bad = ", ".join(f"{reason} {count}" for reason, count in report.bad.most_common())
     Console().print(
         f"{rank}{report.written} shards written, {report.skipped} finished before; "
-        f"{report.samples} samples encoded, {report.unreadable} without a readable image",
+        f"{report.samples} samples encoded, {report.unreadable} without a readable image"
+        + (f"; not copied: {bad}, first {report.first_bad}" if bad else ""),
         soft_wrap=True,
+        markup=False,
     )
 
 

@@ -2,12 +2,14 @@
 
 An encoded shard holds the samples of its image shard under the same keys and in the same order, with
 ``codes.npy`` or ``features.npy`` in place of the image, so a stream visits the same samples in the same order
-in both. A sample whose image cannot be read is copied unchanged; training skips it as before.
+in both. A sample whose image cannot be read is copied unchanged; training skips it as before. Of one that
+cannot be copied (a sparse or truncated member, two of one name), a mark keeps the place: training skips it.
 """
 
 import io
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +20,18 @@ from torch import Tensor
 from showo_data import clip_transform, vq_transform
 from showo_data.files import claim
 from showo_data.members import CODES, CONDITION, FEATURES, IMAGES, BadSampleError, read_image
-from showo_data.shards import OpenShards, ShardHeader, Storage, index_path, load_index, write_shard
+from showo_data.readers import sample_reader
+from showo_data.shards import (
+    DAMAGED,
+    SPARSE_MEMBER,
+    OpenShards,
+    ShardHeader,
+    Storage,
+    UnreadableShardError,
+    index_path,
+    load_index,
+    write_shard,
+)
 from showo_dist.models.encoders import ClipTower, condition_pixels
 from showo_dist.models.magvitv2 import MAGVITv2
 from showo_dist.runtime.precision import autocast
@@ -73,12 +86,21 @@ class FrozenEncoders:
 
 @dataclass
 class EncodeReport:
-    """Counts of one rank: shards written, shards skipped as finished, samples, unreadable images."""
+    """Counts of one rank.
+
+    Attributes:
+        written, skipped: shards written, and shards skipped as finished.
+        samples, unreadable: samples, and those without a readable image.
+        bad: samples that cannot be copied, by reason.
+        first_bad: shard and key of the first of them.
+    """
 
     written: int = 0
     skipped: int = 0
     samples: int = 0
     unreadable: int = 0
+    bad: Counter[str] = field(default_factory=Counter)
+    first_bad: str = ""
 
 
 def encode_shards(
@@ -155,8 +177,32 @@ class _Encoder:
         files = OpenShards(limit=1, storage=self.storage)
         for start in range(0, header.samples, batch_size):
             numbers = range(start, min(start + batch_size, header.samples))
-            yield from self._encoded([_read(files, header.path, i) for i in numbers])
+            yield from self._encoded([self._read(files, header.path, i) for i in numbers])
         files.close()
+
+    def _read(self, files: OpenShards, shard: str, number: int) -> dict[str, Any]:
+        """Read all members of a sample; a mark if it cannot be copied.
+
+        Raises:
+            OSError: the shard cannot be read, or has changed.
+        """
+        table = files.table(shard)
+        key = table.key(number)
+        try:
+            read = sample_reader(files, shard, number)
+            return {
+                "__key__": key,
+                **{m.extension: read(m.extension) for m in table.members(number)},
+            }
+        except BadSampleError as bad:
+            reason = bad.reason
+        except UnreadableShardError as error:
+            if error.reason != SPARSE_MEMBER:
+                raise
+            reason = error.reason
+        self.report.bad[reason] += 1
+        self.report.first_bad = self.report.first_bad or f"{shard}, {key!r}"
+        return {"__key__": key, DAMAGED: b""}
 
     def _encoded(self, samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
         images = [self._pixels(sample) for sample in samples]
@@ -212,12 +258,6 @@ class _Encoder:
         for extension in () if self.settings.keep_images else IMAGES:
             sample.pop(extension, None)
         sample.update(members)
-
-
-def _read(files: OpenShards, shard: str, number: int) -> dict[str, Any]:
-    table = files.table(shard)
-    members = {m.extension: files.read(shard, m) for m in table.members(number)}
-    return {"__key__": table.key(number), **members}
 
 
 def _npy(values: np.ndarray) -> bytes:

@@ -74,8 +74,8 @@ def export(
     folder = local_folder(source)
     if adapter_record(folder) and not merge_lora:
         raise ValueError(f"{folder}: holds LoRA adapters; add --merge-lora to merge and export")
-    expected = described_model(folder).state_dict()
     weights = open_weights(folder, kind=EMA if averaged else WEIGHT)
+    expected = described_model(folder, weights.meta).state_dict()
     check_fit(folder, expected, weights.meta)
     with folder_aside(out) as aside:
         inner = aside / UNWRAPPED if layout == "showo" else aside
@@ -142,8 +142,8 @@ def import_model(
     if adapter_record(folder):
         raise ValueError(f"{folder}: holds LoRA adapters; export it with --merge-lora first")
     showo = read_config(folder)
-    model = described_model(folder)
     weights = open_weights(folder)
+    model = described_model(folder, weights.meta)
     check_fit(folder, model.state_dict(), weights.meta)
     # A part's file name holds the number of parts, so the grouping is known before the first one is written.
     groups = list(_shards(weights, list(model.state_dict()), shard_bytes))

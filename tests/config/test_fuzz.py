@@ -7,15 +7,16 @@ import pytest
 import yaml
 
 from showo_dist.config import TrainConfig, load
-from tests.damages import PARTS, RANDOM, cases, damaged, digits, words
+from tests.damages import PARTS, RANDOM, cases, damaged, digits, limited, words
 
 ROOT = Path(__file__).parents[2] / "configs"
 FILES = sorted(ROOT.glob("*/*.yaml"))
 
 
+@pytest.mark.usefixtures("case_limits")
 @pytest.mark.parametrize("part", range(PARTS))
 def test_damaged_configs(tmp_path: Path, part: int) -> None:
-    for case in cases(part):
+    for case in limited(cases(part)):
         rng = random.Random(f"config/{case}")
         source, path = rng.choice(FILES), tmp_path / f"{case}.yaml"
         path.write_bytes(damaged(source.read_bytes(), rng, [*RANDOM, digits, words]))

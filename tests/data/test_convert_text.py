@@ -147,7 +147,7 @@ def test_what_a_user_can_mend_is_one_line(tmp_path: Path) -> None:
         list(text_items([str(path)], column="text"))
     (tmp_path / "b.parquet").write_bytes(b"rubbish")
     with pytest.raises(ValueError, match=r"b\.parquet: cannot be read as Parquet"):
-        list(text_items([f"{tmp_path}/b.parquet"]))
+        convert(text_items([f"{tmp_path}/b.parquet"]), Target(out=tmp_path / "out"))
     (tmp_path / "c.csv").touch()
     with pytest.raises(ValueError, match=r"c\.csv: expected \.parquet, \.jsonl or \.jsonl\.gz"):
         list(text_items([f"{tmp_path}/c.csv"]))

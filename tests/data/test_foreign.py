@@ -71,6 +71,22 @@ def test_what_is_no_tar_is_refused_by_name(
     assert "sound" not in capsys.readouterr().out
 
 
+def test_all_bad_shards_are_named_in_one_line(tmp_path: Path) -> None:
+    """A user who mends them one by one would start the run for each of them."""
+    for number in range(14):
+        content = LFS if number % 7 else _tar()
+        (tmp_path / f"{number:02d}.tar").write_bytes(content)
+    pattern = f"{tmp_path}/{{00..13}}.tar"
+    for act in (load_index, build_index, lambda urls: main_shards(["index", urls])):
+        with pytest.raises(NotATarError) as caught:
+            act(pattern)
+        message = str(caught.value)
+        assert message.startswith("12 shards cannot be used: ") and "\n" not in message
+        assert message.endswith("; and 4 more") and message.count("a git-LFS pointer") == 8
+        assert all(f"{tmp_path}/{number:02d}.tar is" in message for number in (1, 2, 6, 8, 9))
+    assert index_path(f"{tmp_path}/07.tar").exists(), "the sound ones are indexed meanwhile"
+
+
 def test_an_old_index_does_not_hide_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shard = tmp_path / "a.tar"
     shard.write_bytes(_tar())

@@ -12,7 +12,7 @@ from showo_data import FlowSpec, Sample, Source
 from showo_data.samples import UNEXPECTED
 from showo_data.shards import Storage, load_index, write_shard
 from showo_data.shards.outages import OUTAGES
-from tests.damages import PARTS, cases
+from tests.damages import PARTS, cases, limited
 from tests.data.server import Answer, serving
 
 TIMEOUT_S = 0.05
@@ -20,7 +20,7 @@ SLACK_S = 5.0  # of a machine that does something else
 SAMPLES = 8
 NUMBERS = ["0", "1", "-1", "7", "512", "40960", str(2**31), str(2**63), "9" * 5000, "x", "", "1e3"]
 
-pytestmark = pytest.mark.usefixtures("time_limit")
+pytestmark = pytest.mark.usefixtures("case_limits")
 
 
 def _status(answer: Answer, rng: random.Random) -> None:
@@ -158,7 +158,7 @@ def test_damaged_answers(tmp_path: Path, part: int) -> None:
         spec = FlowSpec(
             flow="f", kind="text", urls=urls, batch=1, streams=1, window=1, storage=storage
         )
-        for case in cases(part):
+        for case in limited(cases(part)):
             server.faults = lambda path, before: None
             OUTAGES.clear()
             load_index(

@@ -110,8 +110,9 @@ def _chat(*turns: tuple[str, str]) -> dict[str, Any]:
 
 
 def test_conversations_without_an_answer_that_says_anything(tmp_path: Path) -> None:
-    silent = _read(tmp_path, "conversation", _chat(("human", "a?"), ("gpt", " \n")))
-    assert isinstance(silent, Skipped) and silent.reason == "no-conversation"
+    for answers in ([("gpt", " \n")], []):
+        silent = _read(tmp_path, "conversation", _chat(("human", "a?"), *answers))
+        assert isinstance(silent, Skipped) and silent.reason == "no-conversation"
     half = _chat(("human", "a?"), ("gpt", ""), ("human", "b?"), ("gpt", "b"))
     assert isinstance(_read(tmp_path, "conversation", half), Sample)
 

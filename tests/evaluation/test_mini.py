@@ -25,6 +25,7 @@ from showo_dist.evaluation.mini_scores import (
     read_questions,
     wilson,
 )
+from tests.holding import refused_then_done
 
 RED_CIRCLE = Object("circle", "red", "large", (48, 48))
 BLUE_TRIANGLE = Object("triangle", "blue", "small", (16, 16))
@@ -190,6 +191,14 @@ def test_wrong_numbers_are_named(checkpoint: Path, world: Path, tmp_path: Path) 
     arguments = [str(checkpoint), "--prompts", str(world / "prompts.jsonl"), "--out", str(tmp_path)]
     with pytest.raises(ValueError, match="--steps 0"):
         main([*arguments, "--steps", "0"])
+
+
+def test_one_evaluation_writes_to_a_folder(checkpoint: Path, world: Path, tmp_path: Path) -> None:
+    out, prompts = tmp_path / "out", str(world / "prompts.jsonl")
+    arguments = ["--framework", "mini", str(checkpoint), "--out", str(out), "--device", "cpu"]
+    arguments += ["--prompts", prompts, "--limit", "1", "--steps", "1"]
+    refused_then_done(out, lambda: main(arguments))
+    assert (out / "scores.json").is_file()
 
 
 def test_an_evaluation_resumes_or_starts_over(

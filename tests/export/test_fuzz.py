@@ -1,7 +1,9 @@
 """Random damages of model folders and checkpoints: weights of the same shapes, or one line."""
 
 import json
+import os
 import random
+import re
 import shutil
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from showo_dist.export.folders import export, import_model
 from showo_dist.export.inspecting import inspect
 from showo_dist.models.showo import build_showo
 from showo_dist.models.weights.pretrained import load_showo
-from tests.damages import PARTS, RANDOM, cases, damaged, digits, words
+from tests.damages import PARTS, RANDOM, cases, damaged, digits, limited, words
 from tests.parity.test_folders import SIZES
 from tests.tiny import save_showo
 
@@ -29,18 +31,20 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: root / name for name in ("whole", "shards", "bin", "checkpoint")}
 
 
+@pytest.mark.usefixtures("case_limits")
 @pytest.mark.parametrize("part", range(PARTS))
 def test_damaged_weights(folders: dict[str, Path], tmp_path: Path, part: int) -> None:
     shapes = {
         name: tensor.shape for name, tensor in load_showo(folders["whole"]).state_dict().items()
     }
-    for case in cases(part):
+    for case in limited(cases(part)):
         rng = random.Random(f"weights/{case}")
         kind = rng.choice(list(folders))
         copy = tmp_path / str(case)
-        shutil.copytree(folders[kind], copy)
+        shutil.copytree(folders[kind], copy, copy_function=os.link)
         path = rng.choice(sorted(p for p in copy.rglob("*") if p.is_file()))
         whole = path.read_bytes()
+        path.unlink()  # the others are links to the same files
         # In a large file, mostly its header or the directory at its end decides anything.
         head = rng.choice([0, max(0, len(whole) - 4096)])
         piece = damaged(whole[head : head + 4096], rng, [*RANDOM, digits, words])
@@ -85,6 +89,47 @@ def test_impossible_sizes_name_the_file(
         lambda f: export(f, tmp_path / "b"),
     ):
         with pytest.raises(ValueError, match=r"config\.json: ") as raised:
+            use(copy)
+        assert "\n" not in str(raised.value)
+
+
+ABSURD = [
+    ("llm_config.num_hidden_layers", 10**6),
+    ("llm_config.num_hidden_layers", 1),
+    ("llm_config.hidden_size", 10**12),
+    ("llm_config.max_position_embeddings", 10**12),
+    ("llm_config.rope_parameters.partial_rotary_factor", 1e9),
+    ("llm_config.num_labels", 10**9),
+    ("vocab_size", 10**12),
+    ("clip_dim", 10**12),
+    ("codebook_size", 10**15),
+]
+
+
+@pytest.mark.usefixtures("case_limits")
+@pytest.mark.parametrize(("key", "value"), ABSURD)
+def test_absurd_sizes_cost_no_memory(
+    folders: dict[str, Path], tmp_path: Path, key: str, value: float
+) -> None:
+    """One line with file and key before anything of that size is made; the weights decide what may be."""
+    copy = tmp_path / "model"
+    shutil.copytree(folders["whole"], copy)
+    values = json.loads((copy / "config.json").read_text())
+    *sections, last = key.split(".")
+    section = values
+    for name in sections:
+        section = section[name]
+    section[last] = value
+    (copy / "config.json").write_text(json.dumps(values))
+    for use in limited(
+        [
+            load_showo,
+            lambda f: import_model(f, tmp_path / "a"),
+            lambda f: export(f, tmp_path / "b"),
+        ],
+        memory_mb=20,
+    ):
+        with pytest.raises(ValueError, match=rf"model/config\.json: {re.escape(key)}") as raised:
             use(copy)
         assert "\n" not in str(raised.value)
 

@@ -8,8 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -28,39 +26,11 @@ from tests.faults.test_supervise import (
     launchers,
     undisturbed,
 )
+from tests.holding import HOLD, holding, said
 from tests.training.conftest import TinyWorld
 
 __all__ = ["undisturbed"]
 LIMIT_S = 600.0
-HOLD = """
-import sys, time
-from pathlib import Path
-from showo_dist.runtime.lock import locked
-try:
-    with locked(Path(sys.argv[1])):
-        print("held", flush=True)
-        time.sleep(float(sys.argv[2]))
-except ValueError as error:
-    print(error, flush=True)
-"""
-
-
-@contextmanager
-def _holding(folder: Path, seconds: float = 600) -> Iterator[subprocess.Popen[str]]:
-    """A process that holds the folder, or is refused."""
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(folder), str(seconds)], stdout=subprocess.PIPE, text=True
-    )
-    try:
-        yield holder
-    finally:
-        holder.kill()
-        holder.communicate()
-
-
-def _said(holder: subprocess.Popen[str]) -> str:
-    assert holder.stdout is not None
-    return holder.stdout.readline().strip()
 
 
 @pytest.fixture(autouse=True)
@@ -71,8 +41,8 @@ def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_living_owner_is_named(tmp_path: Path) -> None:
-    with _holding(tmp_path / "run") as holder:
-        assert _said(holder) == "held"
+    with holding(tmp_path / "run") as holder:
+        assert said(holder) == "held"
         wanted = rf"run: a run on host \S+, pid {holder.pid}, writes there since \d{{4}}-\d\d-\d\d "
         with pytest.raises(ValueError, match=wanted), locked(tmp_path / "run"):
             pass
@@ -85,8 +55,8 @@ def test_a_living_owner_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("reaped", [True, False])
 def test_a_killed_owner_does_not_keep_the_folder(tmp_path: Path, reaped: bool) -> None:
-    with _holding(tmp_path) as holder:
-        assert _said(holder) == "held"
+    with holding(tmp_path) as holder:
+        assert said(holder) == "held"
         holder.send_signal(signal.SIGKILL)
         if reaped:
             holder.wait()
@@ -135,13 +105,13 @@ def test_of_many_newcomers_one_takes_a_dead_owners_folder(tmp_path: Path) -> Non
         for _ in range(4)
     ]
     try:
-        said = [_said(newcomer) for newcomer in newcomers]
+        lines = [said(newcomer) for newcomer in newcomers]
     finally:
         for newcomer in newcomers:
             newcomer.kill()
             newcomer.communicate()
-    assert said.count("held") == 1, said
-    assert sum("writes there since" in line for line in said) == 3, said
+    assert lines.count("held") == 1, lines
+    assert sum("writes there since" in line for line in lines) == 3, lines
 
 
 @pytest.mark.slow

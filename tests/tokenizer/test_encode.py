@@ -4,12 +4,14 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import pytest
 import torch
+from PIL import Image
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from showo_data import FlowSpec, Sample, Skipped, Source, clip_transform, vq_transform
@@ -21,6 +23,7 @@ from showo_dist.encode.shards import EncodeSettings, FrozenEncoders, encode_shar
 from showo_dist.models.encoders import ClipTower, Encoders, condition_pixels
 from showo_dist.models.magvitv2 import MAGVITv2
 from showo_dist.runtime.ranks import Ranks
+from tests.holding import refused_then_done
 
 CLIP_SIDE, PATCH, WIDTH = 24, 8, 16
 ALONE = Ranks(0, 1, torch.device("cpu"))
@@ -81,6 +84,56 @@ def test_finished_shards_are_left_alone(shards: Path, tmp_path: Path, tiny: MAGV
     assert (report.written, report.skipped) == (1, 2)
     assert kept.stat().st_mtime_ns == before
     assert (tmp_path / "train-000001.tar").read_bytes() == content
+
+
+def test_samples_that_cannot_be_copied_are_counted_and_keep_their_places(
+    tmp_path: Path, tiny: MAGVITv2, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Sparse members, two members of one name, a shard that ends inside a member."""
+    source = tmp_path / "in"
+    source.mkdir()
+    for name, colour in zip("abcd", (0, 80, 160, 240), strict=True):
+        Image.new("RGB", (32, 32), (colour, 0, 0)).save(source / f"{name}.png")
+        (source / f"{name}.txt").write_text(f"text {name}")
+    with (source / "b.txt").open("r+b") as stream:
+        stream.truncate(1 << 20)
+    names = [f"{stem}.{suffix}" for stem in "abcd" for suffix in ("png", "txt")]
+    names.insert(5, "c.png")
+    command = ["tar", "-S", "--hard-dereference", "-cf", "train-000000.tar", *names]
+    subprocess.run(command, cwd=source, check=True)
+    shard = source / "train-000000.tar"
+    with tarfile.open(shard) as tar:
+        end = tar.getmember("d.txt").offset_data + 3
+    shard.write_bytes(shard.read_bytes()[:end])
+    tiny.save_pretrained(tmp_path / "tokenizer")
+    arguments = [
+        str(shard),
+        "--tokenizer",
+        str(tmp_path / "tokenizer"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    assert main_encode(arguments) == 0
+    counts = ", ".join(
+        f"{reason} 1"
+        for reason in ("sparse-member", "duplicate-member", "truncated", "damaged-shard")
+    )
+    assert f"not copied: {counts}, first {shard}, 'b'" in capsys.readouterr().out
+    urls = (str(tmp_path / "out/train-000000.tar"),)
+    spec = FlowSpec(
+        flow="f", kind="caption", urls=urls, batch=1, encoded=(CODES,), streams=1, window=1
+    )
+    found = [Source(spec)[position] for position in range(4)]
+    assert [item.key for item in found] == ["a", "b", "c", "d"], "each in its place"
+    assert [getattr(item, "reason", "good") for item in found] == ["good", *["damaged-shard"] * 3]
+
+
+def test_one_command_writes_to_a_folder(shards: Path, tmp_path: Path, tiny: MAGVITv2) -> None:
+    tiny.save_pretrained(tmp_path / "tokenizer")
+    arguments = [str(shards / "train-000000.tar"), "--tokenizer", str(tmp_path / "tokenizer")]
+    out = tmp_path / "out"
+    refused_then_done(out, lambda: main_encode([*arguments, "--out", str(out)]))
+    assert (out / "train-000000.tar").is_file()
 
 
 def test_other_settings_need_another_folder(shards: Path, tmp_path: Path, tiny: MAGVITv2) -> None:

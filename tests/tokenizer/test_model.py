@@ -89,6 +89,15 @@ def test_broken_weights_are_one_line(
         MAGVITv2.from_pretrained(tmp_path)
 
 
+def test_absurd_sizes_are_refused_before_anything_is_made(tiny: MAGVITv2, tmp_path: Path) -> None:
+    tiny.save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    values["encoder"]["res_blocks"] = [0, 10**7]
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=r"config\.json: encoder\.res_blocks = \[0, 10000000\]"):
+        MAGVITv2.from_pretrained(tmp_path)
+
+
 def test_sizes_that_do_not_fit_are_named(tiny_config: MAGVITv2Config) -> None:
     wrong = {
         "resolution=33": replace(tiny_config, resolution=33),

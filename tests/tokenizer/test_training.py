@@ -20,6 +20,7 @@ from showo_dist.runtime.ranks import Ranks
 from showo_dist.tokenizer.__main__ import main
 from showo_dist.tokenizer.config import TokenizerConfig
 from showo_dist.tokenizer.trainer import Trainer
+from tests.holding import refused_then_done
 from tests.tokenizer.conftest import TINY
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
@@ -105,6 +106,13 @@ def test_resumed_run_is_the_uninterrupted_one(shards: Path, tmp_path: Path) -> N
     weights = load_file(resumed.train() / "model.safetensors")
     assert all(torch.equal(weights[name], value) for name, value in expected.items())
     assert curve(out) == losses
+
+
+def test_one_run_writes_to_a_folder(shards: Path, tmp_path: Path) -> None:
+    run, path = tmp_path / "run", tmp_path / "config.yaml"
+    path.write_text(json.dumps(values(shards, run, training__max_train_steps=1)))
+    refused_then_done(run, lambda: main([f"config={path}"]))
+    assert (run / "final").is_dir()
 
 
 def test_finished_run_is_not_trained_again(shards: Path, tmp_path: Path) -> None:

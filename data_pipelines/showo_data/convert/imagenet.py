@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from showo_data.convert.images import SUFFIXES, image_member, read_bytes
-from showo_data.convert.items import REST, Item, Members, bad_item
+from showo_data.convert.items import FILE, REST, Item, Members, bad_item
 from showo_data.members import BadSampleError
 from showo_data.text import is_apple_double, parse_json, read_text
 
@@ -39,7 +39,7 @@ class _Class(Protocol):
     def path(self) -> Path: ...
 
     @property
-    def whole(self) -> bool: ...
+    def lost(self) -> str: ...
 
     def __len__(self) -> int: ...
 
@@ -52,7 +52,7 @@ class _Class(Protocol):
 class _Folder:
     path: Path
     files: tuple[str, ...]
-    whole: bool = True
+    lost: str = ""
 
     @property
     def name(self) -> str:
@@ -72,14 +72,14 @@ class _Folder:
 class _Tar:
     """The images of one class in a tar, by byte offset and size, so that no archive stays open.
 
-    ``whole`` is false if the tar cannot be read behind them.
+    ``lost`` says where the part behind them is that cannot be read; empty if there is none.
     """
 
     name: str
     path: Path
     offset_N: npt.NDArray[np.int64]
     size_N: npt.NDArray[np.int64]
-    whole: bool = True
+    lost: str = ""
 
     def __len__(self) -> int:
         return len(self.offset_N)
@@ -120,7 +120,8 @@ def imagenet_items(
 
     Raises:
         FileNotFoundError: ``source`` or ``names`` does not exist.
-        ValueError: ``source`` holds no classes, one without a name in ``names``, or a file that is no tar.
+        ValueError: ``source`` holds no classes, or one without a name in ``names``, or none of its tars can
+            be read.
     """
     classes = _classes(Path(source))
     texts = _texts(classes, names, synonyms)
@@ -132,8 +133,8 @@ def imagenet_items(
         one, index = classes[number], place - int(ends[number]) + len(classes[number])
         yield Item(one.where(index), partial(_load, one, index, texts[number], max_side))
     for one in classes:
-        if not one.whole:
-            yield bad_item(f"{one.path}, behind image {len(one)} of {one.name}", REST)
+        if one.lost:
+            yield bad_item(one.lost, REST if len(one) else FILE)
 
 
 def _load(one: _Class, index: int, text: Members, max_side: int | None) -> list[Members]:
@@ -165,9 +166,13 @@ def _classes(source: Path) -> Sequence[_Class]:
         entries = sorted(entry for entry in source.iterdir() if not is_apple_double(entry))
         folders = [_folder(entry) for entry in entries if entry.is_dir()]
         found = folders or [_tar(entry) for entry in entries if entry.suffix == ".tar"]
-    filled = sorted((one for one in found if len(one) or not one.whole), key=lambda one: one.name)
+    filled = sorted((one for one in found if len(one) or one.lost), key=lambda one: one.name)
     if not any(map(len, filled)):
-        raise ValueError(f"{source}: holds neither class folders with images nor class tars")
+        raise ValueError(
+            f"{source}: no class tar can be read, the first: {filled[0].lost}"
+            if filled
+            else f"{source}: holds neither class folders with images nor class tars"
+        )
     return filled
 
 
@@ -178,7 +183,7 @@ def _folder(path: Path) -> _Folder:
 
 def _tar(path: Path) -> _Tar:
     with path.open("rb") as stream:
-        return _index(path.stem, path, stream, 0)
+        return _index_or_lost(path.stem, path, stream, 0)
 
 
 def _nested(path: Path) -> list[_Tar]:
@@ -189,10 +194,24 @@ def _nested(path: Path) -> list[_Tar]:
         for entry in entries:
             inner = outer.extractfile(entry)
             if inner is not None and entry.name.endswith(".tar"):
-                found.append(_index(Path(entry.name).stem, path, inner, entry.offset_data))
+                name = Path(entry.name).stem
+                found.append(_index_or_lost(name, path, inner, entry.offset_data))
     if found and not whole:
-        found[-1] = replace(found[-1], whole=False)
+        found[-1] = replace(found[-1], lost=_behind(path, found[-1].name, len(found[-1])))
     return found
+
+
+def _behind(path: Path, name: str, images: int) -> str:
+    return f"{path}, behind image {images} of {name}"
+
+
+def _index_or_lost(name: str, path: Path, stream: IO[bytes], start: int) -> _Tar:
+    """List the images of a class tar; none if it is no tar, which does not cost the other classes."""
+    try:
+        return _index(name, path, stream, start)
+    except ValueError as error:
+        nothing = np.empty(0, dtype=np.int64)
+        return _Tar(name, path, nothing, nothing, str(error))
 
 
 def _index(name: str, path: Path, stream: IO[bytes], start: int) -> _Tar:
@@ -204,7 +223,7 @@ def _index(name: str, path: Path, stream: IO[bytes], start: int) -> _Tar:
         path,
         np.array([start + entry.offset_data for entry in files], dtype=np.int64),
         np.array([_SPARSE if entry.issparse() else entry.size for entry in files], dtype=np.int64),
-        whole,
+        "" if whole else _behind(path, name, len(files)),
     )
 
 

@@ -6,6 +6,7 @@ from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -96,15 +97,13 @@ def image_items(
         ValueError: as :class:`showo_data.convert.parquet.ParquetRows`.
     """
     files = ParquetFiles([image] if text is None else [image, text])
-    for path, number in files.places(find_files(patterns)):
-        load = partial(_load_row, files, path, number, image, text, max_side)
-        yield Item(f"{path}, row {number}", load)
+    load = partial(_load_row, image=image, text=text, max_side=max_side)
+    yield from files.items(find_files(patterns), load)
 
 
 def _load_row(
-    files: ParquetFiles, path: str, number: int, image: str, text: str | None, max_side: int | None
+    row: dict[str, Any], image: str, text: str | None, max_side: int | None
 ) -> list[Members]:
-    row = files.row(path, number)
     value = row[image]
     data = value.get("bytes") if isinstance(value, dict) else value
     if not isinstance(data, bytes):

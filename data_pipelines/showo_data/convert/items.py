@@ -10,7 +10,8 @@ from showo_data.members import BadSampleError
 from showo_data.shards.names import braces
 from showo_data.text import is_apple_double
 
-# Reason for the part of a file that cannot be read, behind a place where it is broken.
+# Reason for a file of which nothing can be read, and for the part of one behind a place where it is broken.
+FILE = "unreadable-file"
 REST = "unreadable-rest"
 # The members of one sample: extension → bytes, text, or an object for JSON.
 Members = dict[str, Any]

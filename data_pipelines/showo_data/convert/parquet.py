@@ -1,16 +1,22 @@
 """Read Parquet files row by row, with a few rows in memory at a time."""
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
+from showo_data.convert.items import FILE, Item, Members, bad_item
 from showo_data.members import BadSampleError
 
 # Rows decoded at a time: at a few MB per image, a few hundred MB.
 _ROWS = 64
 # Bytes read at a time, so that pyarrow holds a page of a column instead of the whole row group.
 _BUFFER = 1 << 20
+
+
+class UnreadableFileError(ValueError):
+    """A file is no Parquet, or its footer is damaged; the message names it."""
 
 
 class ParquetRows:
@@ -20,7 +26,8 @@ class ParquetRows:
         """Open ``path``.
 
         Raises:
-            ValueError: ``path`` is not a Parquet file, a column is missing, or pyarrow is not installed.
+            UnreadableFileError: ``path`` is not a Parquet file.
+            ValueError: a column is missing, or pyarrow is not installed.
         """
         parquet = _pyarrow_parquet()
         try:
@@ -28,7 +35,8 @@ class ParquetRows:
         except FileNotFoundError:
             raise
         except (ValueError, OSError) as error:
-            raise ValueError(f"{path}: cannot be read as Parquet: {error}") from None
+            reason = " ".join(str(error).split())[:200]
+            raise UnreadableFileError(f"{path}: cannot be read as Parquet: {reason}") from None
         present = self._file.schema_arrow.names
         missing = [column for column in columns if column not in present]
         if missing:
@@ -101,6 +109,25 @@ class ParquetFiles:
         for path in paths:
             for number in range(len(ParquetRows(path, self._columns))):
                 yield path, number
+
+    def items(
+        self, paths: Iterable[str], load: Callable[[dict[str, Any]], list[Members]]
+    ) -> Iterator[Item]:
+        """Yield an input for every row, which ``load`` makes samples of.
+
+        A file that cannot be read is one bad input.
+        """
+        for path in paths:
+            try:
+                for _, number in self.places([path]):
+                    yield Item(f"{path}, row {number}", partial(self._load, path, number, load))
+            except UnreadableFileError as error:
+                yield bad_item(str(error), FILE)
+
+    def _load(
+        self, path: str, number: int, load: Callable[[dict[str, Any]], list[Members]]
+    ) -> list[Members]:
+        return load(self.row(path, number))
 
     def row(self, path: str, number: int) -> dict[str, Any]:
         """Return a row as a dictionary of the columns; raises as :class:`ParquetRows`."""

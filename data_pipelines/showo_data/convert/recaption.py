@@ -7,10 +7,10 @@ from pathlib import Path
 from showo_data.captions import ExternalCaptions
 from showo_data.convert.elements import BrokenFileError, read_object
 from showo_data.convert.images import image_member
-from showo_data.convert.items import Item, Members
+from showo_data.convert.items import FILE, Item, Members, bad_item
 from showo_data.members import IMAGES, BadSampleError, first_of, read_texts
 from showo_data.readers import sample_reader
-from showo_data.shards import OpenShards, Storage, load_index
+from showo_data.shards import NotATarError, OpenShards, Storage, expand, load_index
 
 # Key of a sample → the captions to choose from; None if they cannot be used.
 Book = dict[str, tuple[str, ...] | None]
@@ -38,10 +38,15 @@ def recaptioned_items(
         ValueError: the JSON file has another layout.
     """
     files, book = OpenShards(storage=storage), _read_book(journeydb) if journeydb else {}
-    for header in load_index(urls, storage):
+    for shard in expand(urls, storage):
+        try:
+            (header,) = load_index(shard, storage)
+        except NotATarError as error:
+            yield bad_item(str(error), FILE)
+            continue
         for index in range(header.samples):
-            load = partial(_load, files, header.path, index, outside, book, max_side)
-            yield Item(f"{header.path}, sample {index}", load)
+            load = partial(_load, files, shard, index, outside, book, max_side)
+            yield Item(f"{shard}, sample {index}", load)
 
 
 def _load(

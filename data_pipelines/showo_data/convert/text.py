@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal
 
-from showo_data.convert.items import REST, Item, Members, bad_item, find_files, text_of
+from showo_data.convert.items import FILE, REST, Item, Members, bad_item, find_files, text_of
 from showo_data.convert.parquet import ParquetFiles
 from showo_data.members import BadSampleError
 from showo_data.text import parse_json
@@ -53,13 +53,7 @@ Cut = Callable[[Any], list[Members]]
 
 
 def _parquet(path: str, column: str, cut: Cut) -> Iterator[Item]:
-    files = ParquetFiles([column])
-    for _, number in files.places([path]):
-        yield Item(f"{path}, row {number}", partial(_load_row, files, path, number, column, cut))
-
-
-def _load_row(files: ParquetFiles, path: str, number: int, column: str, cut: Cut) -> list[Members]:
-    return cut(files.row(path, number)[column])
+    return ParquetFiles([column]).items([path], lambda row: cut(row[column]))
 
 
 def _json_lines(path: str, column: str, cut: Cut) -> Iterator[Item]:
@@ -72,7 +66,8 @@ def _json_lines(path: str, column: str, cut: Cut) -> Iterator[Item]:
             except StopIteration:
                 return
             except (EOFError, OSError, zlib.error):  # cut off, or a wrong checksum
-                yield bad_item(f"{path}, from line {number + 1} on", REST)
+                broken = (f"{path}, from line {number + 1} on", REST) if number else (path, FILE)
+                yield bad_item(*broken)
                 return
             number += 1
             yield Item(f"{path}, line {number}", partial(_load_line, line, column, cut))

@@ -1,7 +1,7 @@
 """WebDataset tar shards: write them, index them, and read single members by byte offset."""
 
 from showo_data.shards.cache import open_whole
-from showo_data.shards.files import OpenShards
+from showo_data.shards.files import SPARSE_MEMBER, OpenShards
 from showo_data.shards.foreign import NotATarError
 from showo_data.shards.index import (
     ShardHeader,
@@ -19,6 +19,7 @@ from showo_data.shards.tables import DAMAGED, Member, ShardTable
 
 __all__ = [
     "DAMAGED",
+    "SPARSE_MEMBER",
     "Member",
     "NotATarError",
     "OpenShards",

@@ -21,6 +21,10 @@ from showo_data.shards.tables import BLOCK, SPARSE, Member, ShardTable
 _READ_AHEAD = 16 << 10
 
 
+# Reason of a member that is stored sparse.
+SPARSE_MEMBER = "sparse-member"
+
+
 class _Bytes(Protocol):
     """Random access to the bytes of one shard."""
 
@@ -115,7 +119,7 @@ class OpenShards:
         opened, _, end = self._get(shard)
         if size == SPARSE:
             raise UnreadableShardError(
-                "sparse-member", f"{shard}: a {extension} is stored sparse (tar -S)"
+                SPARSE_MEMBER, f"{shard}: a {extension} is stored sparse (tar -S)"
             )
         # A size beyond the end is a damaged header's, and may be more than the memory.
         if offset + size > end:

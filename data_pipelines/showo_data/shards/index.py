@@ -5,7 +5,8 @@ is remote or its folder is read-only. It holds size and SHA-256 of the shard, th
 extension, byte offset, size and the checksum of the tar header of every member.
 
 An index knows its shard. Of a local one, it has the time of modification as its own (equal shards have equal
-indices), and the checksums of the first and the last header. Of a remote one, it has the ETag.
+indices), and the checksums of the first and the last header. Where only the time differs, as in a copy, all
+headers and some blocks of the contents decide. Of a remote one, it has the ETag.
 """
 
 import hashlib
@@ -14,7 +15,7 @@ import logging
 import os
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ from webdataset.writer import TarWriter
 from showo_data.files import written_aside
 from showo_data.shards.cache import open_whole
 from showo_data.shards.foreign import NotATarError, refuse_foreign, refuse_without_header
-from showo_data.shards.names import expand, scheme
+from showo_data.shards.names import expand, listed, scheme
 from showo_data.shards.remote import remote_copy, remote_read, remote_state
 from showo_data.shards.storage import (
     UNKNOWN,
@@ -46,6 +47,8 @@ _VERSION = 4
 _MTIME = 0.0  # of the files in a shard: fixed, so that equal samples give equal bytes
 _METADATA = "shard"  # the entry of the file's metadata, as JSON
 _ENDING = ".index.safetensors"
+# Blocks whose checksum tells a copy from another shard with the same headers: 256 kB are read.
+_BLOCKS, _BLOCK_SIZE = 64, 4096
 _ARRAYS = (
     "key_bytes",
     "key_ends_N",
@@ -90,14 +93,22 @@ def write_shard(path: str | Path, samples: Iterable[Mapping[str, Any]]) -> int:
     return count
 
 
-def build_index(urls: str | Iterable[str], storage: Storage | None = None) -> list[ShardHeader]:
+def build_index(
+    urls: str | Iterable[str],
+    storage: Storage | None = None,
+    track: Callable[[list[str]], Iterable[str]] = list,
+) -> list[ShardHeader]:
     """Read every shard of ``urls`` (paths, URLs, brace patterns) and write its index, replacing an older one.
 
+    Args:
+        urls, storage: as :func:`load_index`.
+        track: yields the shards that it is given; may show the progress.
+
     Raises:
-        OSError: a shard cannot be read.
+        OSError, NotATarError: as :func:`load_index`.
     """
     storage = storage or Storage()
-    return [_build_one(shard, storage) for shard in expand(urls, storage)]
+    return _of_each(track(expand(urls, storage)), lambda shard: _build_one(shard, storage))
 
 
 def load_index(urls: str | Iterable[str], storage: Storage | None = None) -> list[ShardHeader]:
@@ -108,11 +119,32 @@ def load_index(urls: str | Iterable[str], storage: Storage | None = None) -> lis
     a request; reading finds a change of the shard, and deletes the index of the old one.
 
     Raises:
-        OSError: a shard without an index cannot be read.
-        NotATarError: a shard without an index is no tar.
+        OSError: shards without an index cannot be read; names them all.
+        NotATarError: shards without an index are no tars; names them all.
     """
     storage = storage or Storage()
-    return [_load_or_build(shard, storage) for shard in expand(urls, storage)]
+    return _of_each(expand(urls, storage), lambda shard: _load_or_build(shard, storage))
+
+
+def _of_each(shards: Iterable[str], header_of: Callable[[str], ShardHeader]) -> list[ShardHeader]:
+    """Collect the headers of all shards; those that are bad are named together, since each costs a start."""
+    headers: list[ShardHeader] = []
+    bad: list[NotATarError | OSError] = []
+    for shard in shards:
+        try:
+            headers.append(header_of(shard))
+        except UnreadableShardError:  # of a server or the cache: the next one may cost as long
+            raise
+        except (NotATarError, OSError) as error:
+            bad.append(error)
+    if len(bad) > 1:
+        message = f"{len(bad)} shards cannot be used: {listed(bad, '; ')}"
+        number = next((error.errno for error in bad if isinstance(error, OSError)), None)
+        # With its number, the error is of the same class: a mistake in a path, or a fault of the machine.
+        raise NotATarError(message) if number is None else OSError(number, message)
+    if bad:
+        raise bad[0]
+    return headers
 
 
 def load_table(shard: str, storage: Storage | None = None) -> ShardTable:
@@ -210,12 +242,14 @@ def _build_one(shard: str, storage: Storage) -> ShardHeader:
         stream.seek(0)  # a second pass, since scan() does not read the contents of members
         sha256 = _sha256(stream)
         size = stream.seek(0, os.SEEK_END)
+        blocks = _check_blocks(stream.fileno(), size)
     whole = np.flatnonzero(table.check_M)  # without damaged parts
     known = {
         "version": _VERSION,
         "size": size,
         "samples": len(table),
         "sha256": sha256,
+        "blocks": blocks,
         "extensions": table.extensions,
         "ends": [[int(table.offset_M[m]), int(table.check_M[m])] for m in whole[[0, -1]]]
         if len(whole)
@@ -328,7 +362,8 @@ def _find(
     """Return path and metadata of the valid index of a shard on this machine; None if there is none.
 
     Args:
-        ends: compare the first and the last header of a local shard, too.
+        ends: compare the first and the last header of a local shard, too, and take the index of a copy whose
+            time differs.
 
     Raises:
         OSError: a local shard does not exist.
@@ -340,11 +375,50 @@ def _find(
             continue
         if local is None:
             return path, known
-        same_time = path.stat().st_mtime_ns == local.st_mtime_ns
-        same = same_time and known["size"] == local.st_size
-        if same and (not ends or _same_ends(shard, known)):
-            return path, known
+        if known["size"] != local.st_size:
+            continue
+        if path.stat().st_mtime_ns != local.st_mtime_ns:
+            if not ends or not _is_copy(shard, path, known) or not _redate(path, local.st_mtime_ns):
+                continue
+        elif ends and not _same_ends(shard, known):
+            continue
+        return path, known
     return None
+
+
+def _is_copy(shard: str, path: Path, known: dict[str, Any]) -> bool:
+    """Whether a local shard has all headers and the sampled blocks that were indexed in another file."""
+    try:
+        arrays = _arrays(path)
+    except (SafetensorError, TypeError, ValueError):
+        return False
+    if _checksum(arrays) != known["arrays"]:
+        return False
+    with open(shard, "rb", buffering=0) as stream:
+        descriptor = stream.fileno()
+        if _check_blocks(descriptor, known["size"]) != known.get("blocks"):
+            return False
+        places = zip(arrays["offset_M"].tolist(), arrays["check_M"].tolist(), strict=True)
+        return all(
+            zlib.crc32(os.pread(descriptor, BLOCK, offset - BLOCK)) == check
+            for offset, check in places
+            if check  # a damaged part has no header
+        )
+
+
+def _redate(path: Path, modified: int) -> bool:
+    """Give an index the time of its shard; false where that is not possible, as in a read-only folder."""
+    with suppress(OSError):
+        os.utime(path, ns=(modified, modified))
+    return path.stat().st_mtime_ns == modified
+
+
+def _check_blocks(descriptor: int, size: int) -> int:
+    """Return the CRC-32 of blocks that are spread over a file evenly; of a small one, of all its bytes."""
+    check = 0
+    for start in range(0, size, max(_BLOCK_SIZE, -(-size // _BLOCKS))):
+        check = zlib.crc32(os.pread(descriptor, _BLOCK_SIZE, start), check)
+    return check
 
 
 def _arrays(path: Path) -> dict[str, Any]:

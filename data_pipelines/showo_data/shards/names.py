@@ -3,7 +3,7 @@
 import glob
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import prod
 from pathlib import Path
 from shlex import quote
@@ -16,6 +16,7 @@ from showo_data.text import is_apple_double
 
 PIPE = "pipe"
 _MOST = 1_000_000  # names of one pattern, more than any public data set has shards
+_NAMED = 8  # bad shards in one message
 _GROUP = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(-?\d+|[a-zA-Z])\.\.(-?\d+|[a-zA-Z])(?:\.\.-?(\d+))?")
 # Endings of files that are often given as shards, and what to do with them.
@@ -50,7 +51,7 @@ def expand(urls: str | Iterable[str], storage: Storage | None = None) -> list[st
         ValueError: a pattern's braces do not close or name too many shards, it is a folder, a wildcard or
             another kind of file, the list is empty, ``pipe:`` is not allowed, or no installed package opens
             such URLs.
-        FileNotFoundError: a local shard does not exist; the message names the first one and its pattern.
+        FileNotFoundError: a local shard does not exist; the message names the first ones and their pattern.
     """
     patterns = [urls] if isinstance(urls, str) else list(urls)
     shards = []
@@ -89,6 +90,12 @@ def _names_of(group: str) -> int:
         return group.count(",") + 1
     first, last = (ord(end) if end.isalpha() else int(end) for end in match.group(1, 2))
     return abs(last - first) // max(1, int(match[3] or 1)) + 1
+
+
+def listed(items: Sequence[object], separator: str) -> str:
+    """List the first eight of what is wrong, and the number of the others."""
+    more = [f"and {len(items) - _NAMED} more"] if len(items) > _NAMED else []
+    return separator.join([*map(str, items[:_NAMED]), *more])
 
 
 def misnamed(pattern: str) -> str:
@@ -168,6 +175,6 @@ def _require_files(named: list[str], pattern: str) -> None:
     missing = [name for name in named if not scheme(name) and not Path(name).is_file()]
     if missing:
         raise FileNotFoundError(
-            f"shard {missing[0]!r} does not exist "
-            f"({len(missing)} of the {len(named)} shards of {pattern!r} are missing)"
+            f"shard {missing[0]!r} does not exist ({len(missing)} of the {len(named)} shards of "
+            f"{pattern!r} are missing: {listed(missing, ', ')})"
         )

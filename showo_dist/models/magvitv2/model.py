@@ -111,9 +111,11 @@ class MAGVITv2(nn.Module):
             ValueError: weights do not fit the config; they are named.
         """
         folder = local_folder(source)
-        with torch.device("meta"):
-            model = cls(read_config(folder))
+        config = read_config(folder)
         weights = read_weights(folder)
+        _check_blocks(folder / CONFIG_NAME, config, len(weights))
+        with torch.device("meta"):
+            model = cls(config)
         # The quantizer's buffers follow from the number of bits; some releases leave them out.
         constants = LookupFreeQuantizer(model.config.bits).state_dict(prefix="quantize.")
         check_fit(folder, model.state_dict(), constants | weights)
@@ -145,6 +147,16 @@ def read_config(folder: Path) -> MAGVITv2Config:
             _check_keys(path, values[stack], StackConfig)
             values[stack] = StackConfig(**values[stack])
     return MAGVITv2Config(**values)
+
+
+def _check_blocks(path: Path, config: MAGVITv2Config, tensors: int) -> None:
+    """Refuse more blocks than there are tensors, before any is made: a file may hold any number."""
+    for name, stack in (("encoder", config.encoder), ("decoder", config.decoder)):
+        blocks = sum(n for n in stack.res_blocks if isinstance(n, int))
+        if blocks > tensors:
+            raise ValueError(
+                f"{path}: {name}.res_blocks = {list(stack.res_blocks)}: its weights are {tensors} tensors"
+            )
 
 
 def _check_keys(path: Path, values: dict[str, Any], schema: type) -> None:

@@ -1,7 +1,8 @@
 """Show-o from a folder in the released format, and the ``config.json`` of such a folder."""
 
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_origin
 
@@ -11,6 +12,7 @@ from transformers import PhiConfig, PhiForCausalLM
 
 from showo_dist.config.hints import describe, fields_of, members
 from showo_dist.config.model import ShowoConfig
+from showo_dist.config.rules import BACKBONE_KEYS
 from showo_dist.models.showo import ShowO, build_showo, empty_model
 from showo_dist.models.weights.folder import (
     CONFIG_NAME,
@@ -67,8 +69,8 @@ def load_showo(
     """
     folder = local_folder(source)
     backend, _ = select_backend(attention, device, torch.float32)
-    model = described_model(folder, backend)
     weights = open_weights(folder)
+    model = described_model(folder, weights.meta, backend)
     check_fit(folder, model.state_dict(), weights.meta)
     materialise(model, weights.read)
     return model.to(device)
@@ -97,13 +99,19 @@ def read_config(folder: Path) -> ShowoConfig:
     return ShowoConfig(**{key: values[key] for key in fields_of(ShowoConfig) if key in values})
 
 
-def described_model(folder: Path, attention: str = "sdpa") -> ShowO:
+def described_model(folder: Path, found: Mapping[str, Tensor], attention: str = "sdpa") -> ShowO:
     """Build the model that ``config.json`` describes, on the meta device.
+
+    Args:
+        folder: with ``config.json``.
+        found: its weights, whose number and sizes bound what the file may ask for.
+        attention: backend name.
 
     Raises:
         FileNotFoundError, ValueError: as :func:`read_config`, or its sizes cannot be those of a model.
     """
     showo = read_config(folder)
+    _check_sizes(inner_folder(folder) / CONFIG_NAME, showo, found)
     try:
         return empty_model(showo, attention)
     except OSError:  # of the disk or the hub, where llm_model_path is read
@@ -113,6 +121,34 @@ def described_model(folder: Path, attention: str = "sdpa") -> ShowO:
         raise ValueError(
             f"{path}: gives no model ({type(error).__name__}: {reason}); check its sizes and llm_config"
         ) from error
+
+
+def _check_sizes(path: Path, showo: ShowoConfig, found: Mapping[str, Tensor]) -> None:
+    """Refuse sizes that the weights cannot have, before memory is used: a file may hold any number."""
+    total = sum(tensor.numel() for tensor in found.values())
+    backbone = showo.llm_config or {}
+    for name in backbone.keys() - BACKBONE_KEYS:
+        raise ValueError(f"{path}: llm_config.{name}: unknown key")
+    sizes = {key: getattr(showo, key) for key in fields_of(ShowoConfig)}
+    sizes |= {f"llm_config.{key}": value for key, value in backbone.items()}
+    for key, value in sizes.items():
+        if isinstance(value, int) and value > total:
+            raise ValueError(
+                f"{path}: {key} = {value}: more than its weights have numbers, {total}"
+            )
+    names = (re.search(r"\bmodel\.layers\.(\d+)\.", name) for name in found)
+    layers = len({match[1] for match in names if match})
+    asked = backbone.get("num_hidden_layers", layers)
+    if asked != layers:
+        raise ValueError(
+            f"{path}: llm_config.num_hidden_layers = {asked!r}: its weights have {layers} layers"
+        )
+    rotary = backbone.get("rope_parameters")
+    share = rotary.get("partial_rotary_factor", 1) if isinstance(rotary, dict) else 1
+    if not (isinstance(share, int | float) and 0 <= share <= 1):
+        raise ValueError(
+            f"{path}: llm_config.rope_parameters.partial_rotary_factor = {share!r}: 0 to 1"
+        )
 
 
 def _has_type(value: Any, hint: Any) -> bool:
