@@ -16,14 +16,15 @@ from torch import Tensor
 
 from showo_kernels.cpu import compiled
 from showo_kernels.cpu.attention import DTYPES, NativePlan
-from showo_kernels.flash import FlashPlan, find_varlen
+from showo_kernels.flash import FlashPlan, activate_flash
 from showo_kernels.flex import FlexPlan
+from showo_kernels.planned import PlanHandle, Recomputed, attend_by_handle
 from showo_kernels.sdpa import SdpaPlan
 from showo_kernels.visibility import Visibility
 
 
 @dataclass(frozen=True)
-class DensePlan:
+class DensePlan(Recomputed):
     """The attention visibility as a boolean (T, T) matrix, rows are queries."""
 
     visible_TT: Tensor
@@ -95,7 +96,7 @@ def attend(
     query_BHTD: Tensor,
     key_BHTD: Tensor,
     value_BHTD: Tensor,
-    plan: AttentionPlan,
+    plan: AttentionPlan | PlanHandle,
     *,
     scale: float,
 ) -> Tensor:
@@ -104,15 +105,27 @@ def attend(
     Args:
         query_BHTD: (1, H, T, D), T the length of the plan's row.
         key_BHTD, value_BHTD: (1, H, T, D); H may be a divisor of the query's (grouped-query attention).
-        plan: from :func:`build_plan`, on the same device.
+        plan: from :func:`build_plan`, on the same device; inside a compiled block what
+            :func:`compilable` makes of it.
         scale: factor of the scores before softmax, usually ``D ** -0.5``.
 
     Returns:
         (1, H, T, D) in the query's dtype.
     """
     assert query_BHTD.shape[0] == 1, "documents are packed into one row"
+    if isinstance(plan, PlanHandle):
+        return attend_by_handle(query_BHTD, key_BHTD, value_BHTD, plan, scale)
     assert query_BHTD.shape[2] == len(plan), "the plan was built for another row"
     return plan.attend(query_BHTD, key_BHTD, value_BHTD, scale)
+
+
+def compilable(plan: AttentionPlan) -> AttentionPlan | PlanHandle:
+    """Return what a block under ``torch.compile`` gets in place of the plan.
+
+    ``flex`` is made to be traced, and its block mask has the same shapes for every batch of one capacity; all
+    others become one operator.
+    """
+    return plan if isinstance(plan, FlexPlan) else PlanHandle.of(plan)  # type: ignore[arg-type]
 
 
 log = logging.getLogger(__name__)
@@ -128,8 +141,8 @@ def _flash_obstacle(device: torch.device, dtype: torch.dtype | None) -> str | No
         return f"flash computes in bfloat16 or float16, not {dtype}"
     if torch.cuda.get_device_capability(device) < (8, 0):
         return "flash needs compute capability 8.0 or higher"
-    if find_varlen() is None:
-        return "flash found neither torch's varlen_attn nor the flash_attn package"
+    if not torch.backends.cuda.is_flash_attention_available():
+        return "this torch was built without FlashAttention"
     return None
 
 
@@ -160,9 +173,9 @@ def _automatic(device: torch.device, dtype: torch.dtype | None) -> tuple[str, st
             return "native", "our kernel for CPUs with AVX-512 and bf16"
         return "sdpa", no_native
     no_flash = _flash_obstacle(device, dtype)
-    varlen = find_varlen()
-    if no_flash is None and varlen is not None:
-        return "flash", f"variable-length FlashAttention through {varlen[0]}"
+    if no_flash is None:
+        kernel = activate_flash(torch.cuda.get_device_capability(device))
+        return "flash", f"variable-length attention through {kernel}"
     no_flex = _flex_obstacle(device)
     if no_flex is None:
         return "flex", str(no_flash)
@@ -202,6 +215,8 @@ def select_backend(
     if obstacle is not None:
         others = "auto, flex or sdpa" if name == "flash" else "auto or sdpa"
         raise ValueError(f"attention is {name!r}, but {obstacle}: choose {others}")
+    if name == "flash":
+        return name, activate_flash(torch.cuda.get_device_capability(device))
     if device.type == "cuda" and name in ("sdpa", "dense"):
         log.warning("=== attention is %r on a GPU: far slower than flex or flash. ===", name)
     if device.type != "cuda" and name == "flex":

@@ -74,8 +74,20 @@ class FusedAttention(torch.autograd.Function):
         return *(torch.empty_like(x) for x in (query, key, value)), None, None, None
 
 
-def _varlen(q_QHD: Tensor, k_KHD: Tensor, v_KHD: Tensor, call: VarlenCall, scale: float) -> Tensor:
-    return FusedAttention.apply(q_QHD, k_KHD, v_KHD, None, q_QHD.shape[0] * q_QHD.shape[1])
+class ShapedVarlen:
+    """FlashAttention's allocations."""
+
+    def forward(
+        self, q_QHD: Tensor, k_KHD: Tensor, v_KHD: Tensor, call: VarlenCall, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        rows, heads, _ = q_QHD.shape
+        sums_HQ = torch.empty(heads, rows, dtype=torch.float32, device=q_QHD.device)
+        return torch.empty_like(q_QHD), sums_HQ
+
+    def backward(
+        self, grad_QHD: Tensor, q_QHD: Tensor, k_KHD: Tensor, v_KHD: Tensor, *_: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return torch.empty_like(q_QHD), torch.empty_like(k_KHD), torch.empty_like(v_KHD)
 
 
 _torch_sdpa = F.scaled_dot_product_attention
@@ -128,7 +140,7 @@ def attention_of_shapes(device: torch.device) -> Iterator[None]:
     builders: dict[str, Callable[..., Any]] = {
         "native": WholeRow.build,
         "sdpa": _planned_for_real(SdpaPlan.build),
-        "flash": _planned_for_real(partial(FlashPlan.build, varlen=_varlen)),
+        "flash": _planned_for_real(partial(FlashPlan.build, varlen=ShapedVarlen())),
     }
     copy = _working_copy if device.type == "cpu" else sdpa._working_copy
     with (

@@ -123,6 +123,8 @@ def initialize(model: ShowO, config: TrainConfig, device: torch.device) -> Any:
     check_offload(config.distributed)
     if config.model.gradient_checkpointing:
         model.recompute_activations(config.model.gradient_checkpointing_every)
+    if config.model.compile:
+        model.compile_blocks()
     # Optimizer state in host memory rules out apex, whose kernels run on the GPU.
     offloaded = config.distributed.offload_optimizer != "none"
     optimizer = build_optimizer(model, config.optimizer.params, on_host=offloaded)

@@ -154,6 +154,8 @@ def build_torch_engine(model: ShowO, config: TrainConfig, device: torch.device) 
     model.to(device)
     if config.model.gradient_checkpointing:
         model.recompute_activations(config.model.gradient_checkpointing_every)
+    if config.model.compile:
+        model.compile_blocks()
     optimizer = build_optimizer(model, config.optimizer.params)
     return TorchEngine(
         model,

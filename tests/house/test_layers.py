@@ -29,8 +29,8 @@ ROOMS = (
     *("tokenizer", "encode", "training", "evaluation", "export", "report", "plan", "recipe"),
 )
 TOP = ("cli", "train", "mini")  # on one level, above all rooms
-# flash_attn is optional and looked up where it is used; torch itself requires filelock.
-KERNELS_MAY_IMPORT = {"torch", "showo_kernels", "flash_attn", "filelock"}
+# torch itself requires filelock.
+KERNELS_MAY_IMPORT = {"torch", "showo_kernels", "filelock"}
 MOST_FILES = {"showo_dist": 90, "showo_": 125}  # that training may reach, by prefix of their names
 
 

@@ -92,25 +92,47 @@ def padded(documents: list[list[Span]]) -> Visibility:
     return visibility.pad_to(-(-len(visibility) // 128) * 128)
 
 
-def emulated_varlen(
-    q_QHD: Tensor, k_KHD: Tensor, v_KHD: Tensor, call: VarlenCall, scale: float
-) -> Tensor:
-    """What a variable-length FlashAttention call computes, one sequence at a time."""
-    outputs = []
-    cu_rows, cu_keys = call.cu_rows_S.tolist(), call.cu_keys_S.tolist()
-    rows, keys = (torch.tensor(cu).diff().max().item() for cu in (cu_rows, cu_keys))
-    assert (rows, keys) == (call.max_rows, call.max_keys)
-    assert (len(q_QHD), len(k_KHD), len(v_KHD)) == (cu_rows[-1], cu_keys[-1], cu_keys[-1])
-    for i in range(len(cu_rows) - 1):
-        q_HQD = q_QHD[cu_rows[i] : cu_rows[i + 1]].transpose(0, 1)
-        k_HKD = k_KHD[cu_keys[i] : cu_keys[i + 1]].transpose(0, 1)
-        v_HKD = v_KHD[cu_keys[i] : cu_keys[i + 1]].transpose(0, 1)
-        mask_QK = torch.ones(q_HQD.shape[1], k_HKD.shape[1], dtype=torch.bool)
-        if call.causal:
-            # Bottom right: the last row sees all keys.
-            mask_QK = mask_QK.tril(k_HKD.shape[1] - q_HQD.shape[1])
-        out_HQD = F.scaled_dot_product_attention(
-            q_HQD, k_HKD, v_HKD, attn_mask=mask_QK, scale=scale, enable_gqa=True
-        )
-        outputs.append(out_HQD.transpose(0, 1))
-    return torch.cat(outputs)
+class EmulatedVarlen:
+    """What a variable-length FlashAttention call computes, one sequence at a time, and its gradient."""
+
+    def forward(
+        self, q_QHD: Tensor, k_KHD: Tensor, v_KHD: Tensor, call: VarlenCall, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        outputs = []
+        cu_rows, cu_keys = call.cu_rows_S.tolist(), call.cu_keys_S.tolist()
+        rows, keys = (torch.tensor(cu).diff().max().item() for cu in (cu_rows, cu_keys))
+        assert (rows, keys) == (call.max_rows, call.max_keys)
+        assert (len(q_QHD), len(k_KHD), len(v_KHD)) == (cu_rows[-1], cu_keys[-1], cu_keys[-1])
+        for i in range(len(cu_rows) - 1):
+            q_HQD = q_QHD[cu_rows[i] : cu_rows[i + 1]].transpose(0, 1)
+            k_HKD = k_KHD[cu_keys[i] : cu_keys[i + 1]].transpose(0, 1)
+            v_HKD = v_KHD[cu_keys[i] : cu_keys[i + 1]].transpose(0, 1)
+            mask_QK = torch.ones(q_HQD.shape[1], k_HKD.shape[1], dtype=torch.bool)
+            if call.causal:
+                # Bottom right: the last row sees all keys.
+                mask_QK = mask_QK.tril(k_HKD.shape[1] - q_HQD.shape[1])
+            if k_HKD.shape[1]:
+                out_HQD = F.scaled_dot_product_attention(
+                    q_HQD, k_HKD, v_HKD, attn_mask=mask_QK, scale=scale, enable_gqa=True
+                )
+            else:
+                out_HQD = torch.zeros_like(q_HQD)
+            outputs.append(out_HQD.transpose(0, 1))
+        sums_HQ = torch.zeros(q_QHD.shape[1], len(q_QHD))
+        return torch.cat(outputs), sums_HQ
+
+    def backward(
+        self,
+        grad_QHD: Tensor,
+        q_QHD: Tensor,
+        k_KHD: Tensor,
+        v_KHD: Tensor,
+        _out_QHD: Tensor,
+        _sums_HQ: Tensor,
+        call: VarlenCall,
+        scale: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        leaves = [x.detach().requires_grad_() for x in (q_QHD, k_KHD, v_KHD)]
+        with torch.enable_grad():
+            out_QHD, _ = self.forward(*leaves, call, scale)
+        return torch.autograd.grad(out_QHD, leaves, grad_QHD)
