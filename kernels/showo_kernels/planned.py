@@ -1,7 +1,6 @@
 """Attention as one operator that ``torch.compile`` keeps whole inside a compiled block.
 
-A plan is Python data of a size that differs from batch to batch; a compiled block that saw it would be compiled
-again for every batch.
+A plan is Python data whose size differs from batch to batch: a block that saw it would be compiled anew.
 The operator gets a one-element tensor with the plan's number and looks the plan up when it runs.
 
 Letters: T tokens of the row, H query heads, D head width, S log-sum-exps kept per row and head.
