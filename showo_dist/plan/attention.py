@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from unittest.mock import patch
 
@@ -17,8 +17,9 @@ from showo_dist.plan.costs import ATTENTION
 from showo_dist.plan.ledger import host_work
 from showo_kernels import Visibility, sdpa
 from showo_kernels.attention import BUILDERS
-from showo_kernels.flash import FlashPlan, VarlenCall
+from showo_kernels.flash import FlashPlan
 from showo_kernels.sdpa import SdpaPlan
+from showo_kernels.varlen import VarlenCall
 
 
 @dataclass(frozen=True)
@@ -82,18 +83,50 @@ class FusedAttention(torch.autograd.Function):
         return *(torch.empty_like(x) for x in (query, key, value)), *(None,) * 4
 
 
-def _flash_plan(visibility: Visibility, device: torch.device) -> FlashPlan:
-    """A plan whose calls share the row's visible pairs by their query rows; the sum is exact."""
-    pairs = visibility.pairs() / max(1, len(visibility))
+@dataclass(frozen=True)
+class ShapedVarlen:
+    """FlashAttention's allocations.
 
-    def varlen(
-        q_QHD: Tensor, k_KHD: Tensor, v_KHD: Tensor, call: VarlenCall, scale: float
-    ) -> Tensor:
-        rows, heads = q_QHD.shape[:2]
-        mine = round(pairs * rows * heads)
-        return FusedAttention.apply(q_QHD, k_KHD, v_KHD, None, rows * heads, mine)
+    Attributes:
+        pairs: (query, key) pairs of a call and head, by whether the call is causal.
+    """
 
-    return FlashPlan.build(visibility, device, varlen)
+    pairs: dict[bool, int]
+
+    @classmethod
+    def plan(cls, visibility: Visibility, device: torch.device) -> FlashPlan:
+        plan = FlashPlan.build(visibility, torch.device("cpu"))
+        pairs = {call.causal: _pairs(call) for call in plan.calls}
+        return replace(plan, varlen=cls(pairs)).to(device)
+
+    def forward(
+        self, q_QHD: Tensor, k_KHD: Tensor, v_KHD: Tensor, call: VarlenCall, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        rows, heads, _ = q_QHD.shape
+        ATTENTION(q_QHD, k_KHD, v_KHD, self.pairs[call.causal] * heads, False)
+        sums_HQ = torch.empty(heads, rows, dtype=torch.float32, device=q_QHD.device)
+        return torch.empty_like(q_QHD), sums_HQ
+
+    def backward(
+        self,
+        grad_QHD: Tensor,
+        q_QHD: Tensor,
+        k_KHD: Tensor,
+        v_KHD: Tensor,
+        _out_QHD: Tensor,
+        _sums_HQ: Tensor,
+        call: VarlenCall,
+        _scale: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ATTENTION(q_QHD, k_KHD, v_KHD, self.pairs[call.causal] * q_QHD.shape[1], True)
+        return torch.empty_like(q_QHD), torch.empty_like(k_KHD), torch.empty_like(v_KHD)
+
+
+def _pairs(call: VarlenCall) -> int:
+    """Count the pairs of a call."""
+    rows_S, keys_S = call.cu_rows_S.diff().long(), call.cu_keys_S.diff().long()
+    hidden_S = rows_S * (rows_S - 1) // 2 if call.causal else torch.zeros_like(rows_S)
+    return int(torch.where(keys_S > 0, rows_S * keys_S - hidden_S, 0).sum())
 
 
 _torch_sdpa = F.scaled_dot_product_attention
@@ -147,7 +180,7 @@ def attention_of_shapes(device: torch.device) -> Iterator[None]:
     builders: dict[str, Callable[..., Any]] = {
         "native": _planned_for_real(WholeRow.build),
         "sdpa": _planned_for_real(SdpaPlan.build),
-        "flash": _planned_for_real(_flash_plan),
+        "flash": _planned_for_real(ShapedVarlen.plan),
     }
     copy = _working_copy if device.type == "cpu" else sdpa._working_copy
     with (

@@ -129,6 +129,8 @@ def initialize(model: ShowO, config: TrainConfig, device: torch.device) -> Any:
     check_offload(config.distributed)
     if config.model.gradient_checkpointing:
         model.recompute_activations(config.model.gradient_checkpointing_every)
+    if config.model.compile:
+        model.compile_blocks()
     bf16 = uses_bf16(config.training.mixed_precision, device)
     optimizer = build_optimizer(model, config.optimizer, device, bf16)
     schedule = build_schedule(optimizer, config.lr_scheduler, config.training.max_train_steps)

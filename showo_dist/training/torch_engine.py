@@ -158,6 +158,8 @@ def build_torch_engine(model: ShowO, config: TrainConfig, device: torch.device) 
     model.to(device)
     if config.model.gradient_checkpointing:
         model.recompute_activations(config.model.gradient_checkpointing_every)
+    if config.model.compile:
+        model.compile_blocks()
     bf16 = uses_bf16(config.training.mixed_precision, device)
     optimizer = build_optimizer(model, config.optimizer, device, bf16)
     return TorchEngine(
