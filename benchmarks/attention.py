@@ -21,7 +21,7 @@ from torch import Tensor
 
 from showo_dist.runtime.precision import uses_bf16
 from showo_kernels import Span, Visibility, attend, build_plan, select_backend
-from showo_kernels.flash import FlashPlan
+from showo_kernels.flash import FlashPlan, PlacedCall
 from showo_kernels.planned import PlannedAttention
 from showo_kernels.runs import find_runs
 from showo_kernels.varlen import VarlenCall
@@ -154,8 +154,8 @@ class Plain:
         self.tensors = setting.draw(1, sum(self.lengths))
         ends = torch.tensor([0, *self.lengths]).cumsum(0).int().to(setting.device)
         total, longest = sum(self.lengths), max(self.lengths)
-        call = VarlenCall(ends, ends, longest, longest, total, causal)
-        self.plan = FlashPlan(total, (call,), (ends[:0].long(),), None)
+        call = VarlenCall(ends, ends, longest, longest, self.pairs, causal)
+        self.plan = FlashPlan(total, (PlacedCall(call, ends[:0].long()),))
 
     def _forward(self) -> Tensor:
         q, k, v, _ = self.tensors

@@ -7,6 +7,7 @@ from showo_kernels.cpu.gelu import TanhGELU
 from showo_kernels.join import JoinFlows, join_flows
 from showo_kernels.losses import FlowLosses, flow_losses
 from showo_kernels.planned import PlanHandle
+from showo_kernels.transfer import to_device
 from showo_kernels.visibility import Span, Visibility
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     "flow_losses",
     "join_flows",
     "select_backend",
+    "to_device",
 ]

@@ -74,10 +74,19 @@ class Recomputed:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """As :meth:`OperatorPlan.run_backward`."""
         q_THD, k_THD, v_THD = (x.detach().requires_grad_() for x in (q_THD, k_THD, v_THD))
-        with torch.enable_grad():
+        with _recording(), torch.enable_grad():
             out_THD, _ = self.run(q_THD, k_THD, v_THD, scale)
-        dq_THD, dk_THD, dv_THD = torch.autograd.grad(out_THD, (q_THD, k_THD, v_THD), grad_THD)
+            dq_THD, dk_THD, dv_THD = torch.autograd.grad(out_THD, (q_THD, k_THD, v_THD), grad_THD)
         return dq_THD, dk_THD, dv_THD
+
+
+def _recording() -> Any:
+    """Let autograd record inside an operator, which torch runs below autograd."""
+    included = torch._C._dispatch_tls_local_include_set()
+    excluded = torch._C._dispatch_tls_local_exclude_set()
+    for key in ("AutogradFunctionality", "AutogradOther", "ADInplaceOrView"):
+        excluded = excluded.remove(getattr(torch._C.DispatchKey, key))
+    return torch._C._ForceDispatchKeyGuard(included, excluded)
 
 
 class PlanHandle(NamedTuple):

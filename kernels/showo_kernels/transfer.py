@@ -15,7 +15,7 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
     A copy from pageable memory would wait: usually for the backward pass of the previous micro-step.
     """
-    if device.type in PINNING:
+    if device.type in PINNING and tensor.is_cpu:
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
 

@@ -22,7 +22,7 @@ class VarlenCall:
     Attributes:
         cu_rows_S, cu_keys_S: int32 boundaries of the sequences' query rows and keys, S + 1 each.
         max_rows, max_keys: of the longest sequence.
-        keys: their total.
+        pairs: (query, key) pairs that are computed, per head.
         causal: row r of n attends to all but the last n - 1 - r keys of its sequence.
     """
 
@@ -30,7 +30,7 @@ class VarlenCall:
     cu_keys_S: Tensor
     max_rows: int
     max_keys: int
-    keys: int
+    pairs: int
     causal: bool
 
 

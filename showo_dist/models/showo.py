@@ -232,12 +232,16 @@ class ShowO(nn.Module):
 
 def _compiled_for_training(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """The compiled function where gradients are recorded, else the function itself."""
-    compiled = torch.compile(forward, fullgraph=True, dynamic=False)
+    # Phi's two output biases have the same gradient; a CPU in bf16 would fuse them into code that declares a
+    # name twice (torch 2.13).
+    options: dict[str, Any] = {"cpp.max_horizontal_fusion_size": 1}
+    compiled = torch.compile(forward, fullgraph=True, dynamic=False, options=options)
 
     @wraps(forward)
     def run(*args: Any, **kwargs: Any) -> Tensor:
         return (compiled if torch.is_grad_enabled() else forward)(*args, **kwargs)
 
+    run._torchdynamo_orig_callable = forward  # type: ignore[attr-defined]  # as torch.compile marks its own
     return run
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -83,27 +84,14 @@ class FusedAttention(torch.autograd.Function):
         return *(torch.empty_like(x) for x in (query, key, value)), *(None,) * 4
 
 
-@dataclass(frozen=True)
 class ShapedVarlen:
-    """FlashAttention's allocations.
-
-    Attributes:
-        pairs: (query, key) pairs of a call and head, by whether the call is causal.
-    """
-
-    pairs: dict[bool, int]
-
-    @classmethod
-    def plan(cls, visibility: Visibility, device: torch.device) -> FlashPlan:
-        plan = FlashPlan.build(visibility, torch.device("cpu"))
-        pairs = {call.causal: _pairs(call) for call in plan.calls}
-        return replace(plan, varlen=cls(pairs)).to(device)
+    """FlashAttention's allocations."""
 
     def forward(
         self, q_QHD: Tensor, k_KHD: Tensor, v_KHD: Tensor, call: VarlenCall, scale: float
     ) -> tuple[Tensor, Tensor]:
         rows, heads, _ = q_QHD.shape
-        ATTENTION(q_QHD, k_KHD, v_KHD, self.pairs[call.causal] * heads, False)
+        ATTENTION(q_QHD, k_KHD, v_KHD, call.pairs * heads, False)
         sums_HQ = torch.empty(heads, rows, dtype=torch.float32, device=q_QHD.device)
         return torch.empty_like(q_QHD), sums_HQ
 
@@ -118,15 +106,8 @@ class ShapedVarlen:
         call: VarlenCall,
         _scale: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        ATTENTION(q_QHD, k_KHD, v_KHD, self.pairs[call.causal] * q_QHD.shape[1], True)
+        ATTENTION(q_QHD, k_KHD, v_KHD, call.pairs * q_QHD.shape[1], True)
         return torch.empty_like(q_QHD), torch.empty_like(k_KHD), torch.empty_like(v_KHD)
-
-
-def _pairs(call: VarlenCall) -> int:
-    """Count the pairs of a call."""
-    rows_S, keys_S = call.cu_rows_S.diff().long(), call.cu_keys_S.diff().long()
-    hidden_S = rows_S * (rows_S - 1) // 2 if call.causal else torch.zeros_like(rows_S)
-    return int(torch.where(keys_S > 0, rows_S * keys_S - hidden_S, 0).sum())
 
 
 _torch_sdpa = F.scaled_dot_product_attention
@@ -180,7 +161,7 @@ def attention_of_shapes(device: torch.device) -> Iterator[None]:
     builders: dict[str, Callable[..., Any]] = {
         "native": _planned_for_real(WholeRow.build),
         "sdpa": _planned_for_real(SdpaPlan.build),
-        "flash": _planned_for_real(ShapedVarlen.plan),
+        "flash": _planned_for_real(partial(FlashPlan.build, varlen=ShapedVarlen())),
     }
     copy = _working_copy if device.type == "cpu" else sdpa._working_copy
     with (

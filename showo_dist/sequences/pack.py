@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from showo_dist.config.flows import FLOWS
-from showo_kernels import AttentionPlan, Span, Visibility, capacity
+from showo_kernels import AttentionPlan, Span, Visibility, capacity, to_device
 
 
 @dataclass
@@ -98,17 +98,14 @@ class PackedBatch:
     def tokens(self) -> int:
         return len(self.position_ids_T)
 
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "PackedBatch":
-        """Copy the tensors to a device. The visibility stays on the CPU, where attention is planned."""
-        moved = {}
+    def to(self, device: torch.device | str) -> "PackedBatch":
+        """Copy the tensors to a device, without waiting. The visibility stays on the CPU, where attention is
+        planned."""
+        device = torch.device(device)
+        moved: dict[str, Any] = {}
         for item in fields(self):
             value = getattr(self, item.name)
-            if isinstance(value, Tensor):
-                # A copy from pageable memory would wait for the GPU.
-                if torch.device(device).type == "cuda":
-                    value = value.pin_memory()
-                value = value.to(device, non_blocking=non_blocking)
-            moved[item.name] = value
+            moved[item.name] = to_device(value, device) if isinstance(value, Tensor) else value
         return PackedBatch(**moved)
 
     def label_counts(self) -> Tensor:

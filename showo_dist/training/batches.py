@@ -37,7 +37,7 @@ def row_steps(config: TrainConfig, model: ShowO) -> int:
     """Row capacities per octave, or 0; see ``training.row_steps_per_octave``."""
     steps = config.training.row_steps_per_octave
     per_length = config.model.compile or model.attention == "flex"
-    return (8 if per_length else 0) if steps is None else steps
+    return (32 if per_length else 0) if steps is None else steps
 
 
 def masking_options(config: TrainConfig) -> MaskingOptions:
@@ -281,4 +281,4 @@ class PackedBatches:
         )
         # Planned with the batch and not in forward: by then the GPU is computing.
         packed.plan = build_plan(self.attention, packed.visibility, self.device)
-        return packed.to(self.device, non_blocking=True)
+        return packed.to(self.device)

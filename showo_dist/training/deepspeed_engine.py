@@ -1,5 +1,6 @@
 """DeepSpeed as an :class:`~showo_dist.training.engine.Engine`: ZeRO 0 to 3, offload, bf16."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -40,9 +41,11 @@ class DeepSpeedEngine:
         self.raw, self.module = raw, raw.module
         self.description = f"ZeRO-{stage}"
         self._unwrapped = isinstance(raw.optimizer, torch.optim.Optimizer)
-        self._norm: Tensor | None = None
+        self._norm: float | None = None
         if self._unwrapped:
             skip_flagged_steps(raw.optimizer)
+        else:
+            _judge_by_norm(raw.optimizer)
 
     def __call__(self, batch: PackedBatch, *, flow_scale_F: Tensor) -> tuple[Tensor, Tensor]:
         return self.raw(batch, flow_scale_F=flow_scale_F)
@@ -60,8 +63,8 @@ class DeepSpeedEngine:
     def step(self) -> None:
         # Before the raw step, which clips: the norm to report and to judge is the unclipped one.
         if self._unwrapped and self.at_boundary:
-            self._norm = total_norm(self.module)
-            self.raw.optimizer.overflow = not bool(self._norm.isfinite())
+            self._norm = float(total_norm(self.module))
+            self.raw.optimizer.overflow = not math.isfinite(self._norm)
         self.raw.step()
 
     def grad_norm(self) -> float:
@@ -106,6 +109,23 @@ class DeepSpeedEngine:
 
     def load_schedule(self, values: dict[str, Any]) -> str | None:
         return load_schedule(self.raw.lr_scheduler, self.raw.optimizer, values)
+
+
+def _judge_by_norm(optimizer: Any) -> None:
+    """Let a step of ZeRO 1 to 3 wait for the device once, for the gradient's norm on the host.
+
+    DeepSpeed reads the norm on the device to judge it, again per parameter group to clip, and leaves it there
+    for the log. ZeRO 1 and 2 before that look for infinities in all gradients, with an exchange and a wait of
+    their own: the norm over all ranks shows the same.
+    """
+    if hasattr(optimizer, "fp32_partitioned_groups_flat"):
+        groups = optimizer._get_norm_groups
+        optimizer._get_norm_groups = lambda: list(torch.stack(groups()).cpu())
+        return
+    norm = optimizer.scaled_global_norm
+    optimizer.scaled_global_norm = lambda: norm().cpu()
+    if not optimizer.cpu_offload:
+        optimizer.check_overflow = lambda **_: None
 
 
 def build_deepspeed_engine(

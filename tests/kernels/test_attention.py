@@ -47,7 +47,7 @@ def assert_agrees(found: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> None
         torch.testing.assert_close(x, y, atol=tolerance, rtol=tolerance)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(LAYOUTS, st.integers(0, 9999), st.sampled_from([1, 2]))
 def test_any_layout(documents: list[list[Span]], seed: int, key_heads: int) -> None:
     visibility = Visibility.from_documents(documents)

@@ -29,5 +29,7 @@ def test_keys_are_gathered_only_where_a_run_needs_it() -> None:
         return FlashPlan.build(visibility, torch.device("cpu"), EmulatedVarlen())
 
     t2i, mmu = [Span(12), Span(18, True)], [Span(19, True), Span(23)]
-    assert plan(t2i, [Span(40)], mmu).gather is None
-    assert plan([Span(7), Span(24, True, True), Span(15)]).gather is not None
+    assert not plan(t2i, [Span(40)], mmu).gathered
+    # Six rows before the image see it, and one row of another kind stays in place with all others.
+    (part,) = plan(t2i, [Span(7), Span(24, True, True), Span(15)]).gathered
+    assert len(part.rows_Q) == 6 and len(part.keys.index_C) == 6 + 24

@@ -25,7 +25,7 @@ def _call(
     *left_out: object,
 ) -> VarlenCall:
     assert left_out == (0.0, -1, -1, 0.0, None), "dropout, windows, softcap or slopes"
-    return VarlenCall(rows, keys, max_rows, max_keys, int(keys[-1]), causal)
+    return VarlenCall(rows, keys, max_rows, max_keys, 0, causal)
 
 
 def _flash_attn_varlen_forward(
