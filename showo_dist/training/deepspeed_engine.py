@@ -7,6 +7,8 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor
 
 from showo_dist.checkpoint.slices import Piece
@@ -118,10 +120,12 @@ def _judge_by_norm(optimizer: Any) -> None:
     for the log. ZeRO 1 and 2 before that look for infinities in all gradients, with an exchange and a wait of
     their own: the norm over all ranks shows the same.
     """
-    if hasattr(optimizer, "fp32_partitioned_groups_flat"):
+    if isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
         groups = optimizer._get_norm_groups
         optimizer._get_norm_groups = lambda: list(torch.stack(groups()).cpu())
         return
+    if not isinstance(optimizer, DeepSpeedZeroOptimizer):
+        return  # another class, by settings in distributed.deepspeed
     norm = optimizer.scaled_global_norm
     optimizer.scaled_global_norm = lambda: norm().cpu()
     if not optimizer.cpu_offload:
