@@ -28,7 +28,7 @@ no_compiler = pytest.mark.skipif(
 
 def rows(folder: Path, *options: str) -> list[dict[str, Any]]:
     """The table of benchmarks/compiled.py for a tiny model."""
-    command = [sys.executable, "benchmarks/compiled.py", "--steps", "3", *options, "--set", *TINY]
+    command = [sys.executable, "benchmarks/compiled.py", "--steps", "2", *options, "--set", *TINY]
     found = folder / "rows.json"
     process = subprocess.run(
         [*command, "--json", str(found)], cwd=ROOT, capture_output=True, text=True, timeout=1200
@@ -39,7 +39,7 @@ def rows(folder: Path, *options: str) -> list[dict[str, Any]]:
 
 @no_compiler
 @pytest.mark.parametrize(
-    ("dtype", "engines"), [("fp32", ["torch", "zero-0", "zero-2"]), ("bf16", ["torch", "zero-1"])]
+    ("dtype", "engines"), [("fp32", ["torch", "zero-0", "zero-2"]), ("bf16", ["zero-1"])]
 )
 def test_losses_graphs_and_breaks(tmp_path: Path, dtype: str, engines: list[str]) -> None:
     table = rows(tmp_path, "--dtypes", dtype, "--engines", *engines, "--attention", "sdpa")
