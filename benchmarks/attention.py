@@ -21,8 +21,10 @@ from torch import Tensor
 
 from showo_dist.runtime.precision import uses_bf16
 from showo_kernels import Span, Visibility, attend, build_plan, select_backend
-from showo_kernels.flash import VarlenCall, find_varlen
+from showo_kernels.flash import FlashPlan, PlacedCall
+from showo_kernels.planned import PlannedAttention
 from showo_kernels.runs import find_runs
+from showo_kernels.varlen import VarlenCall
 
 HEAD_DIM = 64
 SCALE = HEAD_DIM**-0.5
@@ -152,14 +154,13 @@ class Plain:
         self.tensors = setting.draw(1, sum(self.lengths))
         ends = torch.tensor([0, *self.lengths]).cumsum(0).int().to(setting.device)
         total, longest = sum(self.lengths), max(self.lengths)
-        self.call = VarlenCall(ends, ends, longest, longest, total, total, causal)
+        call = VarlenCall(ends, ends, longest, longest, self.pairs, causal)
+        self.plan = FlashPlan(total, (PlacedCall(call, ends[:0].long()),))
 
     def _forward(self) -> Tensor:
         q, k, v, _ = self.tensors
-        found = find_varlen()
-        if self.setting.device.type == "cuda" and found is not None:
-            q_THD, k_THD, v_THD = (x[0].transpose(0, 1) for x in (q, k, v))
-            return found[1](q_THD, k_THD, v_THD, self.call, SCALE).transpose(0, 1)[None]
+        if self.setting.device.type == "cuda":
+            return PlannedAttention.of(q, k, v, self.plan, SCALE)
         pieces = zip(*(x.split(self.lengths, dim=2) for x in (q, k, v)), strict=True)
         outputs = [
             F.scaled_dot_product_attention(*piece, is_causal=self.causal, scale=SCALE)

@@ -16,14 +16,16 @@ from torch import Tensor
 
 from showo_kernels.cpu import compiled
 from showo_kernels.cpu.attention import DTYPES, NativePlan
-from showo_kernels.flash import FlashPlan, find_varlen
+from showo_kernels.flash import FlashPlan
 from showo_kernels.flex import FlexPlan
+from showo_kernels.planned import PlanHandle, Recomputed, attend_by_handle
 from showo_kernels.sdpa import SdpaPlan
+from showo_kernels.varlen import find_varlen
 from showo_kernels.visibility import Visibility
 
 
 @dataclass(frozen=True)
-class DensePlan:
+class DensePlan(Recomputed):
     """The attention visibility as a boolean (T, T) matrix, rows are queries."""
 
     visible_TT: Tensor
@@ -95,7 +97,7 @@ def attend(
     query_BHTD: Tensor,
     key_BHTD: Tensor,
     value_BHTD: Tensor,
-    plan: AttentionPlan,
+    plan: AttentionPlan | PlanHandle,
     *,
     scale: float,
 ) -> Tensor:
@@ -104,15 +106,27 @@ def attend(
     Args:
         query_BHTD: (1, H, T, D), T the length of the plan's row.
         key_BHTD, value_BHTD: (1, H, T, D); H may be a divisor of the query's (grouped-query attention).
-        plan: from :func:`build_plan`, on the same device.
+        plan: from :func:`build_plan`, on the same device; inside a compiled block what
+            :func:`compilable` makes of it.
         scale: factor of the scores before softmax, usually ``D ** -0.5``.
 
     Returns:
         (1, H, T, D) in the query's dtype.
     """
     assert query_BHTD.shape[0] == 1, "documents are packed into one row"
+    if isinstance(plan, PlanHandle):
+        return attend_by_handle(query_BHTD, key_BHTD, value_BHTD, plan, scale)
     assert query_BHTD.shape[2] == len(plan), "the plan was built for another row"
     return plan.attend(query_BHTD, key_BHTD, value_BHTD, scale)
+
+
+def compilable(plan: AttentionPlan) -> AttentionPlan | PlanHandle:
+    """Return what a block under ``torch.compile`` gets in place of the plan.
+
+    ``flex`` is made to be traced, and its block mask has the same shapes for every batch of one capacity; all
+    others become one operator.
+    """
+    return plan if isinstance(plan, FlexPlan) else PlanHandle.of(plan)  # type: ignore[arg-type]
 
 
 log = logging.getLogger(__name__)
@@ -129,7 +143,7 @@ def _flash_obstacle(device: torch.device, dtype: torch.dtype | None) -> str | No
     if torch.cuda.get_device_capability(device) < (8, 0):
         return "flash needs compute capability 8.0 or higher"
     if find_varlen() is None:
-        return "flash found neither torch's varlen_attn nor the flash_attn package"
+        return "flash found neither torch's FlashAttention nor the flash_attn package"
     return None
 
 
@@ -162,7 +176,7 @@ def _automatic(device: torch.device, dtype: torch.dtype | None) -> tuple[str, st
     no_flash = _flash_obstacle(device, dtype)
     varlen = find_varlen()
     if no_flash is None and varlen is not None:
-        return "flash", f"variable-length FlashAttention through {varlen[0]}"
+        return "flash", f"variable-length attention through {varlen[0]}"
     no_flex = _flex_obstacle(device)
     if no_flex is None:
         return "flex", str(no_flash)

@@ -1,204 +1,87 @@
-"""``flash`` backend: one packed row in two variable-length FlashAttention calls, without a mask.
+"""``flash`` backend: one packed row in a few variable-length FlashAttention calls, without a mask.
 
-The row is cut into runs (see :mod:`showo_kernels.runs`). One call takes all causal runs, aligned to the
-bottom right of their keys; the other takes all full runs. Only visible pairs are computed (apart from the
-edges of the kernel's tiles). A token may be a key of several runs, so rows and keys are gathered first.
+The row is cut into runs (see :mod:`showo_kernels.runs`), causal and full ones. Only visible pairs are
+computed (apart from the edges of the kernel's tiles). Of each kind, the largest run of every document that
+has no later global keys is computed in place: queries, keys and values stay where they are, and what belongs
+to other runs is sequences without keys, or without queries. The other runs are gathered, with their keys,
+into one more call per kind; without global spans and with one bidirectional span per document there are none.
 
-Letters: T tokens of the row, Q query rows of a call, K keys of a call, S runs of one call, C copied rows
+What a kernel writes for rows without keys and for keys without rows is not relied on: each row is taken from
+its own call, and gradients of such keys are set to 0.
+
+Letters: T tokens of the row, Q query rows and K keys of a call, S sequences of a call, R runs, C copied rows
 of a gather, H heads, D head width.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
-from importlib.util import find_spec
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from showo_kernels.planned import PlannedAttention
 from showo_kernels.runs import Runs, find_runs
+from showo_kernels.transfer import moved
+from showo_kernels.varlen import Varlen, VarlenCall, installed_varlen
 from showo_kernels.visibility import Visibility
 
 
 @dataclass(frozen=True)
-class VarlenCall:
-    """The S runs of one call, end to end: run i has the query rows ``cu_rows[i]:cu_rows[i + 1]``.
-
-    Attributes:
-        cu_rows_S, cu_keys_S: int32 boundaries of the runs' query rows and keys, S + 1 each.
-        max_rows, max_keys: of the longest run.
-        rows, keys: totals.
-        causal: row r of n attends to all but the last n - 1 - r keys of its run.
-    """
-
-    cu_rows_S: Tensor
-    cu_keys_S: Tensor
-    max_rows: int
-    max_keys: int
-    rows: int
-    keys: int
-    causal: bool
-
-
-# (query (Q, H, D), key and value (K, H or a divisor, D), call, scale) -> (Q, H, D)
-VarlenFunction = Callable[[Tensor, Tensor, Tensor, VarlenCall, float], Tensor]
-
-
-def _torch_varlen() -> VarlenFunction | None:
-    """Return torch's ``varlen_attn`` behind our signature; None where this torch has none."""
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        return None
-    kernel: Callable[..., Any] = varlen_attn
-    accepted = inspect.signature(varlen_attn).parameters
-
-    def attend(
-        q_QHD: Tensor, k_KHD: Tensor, v_KHD: Tensor, call: VarlenCall, scale: float
-    ) -> Tensor:
-        options: dict[str, Any] = {}
-        # torch 2.10 has is_causal; later versions take a window of (left, right) neighbours instead.
-        if "is_causal" in accepted:
-            options["is_causal"] = call.causal
-        else:
-            options["window_size"] = (-1, 0) if call.causal else (-1, -1)
-        if "scale" in accepted:
-            options["scale"] = scale
-        else:  # the kernel itself scales by D ** -0.5
-            q_QHD = q_QHD * (scale * q_QHD.shape[-1] ** 0.5)
-        groups = q_QHD.shape[1] // k_KHD.shape[1]
-        if groups > 1 and "enable_gqa" in accepted:
-            options["enable_gqa"] = True
-        elif groups > 1:
-            k_KHD, v_KHD = (x.repeat_interleave(groups, dim=1) for x in (k_KHD, v_KHD))
-        return kernel(
-            q_QHD,
-            k_KHD,
-            v_KHD,
-            call.cu_rows_S,
-            call.cu_keys_S,
-            call.max_rows,
-            call.max_keys,
-            **options,
-        )
-
-    return attend
-
-
-def _package_varlen() -> VarlenFunction | None:
-    """Return the ``flash_attn`` package's kernel behind our signature; None where it is not installed."""
-    if find_spec("flash_attn") is None:
-        return None
-    from flash_attn import flash_attn_varlen_func
-
-    def attend(
-        q_QHD: Tensor, k_KHD: Tensor, v_KHD: Tensor, call: VarlenCall, scale: float
-    ) -> Tensor:
-        return flash_attn_varlen_func(
-            q_QHD,
-            k_KHD,
-            v_KHD,
-            cu_seqlens_q=call.cu_rows_S,
-            cu_seqlens_k=call.cu_keys_S,
-            max_seqlen_q=call.max_rows,
-            max_seqlen_k=call.max_keys,
-            softmax_scale=scale,
-            causal=call.causal,
-        )
-
-    return attend
-
-
-@cache
-def find_varlen() -> tuple[str, VarlenFunction] | None:
-    """Return the name and function of the installed kernel, torch's own first; None if there is none."""
-    for name, load in (("torch varlen_attn", _torch_varlen), ("flash_attn", _package_varlen)):
-        function = load()
-        if function is not None:
-            return name, function
-    return None
-
-
-def _installed_varlen(
-    q_QHD: Tensor, k_KHD: Tensor, v_KHD: Tensor, call: VarlenCall, scale: float
-) -> Tensor:
-    """Call the installed kernel; a ValueError names what to change where it cannot run."""
-    if q_QHD.dtype not in (torch.bfloat16, torch.float16):
-        raise ValueError(
-            f"attention backend flash computes in bfloat16 or float16, not {q_QHD.dtype}: "
-            "choose flex, or train in mixed precision"
-        )
-    found = find_varlen()
-    if found is None:
-        raise ValueError(
-            "attention backend flash: neither torch's varlen_attn nor flash_attn found"
-        )
-    return found[1](q_QHD, k_KHD, v_KHD, call, scale)
-
-
-@dataclass(frozen=True)
 class Gather:
-    """A gather of C rows out of T in which every row is copied at least once.
+    """A gather of C rows out of T, and the addition of such rows to those that they are copies of.
 
-    Its backward is a gather as well: a row's gradient is that of its first copy, plus those of the further
-    copies. It is as fast as the forward gather, and the result is the same every time.
+    The addition takes one pass per copy of a row, so nothing collides. Unlike torch's own, which uses atomic
+    additions in the gradient's dtype, it gives the same bits every time.
 
     Attributes:
         index_C: the row that each output row is a copy of.
-        first_T: for every row, the output row that is its first copy.
-        again: for the second, third, … copy: the rows that have one, and the output rows that are it.
+        passes: for the first, second, … copy: the rows that have one, and the output rows that are it. The
+            rows of later passes are counted within those of the first.
     """
 
     index_C: Tensor
-    first_T: Tensor
-    again: tuple[tuple[Tensor, Tensor], ...]
+    passes: tuple[tuple[Tensor, Tensor], ...]
 
     @classmethod
-    def build(cls, index_C: Tensor, device: torch.device) -> Gather:
-        """Find the copies of every row, on the CPU; the result is on ``device``."""
+    def build(cls, index_C: Tensor) -> Gather:
+        """Find the copies of every row, on the CPU."""
         order_C = index_C.argsort(stable=True)  # the copies of row 0, then those of row 1, …
         copies_T = index_C.bincount()
         first_T = copies_T.cumsum(0) - copies_T
-        assert bool((copies_T > 0).all()), "a row that is not gathered would get no gradient"
-        again = []
-        for copy in range(1, int(copies_T.max()) if copies_T.numel() else 0):
+        place_T = (copies_T > 0).cumsum(0) - 1
+        passes = []
+        for copy in range(int(copies_T.max())):
             rows = (copies_T > copy).nonzero().squeeze(1)
-            again.append((rows.to(device), order_C[first_T[rows] + copy].to(device)))
-        return cls(index_C.to(device), order_C[first_T].to(device), tuple(again))
+            passes.append((place_T[rows] if copy else rows, order_C[first_T[rows] + copy]))
+        return cls(index_C, tuple(passes))
 
     def __call__(self, x_THD: Tensor) -> Tensor:
-        """Return the gathered rows (C, H, D), differentiable."""
-        return _GatherRows.apply(x_THD, self)
+        """Return the gathered rows (C, H, D)."""
+        return x_THD.index_select(0, self.index_C)
 
+    def add_to(self, total_THD: Tensor, grad_CHD: Tensor) -> None:
+        """Add all copies to their rows, in place; several of half precision are added in fp32."""
+        rows, copies = self.passes[0]
+        if len(self.passes) == 1:
+            total_THD.index_add_(0, rows, grad_CHD.index_select(0, copies))
+            return
+        accurate = torch.promote_types(grad_CHD.dtype, torch.float32)
+        sum_RHD = total_THD.index_select(0, rows).to(accurate)
+        sum_RHD += grad_CHD.index_select(0, copies)
+        for places, copies in self.passes[1:]:
+            sum_RHD.index_add_(0, places, grad_CHD.index_select(0, copies).to(accurate))
+        total_THD.index_copy_(0, rows, sum_RHD.to(grad_CHD.dtype))
 
-class _GatherRows(torch.autograd.Function):
-    """``index_select`` whose backward adds the copies in a fixed order, in fp32 or better.
+    def tensors(self) -> list[Tensor]:
+        """All index tensors, in the order of :meth:`of`."""
+        return [self.index_C, *(x for pair in self.passes for x in pair)]
 
-    On a GPU, torch's own backward uses atomic additions in the gradient's dtype: another order and so
-    another rounding in every run.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x_THD: Tensor, gather: Gather) -> Tensor:
-        ctx.gather = gather
-        return x_THD.index_select(0, gather.index_C)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_CHD: Tensor) -> tuple[Tensor, None]:
-        gather: Gather = ctx.gather
-        grad_THD = grad_CHD.index_select(0, gather.first_T)
-        if gather.again:
-            grad_THD = grad_THD.to(torch.promote_types(grad_CHD.dtype, torch.float32))
-        for rows, copies in gather.again:
-            # A row occurs once per pass, so the additions cannot collide.
-            grad_THD.index_add_(0, rows, grad_CHD.index_select(0, copies).to(grad_THD.dtype))
-        return grad_THD.to(grad_CHD.dtype), None
+    @classmethod
+    def of(cls, tensors: list[Tensor]) -> Gather:
+        """Build from :meth:`tensors`."""
+        index_C, *rest = tensors
+        return cls(index_C, tuple(zip(rest[::2], rest[1::2], strict=True)))
 
 
 def _ragged(start_S: Tensor, length_S: Tensor) -> Tensor:
@@ -213,97 +96,235 @@ def _boundaries(length_S: Tensor) -> Tensor:
     return torch.nn.functional.pad(length_S.cumsum(0), (1, 0)).int()
 
 
-def _keys_of(runs: Runs, chosen_S: Tensor) -> tuple[Tensor, Tensor]:
+def _keys_of(runs: Runs, chosen_R: Tensor) -> tuple[Tensor, Tensor]:
     """Return the tokens that are keys of the chosen runs, later global tokens first, and the keys per run."""
-    global_length_S = (runs.global_stop_R - runs.global_start_R)[chosen_S]
-    prefix_length_S = (runs.key_stop_R - runs.key_start_R)[chosen_S]
+    global_length_R = torch.where(chosen_R, runs.global_stop_R - runs.global_start_R, 0)
+    prefix_length_R = torch.where(chosen_R, runs.key_stop_R - runs.key_start_R, 0)
     # Each run has two ranges: a slice of the list of global tokens, then its prefix of the document. One
     # table serves both: first the global tokens' indices, then the indices of all tokens in order.
     table = torch.cat([runs.global_G, torch.arange(int(runs.row_stop_R.max()))])
-    start_S2 = torch.stack(
-        [runs.global_start_R[chosen_S], runs.key_start_R[chosen_S] + runs.global_G.numel()], dim=1
-    )
-    length_S2 = torch.stack([global_length_S, prefix_length_S], dim=1)
-    index_K = table[_ragged(start_S2.flatten(), length_S2.flatten())]
-    return index_K, global_length_S + prefix_length_S
+    start_R2 = torch.stack([runs.global_start_R, runs.key_start_R + runs.global_G.numel()], dim=1)
+    length_R2 = torch.stack([global_length_R, prefix_length_R], dim=1)
+    index_K = table[_ragged(start_R2.flatten(), length_R2.flatten())]
+    return index_K, (global_length_R + prefix_length_R)[chosen_R]
 
 
-def _varlen_call(
-    runs: Runs, causal: bool, device: torch.device
-) -> tuple[VarlenCall, Tensor, Tensor]:
-    """Return the call for all runs of one kind, and the tokens that are its query rows and its keys."""
-    chosen_S = (runs.causal_R == causal).nonzero().squeeze(1)
-    rows_S = (runs.row_stop_R - runs.row_start_R)[chosen_S]
-    row_index = _ragged(runs.row_start_R[chosen_S], rows_S)
-    key_index, keys_S = _keys_of(runs, chosen_S)
-    call = VarlenCall(
-        cu_rows_S=_boundaries(rows_S).to(device),
-        cu_keys_S=_boundaries(keys_S).to(device),
-        max_rows=int(rows_S.max()) if rows_S.numel() else 0,
-        max_keys=int(keys_S.max()) if keys_S.numel() else 0,
-        rows=row_index.numel(),
-        keys=key_index.numel(),
+def _call(rows_S: Tensor, keys_S: Tensor, causal: bool) -> VarlenCall:
+    """Return the call of sequences of these lengths."""
+    hidden_S = rows_S * (rows_S - 1) // 2 if causal else 0
+    return VarlenCall(
+        cu_rows_S=_boundaries(rows_S),
+        cu_keys_S=_boundaries(keys_S),
+        max_rows=int(rows_S.max()),
+        max_keys=int(keys_S.max()),
+        pairs=int(torch.where(keys_S > 0, rows_S * keys_S - hidden_S, 0).sum()),
         causal=causal,
     )
-    return call, row_index, key_index
+
+
+@dataclass(frozen=True)
+class PlacedCall:
+    """A call whose rows and keys are the row itself.
+
+    Attributes:
+        call: its sequences.
+        idle: indices of the keys that none of its rows attends to.
+    """
+
+    call: VarlenCall
+    idle: Tensor
+
+    @classmethod
+    def build(cls, runs: Runs, chosen_R: Tensor, causal: bool) -> PlacedCall:
+        """From runs of one kind whose keys do not overlap."""
+        start_S, stop_S = runs.key_start_R[chosen_R], runs.key_stop_R[chosen_R]
+        keys_R = torch.where(chosen_R, runs.key_stop_R - runs.key_start_R, 0)
+        before_R = torch.zeros_like(keys_R)
+        before_R[chosen_R] = start_S - torch.cat([start_S.new_zeros(1), stop_S])[:-1]
+        behind = runs.row_stop_R[-1:] - stop_S[-1:]
+        # A sequence of the keys that no chosen run has, before each run; the last one is behind all runs.
+        rows_R = runs.row_stop_R - runs.row_start_R
+        pairs_R2 = torch.stack([torch.zeros_like(rows_R), rows_R], 1)
+        rows_S = torch.cat([pairs_R2.flatten(), behind * 0])
+        keys_S = torch.cat([torch.stack([before_R, keys_R], 1).flatten(), behind])
+        idle = _ragged(keys_S.cumsum(0) - keys_S, torch.where(rows_S == 0, keys_S, 0))
+        used_S = (rows_S > 0) | (keys_S > 0)
+        return cls(_call(rows_S[used_S], keys_S[used_S], causal), idle)
+
+
+@dataclass(frozen=True)
+class GatheredCall:
+    """A call whose rows and keys are gathered.
+
+    Attributes:
+        call: its sequences.
+        rows_Q: indices of its rows.
+        keys: gather of keys and values.
+    """
+
+    call: VarlenCall
+    rows_Q: Tensor
+    keys: Gather
+
+    @classmethod
+    def build(cls, runs: Runs, chosen_R: Tensor, causal: bool) -> GatheredCall:
+        """From any runs of one kind."""
+        index_K, keys_S = _keys_of(runs, chosen_R)
+        start_S, stop_S = runs.row_start_R[chosen_R], runs.row_stop_R[chosen_R]
+        rows_Q = _ragged(start_S, stop_S - start_S)
+        return cls(_call(stop_S - start_S, keys_S, causal), rows_Q, Gather.build(index_K))
+
+
+def _largest_of_documents(runs: Runs, chosen_R: Tensor) -> Tensor:
+    """Of the chosen runs, keep the one of each document with the most rows and keys: bool (R,)."""
+    size_R = runs.row_stop_R - runs.row_start_R + runs.key_stop_R - runs.key_start_R
+    # Of two equal ones the later.
+    score_R = torch.where(chosen_R, size_R * len(size_R) + torch.arange(len(size_R)), -1)
+    _, document_R = torch.unique_consecutive(runs.key_start_R, return_inverse=True)
+    best_R = torch.full_like(score_R, -1).scatter_reduce(0, document_R, score_R, "amax")
+    return chosen_R & (score_R == best_R[document_R])
 
 
 @dataclass(frozen=True)
 class FlashPlan:
-    """The calls of one packed row, and the gathers from the row into the calls' order and back."""
+    """The calls of one packed row.
 
-    calls: tuple[VarlenCall, ...]
-    take_rows: Gather
-    take_keys: Gather
-    restore_rows: Gather
-    varlen: VarlenFunction
+    Attributes:
+        tokens: T.
+        placed: one or two, of different kinds.
+        gathered: the other calls.
+        first_T: bool, whether a row belongs to the first placed call; None where there is one.
+        varlen: the kernel; None: the one that is installed (bf16 and fp16 on a GPU).
+    """
+
+    tokens: int
+    placed: tuple[PlacedCall, ...]
+    gathered: tuple[GatheredCall, ...] = ()
+    first_T: Tensor | None = None
+    varlen: Varlen | None = None
+
+    sums = 1
 
     @classmethod
     def build(
-        cls,
-        visibility: Visibility,
-        device: torch.device,
-        varlen: VarlenFunction = _installed_varlen,
+        cls, visibility: Visibility, device: torch.device, varlen: Varlen | None = None
     ) -> FlashPlan:
         """Plan on the CPU, then copy the plan to ``device``.
 
         Args:
             visibility: of the packed row, at least one token.
             device: where attention will run.
-            varlen: the kernel; by default the installed one (bf16 and fp16 on a GPU).
+            varlen: see the class.
         """
         runs = find_runs(visibility)
-        parts = [_varlen_call(runs, causal, device) for causal in (True, False)]
-        parts = [part for part in parts if part[0].rows]  # no call for a kind without runs
-        row_index_T = torch.cat([rows for _, rows, _ in parts])
-        return cls(
-            calls=tuple(call for call, _, _ in parts),
-            take_rows=Gather.build(row_index_T, device),
-            take_keys=Gather.build(torch.cat([keys for _, _, keys in parts]), device),
-            # The runs cover every row once, so row_index is a permutation and its argsort the inverse.
-            restore_rows=Gather.build(row_index_T.argsort(), device),
-            varlen=varlen,
+        free_R = runs.global_start_R == runs.global_stop_R
+        placed, gathered, firsts = [], [], []
+        for causal in (True, False):
+            kind_R = runs.causal_R == causal
+            placed_R = _largest_of_documents(runs, kind_R & free_R)
+            if placed_R.any():
+                placed.append(PlacedCall.build(runs, placed_R, causal))
+                firsts.append(placed_R.repeat_interleave(runs.row_stop_R - runs.row_start_R))
+            if (kind_R & ~placed_R).any():
+                gathered.append(GatheredCall.build(runs, kind_R & ~placed_R, causal))
+        first_T = firsts[0] if len(firsts) > 1 else None
+        plan = cls(len(visibility), tuple(placed), tuple(gathered), first_T, varlen)
+        return plan.to(device)
+
+    def to(self, device: torch.device) -> FlashPlan:
+        """Return the plan on ``device``, with one copy."""
+        calls = [part.call for part in self.placed] + [part.call for part in self.gathered]
+        found = [
+            *(x for call in calls for x in (call.cu_rows_S, call.cu_keys_S)),
+            *(part.idle for part in self.placed),
+            *(x for part in self.gathered for x in (part.rows_Q, *part.keys.tensors())),
+            *([] if self.first_T is None else [self.first_T]),
+        ]
+        there = iter(moved(found, device))
+        moved_calls = iter(
+            [replace(call, cu_rows_S=next(there), cu_keys_S=next(there)) for call in calls]
         )
+        placed = [PlacedCall(next(moved_calls), next(there).long()) for _ in self.placed]
+        gathered = [
+            GatheredCall(
+                next(moved_calls),
+                next(there).long(),
+                Gather.of([next(there).long() for _ in part.keys.tensors()]),
+            )
+            for part in self.gathered
+        ]
+        first_T = None if self.first_T is None else next(there).bool()
+        return replace(self, placed=tuple(placed), gathered=tuple(gathered), first_T=first_T)
 
     def __len__(self) -> int:
-        return self.take_rows.index_C.numel()
+        return self.tokens
+
+    def _kernel(self, query: Tensor) -> Varlen:
+        return self.varlen or installed_varlen(query.dtype)
+
+    def _own_rows(self, parts: list[Tensor]) -> Tensor:
+        """Take each row (T, …) from its own placed call."""
+        if self.first_T is None:
+            return parts[0]
+        first, second = parts
+        return torch.where(self.first_T.view(-1, *[1] * (first.dim() - 1)), first, second)
+
+    def _key_grads(self, parts: list[Tensor]) -> Tensor:
+        """Add the gradients of the placed calls' keys or values: (T, H, D)."""
+        for part_THD, call in zip(parts, self.placed, strict=True):
+            if len(call.idle):
+                part_THD.index_fill_(0, call.idle, 0)
+        return parts[0] if len(parts) == 1 else parts[0].add_(parts[1])
+
+    def run(
+        self, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        """Compute output and log-sum-exps; see :class:`showo_kernels.planned.OperatorPlan`."""
+        kernel = self._kernel(q_THD)
+        found = [kernel.forward(q_THD, k_THD, v_THD, p.call, scale) for p in self.placed]
+        out_THD = self._own_rows([out for out, _ in found])
+        sums_HT = self._own_rows([sums.t() for _, sums in found]).t()
+        for part in self.gathered:
+            q_QHD = q_THD.index_select(0, part.rows_Q)
+            keys = part.keys(k_THD), part.keys(v_THD)
+            out_QHD, sums_HQ = kernel.forward(q_QHD, *keys, part.call, scale)
+            out_THD.index_copy_(0, part.rows_Q, out_QHD)
+            sums_HT.index_copy_(1, part.rows_Q, sums_HQ)
+        return out_THD, sums_HT[None].contiguous()
+
+    def run_backward(
+        self,
+        grad_THD: Tensor,
+        q_THD: Tensor,
+        k_THD: Tensor,
+        v_THD: Tensor,
+        out_THD: Tensor,
+        sums_SHT: Tensor,
+        scale: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute the gradients; see :class:`showo_kernels.planned.OperatorPlan`."""
+        kernel = self._kernel(q_THD)
+        # A placed call gets all rows; those of other calls have no keys in it.
+        rows, sums_HT = (grad_THD, q_THD, k_THD, v_THD, out_THD), sums_SHT[0]
+        found = [kernel.backward(*rows, sums_HT, p.call, scale) for p in self.placed]
+        dq, dk, dv = (list(parts) for parts in zip(*found, strict=True))
+        dq_THD, dk_THD, dv_THD = self._own_rows(dq), self._key_grads(dk), self._key_grads(dv)
+        for part in self.gathered:
+            grad_QHD, q_QHD, out_QHD = (
+                x.index_select(0, part.rows_Q) for x in (grad_THD, q_THD, out_THD)
+            )
+            keys = part.keys(k_THD), part.keys(v_THD)
+            sums_HQ = sums_HT.index_select(1, part.rows_Q)
+            dq_QHD, dk_KHD, dv_KHD = kernel.backward(
+                grad_QHD, q_QHD, *keys, out_QHD, sums_HQ, part.call, scale
+            )
+            dq_THD.index_copy_(0, part.rows_Q, dq_QHD)
+            part.keys.add_to(dk_THD, dk_KHD)
+            part.keys.add_to(dv_THD, dv_KHD)
+        return dq_THD, dk_THD, dv_THD
 
     def attend(
         self, query_BHTD: Tensor, key_BHTD: Tensor, value_BHTD: Tensor, scale: float
     ) -> Tensor:
-        """Compute attention in at most two kernel calls; see :func:`showo_kernels.attend`."""
-        # Variable-length kernels have tokens as the first dimension.
-        query_THD, key_THD, value_THD = (
-            x_BHTD[0].transpose(0, 1) for x_BHTD in (query_BHTD, key_BHTD, value_BHTD)
-        )
-        rows = [call.rows for call in self.calls]
-        keys = [call.keys for call in self.calls]
-        pieces = zip(
-            self.take_rows(query_THD).split(rows),
-            self.take_keys(key_THD).split(keys),
-            self.take_keys(value_THD).split(keys),
-            self.calls,
-            strict=True,
-        )
-        outputs = [self.varlen(q, k, v, call, scale) for q, k, v, call in pieces]
-        return self.restore_rows(torch.cat(outputs)).transpose(0, 1)[None]
+        """Compute attention in a few kernel calls; see :func:`showo_kernels.attend`."""
+        return PlannedAttention.of(query_BHTD, key_BHTD, value_BHTD, self, scale)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+from showo_kernels.capacity import allow_capacities
 from showo_kernels.visibility import Visibility
 
 BLOCK = 128
@@ -24,7 +25,10 @@ def _kernel(device_type: str) -> Any:
 
     On a CPU this is torch's slow reference, which has no backward.
     """
-    return torch.compile(flex_attention, dynamic=False) if device_type == "cuda" else flex_attention
+    if device_type != "cuda":
+        return flex_attention
+    allow_capacities()
+    return torch.compile(flex_attention, dynamic=False)
 
 
 def _blocks_seen(visibility: Visibility) -> tuple[Tensor, Tensor]:
@@ -117,7 +121,10 @@ class FlexPlan:
         self, query_BHTD: Tensor, key_BHTD: Tensor, value_BHTD: Tensor, scale: float
     ) -> Tensor:
         """Compute attention in one kernel call; see :func:`showo_kernels.attend`. No backward on a CPU."""
-        return _kernel(query_BHTD.device.type)(
+        # Inside a compiled block it is compiled with the block.
+        inside = torch.compiler.is_compiling()
+        kernel = flex_attention if inside else _kernel(query_BHTD.device.type)
+        return kernel(
             query_BHTD,
             key_BHTD,
             value_BHTD,

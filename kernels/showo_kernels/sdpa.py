@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from showo_kernels.planned import Recomputed
 from showo_kernels.runs import Run, Runs, find_runs
 from showo_kernels.visibility import Visibility
 
@@ -97,7 +98,7 @@ def _working_copy(x_BHTD: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class SdpaPlan:
+class SdpaPlan(Recomputed):
     """The length of each document, and the calls that cover its rows in order."""
 
     lengths: list[int]

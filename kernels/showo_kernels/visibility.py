@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from showo_kernels.transfer import moved
+
 # Padding is cut into documents of at most this many tokens: causal attention over one long document
 # would cost its length squared, over many short ones next to nothing.
 PADDING_DOCUMENT = 128
@@ -76,10 +78,14 @@ class Visibility:
         return self.document_T.numel()
 
     def to(self, device: torch.device | str) -> Visibility:
-        """Return a copy on ``device``."""
-        return Visibility(
-            self.document_T.to(device), self.reach_T.to(device), self.is_global_T.to(device)
+        """Return the same on ``device``; one copy, which does not block."""
+        device = torch.device(device)
+        if device == self.document_T.device:
+            return self
+        document_T, reach_T, is_global_T = moved(
+            (self.document_T, self.reach_T, self.is_global_T), device
         )
+        return Visibility(document_T, reach_T, is_global_T.bool())
 
     def between(self, rows_Q: Tensor, keys_K: Tensor) -> Tensor:
         """Evaluate the rule for queries ``rows_Q`` and keys ``keys_K`` (token indices): bool (Q, K)."""

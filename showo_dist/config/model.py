@@ -71,6 +71,10 @@ class ModelConfig:
     attention: Literal["auto", "flex", "flash", "native", "sdpa", "dense"] = "auto"
     """Attention backend; `auto` takes the fastest one of this machine, `dense` is the slow
     reference."""
+    compile: bool = False
+    """Compile the transformer blocks with `torch.compile` for training, once per row capacity
+    (`training.row_steps_per_octave`): norms, rotary positions, residuals and activation become few
+    kernels. Not with ZeRO-3."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more compute."""
     gradient_checkpointing_every: Annotated[int, AT_LEAST_ONE] = 1

@@ -113,6 +113,10 @@ class TrainingConfig:
     """Weight of the reconstruction loss; 0: off."""
     batch_size: Annotated[int | None, AT_LEAST_ONE] = None
     """Prompts per forward pass of the inference tools; training does not read it."""
+    row_steps_per_octave: Annotated[int | None, AT_LEAST_ZERO] = None
+    """Lengths between a power of two and the next that packed rows are padded to: with 32, rows of 8,193 to
+    8,448 tokens all have 8,448. 0: rows are padded to multiples of 128. null: 32 where kernels are compiled
+    per length (`model.compile` or the `flex` backend), else 0."""
     gradient_accumulation_steps: Annotated[int, AT_LEAST_ONE] = 1
     """Micro-steps per optimizer step."""
     max_train_steps: Annotated[int, AT_LEAST_ONE] = 1_000_000

@@ -7,6 +7,7 @@ gradients that never come, and ZeRO-3's gather hooks run in a different order on
 
 import inspect
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
@@ -17,7 +18,16 @@ from transformers.activations import NewGELUActivation
 from showo_dist.config.flows import FLOWS
 from showo_dist.config.model import ShowoConfig
 from showo_dist.sequences.pack import PackedBatch
-from showo_kernels import AttentionPlan, TanhGELU, attend, build_plan, flow_losses, join_flows
+from showo_kernels import (
+    AttentionPlan,
+    TanhGELU,
+    allow_capacities,
+    attend,
+    build_plan,
+    compilable,
+    flow_losses,
+    join_flows,
+)
 
 ATTENTION = "showo_omni"
 
@@ -102,6 +112,7 @@ class ShowO(nn.Module):
 
     Attributes:
         adapters: what ``config.json`` says about LoRA adapters inside; None without.
+        compiled: whether blocks train under ``torch.compile``; see :meth:`compile_blocks`.
     """
 
     def __init__(
@@ -117,6 +128,7 @@ class ShowO(nn.Module):
         self.feature_width = feature_width
         self.label_smoothing = 0.0
         self.adapters: dict[str, Any] | None = None
+        self.compiled = False
         self.showo = PhiForCausalLM(backbone)
         # The losses are computed inside the head: ZeRO-3 gathers a weight for its own module only, and so the
         # fused head and cross-entropy never see an empty weight.
@@ -128,6 +140,17 @@ class ShowO(nn.Module):
     @property
     def config(self) -> PhiConfig:
         return self.showo.config
+
+    def compile_blocks(self) -> None:
+        """Put every block under ``torch.compile`` for training, one graph per block and capacity.
+
+        The inner forward is compiled and not the module, so that hooks on the module run outside of the
+        graph. Without gradients (held-out losses, generation) blocks run as they are.
+        """
+        allow_capacities()
+        self.compiled = True
+        for block in self.showo.model.layers:
+            block.forward = _compiled_for_training(block.forward)
 
     @property
     def token_multiple(self) -> int:
@@ -168,7 +191,7 @@ class ShowO(nn.Module):
         """
         # Planned once per forward pass and shared by all layers.
         if plan is None:
-            plan = build_plan(self.attention, batch.visibility, batch.ids_N.device)
+            plan = batch.plan or build_plan(self.attention, batch.visibility, batch.ids_N.device)
         hidden_TD = self._hidden(batch, plan, cache)
         if logit_rows is not None:
             return self.showo.lm_head(hidden_TD[logit_rows], ids=logit_ids)
@@ -183,7 +206,7 @@ class ShowO(nn.Module):
         output = self.showo.model(
             inputs_embeds=embeds_TD[None],
             position_ids=batch.position_ids_T[None],
-            plan=plan,
+            plan=compilable(plan) if self.compiled and torch.is_grad_enabled() else plan,
             **{_CACHE: cache},
         )
         return output.last_hidden_state[0]
@@ -205,6 +228,21 @@ class ShowO(nn.Module):
             batch.tokens,
             keep_grad_T=batch.keep_grad_T,
         )
+
+
+def _compiled_for_training(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The compiled function where gradients are recorded, else the function itself."""
+    # Phi's two output biases have the same gradient; a CPU in bf16 would fuse them into code that declares a
+    # name twice (torch 2.13).
+    options: dict[str, Any] = {"cpp.max_horizontal_fusion_size": 1}
+    compiled = torch.compile(forward, fullgraph=True, dynamic=False, options=options)
+
+    @wraps(forward)
+    def run(*args: Any, **kwargs: Any) -> Tensor:
+        return (compiled if torch.is_grad_enabled() else forward)(*args, **kwargs)
+
+    run._torchdynamo_orig_callable = forward  # type: ignore[attr-defined]  # as torch.compile marks its own
+    return run
 
 
 def _loss_head(linear: nn.Linear) -> LossHead:

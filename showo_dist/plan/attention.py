@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -17,8 +18,9 @@ from showo_dist.plan.costs import ATTENTION
 from showo_dist.plan.ledger import host_work
 from showo_kernels import Visibility, sdpa
 from showo_kernels.attention import BUILDERS
-from showo_kernels.flash import FlashPlan, VarlenCall
+from showo_kernels.flash import FlashPlan
 from showo_kernels.sdpa import SdpaPlan
+from showo_kernels.varlen import VarlenCall
 
 
 @dataclass(frozen=True)
@@ -82,18 +84,30 @@ class FusedAttention(torch.autograd.Function):
         return *(torch.empty_like(x) for x in (query, key, value)), *(None,) * 4
 
 
-def _flash_plan(visibility: Visibility, device: torch.device) -> FlashPlan:
-    """A plan whose calls share the row's visible pairs by their query rows; the sum is exact."""
-    pairs = visibility.pairs() / max(1, len(visibility))
+class ShapedVarlen:
+    """FlashAttention's allocations."""
 
-    def varlen(
-        q_QHD: Tensor, k_KHD: Tensor, v_KHD: Tensor, call: VarlenCall, scale: float
-    ) -> Tensor:
-        rows, heads = q_QHD.shape[:2]
-        mine = round(pairs * rows * heads)
-        return FusedAttention.apply(q_QHD, k_KHD, v_KHD, None, rows * heads, mine)
+    def forward(
+        self, q_QHD: Tensor, k_KHD: Tensor, v_KHD: Tensor, call: VarlenCall, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        rows, heads, _ = q_QHD.shape
+        ATTENTION(q_QHD, k_KHD, v_KHD, call.pairs * heads, False)
+        sums_HQ = torch.empty(heads, rows, dtype=torch.float32, device=q_QHD.device)
+        return torch.empty_like(q_QHD), sums_HQ
 
-    return FlashPlan.build(visibility, device, varlen)
+    def backward(
+        self,
+        grad_QHD: Tensor,
+        q_QHD: Tensor,
+        k_KHD: Tensor,
+        v_KHD: Tensor,
+        _out_QHD: Tensor,
+        _sums_HQ: Tensor,
+        call: VarlenCall,
+        _scale: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ATTENTION(q_QHD, k_KHD, v_KHD, call.pairs * q_QHD.shape[1], True)
+        return torch.empty_like(q_QHD), torch.empty_like(k_KHD), torch.empty_like(v_KHD)
 
 
 _torch_sdpa = F.scaled_dot_product_attention
@@ -147,7 +161,7 @@ def attention_of_shapes(device: torch.device) -> Iterator[None]:
     builders: dict[str, Callable[..., Any]] = {
         "native": _planned_for_real(WholeRow.build),
         "sdpa": _planned_for_real(SdpaPlan.build),
-        "flash": _planned_for_real(_flash_plan),
+        "flash": _planned_for_real(partial(FlashPlan.build, varlen=ShapedVarlen())),
     }
     copy = _working_copy if device.type == "cpu" else sdpa._working_copy
     with (

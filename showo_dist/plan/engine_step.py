@@ -21,6 +21,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from showo_dist.config import TrainConfig
+from showo_dist.models import showo
 from showo_dist.models.showo import ShowO, build_showo
 from showo_dist.plan.attention import attention_of_shapes
 from showo_dist.plan.batch import on_meta
@@ -113,6 +114,9 @@ def as_if(device: torch.device, shapes: Shapes) -> Iterator[None]:
         patch.object(torch, "autocast", _Autocast),
         patch.object(torch, "is_autocast_enabled", _autocast_is_on),
         attention_of_shapes(device),
+        # A compiled block is counted from the operations that it was compiled from.
+        torch.compiler.set_stance("force_eager"),
+        patch.object(showo, "compilable", lambda plan: plan),
         shapes,
     ):
         yield

@@ -86,7 +86,7 @@ class Transfer:
     """A copy between host and device, or a value that the host waits for.
 
     Attributes:
-        kind: ``to device``, ``to host`` (a copy that the host waits for) or ``value`` (``item`` …).
+        kind: ``to device``, ``to host`` or ``value`` (``item`` …).
         bytes: of the copy.
         pinned: whether the host's memory is pinned.
         blocking: whether the host waits for it.
@@ -129,6 +129,7 @@ class Ledger(TorchDispatchMode):
         entries: operations in order.
         transfers: copies and waits in order.
         collectives: names of the collectives in order.
+        waits: how often the host has waited for the device so far.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -144,6 +145,7 @@ class Ledger(TorchDispatchMode):
         self._last_compiled = False
         self._of_node: dict[int, tuple[str, bool]] = {}
         self._pinned: dict[int, Any] = {}
+        self.waits = 0
 
     def __enter__(self) -> Ledger:
         _active.append(self)
@@ -242,6 +244,7 @@ class Ledger(TorchDispatchMode):
         """Record a copy between host and device, or a wait."""
         part, *_ = self._where()
         self.transfers.append(Transfer(kind, size, pinned, blocking, part, _site()))
+        self.waits += blocking and kind != "to device"
 
     def is_pinned(self, tensor: Tensor) -> bool:
         """Whether a tensor of the host is in memory that was pinned."""
@@ -268,7 +271,8 @@ class Ledger(TorchDispatchMode):
             if packet is aten._local_scalar_dense and args[0].is_meta:
                 self.transfer("value", args[0].itemsize, False, True)
             elif packet is aten._to_copy and args[0].is_meta and _names_cpu(kwargs):
-                self.transfer("to host", args[0].nbytes, False, True)
+                late = bool(kwargs.get("non_blocking"))  # torch then takes pinned memory
+                self.transfer("to host", args[0].nbytes, late, not late)
                 with _disable_current_modes():
                     return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
             elif packet is aten.nonzero and args[0].is_meta:

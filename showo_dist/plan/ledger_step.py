@@ -24,9 +24,11 @@ from showo_dist.plan.engine_step import EngineOfShapes, as_if, engine_module, fa
 from showo_dist.plan.ledger import Ledger
 from showo_dist.plan.shapes import META
 from showo_dist.sequences import TOKEN_MULTIPLE, Sequence
-from showo_dist.training.batches import PackedBatches
+from showo_dist.training import batches, step
+from showo_dist.training.batches import PackedBatches, row_steps
 from showo_dist.training.metrics import Work
 from showo_dist.training.step import Stepper
+from showo_kernels import transfer
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class _Assumed:
 @contextmanager
 def parts_of(ledger: Ledger, model: torch.nn.Module) -> Iterator[None]:
     """Attribute operations to a model's modules, to attention, and to the attention's plan."""
-    attend, build = showo.attend, showo.build_plan
+    attend, build = showo.attend, batches.build_plan
 
     def attending(*args: Any, **kwargs: Any) -> Any:
         with ledger.part("attention"):
@@ -74,9 +76,32 @@ def parts_of(ledger: Ledger, model: torch.nn.Module) -> Iterator[None]:
     with (
         patch.object(showo, "attend", attending),
         patch.object(showo, "build_plan", planning),
+        patch.object(batches, "build_plan", planning),
+        patch.object(transfer, "PINNING", {"meta"} if ledger.apart else set()),
+        _late_reads(ledger),
         ledger.following(model),
-        # A compiled block is counted from the operations that it was compiled from, and from its schedule.
-        torch.compiler.set_stance("force_eager"),
+    ):
+        yield
+
+
+@contextmanager
+def _late_reads(ledger: Ledger) -> Iterator[None]:
+    """A value that was copied without waiting makes the host wait if nothing did between copy and reading."""
+    start, read = step.Readout.__init__, step.Readout.numbers
+    waits: dict[int, int] = {}
+
+    def copied(self: step.Readout, values: Tensor) -> None:
+        start(self, values)
+        waits[id(self)] = ledger.waits
+
+    def waited(self: step.Readout) -> list[float]:
+        if ledger.apart and waits[id(self)] == ledger.waits:
+            ledger.transfer("value", 0, True, True)
+        return read(self)
+
+    with (
+        patch.object(step.Readout, "__init__", copied),
+        patch.object(step.Readout, "numbers", waited),
     ):
         yield
 
@@ -162,13 +187,15 @@ def ledger_of_step(
             META,
             enter=ledger.enter,
         )
-        batches = PackedBatches(
+        windows = PackedBatches(
             cast(Any, iter(MicroBatch({}) for _ in range(micro_steps))),
             cast(Any, _Assumed(samples)),
             META,
             micro_steps,
             features,
             TOKEN_MULTIPLE,
+            steps=row_steps(config, engine.engine.module),
+            attention=engine.engine.module.attention,
         )
         with as_if(device, engine.shapes), ledger, parts_of(ledger, engine.engine.module):
             ledger.enter("read")
@@ -176,7 +203,7 @@ def ledger_of_step(
                 for _ in range(0 if encoded else micro_steps):
                     _encode(encoders_of_shapes(config), config)
             with ledger.part("packing"), ledger.host():
-                window, _ = next(batches)
+                window, _ = next(windows)
             with _accelerator_of_shapes():
                 stepper(window)
         fuse(ledger)

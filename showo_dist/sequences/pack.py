@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from showo_dist.config.flows import FLOWS
-from showo_kernels import Span, Visibility
+from showo_kernels import AttentionPlan, Span, Visibility, capacity, to_device
 
 
 @dataclass
@@ -76,6 +77,7 @@ class PackedBatch:
         label_flow_P: int64 index into :data:`FLOWS`.
         label_weights_P: float32 weights; 0 for labels added to reach a multiple.
         real_tokens: tokens of the sequences themselves, without padding of the row.
+        plan: attention over the row, built with the batch; None: the model's forward builds it.
     """
 
     ids_N: Tensor
@@ -90,19 +92,20 @@ class PackedBatch:
     label_flow_P: Tensor
     label_weights_P: Tensor
     real_tokens: int
+    plan: AttentionPlan | None = None
 
     @property
     def tokens(self) -> int:
         return len(self.position_ids_T)
 
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "PackedBatch":
-        """Copy the tensors to a device. The visibility stays on the CPU, where attention is planned."""
-        moved = {}
+    def to(self, device: torch.device | str) -> "PackedBatch":
+        """Copy the tensors to a device, without waiting. The visibility stays on the CPU, where attention is
+        planned."""
+        device = torch.device(device)
+        moved: dict[str, Any] = {}
         for item in fields(self):
             value = getattr(self, item.name)
-            if isinstance(value, Tensor):
-                value = value.to(device, non_blocking=non_blocking)
-            moved[item.name] = value
+            moved[item.name] = to_device(value, device) if isinstance(value, Tensor) else value
         return PackedBatch(**moved)
 
     def label_counts(self) -> Tensor:
@@ -112,7 +115,12 @@ class PackedBatch:
 
 
 def pack(
-    sequences: Seq[Sequence], *, pad_id: int, feature_width: int = 0, multiple_of: int = 1
+    sequences: Seq[Sequence],
+    *,
+    pad_id: int,
+    feature_width: int = 0,
+    multiple_of: int = 1,
+    steps: int = 0,
 ) -> PackedBatch:
     """Lay sequences end to end.
 
@@ -121,11 +129,14 @@ def pack(
         pad_id: id of the tokens that pad the row.
         feature_width: C of the model's CLIP features; 0 for a model without them.
         multiple_of: T and P are rounded up to a multiple of this.
+        steps: T is one of so many capacities per octave (:func:`showo_kernels.capacity`); 0: any multiple.
     """
     total = sum(len(s) for s in sequences)
     # Without any sequence one padding token is packed: the rank must still run every module, because the
     # other ranks wait for it in the collectives of those modules.
     missing = -total % multiple_of or (0 if total else 1)
+    if steps:
+        missing = capacity(max(total, 1), steps) - total
     sequences = [*sequences, _padding(missing, pad_id)] if missing else list(sequences)
     starts = _starts(sequences)
     ids_T = torch.cat([s.ids_L for s in sequences])
@@ -193,7 +204,7 @@ def _keep_grad(sequences: Seq[Sequence]) -> Tensor | None:
     return torch.cat([torch.full((len(s),), not s.frozen_inputs) for s in sequences])
 
 
-def _labels(sequences: Seq[Sequence], starts: Seq[int], multiple_of: int) -> dict[str, Tensor]:
+def _labels(sequences: Seq[Sequence], starts: Seq[int], multiple_of: int) -> dict[str, Any]:
     """The label tensors of :class:`PackedBatch`, padded to the multiple."""
     counts = [len(s.label_rows_P) for s in sequences]
     flows = torch.tensor([FLOWS.index(s.flow) for s in sequences])

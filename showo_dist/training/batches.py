@@ -13,6 +13,7 @@ from showo_data import BadSamples, Loader, MicroBatch, Sample
 from showo_dist.checkpoint import BatchShape
 from showo_dist.config import TrainConfig
 from showo_dist.models.encoders import Encoders
+from showo_dist.models.showo import ShowO
 from showo_dist.sequences import (
     FLOWS,
     PackedBatch,
@@ -30,6 +31,14 @@ from showo_dist.sequences.masking import (
     sample_rng,
 )
 from showo_dist.sequences.text import SYSTEM_PROMPT, description_prompts, question_prompt
+from showo_kernels import build_plan
+
+
+def row_steps(config: TrainConfig, model: ShowO) -> int:
+    """Row capacities per octave, or 0; see ``training.row_steps_per_octave``."""
+    steps = config.training.row_steps_per_octave
+    per_length = config.model.compile or model.attention == "flex"
+    return (32 if per_length else 0) if steps is None else steps
 
 
 def masking_options(config: TrainConfig, batch: BatchShape | None = None) -> MaskingOptions:
@@ -218,6 +227,8 @@ class PackedBatches:
         feature_width: of the model's understanding features.
         multiple_of: token count of a batch is rounded up to it.
         repeat_first: train on the first window only (``training.overfit_one_batch``).
+        steps: row capacities per octave; 0: rows of any multiple.
+        attention: the backend that the attention plan of each batch is for.
     """
 
     def __init__(
@@ -229,9 +240,13 @@ class PackedBatches:
         feature_width: int,
         multiple_of: int,
         repeat_first: bool = False,
+        *,
+        steps: int = 0,
+        attention: str = "sdpa",
     ) -> None:
         self.loader, self.maker, self.device = loader, maker, device
         self.window, self.feature_width, self.multiple_of = window, feature_width, multiple_of
+        self.steps, self.attention = steps, attention
         self.bad = BadSamples()
         self.latest: MicroBatch | None = None
         self.window_read: list[MicroBatch] = []  # the samples of the last window, to name suspects
@@ -273,6 +288,8 @@ class PackedBatches:
             pad_id=self.maker.vocabulary.pad,
             feature_width=self.feature_width,
             multiple_of=self.multiple_of,
+            steps=self.steps,
         )
-        # Asynchronous only from pinned memory; else the copy blocks, which is correct as well.
-        return packed.to(self.device, non_blocking=True)
+        # Planned with the batch and not in forward: by then the GPU is computing.
+        packed.plan = build_plan(self.attention, packed.visibility, self.device)
+        return packed.to(self.device)

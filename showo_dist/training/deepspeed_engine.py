@@ -1,5 +1,6 @@
 """DeepSpeed as an :class:`~showo_dist.training.engine.Engine`: ZeRO 0 to 3, offload, bf16."""
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor
 
 from showo_dist.checkpoint.slices import Piece
@@ -47,9 +50,11 @@ class DeepSpeedEngine:
         self.ema = Ema.of(state.inner_optimizer(raw), state.updated_tensors(raw), ema_decay)
         self.description = f"ZeRO-{stage}"
         self._unwrapped = isinstance(raw.optimizer, torch.optim.Optimizer)
-        self._norm: Tensor | None = None
+        self._norm: float | None = None
         if self._unwrapped:
             skip_flagged_steps(raw.optimizer)
+        else:
+            _judge_by_norm(raw.optimizer)
 
     def __call__(self, batch: PackedBatch, *, flow_scale_F: Tensor) -> tuple[Tensor, Tensor]:
         return self.raw(batch, flow_scale_F=flow_scale_F)
@@ -67,8 +72,8 @@ class DeepSpeedEngine:
     def step(self) -> None:
         # Before the raw step, which clips: the norm to report and to judge is the unclipped one.
         if self._unwrapped and self.at_boundary:
-            self._norm = total_norm(self.module)
-            self.raw.optimizer.overflow = not bool(self._norm.isfinite())
+            self._norm = float(total_norm(self.module))
+            self.raw.optimizer.overflow = not math.isfinite(self._norm)
         self.raw.step()
         if self.ema is not None and self.applied:
             self.ema.update()
@@ -125,6 +130,25 @@ class DeepSpeedEngine:
         return load_schedule(self.raw.lr_scheduler, self.raw.optimizer, values)
 
 
+def _judge_by_norm(optimizer: Any) -> None:
+    """Let a step of ZeRO 1 to 3 wait for the device once, for the gradient's norm on the host.
+
+    DeepSpeed reads the norm on the device to judge it, again per parameter group to clip, and leaves it there
+    for the log. ZeRO 1 and 2 before that look for infinities in all gradients, with an exchange and a wait of
+    their own: the norm over all ranks shows the same.
+    """
+    if isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
+        groups = optimizer._get_norm_groups
+        optimizer._get_norm_groups = lambda: list(torch.stack(groups()).cpu())
+        return
+    if not isinstance(optimizer, DeepSpeedZeroOptimizer):
+        return  # another class, by settings in distributed.deepspeed
+    norm = optimizer.scaled_global_norm
+    optimizer.scaled_global_norm = lambda: norm().cpu()
+    if not optimizer.cpu_offload:
+        optimizer.check_overflow = lambda **_: None
+
+
 def build_deepspeed_engine(
     model: ShowO, config: TrainConfig, device: torch.device
 ) -> DeepSpeedEngine:
@@ -147,6 +171,8 @@ def initialize(model: ShowO, config: TrainConfig, device: torch.device) -> Any:
     check_offload(config.distributed)
     if config.model.gradient_checkpointing:
         model.recompute_activations(config.model.gradient_checkpointing_every)
+    if config.model.compile:
+        model.compile_blocks()
     bf16 = uses_bf16(config.training.mixed_precision, device)
     optimizer = build_optimizer(model, config.optimizer, device, bf16)
     schedule = build_schedule(optimizer, config.lr_scheduler, config.training.max_train_steps)

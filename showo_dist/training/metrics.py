@@ -51,7 +51,8 @@ class Work:
 
     @classmethod
     def of(cls, model: ShowO) -> Work:
-        matrices = {n: p.numel() for n, p in model.named_parameters() if p.ndim == 2}
+        shapes = {n: getattr(p, "ds_shape", p.shape) for n, p in model.named_parameters()}
+        matrices = {name: shape.numel() for name, shape in shapes.items() if len(shape) == 2}
         # The embedding table is looked up, not multiplied; the head runs on labelled rows only.
         head = matrices["showo.lm_head.weight"]
         table = matrices["showo.model.embed_tokens.weight"]

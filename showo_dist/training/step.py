@@ -36,6 +36,24 @@ class StepLosses:
     stop: bool
 
 
+class Readout:
+    """Values of the device on their way to the host; reading them waits only if they are not there yet.
+
+    Args:
+        values: of the device; copied without waiting, on a GPU to pinned memory.
+    """
+
+    def __init__(self, values: Tensor) -> None:
+        self._host = values.to("cpu", non_blocking=True)
+        self._copied = torch.cuda.current_stream().record_event() if values.is_cuda else None
+
+    def numbers(self) -> list[float]:
+        """The values, flat."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._host.flatten().tolist()
+
+
 def _noop(phase: str) -> None:
     """Default of ``enter``: do nothing."""
 
@@ -50,6 +68,9 @@ class Stepper:
 
     A step whose loss or gradient is not finite on any rank is skipped on all ranks: engines skip a step when
     the gradient's norm over all ranks is not finite, and a non-finite loss is made to poison the gradient.
+
+    The host waits for the device once per step, where the engine judges that norm. The losses are copied
+    before it, so they have arrived by then.
 
     Args:
         engine: around a :class:`~showo_dist.models.showo.ShowO`.
@@ -72,6 +93,7 @@ class Stepper:
         self.engine, self.normalization, self.device = engine, normalization, device
         self.wants_stop, self.enter = wants_stop, enter
         values = [coefficients.get(flow, 0.0) for flow in FLOWS]
+        self._coefficients = values
         self.coefficients_F = torch.tensor(values, dtype=torch.float64, device=device)
 
     def __call__(self, window: Seq[PackedBatch], parameter_norms: bool = False) -> StepLosses:
@@ -99,30 +121,42 @@ class Stepper:
                 # Before the last backward, so that one rank's bad loss reaches every rank's gradient norm.
                 total_sums_F = _summed(sums_MF.sum(dim=0))
                 loss = _poison_loss(loss, total_sums_F)
+                means_F = total_sums_F / total_counts_F.clamp(min=1)
+                parts = (means_F, total_counts_F, stops, (~sums_MF.isfinite()).flatten())
+                readout = Readout(torch.cat([part.double() for part in parts]))
             self.enter("backward")
             self.engine.backward(loss)
             self.enter("step")
             if parameter_norms and self.engine.at_boundary:
                 norms = self.engine.parameter_norms()
             self.engine.step()
-        named, total = self._means(total_sums_F, total_counts_F)
+        return self._losses(readout.numbers(), norms)
+
+    def _losses(self, numbers: list[float], parameter_norms: dict[str, float]) -> StepLosses:
+        """From the means and label counts of the flows, the stop count, and 1 for each bad loss of F × M."""
+        flows = len(FLOWS)
+        means, counts, bad = numbers[:flows], numbers[flows : 2 * flows], numbers[2 * flows + 1 :]
         return StepLosses(
-            means=named,
-            total=total,
+            # A flow without labels has no mean; reporting 0 would look like a perfect loss.
+            means={f: m for f, m, n in zip(FLOWS, means, counts, strict=True) if n > 0},
+            total=sum(c * m for c, m in zip(self._coefficients, means, strict=True)),
             grad_norm=self.engine.grad_norm(),
-            parameter_norms=norms,
+            parameter_norms=parameter_norms,
             applied=self.engine.applied,
-            bad_flows=_not_finite(sums_MF),
-            stop=bool(stops),
+            bad_flows=[
+                {f for f, is_bad in zip(FLOWS, bad[first:], strict=False) if is_bad}
+                for first in range(0, len(bad), flows)
+            ],
+            stop=bool(numbers[2 * flows]),
         )
 
     def _exchange(self, counts_F: Tensor) -> tuple[Tensor, Tensor]:
         """Label counts of the window, and the number of ranks that want to stop: one message for both."""
-        stop = counts_F.new_tensor([float(self.wants_stop())])
+        stop = counts_F.new_full((1,), float(self.wants_stop()))
         # The stop flag travels with the counts: all ranks learn in the same step that one of them was
         # signalled, without a collective of its own.
         summed = _summed(torch.cat([counts_F, stop]))
-        return summed[:-1], summed[-1]
+        return summed[:-1], summed[-1:]
 
     def _scale(self, counts_F: Tensor, total_counts_F: Tensor, micro_steps: int) -> Tensor:
         """Factor of each flow's sum that turns the engine's averages into the wanted mean."""
@@ -131,14 +165,6 @@ class Stepper:
         # DDP and ZeRO average over ranks, accumulation over micro-steps; the mean wanted here is a sum over
         # both, so their product is multiplied back in.
         return self.coefficients_F / total_counts_F.clamp(min=1) * (_world_size() * micro_steps)
-
-    def _means(self, sums_F: Tensor, counts_F: Tensor) -> tuple[dict[str, float], float]:
-        """Mean loss of each flow that had labels, and the weighted total."""
-        means = (sums_F / counts_F.clamp(min=1)).tolist()
-        # A flow without labels has no mean; reporting 0 would look like a perfect loss.
-        present = (counts_F > 0).tolist()
-        named = {f: m for f, m, p in zip(FLOWS, means, present, strict=True) if p}
-        return named, sum(c * m for c, m in zip(self.coefficients_F.tolist(), means, strict=True))
 
 
 def _world_size() -> int:
@@ -160,9 +186,3 @@ def _poison_loss(loss: Tensor, total_sums_F: Tensor) -> Tensor:
     skip a step by the gradient's norm alone.
     """
     return loss * torch.where(total_sums_F.isfinite().all(), 1.0, torch.nan).to(loss.dtype)
-
-
-def _not_finite(sums_MF: Tensor) -> list[set[str]]:
-    """The flows with a non-finite loss sum, for each micro-step."""
-    bad_MF = (~sums_MF.isfinite()).tolist()
-    return [{f for f, bad in zip(FLOWS, row, strict=True) if bad} for row in bad_MF]

@@ -1,5 +1,6 @@
 """Plain torch as an :class:`~showo_dist.training.engine.Engine`: one process, or DistributedDataParallel."""
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -63,7 +64,7 @@ class TorchEngine:
         self._micro_steps, self._max_norm, self._bf16 = micro_steps, max_norm, bf16
         self._device_type = next(model.parameters()).device.type
         self._done, self.applied = 0, False
-        self._norm = torch.tensor(torch.nan)
+        self._norm = math.nan
         self._ddp: DistributedDataParallel | None = None
         if dist.is_initialized():
             self._ddp = DistributedDataParallel(model, gradient_as_bucket_view=True)
@@ -105,11 +106,12 @@ class TorchEngine:
             return
         self._done = 0
         # DDP has averaged the gradients: the norm is the same on all ranks, and all of them skip alike.
-        self._norm = total_norm(self.module)
-        self.applied = bool(self._norm.isfinite())
+        norm = total_norm(self.module)
+        self._norm = float(norm)
+        self.applied = math.isfinite(self._norm)
         if self.applied:
             if self._max_norm:
-                nn.utils.clip_grads_with_norm_(self._trained(), self._max_norm, self._norm)
+                nn.utils.clip_grads_with_norm_(self._trained(), self._max_norm, norm)
             self.optimizer.step()
             if self.ema is not None:
                 self.ema.update()
@@ -117,7 +119,7 @@ class TorchEngine:
         self.optimizer.zero_grad()
 
     def grad_norm(self) -> float:
-        return float(self._norm)
+        return self._norm
 
     @property
     def learning_rate(self) -> float:
@@ -175,6 +177,8 @@ def build_torch_engine(model: ShowO, config: TrainConfig, device: torch.device) 
     model.to(device)
     if config.model.gradient_checkpointing:
         model.recompute_activations(config.model.gradient_checkpointing_every)
+    if config.model.compile:
+        model.compile_blocks()
     bf16 = uses_bf16(config.training.mixed_precision, device)
     optimizer = build_optimizer(model, config.optimizer, device, bf16)
     return TorchEngine(

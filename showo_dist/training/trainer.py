@@ -28,12 +28,13 @@ from showo_dist.faults.pace import Pace
 from showo_dist.faults.progress import Progress
 from showo_dist.faults.signals import StopRequest, stopped
 from showo_dist.logging import RunLogger
+from showo_dist.models.showo import ShowO
 from showo_dist.models.weights.folder import CONFIG_NAME
 from showo_dist.models.weights.pretrained import config_json
 from showo_dist.models.weights.start import load_initial
 from showo_dist.runtime.ranks import Ranks
 from showo_dist.sequences import TOKEN_MULTIPLE
-from showo_dist.training.batches import PackedBatches, SequenceMaker, masking_options
+from showo_dist.training.batches import PackedBatches, SequenceMaker, masking_options, row_steps
 from showo_dist.training.engine import build_engine
 from showo_dist.training.images import ImageGrids
 from showo_dist.training.metrics import Meter, Peak, Work
@@ -93,7 +94,7 @@ class Trainer:
         # Before the engine: a missing shard should fail in seconds, not after the model was sharded.
         self.notes: list[str] = list(resume.warnings)
         self.data: dict[str, dict[str, str]] = {}
-        self.batches = self._batches(reader, model.feature_width)
+        self.batches = self._batches(reader, model)
         self.engine = build_engine(model, config, ranks.device)
         self.step, self.updated = 0, False
         if reader is not None:
@@ -116,7 +117,7 @@ class Trainer:
         self.images = ImageGrids(self.maker)
         self._announce(resume)
 
-    def _batches(self, reader: CheckpointReader | None, feature_width: int) -> PackedBatches:
+    def _batches(self, reader: CheckpointReader | None, model: ShowO) -> PackedBatches:
         config, params = self.config, self.config.dataset.params
         # Rank 0 builds missing indexes alone, so that the other ranks only read them.
         self.ranks.first_alone(lambda: self._read_data_order(reader))
@@ -133,9 +134,11 @@ class Trainer:
             self.maker,
             self.ranks.device,
             config.training.gradient_accumulation_steps,
-            feature_width,
+            model.feature_width,
             TOKEN_MULTIPLE,
             config.training.overfit_one_batch,
+            steps=row_steps(config, model),
+            attention=model.attention,
         )
 
     def _read_data_order(self, reader: CheckpointReader | None) -> None:

@@ -1,5 +1,7 @@
 """Random packed layouts, the rule in plain Python, and an emulated variable-length kernel."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +10,7 @@ from torch import Tensor
 
 from showo_kernels import Span, Visibility
 from showo_kernels.cpu import compiled
-from showo_kernels.flash import VarlenCall
+from showo_kernels.varlen import VarlenCall
 
 LARGEST = 1024
 
@@ -92,25 +94,61 @@ def padded(documents: list[list[Span]]) -> Visibility:
     return visibility.pad_to(-(-len(visibility) // 128) * 128)
 
 
-def emulated_varlen(
-    q_QHD: Tensor, k_KHD: Tensor, v_KHD: Tensor, call: VarlenCall, scale: float
-) -> Tensor:
-    """What a variable-length FlashAttention call computes, one sequence at a time."""
-    outputs = []
+class EmulatedVarlen:
+    """What a variable-length FlashAttention call computes, one sequence at a time, and its gradient.
+
+    NaN for rows without keys and keys without rows, which a kernel need not write.
+    """
+
+    def forward(
+        self, q_QHD: Tensor, k_KHD: Tensor, v_KHD: Tensor, call: VarlenCall, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        out_QHD = torch.full_like(q_QHD, torch.nan)
+        for cu, longest in ((call.cu_rows_S, call.max_rows), (call.cu_keys_S, call.max_keys)):
+            assert int(cu.diff().max()) == longest
+        assert len(q_QHD) == int(call.cu_rows_S[-1])
+        assert len(k_KHD) == len(v_KHD) == int(call.cu_keys_S[-1])
+        for rows, keys in _pairs(call):
+            out_QHD[rows] = _one(q_QHD[rows], k_KHD[keys], v_KHD[keys], call.causal, scale)
+        return out_QHD, torch.full((q_QHD.shape[1], len(q_QHD)), torch.nan)
+
+    def backward(
+        self,
+        grad_QHD: Tensor,
+        q_QHD: Tensor,
+        k_KHD: Tensor,
+        v_KHD: Tensor,
+        _out_QHD: Tensor,
+        _sums_HQ: Tensor,
+        call: VarlenCall,
+        scale: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        grads = tuple(torch.full_like(x, torch.nan) for x in (q_QHD, k_KHD, v_KHD))
+        for rows, keys in _pairs(call):
+            parts = (q_QHD[rows], k_KHD[keys], v_KHD[keys])
+            leaves = [x.detach().requires_grad_() for x in parts]
+            with torch.enable_grad():
+                out_QHD = _one(*leaves, call.causal, scale)
+            own = torch.autograd.grad(out_QHD, leaves, grad_QHD[rows])
+            for whole, part, found in zip(grads, (rows, keys, keys), own, strict=True):
+                whole[part] = found
+        return grads
+
+
+def _pairs(call: VarlenCall) -> list[tuple[slice, slice]]:
+    """Rows and keys of the sequences that have both."""
     cu_rows, cu_keys = call.cu_rows_S.tolist(), call.cu_keys_S.tolist()
-    rows, keys = (torch.tensor(cu).diff().max().item() for cu in (cu_rows, cu_keys))
-    assert (rows, keys) == (call.max_rows, call.max_keys)
-    assert (len(q_QHD), len(k_KHD), len(v_KHD)) == (cu_rows[-1], cu_keys[-1], cu_keys[-1])
-    for i in range(len(cu_rows) - 1):
-        q_HQD = q_QHD[cu_rows[i] : cu_rows[i + 1]].transpose(0, 1)
-        k_HKD = k_KHD[cu_keys[i] : cu_keys[i + 1]].transpose(0, 1)
-        v_HKD = v_KHD[cu_keys[i] : cu_keys[i + 1]].transpose(0, 1)
-        mask_QK = torch.ones(q_HQD.shape[1], k_HKD.shape[1], dtype=torch.bool)
-        if call.causal:
-            # Bottom right: the last row sees all keys.
-            mask_QK = mask_QK.tril(k_HKD.shape[1] - q_HQD.shape[1])
-        out_HQD = F.scaled_dot_product_attention(
-            q_HQD, k_HKD, v_HKD, attn_mask=mask_QK, scale=scale, enable_gqa=True
-        )
-        outputs.append(out_HQD.transpose(0, 1))
-    return torch.cat(outputs)
+    all_of = zip(pairwise(cu_rows), pairwise(cu_keys), strict=True)
+    return [(slice(*q), slice(*k)) for q, k in all_of if q[0] < q[1] and k[0] < k[1]]
+
+
+def _one(q_QHD: Tensor, k_KHD: Tensor, v_KHD: Tensor, causal: bool, scale: float) -> Tensor:
+    """Attention of one sequence: (Q, H, D)."""
+    q_HQD, k_HKD, v_HKD = (x.transpose(0, 1) for x in (q_QHD, k_KHD, v_KHD))
+    mask_QK = torch.ones(len(q_QHD), len(k_KHD), dtype=torch.bool)
+    if causal:
+        # Bottom right: the last row sees all keys.
+        mask_QK = mask_QK.tril(len(k_KHD) - len(q_QHD))
+    return F.scaled_dot_product_attention(
+        q_HQD, k_HKD, v_HKD, attn_mask=mask_QK, scale=scale, enable_gqa=True
+    ).transpose(0, 1)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from showo_kernels import flow_losses
+from showo_kernels import flow_losses, losses
 
 FLOWS = 3
 
@@ -181,7 +181,7 @@ def test_errors_name_the_value() -> None:
 MEASURE_PEAK = """
 import sys, torch
 import torch.nn.functional as F
-from showo_kernels import flow_losses
+from showo_kernels import flow_losses, losses
 
 def status(field):
     lines = open("/proc/self/status").read().splitlines()
@@ -223,3 +223,11 @@ def test_peak_memory_is_below_an_eighth_of_the_logits() -> None:
     logits = 4 * 58498
     assert plain > 512 * logits, "the measurement does not see the memory it should"
     assert fused < 4096 * logits / 8, f"{fused / 2**20:.0f} MiB"
+
+
+def test_rows_of_the_rounded_gradient_are_aligned_on_a_gpu() -> None:
+    grad_CV = torch.empty(4, 58498, device="meta")
+    rounded_CV = losses._rounded(grad_CV, torch.bfloat16)
+    assert rounded_CV.shape == grad_CV.shape and rounded_CV.dtype == torch.bfloat16
+    assert rounded_CV.stride() == (58560, 1)
+    assert losses._rounded(torch.ones(2, 3), torch.bfloat16).stride() == (3, 1)

@@ -7,7 +7,6 @@ import torch
 
 from showo_kernels import select_backend
 from showo_kernels.cpu import compiled
-from showo_kernels.flash import find_varlen
 from tests.kernels.layouts import NO_NATIVE
 
 
@@ -51,8 +50,3 @@ def test_what_cannot_run_is_refused_with_the_alternatives() -> None:
         ValueError, match="'fast': allowed are auto, flex, flash, native, sdpa, dense"
     ):
         select_backend("fast", "cpu")
-
-
-def test_torch_itself_brings_a_variable_length_kernel() -> None:
-    found = find_varlen()
-    assert found is not None and found[0] == "torch varlen_attn"

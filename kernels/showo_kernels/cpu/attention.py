@@ -5,51 +5,26 @@ Letters: N documents of the row; B, H, T, D as in :mod:`showo_kernels.attention`
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from showo_kernels.cpu import compiled
+from showo_kernels.planned import PlannedAttention
 from showo_kernels.visibility import Visibility
 
 DTYPES = (torch.float32, torch.bfloat16)
 
 
-class _Attention(torch.autograd.Function):
-    """The kernel with its backward.
-
-    As FlashAttention does, it saves its inputs, its output and one log-sum-exp per row and head, and
-    computes the attention weights again in backward.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, q_HTD: Tensor, k_HTD: Tensor, v_HTD: Tensor, plan: NativePlan, scale: float
-    ) -> Tensor:
-        out_HTD, log_sum_HT = torch.ops.showo_kernels.omni_attention(
-            q_HTD, k_HTD, v_HTD, *plan.arrays, scale
-        )
-        ctx.save_for_backward(q_HTD, k_HTD, v_HTD, out_HTD, log_sum_HT)
-        ctx.plan, ctx.scale = plan, scale
-        return out_HTD
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_HTD: Tensor) -> tuple[Tensor | None, ...]:
-        grads = torch.ops.showo_kernels.omni_attention_backward(
-            *ctx.saved_tensors, _dense_rows(grad_HTD), *ctx.plan.arrays, ctx.scale
-        )
-        return *grads, None, None
-
-
-def _dense_rows(x_HTD: Tensor) -> Tensor:
-    """Copy a tensor unless each token's D numbers are contiguous and the stride between tokens is even."""
+def _dense_rows(*tensors_THD: Tensor) -> Iterator[Tensor]:
+    """Transpose to (H, T, D); copy unless a token's D numbers are contiguous and tokens evenly spaced."""
     # The kernel reads bf16 numbers in pairs, so a token must begin at an even offset.
-    fits = x_HTD.stride(-1) == 1 and x_HTD.stride(1) % 2 == 0
-    return x_HTD if fits else x_HTD.contiguous()
+    for x_THD in tensors_THD:
+        fits = x_THD.stride(-1) == 1 and x_THD.stride(0) % 2 == 0
+        x_HTD = x_THD.transpose(0, 1)
+        yield x_HTD if fits else x_HTD.contiguous()
 
 
 @dataclass(frozen=True)
@@ -109,7 +84,37 @@ class NativePlan:
                 f"attention native computes float32 and bfloat16 with heads of an even size, not {found}: "
                 "choose sdpa"
             )
+        return PlannedAttention.of(query_BHTD, key_BHTD, value_BHTD, self, scale)
+
+    @property
+    def sums(self) -> int:
+        """1; see :class:`showo_kernels.planned.OperatorPlan`."""
+        return 1
+
+    def run(
+        self, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        """Compute output and log-sum-exps; see :class:`showo_kernels.planned.OperatorPlan`."""
         assert scale >= 0, "the kernel hides a score by making it minus infinity"
-        # squeeze, since the backward of [0] fills and copies a whole tensor.
-        inputs = (_dense_rows(x.squeeze(0)) for x in (query_BHTD, key_BHTD, value_BHTD))
-        return _Attention.apply(*inputs, self, scale).unsqueeze(0)
+        out_HTD, sums_HT = torch.ops.showo_kernels.omni_attention(
+            *_dense_rows(q_THD, k_THD, v_THD), *self.arrays, scale
+        )
+        return out_HTD.transpose(0, 1), sums_HT[None]
+
+    def run_backward(
+        self,
+        grad_THD: Tensor,
+        q_THD: Tensor,
+        k_THD: Tensor,
+        v_THD: Tensor,
+        out_THD: Tensor,
+        sums_1HT: Tensor,
+        scale: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute the gradients; as FlashAttention does, it computes the attention weights again."""
+        q_HTD, k_HTD, v_HTD, grad_HTD = _dense_rows(q_THD, k_THD, v_THD, grad_THD)
+        dq_HTD, dk_HTD, dv_HTD = torch.ops.showo_kernels.omni_attention_backward(
+            *(q_HTD, k_HTD, v_HTD, out_THD.transpose(0, 1), sums_1HT[0], grad_HTD),
+            *(*self.arrays, scale),
+        )
+        return dq_HTD.transpose(0, 1), dk_HTD.transpose(0, 1), dv_HTD.transpose(0, 1)

@@ -30,6 +30,8 @@ class TanhGELU(nn.Module):
     """``x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x**3)))``, elementwise, for any shape."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.is_cpu and x.dtype in DTYPES and compiled.obstacle() is None:
+        # A compiled block fuses torch's own formula with what is before and behind it.
+        own = x.is_cpu and x.dtype in DTYPES and not torch.compiler.is_compiling()
+        if own and compiled.obstacle() is None:
             return _Gelu.apply(x.contiguous())
         return F.gelu(x, approximate="tanh")

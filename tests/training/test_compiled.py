@@ -1,0 +1,58 @@
+"""Compiled blocks train as eager ones do: same losses, no graph break, one graph per row capacity."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from showo_dist.config import TrainConfig, load
+from tests.conftest import ROOT
+
+TINY = [
+    "model.showo.llm_config.num_hidden_layers=2",
+    "model.showo.llm_config.hidden_size=128",
+    "model.showo.llm_config.intermediate_size=128",
+    "model.showo.llm_config.num_attention_heads=2",
+    "optimizer.params.learning_rate=1e-4",
+]
+LIMITS = {"fp32": 1e-5, "bf16": 1e-3}
+no_compiler = pytest.mark.skipif(
+    shutil.which(os.environ.get("CXX", "g++")) is None, reason="torch.compile needs a C++ compiler"
+)
+
+
+def rows(folder: Path, *options: str) -> list[dict[str, Any]]:
+    """The table of benchmarks/compiled.py for a tiny model."""
+    command = [sys.executable, "benchmarks/compiled.py", "--steps", "2", *options, "--set", *TINY]
+    found = folder / "rows.json"
+    process = subprocess.run(
+        [*command, "--json", str(found)], cwd=ROOT, capture_output=True, text=True, timeout=1200
+    )
+    assert process.returncode == 0, process.stderr[-3000:]
+    return json.loads(found.read_text())["rows"]
+
+
+@no_compiler
+@pytest.mark.parametrize(
+    ("dtype", "engines"), [("fp32", ["torch", "zero-0", "zero-2"]), ("bf16", ["zero-1"])]
+)
+def test_losses_graphs_and_breaks(tmp_path: Path, dtype: str, engines: list[str]) -> None:
+    table = rows(tmp_path, "--dtypes", dtype, "--engines", *engines, "--attention", "sdpa")
+    assert len(table) == 2 * len(engines)
+    for row in table:
+        assert row["largest difference"] <= LIMITS[dtype], row
+        assert row["capacities"] > 1
+        assert row["graphs"] == row["capacities"], row
+        assert row["breaks"] == 0, row
+
+
+def test_zero_3_is_refused() -> None:
+    config = f"config={ROOT}/configs/mini/pretrain.yaml"
+    keys = ["model.compile=true", "distributed.engine=deepspeed", "distributed.zero_stage=3"]
+    with pytest.raises(ValueError, match="use stage 2, or compile=false"):
+        load([config, *keys], TrainConfig)
