@@ -1,5 +1,6 @@
 """DeepSpeed's launcher over ssh on six hosts gives the losses of one process."""
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -114,6 +115,42 @@ def _both_name_host3(run: Path) -> bool:
     return all(
         paths and "rank 2 (host host3" in paths[0].read_text().partition("\n")[0] for paths in found
     )
+
+
+@pytest.mark.slow
+def test_ranks_on_all_hosts_end_with_their_launcher(
+    cluster: Cluster, tiny_world: TinyWorld, tmp_path: Path
+) -> None:
+    """Killed, so that it can tell no host; and a run's folder has any name, also over ssh."""
+    run, names = tmp_path / """it's a "run" {1,2} $HOME""", ("host1", "host2")
+    include = "@".join(f"{name}:0" for name in names)
+    words = ["launchers/deepspeed.sh", "--hostfile", str(HOSTFILE), "--include", include]
+    with started(
+        cluster, [*words, *arguments(tiny_world, run, 100_000)], tmp_path / "log"
+    ) as launcher:
+        wait_for("third step", lambda: len(losses(run)) > 2)
+        assert all(_running(cluster, name, "showo_dist.train config") for name in names)
+        # The launcher, and the connections that it opened.
+        killed = [
+            *cluster.hosts["host1"].entered(),
+            "pkill",
+            "-KILL",
+            "-f",
+            "bin/deepspeed|pdsh|^ssh ",
+        ]
+        subprocess.run(killed, check=True, timeout=30)
+        launcher.wait(30)
+        wait_for(
+            "end of all ranks",
+            lambda: not any(_running(cluster, name, "showo_dist.train config") for name in names),
+            FAULT_TIMEOUT_S,
+        )
+
+
+def _running(cluster: Cluster, host: str, command: str) -> bool:
+    """Whether a host has a process whose command line matches."""
+    words = [*cluster.hosts[host].entered(), "pgrep", "-f", command]
+    return bool(subprocess.run(words, capture_output=True, timeout=30).stdout)
 
 
 @pytest.mark.slow

@@ -230,6 +230,12 @@ BROKEN = {
             "distributed.deepspeed is set: needs distributed.engine=deepspeed",
         ),
     ],
+    "compiled_blocks_are_whole": [
+        (
+            ["model.compile=true", "distributed.zero_stage=3"],
+            "model.compile = True: not with distributed.zero_stage = 3",
+        ),
+    ],
     "averages_exist_to_evaluate": [
         (["training.ema.evaluate=true"], "training.ema.evaluate = True: set training.ema.decay"),
         (

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from showo_dist.config import TrainConfig, load
 from tests.conftest import ROOT
 
 TINY = [
@@ -49,10 +48,3 @@ def test_losses_graphs_and_breaks(tmp_path: Path, dtype: str, engines: list[str]
         assert row["capacities"] > 1
         assert row["graphs"] == row["capacities"], row
         assert row["breaks"] == 0, row
-
-
-def test_zero_3_is_refused() -> None:
-    config = f"config={ROOT}/configs/mini/pretrain.yaml"
-    keys = ["model.compile=true", "distributed.engine=deepspeed", "distributed.zero_stage=3"]
-    with pytest.raises(ValueError, match="use stage 2, or compile=false"):
-        load([config, *keys], TrainConfig)
