@@ -6,15 +6,21 @@
 set -euo pipefail
 source "$(dirname "$(readlink -f "$0")")/common.sh"
 
-# remote_quoted WORD: prints a word such that a remote rank receives it unchanged. DeepSpeed passes words to the remote
-# shell unquoted, but puts those with a space into double quotes and escapes the double quotes in them; pdsh expands %.
+# quoted WORD: prints a word such that the remote shell leaves it unchanged; pdsh expands %.
+quoted() {
+    local word=${1//%/%%}
+    printf "'%s'" "${word//\'/\'\\\'\'}"
+}
+
+# remote_quoted WORD: prints an argument such that a remote rank receives it unchanged. DeepSpeed passes arguments to the
+# remote shell unquoted, but puts those with a space into double quotes and escapes the double quotes in them.
 remote_quoted() {
     local word=${1//%/%%}
     if [[ $word == *' '* ]]; then
         word=${word//\\/\\\\} word=${word//\$/\\\$} word=${word//\`/\\\`}
         printf '%s' "$word"
     elif [[ $word == *[!A-Za-z0-9_@%+=:,./-]* ]]; then
-        printf "'%s'" "${word//\'/\'\\\'\'}"
+        quoted "$1"
     else
         printf '%s' "$word"
     fi
@@ -38,7 +44,7 @@ prepare_run
 # DeepSpeed gets the checked lines: its own reader would take a byte-order mark for a part of the first name.
 echo "$hostfile_lines" >"$logs/hostfile"
 
-options=(--hostfile "$logs/hostfile" --enable_each_rank_log "$logs" --module)
+options=(--hostfile "$logs/hostfile" --module) log_option=$logs
 arguments=("${training_arguments[@]}")
 if [[ " ${launcher_arguments[*]} " == *" --no_ssh "* ]]; then
     prepare_environment "${hosts[0]}"
@@ -49,7 +55,7 @@ else
     # ssh to a lost host ends within a minute instead of never.
     export PDSH_SSH_ARGS_APPEND="${PDSH_SSH_ARGS_APPEND:-} -o ServerAliveInterval=15 -o ServerAliveCountMax=4"
     # A single host is started over ssh too, because remote_quoted assumes a remote shell.
-    options=(--force_multi "${options[@]}")
+    options=(--force_multi "${options[@]}") log_option=$(quoted "$logs")
     for i in "${!arguments[@]}"; do arguments[i]=$(remote_quoted "${arguments[i]}"); done
 fi
 # DeepSpeed passes on the variables in this file; the user's .deepspeed_env comes last and so overrides ours.
@@ -61,4 +67,4 @@ export DS_ENV_FILE=$logs/deepspeed_env
 
 echo "deepspeed.sh: ${#hosts[@]} hosts of $hostfile, logs of all ranks in $logs"
 follow_first_rank &
-exec deepspeed "${launcher_arguments[@]}" "${options[@]}" showo_dist.train "${arguments[@]}"
+exec deepspeed "${launcher_arguments[@]}" --enable_each_rank_log "$log_option" "${options[@]}" showo_dist.train "${arguments[@]}"

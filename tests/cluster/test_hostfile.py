@@ -128,7 +128,7 @@ def test_ranks_on_all_hosts_end_with_their_launcher(
     with started(
         cluster, [*words, *arguments(tiny_world, run, 100_000)], tmp_path / "log"
     ) as launcher:
-        wait_for("third step", lambda: len(losses(run)) > 2)
+        wait_for("third step", lambda: launcher.poll() is not None or len(losses(run)) > 2)
         assert all(_running(cluster, name, "showo_dist.train config") for name in names)
         # The launcher, and the connections that it opened.
         killed = [
