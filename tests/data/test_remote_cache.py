@@ -70,6 +70,13 @@ def test_what_does_not_fit_is_not_kept(tmp_path: Path, size_known: int | None) -
     assert [path for path in tmp_path.iterdir() if path.is_file()] == []
 
 
+def test_a_shard_that_shrinks_is_not_filled_up_with_zeros(tmp_path: Path) -> None:
+    descriptor = _open(ShardCache(tmp_path, limit=100), "a", 50, size_known=80)
+    assert descriptor is not None
+    assert os.read(descriptor, 1000) == b"x" * 50
+    os.close(descriptor)
+
+
 def test_a_copy_that_fails_leaves_nothing(tmp_path: Path) -> None:
     cache = ShardCache(tmp_path, limit=100)
 

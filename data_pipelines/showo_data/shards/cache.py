@@ -157,6 +157,7 @@ class ShardCache:
         try:
             with aside.open("r+b") as stream:
                 fill(stream)
+                stream.truncate()  # the reserved space, if the shard has shrunk since
                 stream.flush()
                 os.fsync(stream.fileno())
                 stream.seek(0)
