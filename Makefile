@@ -1,6 +1,6 @@
 # make train            install what is missing, train on the mini world and write runs/mini/report.md
 # make check            lint, types and the fast tests, in about two minutes on two cores
-# make test             lint, types and all tests that this machine can run, in about 20 minutes
+# make test             lint, types and all tests that this machine can run, in about half an hour
 # make test-gpu         the tests that need a GPU
 # make test-fuzz        100,000 random damages; a later call resumes; rm runs/fuzz.json starts again
 # make test-chaos       runs of which ranks, or data workers, are killed a hundred times
