@@ -19,6 +19,7 @@ from showo_data.members import BadSampleError, Reader
 from showo_data.samples import FlowSpec
 from showo_data.shards import (
     DAMAGED,
+    SPARSE,
     OpenShards,
     ShardHeader,
     expand,
@@ -77,7 +78,7 @@ def sample_reader(files: OpenShards, shard: str, index: int) -> Reader:
 
     Raises:
         BadSampleError: the sample marks a damaged part of the shard, or two members have the same extension.
-            From the returned function: the shard ends inside the member.
+            From the returned function: the member is stored sparse, or the shard ends inside it.
         OSError: the shard cannot be read; also from the returned function.
     """
     stored = files.table(shard).members(index)
@@ -91,6 +92,8 @@ def sample_reader(files: OpenShards, shard: str, index: int) -> Reader:
         member = members.get(extension)
         if member is None:
             return None
+        if member.size == SPARSE:
+            raise BadSampleError("sparse-member")
         data = files.read(shard, member)
         if len(data) < member.size:
             raise BadSampleError("truncated")

@@ -6,15 +6,9 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageOps
 
-from showo_data.members import (
-    BadSampleError,
-    Reader,
-    read_conversation,
-    read_image,
-    read_texts,
-)
+from showo_data.members import BadSampleError, read_conversation, read_image, read_texts
 from showo_data.readers import sample_reader
-from showo_data.shards import OpenShards, Storage, UnreadableShardError, load_index
+from showo_data.shards import OpenShards, Storage, load_index
 
 _COLUMNS = 8
 _SPACE = 4
@@ -60,7 +54,7 @@ def _preview(files: OpenShards, shard: str, index: int) -> Preview:
     extensions = tuple(member.extension for member in table.members(index))
     lines: list[str] = []
     try:
-        read = _named(sample_reader(files, shard, index))
+        read = sample_reader(files, shard, index)
     except BadSampleError as bad:
         return Preview(shard, table.key(index), extensions, str(bad), None)
     with suppress(BadSampleError):
@@ -71,15 +65,3 @@ def _preview(files: OpenShards, shard: str, index: int) -> Preview:
     with suppress(BadSampleError):
         image = read_image(read)
     return Preview(shard, table.key(index), extensions, "\n".join(lines), image)
-
-
-def _named(read: Reader) -> Reader:
-    """Read as training does, where a member that is stored sparse costs its sample only."""
-
-    def read_or_skip(extension: str) -> bytes | None:
-        try:
-            return read(extension)
-        except UnreadableShardError as error:
-            raise BadSampleError(error.reason) from None
-
-    return read_or_skip

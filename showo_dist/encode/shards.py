@@ -23,11 +23,9 @@ from showo_data.members import CODES, CONDITION, FEATURES, IMAGES, BadSampleErro
 from showo_data.readers import sample_reader
 from showo_data.shards import (
     DAMAGED,
-    SPARSE_MEMBER,
     OpenShards,
     ShardHeader,
     Storage,
-    UnreadableShardError,
     index_path,
     load_index,
     write_shard,
@@ -195,14 +193,9 @@ class _Encoder:
                 **{m.extension: read(m.extension) for m in table.members(number)},
             }
         except BadSampleError as bad:
-            reason = bad.reason
-        except UnreadableShardError as error:
-            if error.reason != SPARSE_MEMBER:
-                raise
-            reason = error.reason
-        self.report.bad[reason] += 1
-        self.report.first_bad = self.report.first_bad or f"{shard}, {key!r}"
-        return {"__key__": key, DAMAGED: b""}
+            self.report.bad[bad.reason] += 1
+            self.report.first_bad = self.report.first_bad or f"{shard}, {key!r}"
+            return {"__key__": key, DAMAGED: b""}
 
     def _encoded(self, samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
         images = [self._pixels(sample) for sample in samples]

@@ -1,8 +1,7 @@
 """A shard that changes under its name is indexed anew, or its samples are skipped: never other bytes."""
 
 import os
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -130,29 +129,6 @@ def test_a_copy_that_keeps_times_keeps_its_index(
         os.utime(target, ns=(modified, modified))
     assert load_index(other)[0].sha256 == load_index(shard)[0].sha256
     assert caplog.text == ""
-
-
-def _plain_copy(shard: str, folder: Path) -> str:
-    """Copy a shard and its index as `cp` does, without their times."""
-    folder.mkdir()
-    for path in (shard, str(index_path(shard))):
-        shutil.copyfile(path, folder / Path(path).name)
-        os.utime(folder / Path(path).name, ns=(10**18, 10**18 + len(path)))
-    return str(folder / Path(shard).name)
-
-
-@pytest.mark.parametrize(
-    "texts", [OLD, ["x" * 70_000] * 9], ids=["small", "larger than the blocks"]
-)
-def test_a_plain_copy_is_not_read_again(
-    tmp_path: Path, texts: Sequence[str], caplog: pytest.LogCaptureFixture
-) -> None:
-    shard = _write(tmp_path / "a.tar", tuple(texts))
-    other = _plain_copy(shard, tmp_path / "copy")
-    assert load_index(other)[0].sha256 == load_index(shard)[0].sha256
-    assert _read(Source(_spec(other))) == list(texts)
-    assert caplog.text == ""
-    assert index_path(other).stat().st_mtime_ns == os.stat(other).st_mtime_ns
 
 
 @pytest.mark.parametrize("length", [9, 70_000])

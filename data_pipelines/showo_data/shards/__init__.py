@@ -1,7 +1,7 @@
 """WebDataset tar shards: write them, index them, and read single members by byte offset."""
 
 from showo_data.shards.cache import open_whole
-from showo_data.shards.files import SPARSE_MEMBER, OpenShards
+from showo_data.shards.files import OpenShards
 from showo_data.shards.foreign import NotATarError
 from showo_data.shards.index import (
     ShardHeader,
@@ -15,11 +15,11 @@ from showo_data.shards.index import (
 )
 from showo_data.shards.names import expand
 from showo_data.shards.storage import Storage, UnreadableShardError
-from showo_data.shards.tables import DAMAGED, Member, ShardTable
+from showo_data.shards.tables import DAMAGED, SPARSE, Member, ShardTable
 
 __all__ = [
     "DAMAGED",
-    "SPARSE_MEMBER",
+    "SPARSE",
     "Member",
     "NotATarError",
     "OpenShards",

@@ -21,10 +21,6 @@ from showo_data.shards.tables import BLOCK, SPARSE, Member, ShardTable
 _READ_AHEAD = 16 << 10
 
 
-# Reason of a member that is stored sparse.
-SPARSE_MEMBER = "sparse-member"
-
-
 class _Bytes(Protocol):
     """Random access to the bytes of one shard."""
 
@@ -112,15 +108,11 @@ class OpenShards:
 
         Raises:
             OSError: the shard cannot be read at the moment. As an UnreadableShardError with the reason
-                "changed-shard", other bytes are in this place than were indexed; "sparse-member": the member
-                is stored sparse.
+                "changed-shard", other bytes are in this place than were indexed.
         """
-        extension, offset, size, check = member  # every attribute of a tuple costs time here
+        _, offset, size, check = member  # every attribute of a tuple costs time here
+        assert size != SPARSE, "its bytes in the tar are not those of the file"
         opened, _, end = self._get(shard)
-        if size == SPARSE:
-            raise UnreadableShardError(
-                SPARSE_MEMBER, f"{shard}: a {extension} is stored sparse (tar -S)"
-            )
         # A size beyond the end is a damaged header's, and may be more than the memory.
         if offset + size > end:
             size = max(0, end - offset)

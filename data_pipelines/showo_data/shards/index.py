@@ -5,8 +5,7 @@ is remote or its folder is read-only. It holds size and SHA-256 of the shard, th
 extension, byte offset, size and the checksum of the tar header of every member.
 
 An index knows its shard. Of a local one, it has the time of modification as its own (equal shards have equal
-indices), and the checksums of the first and the last header. Where only the time differs, as in a copy, all
-headers and some blocks of the contents decide. Of a remote one, it has the ETag.
+indices), and the checksums of the first and the last header. Of a remote one, it has the ETag.
 """
 
 import hashlib
@@ -47,8 +46,6 @@ _VERSION = 4
 _MTIME = 0.0  # of the files in a shard: fixed, so that equal samples give equal bytes
 _METADATA = "shard"  # the entry of the file's metadata, as JSON
 _ENDING = ".index.safetensors"
-# Blocks whose checksum tells a copy from another shard with the same headers: 256 kB are read.
-_BLOCKS, _BLOCK_SIZE = 64, 4096
 _ARRAYS = (
     "key_bytes",
     "key_ends_N",
@@ -242,14 +239,12 @@ def _build_one(shard: str, storage: Storage) -> ShardHeader:
         stream.seek(0)  # a second pass, since scan() does not read the contents of members
         sha256 = _sha256(stream)
         size = stream.seek(0, os.SEEK_END)
-        blocks = _check_blocks(stream.fileno(), size)
     whole = np.flatnonzero(table.check_M)  # without damaged parts
     known = {
         "version": _VERSION,
         "size": size,
         "samples": len(table),
         "sha256": sha256,
-        "blocks": blocks,
         "extensions": table.extensions,
         "ends": [[int(table.offset_M[m]), int(table.check_M[m])] for m in whole[[0, -1]]]
         if len(whole)
@@ -362,8 +357,7 @@ def _find(
     """Return path and metadata of the valid index of a shard on this machine; None if there is none.
 
     Args:
-        ends: compare the first and the last header of a local shard, too, and take the index of a copy whose
-            time differs.
+        ends: compare the first and the last header of a local shard, too.
 
     Raises:
         OSError: a local shard does not exist.
@@ -375,50 +369,11 @@ def _find(
             continue
         if local is None:
             return path, known
-        if known["size"] != local.st_size:
-            continue
-        if path.stat().st_mtime_ns != local.st_mtime_ns:
-            if not ends or not _is_copy(shard, path, known) or not _redate(path, local.st_mtime_ns):
-                continue
-        elif ends and not _same_ends(shard, known):
-            continue
-        return path, known
+        same_time = path.stat().st_mtime_ns == local.st_mtime_ns
+        same = same_time and known["size"] == local.st_size
+        if same and (not ends or _same_ends(shard, known)):
+            return path, known
     return None
-
-
-def _is_copy(shard: str, path: Path, known: dict[str, Any]) -> bool:
-    """Whether a local shard has all headers and the sampled blocks that were indexed in another file."""
-    try:
-        arrays = _arrays(path)
-    except (SafetensorError, TypeError, ValueError):
-        return False
-    if _checksum(arrays) != known["arrays"]:
-        return False
-    with open(shard, "rb", buffering=0) as stream:
-        descriptor = stream.fileno()
-        if _check_blocks(descriptor, known["size"]) != known.get("blocks"):
-            return False
-        places = zip(arrays["offset_M"].tolist(), arrays["check_M"].tolist(), strict=True)
-        return all(
-            zlib.crc32(os.pread(descriptor, BLOCK, offset - BLOCK)) == check
-            for offset, check in places
-            if check  # a damaged part has no header
-        )
-
-
-def _redate(path: Path, modified: int) -> bool:
-    """Give an index the time of its shard; false where that is not possible, as in a read-only folder."""
-    with suppress(OSError):
-        os.utime(path, ns=(modified, modified))
-    return path.stat().st_mtime_ns == modified
-
-
-def _check_blocks(descriptor: int, size: int) -> int:
-    """Return the CRC-32 of blocks that are spread over a file evenly; of a small one, of all its bytes."""
-    check = 0
-    for start in range(0, size, max(_BLOCK_SIZE, -(-size // _BLOCKS))):
-        check = zlib.crc32(os.pread(descriptor, _BLOCK_SIZE, start), check)
-    return check
 
 
 def _arrays(path: Path) -> dict[str, Any]:
