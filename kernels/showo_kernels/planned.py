@@ -8,6 +8,7 @@ Letters: T tokens of the row, H query heads, D head width, S log-sum-exps kept p
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from itertools import count
 from typing import Any, NamedTuple, Protocol
 from weakref import WeakValueDictionary
@@ -42,16 +43,16 @@ class OperatorPlan(Protocol):
         """Compute the gradients of query, key and value from what ``run`` got and returned."""
 
 
-class Recomputed:
+class Recomputed(ABC):
     """Base of plans that are made of torch's own operators: backward computes the output again."""
 
     sums = 0
 
+    @abstractmethod
     def attend(
         self, query_BHTD: Tensor, key_BHTD: Tensor, value_BHTD: Tensor, scale: float
     ) -> Tensor:
         """Compute attention of one layer; see :func:`showo_kernels.attend`."""
-        raise NotImplementedError
 
     def run(
         self, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, scale: float

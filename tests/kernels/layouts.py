@@ -97,20 +97,23 @@ def padded(documents: list[list[Span]]) -> Visibility:
 class EmulatedVarlen:
     """What a variable-length FlashAttention call computes, one sequence at a time, and its gradient.
 
-    NaN for rows without keys and keys without rows, which a kernel need not write.
+    NaN for rows without keys and keys without rows, which a kernel need not write. Backward checks the output
+    and the log-sum-exps that it gets, from which a real kernel computes the gradients.
     """
 
     def forward(
         self, q_QHD: Tensor, k_KHD: Tensor, v_KHD: Tensor, call: VarlenCall, scale: float
     ) -> tuple[Tensor, Tensor]:
         out_QHD = torch.full_like(q_QHD, torch.nan)
+        sums_HQ = torch.full((q_QHD.shape[1], len(q_QHD)), torch.nan)
         for cu, longest in ((call.cu_rows_S, call.max_rows), (call.cu_keys_S, call.max_keys)):
             assert int(cu.diff().max()) == longest
         assert len(q_QHD) == int(call.cu_rows_S[-1])
         assert len(k_KHD) == len(v_KHD) == int(call.cu_keys_S[-1])
         for rows, keys in _pairs(call):
             out_QHD[rows] = _one(q_QHD[rows], k_KHD[keys], v_KHD[keys], call.causal, scale)
-        return out_QHD, torch.full((q_QHD.shape[1], len(q_QHD)), torch.nan)
+            sums_HQ[:, rows] = _sums(q_QHD[rows], k_KHD[keys], call.causal, scale)
+        return out_QHD, sums_HQ
 
     def backward(
         self,
@@ -118,8 +121,8 @@ class EmulatedVarlen:
         q_QHD: Tensor,
         k_KHD: Tensor,
         v_KHD: Tensor,
-        _out_QHD: Tensor,
-        _sums_HQ: Tensor,
+        out_QHD: Tensor,
+        sums_HQ: Tensor,
         call: VarlenCall,
         scale: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -128,8 +131,11 @@ class EmulatedVarlen:
             parts = (q_QHD[rows], k_KHD[keys], v_KHD[keys])
             leaves = [x.detach().requires_grad_() for x in parts]
             with torch.enable_grad():
-                out_QHD = _one(*leaves, call.causal, scale)
-            own = torch.autograd.grad(out_QHD, leaves, grad_QHD[rows])
+                own_QHD = _one(*leaves, call.causal, scale)
+            torch.testing.assert_close(out_QHD[rows], own_QHD)
+            sums = _sums(q_QHD[rows], k_KHD[keys], call.causal, scale)
+            torch.testing.assert_close(sums_HQ[:, rows], sums)
+            own = torch.autograd.grad(own_QHD, leaves, grad_QHD[rows])
             for whole, part, found in zip(grads, (rows, keys, keys), own, strict=True):
                 whole[part] = found
         return grads
@@ -145,10 +151,23 @@ def _pairs(call: VarlenCall) -> list[tuple[slice, slice]]:
 def _one(q_QHD: Tensor, k_KHD: Tensor, v_KHD: Tensor, causal: bool, scale: float) -> Tensor:
     """Attention of one sequence: (Q, H, D)."""
     q_HQD, k_HKD, v_HKD = (x.transpose(0, 1) for x in (q_QHD, k_KHD, v_KHD))
-    mask_QK = torch.ones(len(q_QHD), len(k_KHD), dtype=torch.bool)
-    if causal:
-        # Bottom right: the last row sees all keys.
-        mask_QK = mask_QK.tril(len(k_KHD) - len(q_QHD))
+    mask_QK = _mask(len(q_QHD), len(k_KHD), causal)
     return F.scaled_dot_product_attention(
         q_HQD, k_HKD, v_HKD, attn_mask=mask_QK, scale=scale, enable_gqa=True
     ).transpose(0, 1)
+
+
+def _sums(q_QHD: Tensor, k_KHD: Tensor, causal: bool, scale: float) -> Tensor:
+    """Log-sum-exps of one sequence in fp32: (H, Q)."""
+    q_HQD, k_HKD = (x.transpose(0, 1).float() for x in (q_QHD, k_KHD))
+    k_HKD = k_HKD.repeat_interleave(len(q_HQD) // len(k_HKD), dim=0)
+    hidden_QK = ~_mask(len(q_QHD), len(k_KHD), causal)
+    scores_HQK = (q_HQD @ k_HKD.transpose(1, 2) * scale).masked_fill(hidden_QK, -torch.inf)
+    return scores_HQK.logsumexp(-1)
+
+
+def _mask(rows: int, keys: int, causal: bool) -> Tensor:
+    """Which keys each row sees: bool (Q, K)."""
+    mask_QK = torch.ones(rows, keys, dtype=torch.bool)
+    # Bottom right: the last row sees all keys.
+    return mask_QK.tril(keys - rows) if causal else mask_QK

@@ -181,7 +181,7 @@ def test_errors_name_the_value() -> None:
 MEASURE_PEAK = """
 import sys, torch
 import torch.nn.functional as F
-from showo_kernels import flow_losses, losses
+from showo_kernels import flow_losses
 
 def status(field):
     lines = open("/proc/self/status").read().splitlines()

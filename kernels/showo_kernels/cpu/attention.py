@@ -42,6 +42,8 @@ class NativePlan:
     is_global_T: Tensor
     globals_T: Tensor
 
+    sums = 1
+
     @classmethod
     def build(cls, visibility: Visibility, device: torch.device) -> NativePlan:
         """Compute the arrays, on the CPU.
@@ -85,11 +87,6 @@ class NativePlan:
                 "choose sdpa"
             )
         return PlannedAttention.of(query_BHTD, key_BHTD, value_BHTD, self, scale)
-
-    @property
-    def sums(self) -> int:
-        """1; see :class:`showo_kernels.planned.OperatorPlan`."""
-        return 1
 
     def run(
         self, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, scale: float
