@@ -101,6 +101,11 @@ class Transfer:
     part: str
     site: str
 
+    @property
+    def waits(self) -> bool:
+        """Whether the host waits for what the device still has to do."""
+        return self.blocking and self.kind != "to device"
+
 
 def _site() -> str:
     """The innermost line outside torch and of this package's recording."""
@@ -129,7 +134,6 @@ class Ledger(TorchDispatchMode):
         entries: operations in order.
         transfers: copies and waits in order.
         collectives: names of the collectives in order.
-        waits: how often the host has waited for the device so far.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -145,7 +149,6 @@ class Ledger(TorchDispatchMode):
         self._last_compiled = False
         self._of_node: dict[int, tuple[str, bool]] = {}
         self._pinned: dict[int, Any] = {}
-        self.waits = 0
 
     def __enter__(self) -> Ledger:
         _active.append(self)
@@ -244,7 +247,11 @@ class Ledger(TorchDispatchMode):
         """Record a copy between host and device, or a wait."""
         part, *_ = self._where()
         self.transfers.append(Transfer(kind, size, pinned, blocking, part, _site()))
-        self.waits += blocking and kind != "to device"
+
+    @property
+    def waits(self) -> int:
+        """How often the host has waited for the device so far."""
+        return sum(transfer.waits for transfer in self.transfers)
 
     def is_pinned(self, tensor: Tensor) -> bool:
         """Whether a tensor of the host is in memory that was pinned."""

@@ -129,7 +129,8 @@ def pack(
         pad_id: id of the tokens that pad the row.
         feature_width: C of the model's CLIP features; 0 for a model without them.
         multiple_of: T and P are rounded up to a multiple of this.
-        steps: T is one of so many capacities per octave (:func:`showo_kernels.capacity`); 0: any multiple.
+        steps: T is one of so many capacities per octave (:func:`showo_kernels.capacity`), which are multiples
+            of 128, instead of any multiple of ``multiple_of``; 0: it is not.
     """
     total = sum(len(s) for s in sequences)
     # Without any sequence one padding token is packed: the rank must still run every module, because the
