@@ -23,6 +23,17 @@ def image(number: int, kind: str = "JPEG", side: int = 12) -> bytes:
     return stream.getvalue()
 
 
+def tar_of(members: dict[str, bytes]) -> bytes:
+    """A tar with these files in order."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as tar:
+        for name, data in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    return stream.getvalue()
+
+
 def patterns(folder: Path, prefix: str = "train") -> tuple[str, ...]:
     return tuple(str(path) for path in sorted(folder.glob(f"{prefix}-*.tar")))
 

@@ -1,9 +1,7 @@
 """A bad input costs a conversion that input alone, a broken file its rest; both are counted and named."""
 
 import gzip
-import io
 import json
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,7 @@ from showo_data.convert import (
 from showo_data.convert.elements import BROKEN, read_array, read_object
 from showo_data.convert.imagenet import read_class_names
 from showo_data.shards import write_shard
-from tests.data.converting import files, image, samples
+from tests.data.converting import files, image, samples, tar_of
 
 BOM = b"\xef\xbb\xbf"
 LONG_NUMBER = "7" * 5000
@@ -203,33 +201,12 @@ def test_one_bad_key_of_journeydb_costs_its_sample(tmp_path: Path) -> None:
     assert texts == ["one", "own null", "own blank", "two", "own other"]
 
 
-def _tar(names: list[str], data: bytes) -> bytes:
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w") as tar:
-        for name in names:
-            entry = tarfile.TarInfo(name)
-            entry.size = len(data)
-            tar.addfile(entry, io.BytesIO(data))
-    return stream.getvalue()
-
-
-def _outer(tars: dict[str, bytes]) -> bytes:
-    """The tar of class tars."""
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w") as tar:
-        for name, data in tars.items():
-            entry = tarfile.TarInfo(name)
-            entry.size = len(data)
-            tar.addfile(entry, io.BytesIO(data))
-    return stream.getvalue()
-
-
 def _class_tars(folder: Path) -> dict[str, bytes]:
     """Two classes of 4 images each."""
     source = folder / "train"
     source.mkdir()
     (folder / "names.txt").write_bytes(BOM + NAMES.encode())
-    return {f"{c}.tar": _tar([f"{c}_{i}.JPEG" for i in range(4)], image(1)) for c in ("n1", "n2")}
+    return {f"{c}.tar": tar_of({f"{c}_{i}.JPEG": image(1) for i in range(4)}) for c in ("n1", "n2")}
 
 
 @pytest.mark.parametrize("bad", [b"<html>no such file</html>", gzip.compress(b"x" * 9), b"", b"\0"])
@@ -238,7 +215,7 @@ def test_a_class_tar_that_is_none_is_named(tmp_path: Path, bad: bytes) -> None:
     for name, data in {**tars, "n2.tar": bad}.items():
         (tmp_path / "train" / name).write_bytes(data)
     whole = tmp_path / "whole.tar"
-    whole.write_bytes(_outer({**tars, "n2.tar": bad}))
+    whole.write_bytes(tar_of({**tars, "n2.tar": bad}))
     for source, shown in ((tmp_path / "train", "train/n2.tar"), (whole, "whole.tar: class n2")):
         report = _converted(imagenet_items(source, names), tmp_path / f"out-{source.name}")
         assert report.samples == 4 and report.skipped == {"unreadable-file": 1}
@@ -307,7 +284,7 @@ def test_a_broken_class_tar_keeps_what_was_read_before(tmp_path: Path, damage: s
 def test_a_cut_tar_of_class_tars_keeps_what_was_read_before(tmp_path: Path) -> None:
     tars = _class_tars(tmp_path)
     whole = tmp_path / "whole.tar"
-    whole.write_bytes(_outer(tars)[: 512 + len(tars["n1.tar"])])
+    whole.write_bytes(tar_of(tars)[: 512 + len(tars["n1.tar"])])
     report = _converted(imagenet_items(whole, tmp_path / "names.txt"), tmp_path / "out")
     assert report.samples == 4 and report.skipped == {"unreadable-rest": 1}
 

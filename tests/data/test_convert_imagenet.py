@@ -1,8 +1,6 @@
 """ImageNet-1k in each layout it comes in, and each file of class names."""
 
-import io
 import json
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +9,7 @@ import pytest
 from showo_data.cli import main_shards
 from showo_data.convert import Target, convert, imagenet_items
 from showo_data.convert.imagenet import read_class_names
-from tests.data.converting import files, image, same_image, samples
+from tests.data.converting import files, image, same_image, samples, tar_of
 
 CLASSES = {
     "n01440764": ("tench", "Tinca tinca"),
@@ -33,19 +31,9 @@ def _content() -> dict[str, list[bytes]]:
     }
 
 
-def _tar(entries: dict[str, bytes]) -> bytes:
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w") as tar:
-        for name, data in entries.items():
-            entry = tarfile.TarInfo(name)
-            entry.size = len(data)
-            tar.addfile(entry, io.BytesIO(data))
-    return stream.getvalue()
-
-
 def _class_tars() -> dict[str, bytes]:
     return {
-        f"{wnid}.tar": _tar({_name(wnid, i): data for i, data in enumerate(images)})
+        f"{wnid}.tar": tar_of({_name(wnid, i): data for i, data in enumerate(images)})
         for wnid, images in _content().items()
     }
 
@@ -53,7 +41,7 @@ def _class_tars() -> dict[str, bytes]:
 def _source(layout: str, folder: Path) -> Path:
     if layout == "big tar":
         path = folder / "ILSVRC2012_img_train.tar"
-        path.write_bytes(_tar(_class_tars()))
+        path.write_bytes(tar_of(_class_tars()))
         return path
     source = folder / "train"
     source.mkdir()

@@ -27,8 +27,7 @@ from showo_data.convert import (
     text_items,
 )
 from tests.damages import PARTS, RANDOM, Damage, cases, damaged, digits, limited, tar_field, words
-from tests.data.converting import files, image
-from tests.data.test_convert_imagenet import _tar
+from tests.data.converting import files, image, tar_of
 
 pytestmark = pytest.mark.usefixtures("case_limits")
 
@@ -80,16 +79,13 @@ def _llava() -> bytes:
 
 
 def _class_tar(name: str) -> bytes:
-    return _tar({f"{name}_{n}.JPEG": data for n, data in enumerate(IMAGES[:3])})
+    return tar_of({f"{name}_{n}.JPEG": data for n, data in enumerate(IMAGES[:3])})
 
 
-@cache
 def _shard() -> bytes:
-    """A shard with two samples, from a folder of its own."""
-    stream = io.BytesIO()
+    """A shard with two samples."""
     samples = {"k.jpg": IMAGES[0], "k.txt": b"own", "l.jpg": IMAGES[0], "l.txt": b"own"}
-    stream.write(_tar(samples))
-    return stream.getvalue()
+    return tar_of(samples)
 
 
 @cache
@@ -98,7 +94,7 @@ def _conversions() -> list[Conversion]:
     captions = {f"images/{n}.txt": f"caption {n}".encode() for n in range(5)}
     tars = {f"train/{name}.tar": _class_tar(name) for name in ("n1", "n2")}
     names = {"names.txt": b"n1 tench, Tinca tinca\nn2 goldfish\n"}
-    nested = {"whole.tar": _tar({f"{name}.tar": _class_tar(name) for name in ("n1", "n2")})}
+    nested = {"whole.tar": tar_of({f"{name}.tar": _class_tar(name) for name in ("n1", "n2")})}
     book = {"book.json": json.dumps({"k": ["one", "two"], "l": "three", "m": None}).encode()}
     table = _parquet({"image": IMAGES * 4, "text": TEXTS})
     copied = IMAGES[:3]  # the formats that are not encoded anew
