@@ -29,7 +29,8 @@ class Collective:
     """One call of a collective, as one rank makes it.
 
     Attributes:
-        kind: ``all_reduce``, ``all_gather``, ``reduce_scatter``, ``broadcast`` or ``reduce``.
+        kind: ``all_reduce``, ``all_gather``, ``all_to_all``, ``reduce_scatter``, ``broadcast`` or
+            ``reduce``.
         bytes: size of the whole result for all_gather, of the whole operand otherwise.
         ranks: number of ranks of the group.
         phase: phase of the step in which the call is made.
@@ -48,6 +49,7 @@ _WHOLE: dict[str, tuple[str, int]] = {
     "allgather_": ("all_gather", 0),
     "_allgather_base_": ("all_gather", 0),
     "allgather_into_tensor_coalesced_": ("all_gather", 0),
+    "alltoall_base_": ("all_to_all", 1),
     "reduce_scatter_": ("reduce_scatter", 1),
     "_reduce_scatter_base_": ("reduce_scatter", 1),
     "reduce_scatter_tensor_coalesced_": ("reduce_scatter", 1),

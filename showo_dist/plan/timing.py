@@ -143,7 +143,13 @@ class Cluster:
         sent = sent_bytes(call, self.ranks, self.backend)
         seconds = sent / self.rank_rate
         if self.hosts > 1:
-            outward = on_the_wire(sent) if self.backend == "gloo" else sent
+            outward = sent
+            if (
+                call.kind == "all_to_all"
+            ):  # no ring: all ranks of a host send to other hosts at once
+                away = self.ranks - self.per_host
+                outward *= self.per_host * away / (self.ranks - 1)
+            outward = on_the_wire(outward) if self.backend == "gloo" else outward
             seconds = max(seconds, outward / self.host_rate)
         return seconds + self.latency_s * math.log2(self.ranks)
 

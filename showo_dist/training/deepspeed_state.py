@@ -5,6 +5,7 @@ nothing copied. Their offsets come from the mappings that DeepSpeed's public acc
 """
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from math import prod
 from typing import Any
 
@@ -14,7 +15,7 @@ from deepspeed.utils import safe_get_full_grad
 from torch import Tensor, nn
 
 from showo_dist.checkpoint.slices import WEIGHT, Piece, even_share
-from showo_dist.training.muon import Muon, Share, by_muon, share_of
+from showo_dist.training.muon import Muon, Share, by_muon
 from showo_dist.training.optimizer import (
     kinds_in,
     make_moments,
@@ -99,31 +100,42 @@ def _of_partition(engine: Any, name: str, parameter: Any, moments: bool = True) 
 def _shares(engine: Any, optimizer: Muon) -> dict[Tensor, list[Share]]:
     """The matrices in each flat partition that Muon updates; empty at ZeRO-0, where they are whole."""
     shares: dict[Tensor, list[Share]] = {}
+    before = 0  # elements of Muon's group before the matrix
     for name, parameter in _trained(engine):
         shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
         if not by_muon(name, shape):
             continue
-        if hasattr(parameter, "ds_id"):
-            flat_N, found = (
-                _partition_of(engine, parameter),
-                _of_partition(engine, name, parameter, False),
-            )
-        elif hasattr(parameter, "_hp_mapping"):
-            flat_N, found = _muon_partition(optimizer), _of_group(name, parameter, False)
+        if hasattr(parameter, "ds_id"):  # every matrix is split over all ranks
+            flat_N, part = _partition_of(engine, parameter)
+            pieces = _of_partition(engine, name, parameter, False)
+            sizes = _sizes(0, prod(shape), part)
+        elif hasattr(parameter, "_hp_mapping"):  # the group is
+            flat_N = _muon_partition(optimizer)
+            pieces = _of_group(name, parameter, False)
+            sizes = _sizes(before, prod(shape), flat_N.numel())
         else:
             return {}
         nothing = Piece(WEIGHT, name, shape, 0, flat_N.detach()[:0])
-        piece = next(found, nothing)
-        share = share_of(shape, piece.start, piece.values_N, flat_N)
-        shares.setdefault(flat_N, []).append(share)
+        values_N = next(pieces, nothing).values_N
+        assert values_N.numel() == sizes[dist.get_rank()], f"{name}: another share than expected"
+        offset = int(values_N.storage_offset() - flat_N.storage_offset())
+        shares.setdefault(flat_N, []).append(Share(shape, values_N, offset, sizes))
+        before += prod(shape)
     return shares
 
 
-def _partition_of(engine: Any, parameter: Any) -> Tensor:
-    """ZeRO-3: the flat partition that has this rank's part of a parameter."""
+def _sizes(start: int, count: int, part: int) -> tuple[int, ...]:
+    """Elements that every rank holds of ``count`` from ``start`` on, where ranks hold ``part`` each."""
+    stop = start + count
+    cuts = [min(max(rank * part, start), stop) for rank in range(dist.get_world_size() + 1)]
+    return tuple(after - cut for cut, after in pairwise(cuts))
+
+
+def _partition_of(engine: Any, parameter: Any) -> tuple[Tensor, int]:
+    """ZeRO-3: the flat partition that has this rank's part of a parameter, and the part's elements."""
     optimizer = engine.optimizer
-    group, _, _ = optimizer.grad_position[optimizer.get_param_id(parameter)]
-    return optimizer.fp32_partitioned_groups_flat[group]
+    group, _, part = optimizer.grad_position[optimizer.get_param_id(parameter)]
+    return optimizer.fp32_partitioned_groups_flat[group], part
 
 
 def _muon_partition(optimizer: Muon) -> Tensor:

@@ -1,8 +1,8 @@
 """Muon for the matrices of the blocks and the projector, AdamW for everything else, in one optimizer.
 
 Muon's update needs whole matrices, but ZeRO 1 to 3 keeps flat partitions of them. Momentum and weights are
-updated where they are; only the direction of a matrix travels: it is summed up on one rank, orthogonalised
-there, and sent back to all, in the format of the iteration, so nothing is lost.
+updated where they are; only the parts of a direction travel: to the rank that orthogonalises it, and back,
+in the format of the iteration, so nothing is lost.
 
 The iteration runs in the number format of the forward pass. torch.optim.Muon always takes bf16, where one
 rounded bit of a gradient changes the update by several per cent: the curve of an fp32 run would depend on
@@ -15,7 +15,7 @@ a word where parameters were made under ``zero.Init``.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from math import prod, sqrt
+from math import sqrt
 from typing import Any
 
 import torch
@@ -66,23 +66,19 @@ class Share:
 
     Attributes:
         shape: of the whole matrix.
-        start: index of the first element in the flattened matrix.
         values_N: the elements of the partition, a view; empty if it holds none of them.
         offset: index of the first element in the partition.
+        sizes: elements on every rank; ranks hold them in the order of ranks.
     """
 
     shape: Shape
-    start: int
     values_N: Tensor
     offset: int
+    sizes: tuple[int, ...]
 
     def of(self, partition_N: Tensor) -> Tensor:
         """The same elements of another tensor that is laid out like the partition."""
         return partition_N[self.offset : self.offset + len(self.values_N)]
-
-    def inside(self, matrix: Tensor) -> Tensor:
-        """The same elements of a whole matrix."""
-        return matrix.view(-1)[self.start : self.start + len(self.values_N)]
 
 
 class Muon(AdamW):
@@ -130,7 +126,9 @@ class Muon(AdamW):
         state["step"] += 1
         momentum = state[MOMENTUM].lerp_(gradient, 1 - group["momentum"])
         tensor.mul_(1 - rate * group["weight_decay"])
-        shares = self.shares.get(tensor) or [Share(tuple(tensor.shape), 0, tensor.view(-1), 0)]
+        shares = self.shares.get(tensor) or [
+            Share(tuple(tensor.shape), tensor.view(-1), 0, (tensor.numel(),))
+        ]
         # Nesterov's direction.
         gradient_N, momentum_N = gradient.view(-1), momentum.view(-1)
         directions = [
@@ -151,31 +149,43 @@ class Muon(AdamW):
     ) -> None:
         for share, direction_N in zip(shares, directions, strict=True):
             matrix = direction_N.view(share.shape).to(self._place(direction_N))
-            _subtract(share, orthogonal(matrix, group["ns_steps"]), group)
+            _subtract(share, orthogonal(matrix, group["ns_steps"]).view(-1), group)
 
     def _apply_together(
         self, shares: Sequence[Share], directions: Sequence[Tensor], group: dict[str, Any]
     ) -> None:
-        """Matrix k is orthogonalised by rank k mod world; each rank keeps its own matrices meanwhile."""
+        """Rank r orthogonalises matrices r, r + world, …; two messages bring their parts there and back."""
         rank, world = dist.get_rank(), dist.get_world_size()
-        mine: dict[int, Tensor] = {}
-        for number, (share, direction_N) in enumerate(zip(shares, directions, strict=True)):
-            matrix = torch.zeros(share.shape, dtype=self.dtype, device=self._place(share.values_N))
-            share.inside(matrix).copy_(direction_N)
-            # Every element comes from one rank; adding the others' zeros changes no bit.
-            dist.reduce(matrix, dst=number % world)
-            if number % world == rank:
-                mine[number] = matrix
-        for number in mine:
-            mine[number] = orthogonal(mine[number], group["ns_steps"])
-        for number, share in enumerate(shares):
-            update = mine.pop(number, None)
-            if update is None:
-                update = torch.empty(
-                    share.shape, dtype=self.dtype, device=self._place(share.values_N)
-                )
-            dist.broadcast(update, src=number % world)
-            _subtract(share, update, group)
+        owned = [range(owner, len(shares), world) for owner in range(world)]
+        by_owner = [k for matrices in owned for k in matrices]
+        own_sizes = [sum(shares[k].sizes[rank] for k in matrices) for matrices in owned]
+        # Parts of this rank's matrices: on every rank, in the order of matrices.
+        part_sizes = [[shares[k].sizes[source] for k in owned[rank]] for source in range(world)]
+        sizes = [sum(parts) for parts in part_sizes]
+
+        directions_N = torch.cat([directions[k] for k in by_owner]).to(self._place(directions[0]))
+        received = _exchange(directions_N, own_sizes, sizes).split(sizes)
+        parts = [part_N.split(each) for part_N, each in zip(received, part_sizes, strict=True)]
+        updates = [
+            orthogonal(
+                torch.cat([part[n] for part in parts]).view(shares[k].shape), group["ns_steps"]
+            )
+            .view(-1)
+            .split(shares[k].sizes)
+            for n, k in enumerate(owned[rank])
+        ]
+        sent = [update[target] for target in range(world) for update in updates]
+        updates_N = _exchange(torch.cat([directions_N[:0], *sent]), sizes, own_sizes)
+        own = updates_N.split([shares[k].sizes[rank] for k in by_owner])
+        for k, update_N in zip(by_owner, own, strict=True):
+            _subtract(shares[k], update_N, group)
+
+
+def _exchange(values_N: Tensor, sent: list[int], received: list[int]) -> Tensor:
+    """Send every rank its consecutive part of the values; the parts from all ranks, in their order."""
+    result = values_N.new_empty(sum(received))
+    dist.all_to_all_single(result, values_N, received, sent)
+    return result
 
 
 def orthogonal(matrix: Tensor, iterations: int) -> Tensor:
@@ -203,14 +213,7 @@ def rate_factor(shape: Shape, rule: str) -> float:
     return sqrt(max(1.0, rows / columns))
 
 
-def _subtract(share: Share, update: Tensor, group: dict[str, Any]) -> None:
-    """Move this rank's part of a matrix along its orthogonalised update."""
+def _subtract(share: Share, update_N: Tensor, group: dict[str, Any]) -> None:
+    """Move this rank's part of a matrix along its part of the orthogonalised update."""
     rate = group["lr"] * rate_factor(share.shape, group["adjust_lr"])
-    share.values_N.add_(share.inside(update).to(share.values_N.device), alpha=-rate)
-
-
-def share_of(shape: Shape, start: int, values_N: Tensor, partition_N: Tensor) -> Share:
-    """The share that a view of a partition's memory is."""
-    assert start + len(values_N) <= prod(shape)
-    offset = values_N.storage_offset() - partition_N.storage_offset()
-    return Share(shape, start, values_N, int(offset))
+    share.values_N.add_(update_N.to(share.values_N.device), alpha=-rate)
