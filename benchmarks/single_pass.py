@@ -2,13 +2,14 @@
 
     python benchmarks/single_pass.py [--device cuda] [--size show-o] [--dtype bf16] [--json FILE]
 
-The padded side re-creates RecA's published CLIP variant: understanding and reconstruction are padded to
-their fixed lengths and run through two forwards with a dense additive mask; the head is applied at every
-position, logits are cast to fp32, and the cross-entropy ignores unsupervised positions; one backward for the
-sum. It uses the same weights, transformers' attention and transformers' activation (``gelu_new``, eight
-kernels); the row "padded, fused gelu" uses our activation. The published step also runs the text-to-image
-flow with coefficient 0; it is left out here. Totals are forward plus backward. The time to build the batch
-and its masks, which both sides can do ahead of time on the CPU, has its own column.
+A step is all that a user waits for: the batch and its masks, forward, backward and AdamW. The padded side
+re-creates RecA's published CLIP variant: understanding and reconstruction are padded to their fixed lengths
+and run through two forwards with a dense additive mask, the first one with a text-to-image row whose loss
+has coefficient 0; the head is applied at every position, logits are cast to fp32, and the cross-entropy
+ignores unsupervised positions; one backward for the sum, and AdamW as ``torch.optim`` makes it by default.
+It uses the same weights, transformers' attention and transformers' activation (``gelu_new``, eight kernels);
+the row "padded, fused gelu" uses our activation. Before anything is timed, losses and gradients of both
+sides are compared.
 """
 
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ from showo_dist.sequences import FLOWS, PackedBatch, Sequence, Vocabulary, build
 from showo_dist.sequences.builders import CLIP_RECON_TEXT_WIDTH
 from showo_dist.sequences.masking import (
     IGNORE,
+    MaskedCodes,
     MaskingOptions,
     mask_codes,
     mask_schedule,
@@ -39,6 +41,7 @@ from showo_kernels import TanhGELU, Visibility, build_plan, select_backend
 
 SYSTEM_TOKENS = 28  # docs/specification.md, section 3
 MMU_TEXT, MMU_ANSWER = (64, 224), 0.7  # tokens of a conversation, and the share that is supervised
+LEARNING_RATE = 5e-7  # of RecA's configs; the weights stay about the same while steps are timed
 PROMPT_TEXT = (15, 35)  # tokens of a reconstruction prompt
 
 
@@ -51,6 +54,7 @@ class Sizes:
     heads: int
     mmu: int
     recon: int
+    t2i: int
     image: int
     text_tokens: int = 50295
     codebook: int = 8192
@@ -64,9 +68,10 @@ class Sizes:
 
 
 SIZES = {
-    "tiny": Sizes(2, 64, 2, 1, 1, 16, text_tokens=200, codebook=64, clip_tokens=36, budget=240),
-    "small": Sizes(8, 512, 8, mmu=2, recon=2, image=256),
-    "show-o": Sizes(24, 2048, 32, mmu=5, recon=5, image=1024),
+    "tiny": Sizes(2, 64, 2, 1, 1, 1, 16, text_tokens=200, codebook=64, clip_tokens=36, budget=240),
+    "small": Sizes(8, 512, 8, mmu=2, recon=2, t2i=1, image=256),
+    "small-512px": Sizes(8, 512, 8, mmu=2, recon=2, t2i=1, image=1024),
+    "show-o": Sizes(24, 2048, 32, mmu=2, recon=2, t2i=1, image=1024),
 }
 
 
@@ -97,6 +102,12 @@ def make_sequence(flow: str, position: int, sizes: Sizes) -> Sequence:
     def text(shortest: int, longest: int) -> list[int]:
         return rng.integers(1, vocabulary.text, size=rng.integers(shortest, longest + 1)).tolist()
 
+    def masked() -> MaskedCodes:
+        codes = torch.from_numpy(rng.integers(sizes.codebook, size=sizes.image))
+        return mask_codes(codes, sizes.codebook, MaskingOptions(mask_schedule("cosine")), rng)
+
+    if flow == "t2i":
+        return builders.t2i(text(*PROMPT_TEXT), masked(), sizes.budget, vocabulary)
     features = torch.from_numpy(
         rng.standard_normal((sizes.clip_tokens, sizes.clip_width), dtype="float32")
     )
@@ -105,14 +116,11 @@ def make_sequence(flow: str, position: int, sizes: Sizes) -> Sequence:
         supervised = [place >= (1 - MMU_ANSWER) * len(ids) for place in range(len(ids))]
         length = mmu_length(sizes)
         return builders.mmu_clip(ids, supervised, system, features, length, vocabulary)
-    codes = torch.from_numpy(rng.integers(sizes.codebook, size=sizes.image))
-    options = MaskingOptions(mask_schedule("cosine"))
-    masked = mask_codes(codes, sizes.codebook, options, rng)
-    return builders.recon_clip(text(*PROMPT_TEXT), features, masked, vocabulary)
+    return builders.recon_clip(text(*PROMPT_TEXT), features, masked(), vocabulary)
 
 
 def mmu_length(sizes: Sizes) -> int:
-    """Published length of the understanding rows: M + N + 3."""
+    """Published length of the understanding and text-to-image rows: M + N + 3."""
     return sizes.budget + sizes.image + 3
 
 
@@ -123,21 +131,26 @@ def recon_length(sizes: Sizes) -> int:
 
 @dataclass(frozen=True)
 class PaddedBatch:
-    """Rows of one flow at their published length.
+    """Rows of one forward at their published length.
 
     Attributes:
         ids_BL: token ids; feature positions have the pad id.
-        features_BSC, start: features and the column of the first.
+        features_SFC, start: features of the last S rows and the column of the first.
         mask_B1LL: added to the attention scores, in the model's dtype: 0 where a key is visible, else the
             dtype's minimum; padding sees itself.
         labels_BL: target ids, IGNORE at unsupervised positions.
     """
 
     ids_BL: Tensor
-    features_BSC: Tensor
+    features_SFC: Tensor
     start: int
     mask_B1LL: Tensor
     labels_BL: Tensor
+
+    @property
+    def plain(self) -> int:
+        """Rows without features, which are the first."""
+        return len(self.ids_BL) - len(self.features_SFC)
 
 
 def _pad_row(sequence: Sequence, length: int, pad: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -155,34 +168,32 @@ def _pad_row(sequence: Sequence, length: int, pad: int) -> tuple[Tensor, Tensor,
 def pad(
     sequences: list[Sequence], length: int, vocabulary: Vocabulary, dtype: torch.dtype
 ) -> PaddedBatch:
-    """Rows of one flow, padded to ``length``; masks in ``dtype``."""
+    """Rows of one forward, padded to ``length``, those without features first; masks in ``dtype``."""
     rows = [_pad_row(sequence, length, vocabulary.pad) for sequence in sequences]
     ids, labels, seen = (torch.stack(column) for column in zip(*rows, strict=True))
     masks = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)
     features = [s.features_SC for s in sequences if s.features_SC is not None]
-    start = sequences[0].feature_start
+    start = sequences[-1].feature_start
     return PaddedBatch(ids, torch.stack(features), start, masks[:, None], labels)
 
 
-def padded_loss(model: ShowO, batch: PaddedBatch, kept: slice, device: torch.device) -> Tensor:
-    """One forward: mean cross-entropy over the labels of a flow.
-
-    Args:
-        model: its attention must be transformers' own ``sdpa``.
-        batch: of the flow.
-        kept: columns that the loss reads.
-        device: of the model.
-    """
-    ids_BL, labels_BL = batch.ids_BL.to(device), batch.labels_BL.to(device)
-    table = model.showo.model.embed_tokens
-    stop = batch.start + batch.features_BSC.shape[1]
-    features_BSD = model.mm_projector(batch.features_BSC.to(device, table.weight.dtype))
-    embeds_BLD = torch.cat(
-        [table(ids_BL[:, : batch.start]), features_BSD, table(ids_BL[:, stop:])], dim=1
+def padded_logits(model: ShowO, batch: PaddedBatch, device: torch.device) -> Tensor:
+    """One forward: fp32 logits at all positions; the model's attention must be transformers' own ``sdpa``."""
+    table, plain = model.showo.model.embed_tokens, batch.plain
+    embeds_BLD = table(batch.ids_BL.to(device))
+    features_SFD = model.mm_projector(batch.features_SFC.to(device, table.weight.dtype))
+    before, after = batch.start, batch.start + features_SFD.shape[1]
+    rows_SLD = torch.cat(
+        [embeds_BLD[plain:, :before], features_SFD, embeds_BLD[plain:, after:]], dim=1
     )
+    embeds_BLD = torch.cat([embeds_BLD[:plain], rows_SLD])
     output = model.showo.model(inputs_embeds=embeds_BLD, attention_mask=batch.mask_B1LL.to(device))
-    logits_BLV = model.showo.lm_head(output.last_hidden_state).float()[:, kept]
-    return F.cross_entropy(logits_BLV.flatten(0, 1), labels_BL[:, kept].flatten())
+    return model.showo.lm_head(output.last_hidden_state).float()
+
+
+def mean_loss(logits_BLV: Tensor, labels_BL: Tensor) -> Tensor:
+    """Mean cross-entropy over the labels."""
+    return F.cross_entropy(logits_BLV.flatten(0, 1), labels_BL.to(logits_BLV.device).flatten())
 
 
 @contextmanager
@@ -206,36 +217,43 @@ class Padded:
         self, model: ShowO, sequences: list[Sequence], sizes: Sizes, activation: nn.Module
     ) -> None:
         self.model, self.sizes, self.activation = model, sizes, activation
-        self.mmu = [s for s in sequences if s.flow == "mmu"]
-        self.recon = [s for s in sequences if s.flow == "recon"]
+        by_flow = {flow: [s for s in sequences if s.flow == flow] for flow in FLOWS}
+        self.first, self.second = by_flow["t2i"] + by_flow["mmu"], by_flow["recon"]
         self.device = next(model.parameters()).device
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
 
     @property
     def tokens(self) -> int:
         """Positions computed."""
-        return len(self.mmu) * mmu_length(self.sizes) + len(self.recon) * recon_length(self.sizes)
+        first, second = mmu_length(self.sizes), recon_length(self.sizes)
+        return len(self.first) * first + len(self.second) * second
 
     def _prepare(self) -> tuple[PaddedBatch, PaddedBatch]:
         vocabulary, dtype = self.sizes.vocabulary, next(self.model.parameters()).dtype
         return (
-            pad(self.mmu, mmu_length(self.sizes), vocabulary, dtype),
-            pad(self.recon, recon_length(self.sizes), vocabulary, dtype),
+            pad(self.first, mmu_length(self.sizes), vocabulary, dtype),
+            pad(self.second, recon_length(self.sizes), vocabulary, dtype),
         )
 
-    def _forward(self, mmu: PaddedBatch, recon: PaddedBatch) -> tuple[Tensor, Tensor]:
+    def _forward(self, first: PaddedBatch, second: PaddedBatch) -> tuple[Tensor, Tensor, Tensor]:
         image = slice(-self.sizes.image - 1, -1)
         with library_modules(self.model, self.activation):
-            return (
-                padded_loss(self.model, mmu, slice(None), self.device),
-                padded_loss(self.model, recon, image, self.device),
+            logits_BLV = padded_logits(self.model, first, self.device)
+            t2i, mmu = (
+                mean_loss(logits_BLV[rows], first.labels_BL[rows])
+                for rows in (slice(first.plain), slice(first.plain, None))
             )
+            logits_BLV = padded_logits(self.model, second, self.device)
+            return t2i, mmu, mean_loss(logits_BLV[:, image], second.labels_BL[:, image])
 
-    def __call__(self, clock: Clock) -> dict[str, float]:
+    def __call__(self, clock: Clock, update: bool = True) -> dict[str, float]:
         """Run one step and return the flow losses. Gradients stay in the model."""
         self.model.zero_grad()
         batches = clock("prepare", self._prepare)
-        mmu, recon = clock("forward", lambda: self._forward(*batches))
-        clock("backward", lambda: (mmu + recon).backward())
+        t2i, mmu, recon = clock("forward", lambda: self._forward(*batches))
+        clock("backward", lambda: (0.0 * t2i + mmu + recon).backward())
+        if update:
+            clock("update", self.optimizer.step)
         return {"mmu": mmu.item(), "recon": recon.item()}
 
 
@@ -243,7 +261,10 @@ class Packed:
     """One forward, one backward."""
 
     def __init__(self, model: ShowO, sequences: list[Sequence], sizes: Sizes) -> None:
-        self.model, self.sequences = model, sequences
+        self.model = model
+        # A flow with coefficient 0 is not sampled.
+        self.sequences = [s for s in sequences if s.flow != "t2i"]
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True)
         self.pad_id = sizes.vocabulary.pad
         self.device = next(model.parameters()).device
         self.batch = self._prepare()
@@ -267,12 +288,14 @@ class Packed:
         total, sums_F = self.model(batch, flow_scale_F=scale_F)
         return total, sums_F * scale_F
 
-    def __call__(self, clock: Clock) -> dict[str, float]:
+    def __call__(self, clock: Clock, update: bool = True) -> dict[str, float]:
         """Run one step and return the flow losses. Gradients stay in the model."""
         self.model.zero_grad()
         batch = clock("prepare", self._prepare)
         total, means_F = clock("forward", lambda: self._forward(batch))
         clock("backward", total.backward)
+        if update:
+            clock("update", self.optimizer.step)
         named = dict(zip(FLOWS, means_F.tolist(), strict=True))
         return {flow: named[flow] for flow in ("mmu", "recon")}
 
@@ -281,7 +304,7 @@ def check_equal(packed: Packed, padded: Packed | Padded, tolerance: float) -> No
     """Fail unless both sides give the same losses and the same gradient (as one vector)."""
     outcomes = []
     for side in (packed, padded):
-        losses = side(Clock(side.device))
+        losses = side(Clock(side.device), update=False)
         gradients = [p.grad.clone() for p in side.model.parameters() if p.grad is not None]
         outcomes.append((losses, gradients))
     (losses, gradients), (wanted_losses, wanted) = outcomes
@@ -298,13 +321,12 @@ def row(
     name: str, timings: dict[str, Timing], tokens: int, flops: float, memory: int | None
 ) -> dict[str, Any]:
     """One line of the table."""
-    step = [timings["forward"], timings["backward"]]
-    wall_s = sum(timing.wall_s for timing in step)
+    wall_s = sum(timing.wall_s for timing in timings.values())
     return {
         "step": name,
         **{f"{stage} ms": 1e3 * timing.wall_s for stage, timing in timings.items()},
         "total ms": 1e3 * wall_s,
-        "cpu ms": 1e3 * sum(timing.cpu_s for timing in step),
+        "cpu ms": 1e3 * sum(timing.cpu_s for timing in timings.values()),
         "needed TFLOP/s": flops / wall_s / 1e12,
         "peak MB": None if memory is None else memory / 1e6,
         "tokens": tokens,
@@ -334,7 +356,7 @@ def main() -> None:
     sizes, device = SIZES[options.size], torch.device(options.device)
     dtype = torch.bfloat16 if uses_bf16(options.dtype, device) else torch.float32
     model = build_model(sizes, device, dtype)
-    flows = ["mmu"] * sizes.mmu + ["recon"] * sizes.recon
+    flows = ["t2i"] * sizes.t2i + ["mmu"] * sizes.mmu + ["recon"] * sizes.recon
     sequences = [make_sequence(flow, i, sizes) for i, flow in enumerate(flows)]
     packed = Packed(model, sequences, sizes)
     sides: dict[str, Packed | Padded] = {
@@ -344,8 +366,10 @@ def main() -> None:
     }
     for padded in list(sides.values())[1:]:
         check_equal(packed, padded, 1e-4 if dtype == torch.float32 else 1e-2)
+    for side in sides.values():
+        side(Clock(device))  # makes the moments, which no step's peak contains
     memory = {n: peak_bytes(lambda s=side: s(Clock(device)), device) for n, side in sides.items()}
-    timings = interleaved(sides, device, options.repeats)
+    timings = interleaved(sides, device, options.repeats, warm_up=False)
     flops = Work.of(model).flops(packed.batch)
     rows = [row(n, timings[n], sides[n].tokens, flops, memory[n]) for n in sides]
     settings = {**asdict(sizes), "dtype": str(dtype), "vocabulary": sizes.vocabulary.size}
