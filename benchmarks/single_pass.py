@@ -54,13 +54,13 @@ class Sizes:
     heads: int
     mmu: int
     recon: int
-    t2i: int
     image: int
     text_tokens: int = 50295
     codebook: int = 8192
     clip_tokens: int = 576
     clip_width: int = 1024
     budget: int = 576
+    t2i: int = 1
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -68,10 +68,10 @@ class Sizes:
 
 
 SIZES = {
-    "tiny": Sizes(2, 64, 2, 1, 1, 1, 16, text_tokens=200, codebook=64, clip_tokens=36, budget=240),
-    "small": Sizes(8, 512, 8, mmu=2, recon=2, t2i=1, image=256),
-    "small-512px": Sizes(8, 512, 8, mmu=2, recon=2, t2i=1, image=1024),
-    "show-o": Sizes(24, 2048, 32, mmu=2, recon=2, t2i=1, image=1024),
+    "tiny": Sizes(2, 64, 2, 1, 1, 16, text_tokens=200, codebook=64, clip_tokens=36, budget=240),
+    "small": Sizes(8, 512, 8, mmu=2, recon=2, image=256),
+    "small-512px": Sizes(8, 512, 8, mmu=2, recon=2, image=1024),
+    "show-o": Sizes(24, 2048, 32, mmu=2, recon=2, image=1024),
 }
 
 
