@@ -31,6 +31,7 @@ from showo_dist.sequences.masking import (
     sample_rng,
 )
 from showo_dist.sequences.text import SYSTEM_PROMPT, description_prompts, question_prompt
+from showo_dist.training.rows import cut, micro_steps_of, wants_system_prompt
 from showo_kernels import build_plan
 
 
@@ -98,10 +99,11 @@ class SequenceMaker:
 
     @cached_property
     def _system(self) -> list[int]:
-        """CLIP models have a system prompt in the tuning phase; others only if the config adds it."""
-        dataset, clip = self.config.dataset, self.encoders.clip is not None
-        wanted = dataset.und_type == "llava_tuning" if clip else dataset.add_system_prompt
-        return self.text.encode(SYSTEM_PROMPT) if wanted else []
+        return self.text.encode(SYSTEM_PROMPT) if wants_system_prompt(self.config) else []
+
+    def micro_steps(self) -> int:
+        """Micro-steps of an optimizer step; see :func:`~showo_dist.training.rows.micro_steps_of`."""
+        return micro_steps_of(self.config, max(map(len, self._prompts)), len(self._system))
 
     @property
     def _budget(self) -> int:
@@ -215,6 +217,30 @@ class Account:
     wait_s: float = 0.0
     masking: dict[str, list[float]] = field(default_factory=dict)
 
+    def add(self, sequences: list[Sequence]) -> None:
+        """Count the sequences of a micro-step."""
+        self.samples += len(sequences)
+        for sequence in sequences:
+            if sequence.masking_rate is not None:
+                self.masking.setdefault(sequence.flow, []).append(sequence.masking_rate)
+
+
+@dataclass
+class _Window:
+    """Everything of one optimizer step on this rank.
+
+    Attributes:
+        rows: packed micro-batches.
+        samples: of each row.
+        read: micro-batches of the loader, which the rows were made from.
+        account: counts.
+    """
+
+    rows: list[PackedBatch]
+    samples: list[MicroBatch]
+    read: list[MicroBatch]
+    account: Account
+
 
 class PackedBatches:
     """Windows of packed micro-batches, one window per optimizer step.
@@ -223,10 +249,12 @@ class PackedBatches:
         loader: this rank's micro-batches.
         maker: samples to sequences.
         device: where the batches go.
-        window: micro-steps per optimizer step.
+        window: micro-batches of the loader per optimizer step.
         feature_width: of the model's understanding features.
         multiple_of: token count of a batch is rounded up to it.
         repeat_first: train on the first window only (``training.overfit_one_batch``).
+        rows: micro-steps that the samples of a window are spread over evenly, in order; None: a micro-step
+            for each micro-batch of the loader.
         steps: row capacities per octave; 0: rows of any multiple.
         attention: the backend that the attention plan of each batch is for.
     """
@@ -241,48 +269,56 @@ class PackedBatches:
         multiple_of: int,
         repeat_first: bool = False,
         *,
+        rows: int | None = None,
         steps: int = 0,
         attention: str = "sdpa",
     ) -> None:
         self.loader, self.maker, self.device = loader, maker, device
         self.window, self.feature_width, self.multiple_of = window, feature_width, multiple_of
-        self.steps, self.attention = steps, attention
+        self.rows, self.steps, self.attention = rows, steps, attention
         self.bad = BadSamples()
         self.latest: MicroBatch | None = None
-        self.window_read: list[MicroBatch] = []  # the samples of the last window, to name suspects
-        self._micro_steps = 0
-        self._iterator = self._windows(repeat_first)
+        self.window_read: list[
+            MicroBatch
+        ] = []  # samples of the last window by row, to name suspects
+        self._micro_batches = 0
+        self._windows = self._read(repeat_first)
 
     def __next__(self) -> tuple[list[PackedBatch], Account]:
-        return next(self._iterator)
+        start = time.perf_counter()
+        window = next(self._windows)
+        # Counted when a window is returned, so that a checkpoint after its step resumes behind it.
+        self._micro_batches += self.window
+        for batch in window.read:
+            self.bad.add(batch.skipped, good=sum(map(len, batch.samples.values())))
+        self.latest, self.window_read = window.read[-1], window.samples
+        window.account.wait_s = time.perf_counter() - start
+        return window.rows, window.account
 
     def positions(self) -> dict[str, int]:
         """Next position of each flow's stream after the windows returned so far."""
-        return self.loader.positions_after(self._micro_steps)
+        return self.loader.positions_after(self._micro_batches)
 
-    def _windows(self, repeat_first: bool) -> Iterator[tuple[list[PackedBatch], Account]]:
+    def _read(self, repeat_first: bool) -> Iterator[_Window]:
         batches = iter(self.loader)
-        first: list[MicroBatch] | None = None
+        read: list[MicroBatch] = []
         while True:
-            start, account = time.perf_counter(), Account()
             # Without repetition every window is new; with it, the first one is kept and reused.
-            if first is None or not repeat_first:
-                first = [next(batches) for _ in range(self.window)]
-            self.window_read = first
-            packed = [self._pack(batch, account) for batch in first]
-            # Counted when a window is returned, so that a checkpoint after its step resumes behind it.
-            self._micro_steps += self.window
-            account.wait_s = time.perf_counter() - start
-            yield packed, account
+            if not (read and repeat_first):
+                read = [next(batches) for _ in range(self.window)]
+            yield self._window(read)
 
-    def _pack(self, batch: MicroBatch, account: Account) -> PackedBatch:
-        self.bad.add(batch.skipped, good=sum(map(len, batch.samples.values())))
-        self.latest = batch
-        sequences = self.maker(batch)
-        account.samples += len(sequences)
-        for sequence in sequences:
-            if sequence.masking_rate is not None:
-                account.masking.setdefault(sequence.flow, []).append(sequence.masking_rate)
+    def _window(self, read: list[MicroBatch]) -> _Window:
+        # Encoded micro-batch by micro-batch, whatever the rows: the same codes to the last bit.
+        made = [(batch, self.maker(batch)) for batch in read]
+        rows = made if self.rows is None else _spread(made, self.rows)
+        account = Account()
+        for _, sequences in rows:
+            account.add(sequences)
+        packed = [self._pack(sequences) for _, sequences in rows]
+        return _Window(packed, [samples for samples, _ in rows], read, account)
+
+    def _pack(self, sequences: list[Sequence]) -> PackedBatch:
         packed = pack(
             sequences,
             pad_id=self.maker.vocabulary.pad,
@@ -293,3 +329,17 @@ class PackedBatches:
         # Planned with the batch and not in forward: by then the GPU is computing.
         packed.plan = build_plan(self.attention, packed.visibility, self.device)
         return packed.to(self.device)
+
+
+def _spread(
+    made: list[tuple[MicroBatch, list[Sequence]]], rows: int
+) -> list[tuple[MicroBatch, list[Sequence]]]:
+    """The samples and sequences of a window in ``rows`` of about as many tokens, in order."""
+    samples = [s for batch, _ in made for flow in FLOWS for s in batch.samples.get(flow, [])]
+    sequences = [sequence for _, group in made for sequence in group]
+    stretches = cut([len(sequence) for sequence in sequences], rows)
+    return [(_by_flow(samples[s]), sequences[s]) for s in stretches]
+
+
+def _by_flow(samples: list[Sample]) -> MicroBatch:
+    return MicroBatch({flow: [s for s in samples if s.flow == flow] for flow in FLOWS})
