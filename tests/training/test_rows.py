@@ -75,7 +75,9 @@ def test_no_sample_is_longer_than_the_config_allows(
     maker = _maker(config)
     maker._prompts = [max(maker._prompts, key=len)]
     found: dict[str, int] = dict.fromkeys(FLOWS, 0)
-    for batch in islice(build_loader(flow_specs(config)), 3):
+    for number, batch in enumerate(islice(build_loader(flow_specs(config)), 30)):
+        if number:
+            batch.samples["recon"] = []  # all of them are equally long, and slow to encode
         for samples in batch.samples.values():
             for sample in samples:
                 sample.codes_N = torch.zeros(64, dtype=torch.int64)  # only lengths are of interest
