@@ -198,6 +198,7 @@ def ledger_of_step(
             rows=None if config.training.tokens_per_step is None else micro_steps,
             steps=row_steps(config, engine.engine.module),
             attention=engine.engine.module.attention,
+            windows=1,
         )
         with as_if(device, engine.shapes), ledger, parts_of(ledger, engine.engine.module):
             ledger.enter("read")

@@ -1,9 +1,13 @@
 """Packed batches on the device, one window per optimizer step, with counts of the samples read."""
 
+import queue
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -234,16 +238,77 @@ class _Window:
         samples: of each row.
         read: micro-batches of the loader, which the rows were made from.
         account: counts.
+        ready: recorded on the stream that fills the rows; None on a CPU.
     """
 
     rows: list[PackedBatch]
     samples: list[MicroBatch]
     read: list[MicroBatch]
     account: Account
+    ready: torch.cuda.Event | None = None
+
+
+T = TypeVar("T")
+
+
+class Ahead(Generic[T]):
+    """Iterates in a thread, one item ahead: it makes the next item while the caller uses the last one.
+
+    The first item is made by the caller's thread. An error is raised, as it is, where its item was due.
+
+    Args:
+        items: to iterate.
+        wait: calls a function that waits for the thread, and returns its result.
+    """
+
+    def __init__(self, items: Iterator[T], wait: Callable[[Callable[[], Any]], Any]) -> None:
+        self._items, self._wait = items, wait
+        self._asked: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._made: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._next: tuple[Any, BaseException | None] | None = None
+        self._thread: threading.Thread | None = None
+
+    def __next__(self) -> T:
+        self.settle()
+        item, error = self._next or self._outcome()
+        if error is not None:
+            raise error
+        self._next = None
+        if self._thread is None:
+            # A daemon: a process that ends does not wait for data.
+            self._thread = threading.Thread(target=self._run, name="next window", daemon=True)
+            self._thread.start()
+        self._asked.put(None)
+        return item
+
+    def settle(self) -> None:
+        """Wait until the next item is made, and the thread idle."""
+        if self._thread is None or self._next is not None:
+            return
+        try:
+            self._next = self._made.get_nowait()
+        except queue.Empty:
+            self._next = self._wait(self._made.get)
+
+    def _run(self) -> None:
+        while True:
+            self._asked.get()
+            self._made.put(self._outcome())
+
+    def _outcome(self) -> tuple[Any, BaseException | None]:
+        try:
+            return next(self._items), None
+        except BaseException as error:
+            return None, error
 
 
 class PackedBatches:
     """Windows of packed micro-batches, one window per optimizer step.
+
+    The next window is read, encoded, packed and planned in a thread while the caller uses the last one. On a
+    GPU the thread has a stream of its own. A window's memory may be used again there once its last reference
+    is gone; by then the host must have waited for the work that reads it, as a step does for the gradient's
+    norm.
 
     Args:
         loader: this rank's micro-batches.
@@ -257,6 +322,7 @@ class PackedBatches:
             for each micro-batch of the loader.
         steps: row capacities per octave; 0: rows of any multiple.
         attention: the backend that the attention plan of each batch is for.
+        windows: how many there are; None: no end.
     """
 
     def __init__(
@@ -272,6 +338,7 @@ class PackedBatches:
         rows: int | None = None,
         steps: int = 0,
         attention: str = "sdpa",
+        windows: int | None = None,
     ) -> None:
         self.loader, self.maker, self.device = loader, maker, device
         self.window, self.feature_width, self.multiple_of = window, feature_width, multiple_of
@@ -282,11 +349,14 @@ class PackedBatches:
             MicroBatch
         ] = []  # samples of the last window by row, to name suspects
         self._micro_batches = 0
-        self._windows = self._read(repeat_first)
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._windows = Ahead(islice(self._read(repeat_first), windows), self._waiting)
 
     def __next__(self) -> tuple[list[PackedBatch], Account]:
         start = time.perf_counter()
         window = next(self._windows)
+        if window.ready is not None:
+            torch.cuda.current_stream(self.device).wait_event(window.ready)
         # Counted when a window is returned, so that a checkpoint after its step resumes behind it.
         self._micro_batches += self.window
         for batch in window.read:
@@ -299,6 +369,13 @@ class PackedBatches:
         """Next position of each flow's stream after the windows returned so far."""
         return self.loader.positions_after(self._micro_batches)
 
+    def settle(self) -> None:
+        """Wait until the thread is idle: encoders, tokenizer and memory are the caller's alone."""
+        self._windows.settle()
+
+    def _waiting(self, wait: Callable[[], T]) -> T:
+        return self.loader.waiting(wait)
+
     def _read(self, repeat_first: bool) -> Iterator[_Window]:
         batches = iter(self.loader)
         read: list[MicroBatch] = []
@@ -306,7 +383,16 @@ class PackedBatches:
             # Without repetition every window is new; with it, the first one is kept and reused.
             if not (read and repeat_first):
                 read = [next(batches) for _ in range(self.window)]
-            yield self._window(read)
+            yield self._beside(read)
+
+    def _beside(self, read: list[MicroBatch]) -> _Window:
+        """Make a window on the thread's own stream, where it is not queued behind the step that runs."""
+        if self._stream is None:
+            return self._window(read)
+        with torch.cuda.device(self.device), torch.cuda.stream(self._stream):
+            window = self._window(read)
+            window.ready = self._stream.record_event()
+        return window
 
     def _window(self, read: list[MicroBatch]) -> _Window:
         # Encoded micro-batch by micro-batch, whatever the rows: the same codes to the last bit.

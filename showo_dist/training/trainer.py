@@ -142,6 +142,7 @@ class Trainer:
             rows=None if config.training.tokens_per_step is None else self.micro_steps,
             steps=row_steps(config, model),
             attention=model.attention,
+            windows=config.training.max_train_steps - (reader.state.step if reader else 0),
         )
 
     def _read_data_order(self, reader: CheckpointReader | None) -> None:
@@ -330,6 +331,7 @@ class Trainer:
             self._due(experiment.eval_every) or (last and experiment.eval_every)
         ):
             self.progress.enter("validation")
+            self.batches.settle()
             with self._evaluated_weights():
                 metrics |= self.validation(self.engine)
         if metrics:
@@ -344,6 +346,7 @@ class Trainer:
     def _generate_grids(self) -> None:
         """Images of the current model; every rank takes part, because ZeRO-3 shards the weights."""
         self.progress.enter("images")
+        self.batches.settle()
         self.engine.train(False)
         with self._evaluated_weights():
             for name, image, caption in self.images(self.engine.module, self.batches.latest):
