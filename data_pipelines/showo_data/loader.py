@@ -121,19 +121,28 @@ class Loader:
 
     def __init__(self, batches: MicroBatches, loader: StatefulDataLoader) -> None:
         self._batches, self._loader = batches, loader
+        self._workers: Sequence[Any] = ()
         self._warned = os.environ.get("LOCAL_RANK", "0") != "0"  # one line for each host
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        """Iterate.
+        """Iterate. The first batch, which starts the workers, has to be read by the main thread.
 
         Raises:
             OSError: the workers cannot start.
             DeadWorkerError: a worker died; the message has its process id and how it ended.
         """
         batches = self._start()
-        workers = getattr(batches, "_workers", [])
+        self._workers = getattr(batches, "_workers", [])
         while True:
-            yield _read(workers, lambda: self._next(batches))
+            yield _read(self._workers, lambda: self._next(batches))
+
+    def waiting(self, wait: Callable[[], T]) -> T:
+        """Call ``wait``, in which the main thread waits for another one that reads.
+
+        Raises:
+            DeadWorkerError: a worker died; the reading thread may wait for it without end.
+        """
+        return _read(self._workers, wait)
 
     def _next(self, batches: Iterator["MicroBatch | _Parcel"]) -> MicroBatch:
         batch = next(batches)
@@ -275,8 +284,13 @@ def _raise_only_while_reading() -> None:
 
 
 def _interruptibly(read: Callable[[], T]) -> T:
-    """Call ``read``; until it has returned, the death of a worker may raise torch's error."""
+    """Call ``read``; until it has returned, the death of a worker may raise torch's error.
+
+    It would be raised in the main thread, so that another thread that reads is not interrupted.
+    """
     global _is_reading
+    if threading.current_thread() is not threading.main_thread():
+        return read()
     try:
         _is_reading = True
         return read()
@@ -299,6 +313,8 @@ def _read(workers: Sequence[Any], read: Callable[[], T]) -> T:
 
     try:
         return _interruptibly(read_from_living)
+    except DeadWorkerError:
+        raise  # of the thread that was waited for
     except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
         if dead := _dead(workers):
             raise DeadWorkerError(f"data worker died ({dead}): {_reason(error)}") from error

@@ -283,6 +283,16 @@ def one_learning_rate(config: TrainConfig) -> Iterator[str]:
         )
 
 
+def budget_needs_global_means(config: TrainConfig) -> Iterator[str]:
+    """A mean per micro-step is another loss when the micro-steps hold other samples."""
+    training = config.training
+    if training.tokens_per_step is not None and training.loss_normalization == "rank":
+        yield (
+            f"training.tokens_per_step = {training.tokens_per_step}: not with training.loss_normalization = "
+            "rank, a mean per micro-step; use global, or null"
+        )
+
+
 def compiled_blocks_are_whole(config: TrainConfig) -> Iterator[str]:
     """ZeRO-3 gathers weights by hooks inside a block; with compiled blocks that is untested."""
     distributed = config.distributed
@@ -444,6 +454,7 @@ RULES: tuple[Rule, ...] = (
     precision_is_known,
     mask_schedule_is_known,
     one_learning_rate,
+    budget_needs_global_means,
     compiled_blocks_are_whole,
     resume_names_a_checkpoint,
     backbone_has_a_source,

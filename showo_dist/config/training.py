@@ -119,6 +119,10 @@ class TrainingConfig:
     per length (`model.compile` or the `flex` backend), else 0."""
     gradient_accumulation_steps: Annotated[int, AT_LEAST_ONE] = 1
     """Micro-steps per optimizer step."""
+    tokens_per_step: Annotated[int | None, AT_LEAST_ONE] = None
+    """Tokens that a packed row of a micro-step holds at most, without its padding: an optimizer step has the
+    same samples, in as few rows as hold the longest ones possible. null: a micro-step holds
+    `training.batch_size_*` samples."""
     max_train_steps: Annotated[int, AT_LEAST_ONE] = 1_000_000
     """Optimizer steps of the run."""
     seed: Annotated[int, AT_LEAST_ZERO] = 10086

@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch.distributed as dist
 
 from showo_dist.runtime.exits import StoppedError
-from showo_dist.runtime.processes import parent_of
+from showo_dist.runtime.lock import parent_of
 from showo_launch.exit_codes import MACHINE_ERROR, PREEMPTED
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)

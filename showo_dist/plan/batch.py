@@ -12,6 +12,7 @@ from showo_dist.config import TrainConfig, active_flows
 from showo_dist.plan.shapes import META
 from showo_dist.sequences import PackedBatch, Sequence, Vocabulary, builders, pack
 from showo_dist.sequences.masking import IGNORE, MaskedCodes, mask_schedule
+from showo_dist.training.rows import cut, micro_steps_of
 
 # Tokens of a reconstruction prompt and of the system prompt (docs/specification.md, section 7).
 PROMPT_TOKENS, SYSTEM_TOKENS = 16, 28
@@ -42,22 +43,40 @@ class AssumedSamples:
         self._text_tokens = text_tokens
 
     def micro_batch(self, multiple_of: int, scale: int = 1) -> PackedBatch:
-        """One rank's micro-batch, packed.
+        """One rank's micro-batch, packed; with a token budget, the longest row of an optimizer step.
 
         Args:
             multiple_of: tokens and labels are rounded up to a multiple of this, as in training.
-            scale: factor of the config's batch sizes.
+            scale: factor of the config's batch sizes; without effect on a token budget.
         """
+        if self.config.training.tokens_per_step is None:
+            return self._packed(self.sequences(scale), multiple_of)
+        return max(self.rows(multiple_of), key=lambda row: row.real_tokens)
+
+    def rows(self, multiple_of: int, scale: int = 1) -> list[PackedBatch]:
+        """The packed rows of one rank's optimizer step; arguments as for :meth:`micro_batch`."""
+        if self.config.training.tokens_per_step is None:
+            return [self.micro_batch(multiple_of, scale)] * self.micro_steps()
+        read = [self.sequences() for _ in range(self.config.training.gradient_accumulation_steps)]
+        every = [sequence for group in read for sequence in group]
+        stretches = cut([len(sequence) for sequence in every], self.micro_steps())
+        return [self._packed(every[s], multiple_of) for s in stretches]
+
+    def _packed(self, sequences: list[Sequence], multiple_of: int) -> PackedBatch:
         showo = self.config.model.showo
         return pack(
-            self.sequences(scale),
+            sequences,
             pad_id=self.vocabulary.pad,
             feature_width=showo.clip_dim if showo.w_clip_vit else 0,
             multiple_of=multiple_of,
         )
 
+    def micro_steps(self) -> int:
+        """Micro-steps of an optimizer step, as in training but for the assumed lengths of prompts."""
+        return micro_steps_of(self.config, PROMPT_TOKENS, SYSTEM_TOKENS)
+
     def sequences(self, scale: int = 1) -> list[Sequence]:
-        """The sequences of one rank's micro-batch; ``scale`` as in :meth:`micro_batch`."""
+        """The sequences of one rank's ``training.batch_size_*``; ``scale`` as in :meth:`micro_batch`."""
         return [
             self._sequence(name)
             for name, flow in active_flows(self.config).items()

@@ -75,6 +75,10 @@ def main(argv: Sequence[str]) -> int:
     config = load(arguments, TrainConfig, check=False)
     check(config, for_training=False)
     _refuse_unpredicted(config)
+    if options.scaling is not None and config.training.tokens_per_step is not None:
+        raise ValueError(
+            "--scaling: counts micro-steps of training.batch_size_*; set training.tokens_per_step=null"
+        )
     from showo_dist.plan import ledger_report, report, scaling
     from showo_dist.plan.timing import gpu
 

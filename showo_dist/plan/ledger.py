@@ -92,6 +92,7 @@ class Transfer:
         blocking: whether the host waits for it.
         part: one of :data:`PARTS`.
         site: file and line of our code.
+        ahead: made for the next window, by the thread that prepares it.
     """
 
     kind: str
@@ -100,11 +101,12 @@ class Transfer:
     blocking: bool
     part: str
     site: str
+    ahead: bool = False
 
     @property
     def waits(self) -> bool:
-        """Whether the host waits for what the device still has to do."""
-        return self.blocking and self.kind != "to device"
+        """Whether the main thread waits for what the device still has to do."""
+        return self.blocking and self.kind != "to device" and not self.ahead
 
 
 def _site() -> str:
@@ -246,7 +248,8 @@ class Ledger(TorchDispatchMode):
     def transfer(self, kind: str, size: int, pinned: bool, blocking: bool) -> None:
         """Record a copy between host and device, or a wait."""
         part, *_ = self._where()
-        self.transfers.append(Transfer(kind, size, pinned, blocking, part, _site()))
+        ahead = self.phase == "read"
+        self.transfers.append(Transfer(kind, size, pinned, blocking, part, _site(), ahead))
 
     @property
     def waits(self) -> int:

@@ -139,7 +139,8 @@ def _transfers(step: StepLedger) -> Table:
     groups: dict[tuple[str, ...], list[int]] = {}
     for t in step.ledger.transfers:
         memory = "" if t.kind != "to device" else "pinned" if t.pinned else "pageable"
-        key = (t.kind, memory, "yes" if t.blocking else "no", t.part, t.site)
+        waits = "no" if not t.blocking else "another thread" if t.ahead else "yes"
+        key = (t.kind, memory, waits, t.part, t.site)
         groups.setdefault(key, []).append(t.bytes)
     for cells, sizes in sorted(groups.items()):
         table.add_row(*cells, str(len(sizes)), f"{sum(sizes) / 1e3:,.1f}")

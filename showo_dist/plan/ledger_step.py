@@ -27,6 +27,7 @@ from showo_dist.sequences import TOKEN_MULTIPLE, Sequence
 from showo_dist.training import batches, step
 from showo_dist.training.batches import PackedBatches, row_steps
 from showo_dist.training.metrics import Work
+from showo_dist.training.rows import of_engine
 from showo_dist.training.step import Stepper
 from showo_kernels import transfer
 
@@ -51,7 +52,7 @@ class StepLedger:
 
 
 class _Assumed:
-    """Makes the sequences of every micro-batch: what a plan assumes instead of samples."""
+    """Makes the sequences of every micro-batch that is read: what a plan assumes instead of samples."""
 
     def __init__(self, samples: AssumedSamples) -> None:
         self._samples, self.vocabulary = samples, samples.vocabulary
@@ -174,9 +175,9 @@ def ledger_of_step(
     device = torch.device("cuda")
     samples = AssumedSamples(config, text_tokens)
     features = config.model.showo.clip_dim if config.model.showo.w_clip_vit else 0
-    micro_steps = config.training.gradient_accumulation_steps
+    read, micro_steps = config.training.gradient_accumulation_steps, samples.micro_steps()
     with fake_ranks(0, ranks):
-        engine = EngineOfShapes(config, device, every_micro_step=True)
+        engine = EngineOfShapes(of_engine(config, micro_steps), device, every_micro_step=True)
         ledger = Ledger(device)
         stepper = Stepper(
             engine_module().DeepSpeedEngine(
@@ -188,19 +189,21 @@ def ledger_of_step(
             enter=ledger.enter,
         )
         windows = PackedBatches(
-            cast(Any, iter(MicroBatch({}) for _ in range(micro_steps))),
+            cast(Any, iter(MicroBatch({}) for _ in range(read))),
             cast(Any, _Assumed(samples)),
             META,
-            micro_steps,
+            read,
             features,
             TOKEN_MULTIPLE,
+            rows=None if config.training.tokens_per_step is None else micro_steps,
             steps=row_steps(config, engine.engine.module),
             attention=engine.engine.module.attention,
+            windows=1,
         )
         with as_if(device, engine.shapes), ledger, parts_of(ledger, engine.engine.module):
             ledger.enter("read")
             with ledger.part("encoders"):
-                for _ in range(0 if encoded else micro_steps):
+                for _ in range(0 if encoded else read):
                     _encode(encoders_of_shapes(config), config)
             with ledger.part("packing"), ledger.host():
                 window, _ = next(windows)
@@ -208,10 +211,11 @@ def ledger_of_step(
                 stepper(window)
         fuse(ledger)
     model = engine.engine.module
+    work = Work.of(model)
     return StepLedger(
         ledger,
         sum(batch.real_tokens for batch in window),
         micro_steps,
         model.config.num_hidden_layers,
-        micro_steps * Work.of(model).flops(samples.micro_batch(TOKEN_MULTIPLE)),
+        sum(work.flops(batch) for batch in window),
     )

@@ -17,6 +17,7 @@ from showo_dist.plan.shapes import PARTS
 from showo_dist.plan.study import ZERO_STAGES, Prediction, Setting, Study
 from showo_dist.plan.timing import Cluster, Gpu, gpu
 from showo_dist.sequences import TOKEN_MULTIPLE, PackedBatch
+from showo_dist.training.rows import of_engine
 
 # The rest of the memory is for the CUDA context, NCCL's buffers and the allocator's fragmentation.
 USABLE_MEMORY = 0.92
@@ -36,7 +37,7 @@ def show_plan(config: TrainConfig, options: argparse.Namespace, console: Console
     """Print all tables and the advice; return 1 if the config's own setting does not fit, else 0."""
     row, cluster = hardware_of(options)
     study = Study(config, row, cluster, options.text_tokens, options.encoded)
-    scales = sorted({1, *options.scales})
+    scales = sorted({1, *options.scales}) if config.training.tokens_per_step is None else [1]
     count = len(ZERO_STAGES) * 2 * len(scales)
     found = list(
         track(study.predictions(scales), "settings", total=count, console=console, transient=True)
@@ -112,7 +113,8 @@ def _data_line(own: Prediction, config: TrainConfig, cluster: Cluster) -> str:
 def show_dry_run(config: TrainConfig, options: argparse.Namespace, console: Console) -> int:
     """Build every rank's engine in turn, in this process; return 1 if a rank does not fit, else 0."""
     row, cluster = hardware_of(options)
-    batch = Study(config, row, cluster, options.text_tokens).samples.micro_batch(TOKEN_MULTIPLE)
+    samples = Study(config, row, cluster, options.text_tokens).samples
+    batch, config = samples.micro_batch(TOKEN_MULTIPLE), of_engine(config, samples.micro_steps())
     ranks = track(range(cluster.ranks), "ranks", console=console, transient=True)
     built = [_one_rank(config, rank, cluster.ranks, None if rank else batch) for rank in ranks]
     held = [parts for parts, _ in built]

@@ -70,8 +70,11 @@ class Rates:
         return max(busy, floor) if self.queued else busy + floor
 
     def transfer_s(self, transfer: Transfer) -> float:
-        """Time that a copy or wait keeps the device idle; a pinned copy without a wait runs beside it."""
-        if not transfer.blocking:
+        """Time that a copy or wait keeps the device idle.
+
+        A pinned copy without a wait runs beside it, and so does what another thread waits for.
+        """
+        if not transfer.blocking or transfer.ahead:
             return 0.0
         return transfer.bytes / self.to_device[not transfer.pinned] + self.wait_s
 

@@ -28,9 +28,10 @@ from showo_dist.plan.timing import (
     step_bytes,
     step_time,
 )
-from showo_dist.sequences import TOKEN_MULTIPLE, PackedBatch
+from showo_dist.sequences import TOKEN_MULTIPLE
 from showo_dist.training.metrics import Work
 from showo_dist.training.muon import by_muon, orthogonalisation_flops
+from showo_dist.training.rows import of_engine
 
 ZERO_STAGES = (0, 1, 2, 3)
 _CUDA = torch.device("cuda")
@@ -103,8 +104,7 @@ def update_of(model: Any, config: TrainConfig) -> Update:
 
 @dataclass(frozen=True)
 class Passes:
-    """Seconds of one micro-step of a rank by the ledger of the code that runs.
-
+    """Seconds of one micro-step of a rank by the ledger of the code that runs; the mean of a step's rows.
 
     Attributes:
         forward_s: packing, planning and forward, with the waits and copies of the step.
@@ -120,12 +120,14 @@ class Passes:
     def of(
         cls, config: TrainConfig, rates: Rates, text_tokens: int | None, encoded: bool
     ) -> Passes:
-        """Run the ledger of a step with one micro-step."""
+        """Run the ledger of a step with one micro-step, or with all rows of a token budget."""
         one = deepcopy(config)
-        one.training.gradient_accumulation_steps = 1
+        if config.training.tokens_per_step is None:
+            one.training.gradient_accumulation_steps = 1
         # Of all stages the same; ZeRO-0's autocast cannot run on shapes.
         one.distributed.zero_stage = 2
-        ledger = ledger_of_step(one, text_tokens, encoded=encoded).ledger
+        step = ledger_of_step(one, text_tokens, encoded=encoded)
+        ledger = step.ledger
         sums = dict.fromkeys(
             ("forward", "backward", "encoders", "step"), 0.0
         )  # "step" is the update's
@@ -138,7 +140,7 @@ class Passes:
         for transfer in ledger.transfers:
             key = "encoders" if transfer.part == "encoders" else "forward"
             sums[key] += rates.transfer_s(transfer)
-        return cls(sums["forward"], sums["backward"], sums["encoders"])
+        return cls(*(sums[key] / step.micro_steps for key in ("forward", "backward", "encoders")))
 
 
 class Study:
@@ -175,11 +177,13 @@ class Study:
         """Yield a prediction for each ZeRO stage, checkpointing and scale.
 
         Args:
-            scales: factors of the config's batch sizes.
+            scales: factors of the config's batch sizes; with a token budget only 1 is predicted.
             stages: ZeRO stages.
             both: predict with and without checkpointing; else as in the config.
         """
         wanted = (False, True) if both else (self.config.model.gradient_checkpointing,)
+        if self.config.training.tokens_per_step is not None:
+            scales = [1]
         for stage in stages:
             for checkpointing in wanted:
                 yield from self._of_engine(Setting(stage, checkpointing, 1), scales)
@@ -187,11 +191,12 @@ class Study:
     def _of_engine(self, setting: Setting, scales: Sequence[int]) -> Iterator[Prediction]:
         self.passes(setting.checkpointing)
         with fake_ranks(0, self.cluster.ranks):
-            engine = EngineOfShapes(setting.of(self.config), _CUDA)
+            config = of_engine(setting.of(self.config), self.samples.micro_steps())
+            engine = EngineOfShapes(config, _CUDA)
             for scale in scales:
                 batch = self.samples.micro_batch(TOKEN_MULTIPLE, scale)
                 profile = engine.step(batch)
-                yield self.predict(replace(setting, scale=scale), profile, batch)
+                yield self.predict(replace(setting, scale=scale), profile)
 
     def passes(self, checkpointing: bool) -> Passes:
         """Seconds of a micro-step of the config's batch; the first call must be outside of any group."""
@@ -201,12 +206,12 @@ class Study:
             self._passes[checkpointing] = Passes.of(config, rates, self._text_tokens, self._encoded)
         return self._passes[checkpointing]
 
-    def predict(self, setting: Setting, profile: StepProfile, batch: PackedBatch) -> Prediction:
+    def predict(self, setting: Setting, profile: StepProfile) -> Prediction:
         """Add time and traffic on this study's cluster to a profile."""
-        micro_steps = self.config.training.gradient_accumulation_steps
+        rows = self.samples.rows(TOKEN_MULTIPLE, setting.scale)
         shares = self.cluster.ranks if setting.zero_stage else 1
         passes = self.passes(setting.checkpointing)
-        batches = setting.scale * micro_steps
+        batches = setting.scale * len(rows)
         # Muon multiplies large matrices, in bf16.
         products = on_curve(self.gpu.rates.products[torch.bfloat16], 2048)
         update_s = self._update.bytes / self.gpu.memory_rate + self._update.flops / products
@@ -215,7 +220,7 @@ class Study:
             backward_s=passes.backward_s * batches,
             encoders_s=passes.encoders_s * batches,
             optimizer_s=update_s / shares,
-            useful_flops=self.work.flops(batch) * micro_steps,
+            useful_flops=sum(map(self.work.flops, rows)),
         )
         time = step_time(compute, profile.collectives, self.cluster)
         ranks, backend = self.cluster.ranks, self.cluster.backend
@@ -225,6 +230,6 @@ class Study:
             compute,
             time,
             step_bytes(profile.collectives, ranks, backend),
-            batch.real_tokens * micro_steps,
+            sum(row.real_tokens for row in rows),
             time.mfu(compute, self.gpu),
         )

@@ -77,6 +77,7 @@ class PackedBatch:
         label_flow_P: int64 index into :data:`FLOWS`.
         label_weights_P: float32 weights; 0 for labels added to reach a multiple.
         real_tokens: tokens of the sequences themselves, without padding of the row.
+        labels: labels with a weight above 0.
         plan: attention over the row, built with the batch; None: the model's forward builds it.
     """
 
@@ -92,6 +93,7 @@ class PackedBatch:
     label_flow_P: Tensor
     label_weights_P: Tensor
     real_tokens: int
+    labels: int = 0
     plan: AttentionPlan | None = None
 
     @property
@@ -141,6 +143,7 @@ def pack(
     sequences = [*sequences, _padding(missing, pad_id)] if missing else list(sequences)
     starts = _starts(sequences)
     ids_T = torch.cat([s.ids_L for s in sequences])
+    labels = _labels(sequences, starts, multiple_of)
     feature_rows_F = _feature_rows(sequences, starts)
     looked_up_T = torch.ones(len(ids_T), dtype=torch.bool)
     looked_up_T[feature_rows_F] = False
@@ -152,8 +155,9 @@ def pack(
         position_ids_T=torch.cat([_positions(s) for s in sequences]),
         visibility=Visibility.from_documents([s.spans for s in sequences]),
         keep_grad_T=_keep_grad(sequences),
-        **_labels(sequences, starts, multiple_of),
+        **labels,
         real_tokens=total,
+        labels=int((labels["label_weights_P"] > 0).sum()),
     )
 
 

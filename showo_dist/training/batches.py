@@ -1,9 +1,13 @@
 """Packed batches on the device, one window per optimizer step, with counts of the samples read."""
 
+import queue
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -31,6 +35,7 @@ from showo_dist.sequences.masking import (
     sample_rng,
 )
 from showo_dist.sequences.text import SYSTEM_PROMPT, description_prompts, question_prompt
+from showo_dist.training.rows import cut, micro_steps_of, wants_system_prompt
 from showo_kernels import build_plan
 
 
@@ -98,10 +103,11 @@ class SequenceMaker:
 
     @cached_property
     def _system(self) -> list[int]:
-        """CLIP models have a system prompt in the tuning phase; others only if the config adds it."""
-        dataset, clip = self.config.dataset, self.encoders.clip is not None
-        wanted = dataset.und_type == "llava_tuning" if clip else dataset.add_system_prompt
-        return self.text.encode(SYSTEM_PROMPT) if wanted else []
+        return self.text.encode(SYSTEM_PROMPT) if wants_system_prompt(self.config) else []
+
+    def micro_steps(self) -> int:
+        """Micro-steps of an optimizer step; see :func:`~showo_dist.training.rows.micro_steps_of`."""
+        return micro_steps_of(self.config, max(map(len, self._prompts)), len(self._system))
 
     @property
     def _budget(self) -> int:
@@ -215,20 +221,108 @@ class Account:
     wait_s: float = 0.0
     masking: dict[str, list[float]] = field(default_factory=dict)
 
+    def add(self, sequences: list[Sequence]) -> None:
+        """Count the sequences of a micro-step."""
+        self.samples += len(sequences)
+        for sequence in sequences:
+            if sequence.masking_rate is not None:
+                self.masking.setdefault(sequence.flow, []).append(sequence.masking_rate)
+
+
+@dataclass
+class _Window:
+    """Everything of one optimizer step on this rank.
+
+    Attributes:
+        rows: packed micro-batches.
+        samples: of each row.
+        read: micro-batches of the loader, which the rows were made from.
+        account: counts.
+        ready: recorded on the stream that fills the rows; None on a CPU.
+    """
+
+    rows: list[PackedBatch]
+    samples: list[MicroBatch]
+    read: list[MicroBatch]
+    account: Account
+    ready: torch.cuda.Event | None = None
+
+
+T = TypeVar("T")
+
+
+class Ahead(Generic[T]):
+    """Iterates in a thread, one item ahead: it makes the next item while the caller uses the last one.
+
+    The first item is made by the caller's thread. An error is raised, as it is, where its item was due.
+
+    Args:
+        items: to iterate.
+        wait: calls a function that waits for the thread, and returns its result.
+    """
+
+    def __init__(self, items: Iterator[T], wait: Callable[[Callable[[], Any]], Any]) -> None:
+        self._items, self._wait = items, wait
+        self._asked: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._made: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._next: tuple[Any, BaseException | None] | None = None
+        self._thread: threading.Thread | None = None
+
+    def __next__(self) -> T:
+        self.settle()
+        item, error = self._next or self._outcome()
+        if error is not None:
+            raise error
+        self._next = None
+        if self._thread is None:
+            # A daemon: a process that ends does not wait for data.
+            self._thread = threading.Thread(target=self._run, name="next window", daemon=True)
+            self._thread.start()
+        self._asked.put(None)
+        return item
+
+    def settle(self) -> None:
+        """Wait until the next item is made, and the thread idle."""
+        if self._thread is None or self._next is not None:
+            return
+        try:
+            self._next = self._made.get_nowait()
+        except queue.Empty:
+            self._next = self._wait(self._made.get)
+
+    def _run(self) -> None:
+        while True:
+            self._asked.get()
+            self._made.put(self._outcome())
+
+    def _outcome(self) -> tuple[Any, BaseException | None]:
+        try:
+            return next(self._items), None
+        except BaseException as error:
+            return None, error
+
 
 class PackedBatches:
     """Windows of packed micro-batches, one window per optimizer step.
+
+    The next window is read, encoded, packed and planned in a thread while the caller uses the last one. On a
+    GPU the thread has a stream of its own. A window's memory may be used again there once its last reference
+    is gone; by then the host must have waited for the work that reads it, as a step does for the gradient's
+    norm.
 
     Args:
         loader: this rank's micro-batches.
         maker: samples to sequences.
         device: where the batches go.
-        window: micro-steps per optimizer step.
+        window: micro-batches of the loader per optimizer step.
         feature_width: of the model's understanding features.
         multiple_of: token count of a batch is rounded up to it.
         repeat_first: train on the first window only (``training.overfit_one_batch``).
+        rows: micro-steps that the samples of a window are spread over evenly, in order; None: a micro-step
+            for each micro-batch of the loader.
         steps: row capacities per octave; 0: rows of any multiple.
         attention: the backend that the attention plan of each batch is for.
+        windows: how many there are; None: no end.
     """
 
     def __init__(
@@ -241,48 +335,76 @@ class PackedBatches:
         multiple_of: int,
         repeat_first: bool = False,
         *,
+        rows: int | None = None,
         steps: int = 0,
         attention: str = "sdpa",
+        windows: int | None = None,
     ) -> None:
         self.loader, self.maker, self.device = loader, maker, device
         self.window, self.feature_width, self.multiple_of = window, feature_width, multiple_of
-        self.steps, self.attention = steps, attention
+        self.rows, self.steps, self.attention = rows, steps, attention
         self.bad = BadSamples()
         self.latest: MicroBatch | None = None
-        self.window_read: list[MicroBatch] = []  # the samples of the last window, to name suspects
-        self._micro_steps = 0
-        self._iterator = self._windows(repeat_first)
+        self.window_read: list[
+            MicroBatch
+        ] = []  # samples of the last window by row, to name suspects
+        self._micro_batches = 0
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._windows = Ahead(islice(self._read(repeat_first), windows), self._waiting)
 
     def __next__(self) -> tuple[list[PackedBatch], Account]:
-        return next(self._iterator)
+        start = time.perf_counter()
+        window = next(self._windows)
+        if window.ready is not None:
+            torch.cuda.current_stream(self.device).wait_event(window.ready)
+        # Counted when a window is returned, so that a checkpoint after its step resumes behind it.
+        self._micro_batches += self.window
+        for batch in window.read:
+            self.bad.add(batch.skipped, good=sum(map(len, batch.samples.values())))
+        self.latest, self.window_read = window.read[-1], window.samples
+        window.account.wait_s = time.perf_counter() - start
+        return window.rows, window.account
 
     def positions(self) -> dict[str, int]:
         """Next position of each flow's stream after the windows returned so far."""
-        return self.loader.positions_after(self._micro_steps)
+        return self.loader.positions_after(self._micro_batches)
 
-    def _windows(self, repeat_first: bool) -> Iterator[tuple[list[PackedBatch], Account]]:
+    def settle(self) -> None:
+        """Wait until the thread is idle: encoders, tokenizer and memory are the caller's alone."""
+        self._windows.settle()
+
+    def _waiting(self, wait: Callable[[], T]) -> T:
+        return self.loader.waiting(wait)
+
+    def _read(self, repeat_first: bool) -> Iterator[_Window]:
         batches = iter(self.loader)
-        first: list[MicroBatch] | None = None
+        read: list[MicroBatch] = []
         while True:
-            start, account = time.perf_counter(), Account()
             # Without repetition every window is new; with it, the first one is kept and reused.
-            if first is None or not repeat_first:
-                first = [next(batches) for _ in range(self.window)]
-            self.window_read = first
-            packed = [self._pack(batch, account) for batch in first]
-            # Counted when a window is returned, so that a checkpoint after its step resumes behind it.
-            self._micro_steps += self.window
-            account.wait_s = time.perf_counter() - start
-            yield packed, account
+            if not (read and repeat_first):
+                read = [next(batches) for _ in range(self.window)]
+            yield self._beside(read)
 
-    def _pack(self, batch: MicroBatch, account: Account) -> PackedBatch:
-        self.bad.add(batch.skipped, good=sum(map(len, batch.samples.values())))
-        self.latest = batch
-        sequences = self.maker(batch)
-        account.samples += len(sequences)
-        for sequence in sequences:
-            if sequence.masking_rate is not None:
-                account.masking.setdefault(sequence.flow, []).append(sequence.masking_rate)
+    def _beside(self, read: list[MicroBatch]) -> _Window:
+        """Make a window on the thread's own stream, where it is not queued behind the step that runs."""
+        if self._stream is None:
+            return self._window(read)
+        with torch.cuda.device(self.device), torch.cuda.stream(self._stream):
+            window = self._window(read)
+            window.ready = self._stream.record_event()
+        return window
+
+    def _window(self, read: list[MicroBatch]) -> _Window:
+        # Encoded micro-batch by micro-batch, whatever the rows: the same codes to the last bit.
+        made = [(batch, self.maker(batch)) for batch in read]
+        rows = made if self.rows is None else _spread(made, self.rows)
+        account = Account()
+        for _, sequences in rows:
+            account.add(sequences)
+        packed = [self._pack(sequences) for _, sequences in rows]
+        return _Window(packed, [samples for samples, _ in rows], read, account)
+
+    def _pack(self, sequences: list[Sequence]) -> PackedBatch:
         packed = pack(
             sequences,
             pad_id=self.maker.vocabulary.pad,
@@ -293,3 +415,17 @@ class PackedBatches:
         # Planned with the batch and not in forward: by then the GPU is computing.
         packed.plan = build_plan(self.attention, packed.visibility, self.device)
         return packed.to(self.device)
+
+
+def _spread(
+    made: list[tuple[MicroBatch, list[Sequence]]], rows: int
+) -> list[tuple[MicroBatch, list[Sequence]]]:
+    """The samples and sequences of a window in ``rows`` of about as many tokens, in order."""
+    samples = [s for batch, _ in made for flow in FLOWS for s in batch.samples.get(flow, [])]
+    sequences = [sequence for _, group in made for sequence in group]
+    stretches = cut([len(sequence) for sequence in sequences], rows)
+    return [(_by_flow(samples[s]), sequences[s]) for s in stretches]
+
+
+def _by_flow(samples: list[Sample]) -> MicroBatch:
+    return MicroBatch({flow: [s for s in samples if s.flow == flow] for flow in FLOWS})

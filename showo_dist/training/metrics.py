@@ -64,8 +64,8 @@ class Work:
 
         Padding, masked pairs and recomputation do not count as useful work.
         """
-        labels = int((batch.label_weights_P > 0).sum())
-        matrices = 6 * (self.block_parameters * batch.real_tokens + self.head_parameters * labels)
+        tokens, labels = batch.real_tokens, batch.labels
+        matrices = 6 * (self.block_parameters * tokens + self.head_parameters * labels)
         return matrices + 12 * self.attention_width * batch.visibility.pairs()
 
 

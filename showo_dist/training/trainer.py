@@ -40,6 +40,7 @@ from showo_dist.training.images import ImageGrids
 from showo_dist.training.metrics import Meter, Peak, Work
 from showo_dist.training.muon import first_update_line
 from showo_dist.training.nonfinite import NonFiniteSteps
+from showo_dist.training.rows import of_engine
 from showo_dist.training.setup import (
     averages_of,
     carry_optimizer,
@@ -91,11 +92,12 @@ class Trainer:
         self.specs = flow_specs(config, clip.resolution if clip else None)
         masking = masking_options(config, self.batch_shape)
         self.maker = SequenceMaker(config, self.text, self.vocabulary, self.encoders, masking)
+        self.micro_steps = self.maker.micro_steps()
         # Before the engine: a missing shard should fail in seconds, not after the model was sharded.
         self.notes: list[str] = list(resume.warnings)
         self.data: dict[str, dict[str, str]] = {}
         self.batches = self._batches(reader, model)
-        self.engine = build_engine(model, config, ranks.device)
+        self.engine = build_engine(model, of_engine(config, self.micro_steps), ranks.device)
         self.step, self.updated = 0, False
         if reader is not None:
             self._restore(reader)
@@ -137,8 +139,10 @@ class Trainer:
             model.feature_width,
             TOKEN_MULTIPLE,
             config.training.overfit_one_batch,
+            rows=None if config.training.tokens_per_step is None else self.micro_steps,
             steps=row_steps(config, model),
             attention=model.attention,
+            windows=config.training.max_train_steps - (reader.state.step if reader else 0),
         )
 
     def _read_data_order(self, reader: CheckpointReader | None) -> None:
@@ -203,12 +207,22 @@ class Trainer:
             f"{self.engine.description}, {self.engine.dtype}",
             self.initial,
             f"flows (samples per rank and micro-step × coefficient): {flows}",
+            *self._rows_used(),
             f"{start} step {self.step}",
             *self._averages_used(),
             *self.notes,
             *warnings_about(self.config),
         ):
             self.logger.event(line)
+
+    def _rows_used(self) -> list[str]:
+        """A line for the log when rows are filled to a token budget."""
+        training = self.config.training
+        line = (
+            f"training.tokens_per_step = {training.tokens_per_step}: the samples of "
+            f"{training.gradient_accumulation_steps} micro-steps in {self.micro_steps}"
+        )
+        return [line] if training.tokens_per_step is not None else []
 
     def _averages_used(self) -> list[str]:
         """A line for the log when the averaged weights are evaluated."""
@@ -317,6 +331,7 @@ class Trainer:
             self._due(experiment.eval_every) or (last and experiment.eval_every)
         ):
             self.progress.enter("validation")
+            self.batches.settle()
             with self._evaluated_weights():
                 metrics |= self.validation(self.engine)
         if metrics:
@@ -331,6 +346,7 @@ class Trainer:
     def _generate_grids(self) -> None:
         """Images of the current model; every rank takes part, because ZeRO-3 shards the weights."""
         self.progress.enter("images")
+        self.batches.settle()
         self.engine.train(False)
         with self._evaluated_weights():
             for name, image, caption in self.images(self.engine.module, self.batches.latest):

@@ -230,6 +230,12 @@ BROKEN = {
             "distributed.deepspeed is set: needs distributed.engine=deepspeed",
         ),
     ],
+    "budget_needs_global_means": [
+        (
+            ["training.tokens_per_step=500", "training.loss_normalization=rank"],
+            "training.tokens_per_step = 500: not with training.loss_normalization = rank",
+        ),
+    ],
     "compiled_blocks_are_whole": [
         (
             ["model.compile=true", "distributed.zero_stage=3"],

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from showo_dist.runtime.processes import started_at
+from showo_dist.runtime.lock import started_at
 from showo_dist.training.extensions import check_cache_folders
 from showo_kernels.cpu import compiled
 from showo_kernels.folders import make_private

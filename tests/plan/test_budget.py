@@ -75,6 +75,16 @@ def test_clipping_and_compilation_wait_no_more() -> None:
     assert counted(step_of(1, "training.max_grad_norm=1.0", "model.compile=true")) == BUDGET
 
 
+def test_a_token_budget_waits_no_more_and_adds_gradients_once() -> None:
+    plain, budget = step_of(1), step_of(1, "training.tokens_per_step=32768")
+    assert counted(budget) == BUDGET
+    assert (budget.micro_steps, plain.micro_steps) == (1, MICRO_STEPS)
+    assert budget.tokens == plain.tokens
+    assert budget.useful_flops == pytest.approx(plain.useful_flops, rel=1e-4)
+    sums = [sum(e.part == "gradient sums" for e in s.ledger.entries) for s in (budget, plain)]
+    assert sums[0] <= 0.6 * sums[1]
+
+
 def test_kernels_and_bytes_of_a_compiled_layer() -> None:
     compiled = "model.compile=true"
     step = step_of(1, compiled)

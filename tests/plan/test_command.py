@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from showo_dist.config import TrainConfig, load
 from showo_dist.plan.cli import main
-from showo_dist.plan.timing import GPUS
+from showo_dist.plan.study import Study
+from showo_dist.plan.timing import GPUS, Cluster
 
 CONFIG = f"config={Path(__file__).parents[2]}/configs/mini/pretrain.yaml"
 
@@ -33,6 +35,22 @@ def test_every_setting_has_memory_and_time(capsys: pytest.CaptureFixture[str]) -
     assert all(float(cells[-2]) > 0 and cells[-1] == "yes" for cells in memory)
     assert all(float(cells[7]) >= float(cells[4]) > 0 for cells in time), "step, compute"
     assert "limited by" in printed and "samples/s per host" in printed
+
+
+def test_a_token_budget_has_one_scale_and_the_same_tokens() -> None:
+    config = load([CONFIG, "training.gradient_accumulation_steps=4"], TrainConfig, check=False)
+    found = []
+    for budget in (None, 20000):
+        config.training.tokens_per_step = budget
+        study = Study(config, GPUS["h200"], Cluster.of(GPUS["h200"], 1, 2), encoded=True)
+        found.append(list(study.predictions([1, 2] if budget else [1], [2], both=False)))
+    (plain,), (one,) = found
+    assert one.tokens == plain.tokens
+    assert one.compute.useful_flops == pytest.approx(plain.compute.useful_flops, rel=1e-3)
+    assert one.sent < plain.sent, "ZeRO-2 sends gradients in every micro-step"
+    assert one.profile.peak > plain.profile.peak
+    with pytest.raises(ValueError, match="--scaling: counts micro-steps"):
+        main([CONFIG, "training.tokens_per_step=2000", "--scaling", "x.png"])
 
 
 def test_what_does_not_fit_is_an_exit_code(
