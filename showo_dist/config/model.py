@@ -51,8 +51,8 @@ class ShowoConfig:
     llm_model_path: str | None = "microsoft/phi-1_5"
     """Language model to start from (folder or hub id); null with `llm_config`."""
     llm_config: dict[str, Any] | None = None
-    """Fields of the backbone's own config (PhiConfig), to build it with random weights; null: read
-    `llm_model_path`."""
+    """Fields of the backbone's own config, to build it with random weights; `model_type` names its family in
+    transformers (default `phi`; docs/backbones.md). null: read `llm_model_path`."""
     tokenizer_path: str | None = None
     """Text tokenizer, a folder or hub id; null: `llm_model_path`."""
     resize: bool = False

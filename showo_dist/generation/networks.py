@@ -249,10 +249,10 @@ def _load_model(
     half = precision == "bf16" or (device.type == "cuda" and uses_bf16(precision, device))
     dtype = torch.bfloat16 if half else torch.float32
     backend, _ = select_backend(config.model.attention, device, dtype)
-    model = load_showo(source, attention="auto", device=device).to(dtype).eval()
+    model = load_showo(source, attention="auto", device=device).eval()
+    for parameter in model.parameters():  # not the rotary frequencies, which must stay fp32
+        parameter.data = parameter.data.to(dtype)
     model.attention = backend
-    rotary = model.showo.model.rotary_emb  # made again, because its frequencies must stay fp32
-    model.showo.model.rotary_emb = type(rotary)(config=model.config).to(device)
     return model
 
 
