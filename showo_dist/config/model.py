@@ -26,11 +26,12 @@ class VQModelConfig:
 class ShowoConfig:
     """The transformer and its vocabulary (docs/specification.md, sections 1 and 2)."""
 
-    vocab_size: int = 58498
+    vocab_size: int | None = None
     """Rows of the embedding table: `llm_vocab_size + num_new_special_tokens + codebook_size + 1`
-    (the mask token)."""
+    (the mask token), 58,498 by default; null: worked out."""
     llm_vocab_size: Annotated[int, AT_LEAST_ONE] = 50295
-    """Text tokens of the language model."""
+    """Text ids of the tokenizer, its chat and other added tokens included; more than it has leaves rows
+    unused."""
     num_new_special_tokens: Annotated[int, AT_LEAST_ONE] = 10
     """Special tokens after the text tokens: [PAD] and nine more (docs/specification.md, section 1)."""
     codebook_size: Annotated[int, AT_LEAST_ONE] = 8192
@@ -58,6 +59,13 @@ class ShowoConfig:
     resize: bool = False
     """Start from weights of another vocabulary or codebook: shared rows are kept, new ones are
     initialised from `training.seed`, and an unused CLIP projector is dropped. false: an error."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of the embedding table: `vocab_size`, worked out where it is null."""
+        if self.vocab_size is not None:
+            return self.vocab_size
+        return self.llm_vocab_size + self.num_new_special_tokens + self.codebook_size + 1
 
 
 @dataclass(kw_only=True)

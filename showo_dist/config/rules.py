@@ -143,7 +143,7 @@ def vocabulary_adds_up(config: TrainConfig) -> Iterator[str]:
     """Text + special tokens + image codes + the mask token (docs/specification.md, section 1)."""
     showo = config.model.showo
     total = showo.llm_vocab_size + showo.num_new_special_tokens + showo.codebook_size + 1
-    if showo.vocab_size != total:
+    if showo.rows != total:
         yield (
             f"model.showo.vocab_size = {showo.vocab_size}: expected {total} = "
             f"llm_vocab_size {showo.llm_vocab_size} + "

@@ -173,7 +173,9 @@ class Networks:
 
     def question_sequences(self, conversations: Sequence[Sequence[Turn]]) -> list[TokenSequence]:
         """Make sequences of conversations that end with a question, up to where the answer begins."""
-        rows = [flatten(turns, self.question_style) for turns in conversations]
+        rows = [
+            flatten(turns, self.question_style, self.text.end_of_text) for turns in conversations
+        ]
         pieces = self._pieces(rows, self.encode_for_questions)
         system = self.text.encode(self.system_prompt) if self.system_prompt else []
         bos = self.question_style == "demo" and self.clip is None

@@ -94,20 +94,20 @@ def backbone_config(showo: ShowoConfig) -> PreTrainedConfig:
         ValueError: the language model's config cannot be read, neither key is set, or a field is unknown.
     """
     if showo.llm_config is not None:
-        return _named("model.showo.llm_config", _from_fields, showo.llm_config, showo.vocab_size)
+        return _named("model.showo.llm_config", _from_fields, showo.llm_config, showo.rows)
     path = showo.llm_model_path
     if path is None:
         raise ValueError(
             "model.showo.llm_model_path and model.showo.llm_config are both null: set one"
         )
     if path == PHI_1_5:
-        return PhiConfig(vocab_size=showo.vocab_size)
+        return PhiConfig(vocab_size=showo.rows)
     key = f"model.showo.llm_model_path = {path}"
     return _named(
         key,
         AutoConfig.from_pretrained,
         path,
-        vocab_size=showo.vocab_size,
+        vocab_size=showo.rows,
         trust_remote_code=False,
     )
 

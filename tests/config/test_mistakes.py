@@ -100,7 +100,10 @@ BROKEN = {
             ["model.showo.vocab_size=58497"],
             "vocab_size = 58497: expected 58498 = llm_vocab_size 50295",
         ),
-        (["model.showo.llm_vocab_size=50000"], "vocab_size = 58498: expected 58203"),
+        (
+            ["model.showo.llm_vocab_size=50000", "model.showo.vocab_size=58498"],
+            "vocab_size = 58498: expected 58203",
+        ),
     ],
     "codebook_is_a_power_of_two": [
         (

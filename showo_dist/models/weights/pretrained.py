@@ -58,7 +58,7 @@ def from_language_model(showo: ShowoConfig, attention: str = "sdpa") -> ShowO:
 def _kept_rows(showo: ShowoConfig, model: ShowO, rows: int) -> int:
     """How many rows of a language model's table ours starts with; the others are new tokens."""
     padded = family_of(model.config.model_type).padded_rows
-    return min(rows, showo.vocab_size if padded else showo.llm_vocab_size)
+    return min(rows, showo.rows if padded else showo.llm_vocab_size)
 
 
 def load_showo(
@@ -173,13 +173,13 @@ def config_json(showo: ShowoConfig, model: ShowO) -> str:
     values: dict[str, Any] = {
         "_class_name": "Showo",
         "w_clip_vit": showo.w_clip_vit,
-        "vocab_size": showo.vocab_size,
+        "vocab_size": showo.rows,
         "llm_vocab_size": showo.llm_vocab_size,
         "llm_model_path": showo.llm_model_path,
         "codebook_size": showo.codebook_size,
         "num_vq_tokens": showo.num_vq_tokens,
         "num_new_special_tokens": showo.num_new_special_tokens,
-        "mask_token_id": showo.vocab_size - 1,
+        "mask_token_id": showo.rows - 1,
         "clip_dim": showo.clip_dim,
         "clip_tokens": showo.clip_tokens,
         "llm_config": _plain_config(model.config),
