@@ -36,7 +36,6 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "layer_types": ["sliding_attention", "full_attention"],
     },
     "mistral": {**_SIZES, "num_key_value_heads": 2, "sliding_window": 4},
-    "olmo2": {**_SIZES, "attention_bias": True},
     "gpt_neox": {**_SIZES, "attention_bias": True},
 }
 

@@ -1,7 +1,11 @@
-"""One thread: the models are tiny."""
+"""One thread, because the models are tiny; the process groups of the single pass's tests."""
 
 import pytest
 import torch
+
+from tests.single_pass.conftest import group
+
+__all__ = ["group"]
 
 
 @pytest.fixture(autouse=True)
