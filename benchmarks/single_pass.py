@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from transformers import PhiConfig
 from transformers.activations import NewGELUActivation
 
-from showo_dist.models.showo import ATTENTION, ShowO
+from showo_dist.models.backbone import ATTENTION
+from showo_dist.models.showo import ShowO
 from showo_dist.runtime.precision import uses_bf16
 from showo_dist.sequences import FLOWS, PackedBatch, Sequence, Vocabulary, builders, pack
 from showo_dist.sequences.builders import CLIP_RECON_TEXT_WIDTH

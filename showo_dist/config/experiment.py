@@ -112,10 +112,8 @@ class LoraConfig:
     dropout: Annotated[float, BELOW_ONE] = 0.0
     """Dropout on the adapters' input, 0 to below 1. Above 0 the loss curve depends on how samples are
     distributed over ranks."""
-    target_modules: list[str] = field(
-        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"]
-    )
-    """Names of the blocks' linear layers that get an adapter."""
+    target_modules: list[str] | None = None
+    """Names of the blocks' linear layers that get an adapter, as `q_proj`; null: all of them."""
     train_embeddings: bool = False
     """Also train the whole embedding table."""
     train_head: bool = False

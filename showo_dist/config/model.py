@@ -26,11 +26,12 @@ class VQModelConfig:
 class ShowoConfig:
     """The transformer and its vocabulary (docs/specification.md, sections 1 and 2)."""
 
-    vocab_size: int = 58498
+    vocab_size: int | None = None
     """Rows of the embedding table: `llm_vocab_size + num_new_special_tokens + codebook_size + 1`
-    (the mask token)."""
+    (the mask token), 58,498 by default; null: worked out."""
     llm_vocab_size: Annotated[int, AT_LEAST_ONE] = 50295
-    """Text tokens of the language model."""
+    """Text ids of the tokenizer, its chat and other added tokens included; more than it has leaves rows
+    unused."""
     num_new_special_tokens: Annotated[int, AT_LEAST_ONE] = 10
     """Special tokens after the text tokens: [PAD] and nine more (docs/specification.md, section 1)."""
     codebook_size: Annotated[int, AT_LEAST_ONE] = 8192
@@ -51,13 +52,20 @@ class ShowoConfig:
     llm_model_path: str | None = "microsoft/phi-1_5"
     """Language model to start from (folder or hub id); null with `llm_config`."""
     llm_config: dict[str, Any] | None = None
-    """Fields of the backbone's own config (PhiConfig), to build it with random weights; null: read
-    `llm_model_path`."""
+    """Fields of the backbone's own config, to build it with random weights; `model_type` names its family in
+    transformers (default `phi`; docs/backbones.md). null: read `llm_model_path`."""
     tokenizer_path: str | None = None
     """Text tokenizer, a folder or hub id; null: `llm_model_path`."""
     resize: bool = False
     """Start from weights of another vocabulary or codebook: shared rows are kept, new ones are
     initialised from `training.seed`, and an unused CLIP projector is dropped. false: an error."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of the embedding table: `vocab_size`, worked out where it is null."""
+        if self.vocab_size is not None:
+            return self.vocab_size
+        return self.llm_vocab_size + self.num_new_special_tokens + self.codebook_size + 1
 
 
 @dataclass(kw_only=True)

@@ -48,8 +48,6 @@ BACKBONE_KEYS = (
     *("model_type", "architectures", "dtype", "torch_dtype", "transformers_version"),
 )
 MASK_SCHEDULE = re.compile(r"cosine|linear|sigmoid|pow\d+(\.\d+)?")
-# Linear layers of a block that peft can adapt.
-ADAPTABLE = ("q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2")
 
 
 def check(config: TrainConfig, for_training: bool = True) -> None:
@@ -145,7 +143,7 @@ def vocabulary_adds_up(config: TrainConfig) -> Iterator[str]:
     """Text + special tokens + image codes + the mask token (docs/specification.md, section 1)."""
     showo = config.model.showo
     total = showo.llm_vocab_size + showo.num_new_special_tokens + showo.codebook_size + 1
-    if showo.vocab_size != total:
+    if showo.rows != total:
         yield (
             f"model.showo.vocab_size = {showo.vocab_size}: expected {total} = "
             f"llm_vocab_size {showo.llm_vocab_size} + "
@@ -318,7 +316,7 @@ def backbone_has_a_source(config: TrainConfig) -> Iterator[str]:
 
 
 def backbone_sizes_are_whole(config: TrainConfig) -> Iterator[str]:
-    """``llm_config`` gives all sizes, and heads that divide the width."""
+    """``llm_config`` gives all sizes, and heads that divide the width, unless it gives theirs."""
     sizes = config.model.showo.llm_config
     if sizes is None:
         return
@@ -327,7 +325,7 @@ def backbone_sizes_are_whole(config: TrainConfig) -> Iterator[str]:
             value = sizes.get(name)
             yield f"model.showo.llm_config.{name} = {value!r}: expected an integer above 0"
             return
-    if sizes["hidden_size"] % sizes["num_attention_heads"]:
+    if sizes["hidden_size"] % sizes["num_attention_heads"] and not sizes.get("head_dim"):
         yield (
             f"model.showo.llm_config.hidden_size = {sizes['hidden_size']}: expected a multiple of "
             f"num_attention_heads = {sizes['num_attention_heads']}"
@@ -335,8 +333,14 @@ def backbone_sizes_are_whole(config: TrainConfig) -> Iterator[str]:
 
 
 def backbone_keys_are_known(config: TrainConfig) -> Iterator[str]:
-    """A misspelt field of ``llm_config`` would leave PhiConfig's default in place."""
-    for name, value in (config.model.showo.llm_config or {}).items():
+    """A misspelt field of ``llm_config`` would leave the family's default in place.
+
+    Other families than Phi are asked when the model is built: transformers is slow to import.
+    """
+    fields = config.model.showo.llm_config or {}
+    if fields.get("model_type", "phi") != "phi":
+        return
+    for name, value in fields.items():
         if name not in BACKBONE_KEYS:
             (near,) = get_close_matches(str(name), BACKBONE_KEYS, n=1, cutoff=0.0)
             key = f"model.showo.llm_config.{name}"
@@ -363,14 +367,9 @@ def adapters_have_a_base(config: TrainConfig) -> Iterator[str]:
 
 
 def adapted_layers_exist(config: TrainConfig) -> Iterator[str]:
-    """The head and the table are trained whole or not at all."""
-    if not config.lora.rank:
-        return
-    names = config.lora.target_modules
-    unknown = [name for name in names if name not in ADAPTABLE]
-    if unknown or not names:
-        shown = unknown[0] if unknown else names
-        yield f"lora.target_modules = {shown}: expected some of {', '.join(ADAPTABLE)}"
+    """LoRA adapts something; whether the blocks have such layers shows when the model is built."""
+    if config.lora.rank and config.lora.target_modules == []:
+        yield "lora.target_modules = []: name a layer of the blocks, as q_proj, or null for all"
 
 
 def moments_have_a_source(config: TrainConfig) -> Iterator[str]:

@@ -14,6 +14,7 @@ from showo_dist.checkpoint.slices import EMA, MOMENTS
 from showo_dist.checkpoint.state import CONFIG
 from showo_dist.config import TrainConfig
 from showo_dist.config.loader import load_file
+from showo_dist.models.backbone import EMBEDDINGS, block_of
 from showo_dist.models.weights.folder import (
     CONFIG_NAME,
     check_prefix,
@@ -30,14 +31,7 @@ from showo_dist.models.weights.sources import (
     own_weights,
 )
 
-# Prefix of a parameter's name -> part of the model; the first match counts.
-_PARTS = {
-    "showo.model.embed_tokens.": "embedding table",
-    "showo.model.layers.": "blocks",
-    "showo.model.": "final norm",
-    "showo.lm_head.": "head",
-    "mm_projector.": "CLIP projector",
-}
+_ROOTS = ("showo.", "mm_projector.")  # of all names of weights
 
 
 def inspect(source: str | Path) -> RenderableType:
@@ -54,7 +48,7 @@ def inspect(source: str | Path) -> RenderableType:
     folder = local_folder(source)
     weights = own_weights(folder)
     read_config(folder)  # refuses values of another type
-    check_prefix(folder, weights.meta, lambda name: name.startswith(tuple(_PARTS)))
+    check_prefix(folder, weights.meta, lambda name: name.startswith(_ROOTS))
     is_checkpoint = isinstance(weights, CheckpointWeights)
     facts = dict(_run_facts(folder)) if is_checkpoint else {"kind": "model folder"}
     facts |= dict(_model_facts(folder))
@@ -109,7 +103,13 @@ def _facts(title: str, facts: Mapping[str, str]) -> Table:
 def _part(name: str) -> str:
     if name.endswith((A_SUFFIX, B_SUFFIX)):
         return "adapters"
-    return next((part for prefix, part in _PARTS.items() if name.startswith(prefix)), "other")
+    if name.startswith("mm_projector."):
+        return "CLIP projector"
+    if any(table in name for table in EMBEDDINGS):
+        return "embedding table"
+    if block_of(name) is not None:
+        return "blocks"
+    return "head" if any(head in name for head in ("lm_head.", "embed_out.")) else "final norm"
 
 
 def _parameters(meta: Mapping[str, Tensor]) -> Table:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from showo_dist.sequences import Sequence, Vocabulary
 from showo_dist.sequences.builders import CLIP_RECON_TEXT_WIDTH, t2i_prompt
-from showo_dist.sequences.text import END_OF_TEXT, IMAGE_MARKER, question_prompt
+from showo_dist.sequences.text import IMAGE_MARKER, question_prompt
 from showo_kernels import Span
 
 Part = str | Image.Image
@@ -53,7 +53,7 @@ QUESTION_STYLES: dict[str, Callable[[str], str]] = {
 }
 
 
-def flatten(turns: Iterable[Turn], style: str) -> list[Part]:
+def flatten(turns: Iterable[Turn], style: str, end: str) -> list[Part]:
     """Return the texts and images of a conversation in reading order, with the marks of the speakers.
 
     Images at the beginning of a user's turn come before its ``USER:``, as in training.
@@ -61,12 +61,13 @@ def flatten(turns: Iterable[Turn], style: str) -> list[Part]:
     Args:
         turns: alternating turns; the last one is the user's if an answer follows.
         style: a key of :data:`QUESTION_STYLES`.
+        end: the tokenizer's end of text, behind each answer.
     """
     parts: list[Part] = []
     for turn in turns:
         content = _joined([_plain(p) if isinstance(p, str) else p for p in turn.parts])
         if turn.role == "assistant":
-            parts += [" ", *content, END_OF_TEXT]
+            parts += [" ", *content, end]
             continue
         while content and not isinstance(content[0], str):
             parts.append(content.pop(0))

@@ -173,7 +173,9 @@ class Networks:
 
     def question_sequences(self, conversations: Sequence[Sequence[Turn]]) -> list[TokenSequence]:
         """Make sequences of conversations that end with a question, up to where the answer begins."""
-        rows = [flatten(turns, self.question_style) for turns in conversations]
+        rows = [
+            flatten(turns, self.question_style, self.text.end_of_text) for turns in conversations
+        ]
         pieces = self._pieces(rows, self.encode_for_questions)
         system = self.text.encode(self.system_prompt) if self.system_prompt else []
         bos = self.question_style == "demo" and self.clip is None
@@ -249,10 +251,10 @@ def _load_model(
     half = precision == "bf16" or (device.type == "cuda" and uses_bf16(precision, device))
     dtype = torch.bfloat16 if half else torch.float32
     backend, _ = select_backend(config.model.attention, device, dtype)
-    model = load_showo(source, attention="auto", device=device).to(dtype).eval()
+    model = load_showo(source, attention="auto", device=device).eval()
+    for parameter in model.parameters():  # not the rotary frequencies, which must stay fp32
+        parameter.data = parameter.data.to(dtype)
     model.attention = backend
-    rotary = model.showo.model.rotary_emb  # made again, because its frequencies must stay fp32
-    model.showo.model.rotary_emb = type(rotary)(config=model.config).to(device)
     return model
 
 

@@ -5,59 +5,34 @@ one ``forward`` that an engine wraps, on every rank and for every mix of flows. 
 gradients that never come, and ZeRO-3's gather hooks run in a different order on each rank and hang.
 """
 
-import inspect
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, Cache, PhiConfig, PhiForCausalLM, PhiModel
+from transformers import Cache, PreTrainedConfig
 from transformers.activations import NewGELUActivation
 
 from showo_dist.config.flows import FLOWS
 from showo_dist.config.model import ShowoConfig
+from showo_dist.models.backbone import (
+    backbone_config,
+    blocks_of,
+    build_backbone,
+    cache_name,
+    named_tables,
+)
 from showo_dist.sequences.pack import PackedBatch
 from showo_kernels import (
     AttentionPlan,
     TanhGELU,
     allow_capacities,
-    attend,
     build_plan,
     compilable,
     flow_losses,
     join_flows,
 )
-
-ATTENTION = "showo_omni"
-
-
-def _omni_attention(
-    module: nn.Module,
-    query_BHTD: Tensor,
-    key_BHTD: Tensor,
-    value_BHTD: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    scaling: float,
-    plan: Any,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """transformers' signature: output is (B, T, H, D), and no attention weights exist."""
-    # Under autocast the q/k norms come out in fp32; the kernels want one type.
-    query_BHTD, key_BHTD = (x.to(value_BHTD.dtype) for x in (query_BHTD, key_BHTD))
-    out_BHTD = attend(query_BHTD, key_BHTD, value_BHTD, plan, scale=scaling)
-    return out_BHTD.transpose(1, 2), None
-
-
-def register() -> str:
-    """Make the attention known to transformers; returns the name to put in a model's config."""
-    AttentionInterface.register(ATTENTION, _omni_attention)
-    return ATTENTION
-
-
-# What this version of transformers calls the argument; the old name will be dropped.
-_CACHE = "cache" if "cache" in inspect.signature(PhiModel.forward).parameters else "past_key_values"
 
 
 class LossHead(nn.Linear):
@@ -105,41 +80,70 @@ class ShowO(nn.Module):
     """Backbone, embedding table, optional CLIP projector, head and losses.
 
     Args:
-        backbone: transformers config of the decoder; its ``vocab_size`` counts text, special tokens,
-            image codes and the mask token. q/k LayerNorm is switched on.
+        backbone: transformers config of the decoder, of any family that
+            :func:`~showo_dist.models.backbone.build_backbone` accepts; its ``vocab_size`` counts text,
+            special tokens, image codes and the mask token.
         feature_width: width of the understanding features, 0 for a model without projector.
         attention: backend of :func:`showo_kernels.build_plan`.
 
     Attributes:
         adapters: what ``config.json`` says about LoRA adapters inside; None without.
         compiled: whether blocks train under ``torch.compile``; see :meth:`compile_blocks`.
+
+    Raises:
+        ValueError: the family cannot take Show-o's mask; see :mod:`showo_dist.models.backbone`.
     """
 
     def __init__(
-        self, backbone: PhiConfig, feature_width: int = 0, attention: str = "sdpa"
+        self, backbone: PreTrainedConfig, feature_width: int = 0, attention: str = "sdpa"
     ) -> None:
         super().__init__()
-        # Not in phi-1.5's own config: Show-o adds it (docs/specification.md, section 2).
-        backbone.qk_layernorm = True
-        # Training keeps no keys and values; generation passes its own cache.
-        backbone.use_cache = False
-        backbone._attn_implementation = register()
         self.attention = attention
         self.feature_width = feature_width
         self.label_smoothing = 0.0
         self.adapters: dict[str, Any] | None = None
         self.compiled = False
-        self.showo = PhiForCausalLM(backbone)
+        self.showo = build_backbone(backbone)
+        self._cache_name = cache_name(self.showo)
         # The losses are computed inside the head: ZeRO-3 gathers a weight for its own module only, and so the
         # fused head and cross-entropy never see an empty weight.
-        self.showo.lm_head = _loss_head(self.showo.lm_head)
+        self.showo.set_output_embeddings(_loss_head(self.showo.get_output_embeddings()))
         _fuse_activations(self.showo)
         if feature_width:
             self.mm_projector = clip_projector(feature_width, backbone.hidden_size)
 
     @property
-    def config(self) -> PhiConfig:
+    def config(self) -> PreTrainedConfig:
         return self.showo.config
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The transformer blocks, in order."""
+        return blocks_of(self.showo)
+
+    @property
+    def head(self) -> LossHead:
+        """The output head with its losses."""
+        return cast(LossHead, self.showo.get_output_embeddings())
+
+    @property
+    def embeddings(self) -> nn.Embedding:
+        """The embedding table."""
+        return cast(nn.Embedding, self.showo.get_input_embeddings())
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """Names of the parameters of embedding table and head."""
+        return tuple(named_tables(self.showo, "showo."))
+
+    @property
+    def attention_width(self) -> int:
+        """Heads times head width, summed over the blocks."""
+        config = self.config
+        width = (
+            getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        )
+        return config.num_hidden_layers * config.num_attention_heads * width
 
     def compile_blocks(self) -> None:
         """Put every block under ``torch.compile`` for training, one graph per block and capacity.
@@ -149,7 +153,7 @@ class ShowO(nn.Module):
         """
         allow_capacities()
         self.compiled = True
-        for block in self.showo.model.layers:
+        for block in self.blocks:
             block.forward = _compiled_for_training(block.forward)
 
     @property
@@ -160,9 +164,9 @@ class ShowO(nn.Module):
     def recompute_activations(self, every: int) -> None:
         """Drop the activations of the first of every ``every`` blocks and compute them again in backward."""
         self.showo.gradient_checkpointing_enable({"use_reentrant": False})
-        for number, block in enumerate(self.showo.model.layers):
+        for number, block in enumerate(self.blocks):
             # Recomputing every k-th block trades memory for time in steps of 1/k.
-            block.gradient_checkpointing = number % every == 0
+            cast(Any, block).gradient_checkpointing = number % every == 0
 
     def forward(
         self,
@@ -194,26 +198,24 @@ class ShowO(nn.Module):
             plan = batch.plan or build_plan(self.attention, batch.visibility, batch.ids_N.device)
         hidden_TD = self._hidden(batch, plan, cache)
         if logit_rows is not None:
-            return self.showo.lm_head(hidden_TD[logit_rows], ids=logit_ids)
+            return self.head(hidden_TD[logit_rows], ids=logit_ids)
         assert flow_scale_F is not None and len(flow_scale_F) == len(FLOWS)
-        return self.showo.lm_head(
-            hidden_TD[batch.label_rows_P], batch, flow_scale_F, self.label_smoothing
-        )
+        return self.head(hidden_TD[batch.label_rows_P], batch, flow_scale_F, self.label_smoothing)
 
     def _hidden(self, batch: PackedBatch, plan: AttentionPlan, cache: Cache | None) -> Tensor:
         # The packed row is a batch of one: the attention plan separates documents, not a batch axis.
         embeds_TD = self._embed(batch)
-        output = self.showo.model(
+        output = self.showo.get_decoder()(
             inputs_embeds=embeds_TD[None],
             position_ids=batch.position_ids_T[None],
             plan=compilable(plan) if self.compiled and torch.is_grad_enabled() else plan,
-            **{_CACHE: cache},
+            **{self._cache_name: cache},
         )
         return output.last_hidden_state[0]
 
     def _embed(self, batch: PackedBatch) -> Tensor:
         """Token embeddings and projected features in their rows; the projector runs even on no feature."""
-        text_ND = self.showo.model.embed_tokens(batch.ids_N)
+        text_ND = self.embeddings(batch.ids_N)
         if self.feature_width:
             # The projector runs on zero rows too: if a rank skipped it, DDP would wait for its gradients,
             # and ZeRO-3 would gather in another order than the other ranks and hang.
@@ -256,42 +258,11 @@ def _loss_head(linear: nn.Linear) -> LossHead:
 
 def _fuse_activations(backbone: nn.Module) -> None:
     """One kernel instead of eight for ``gelu_new``: the same formula, several times faster on a CPU."""
-    for module in backbone.modules():
-        if isinstance(getattr(module, "activation_fn", None), NewGELUActivation):
-            # Same formula in one pass over the activations.
-            module.activation_fn = TanhGELU()
-
-
-# Its sizes are PhiConfig's defaults, so no file has to be read for them.
-PHI_1_5 = "microsoft/phi-1_5"
-
-
-def backbone_config(showo: ShowoConfig) -> PhiConfig:
-    """The decoder's config: from ``llm_config``, else from ``llm_model_path``.
-
-    Raises:
-        ValueError: the language model's config cannot be read, or neither key is set.
-    """
-    if showo.llm_config is not None:
-        settings = {**showo.llm_config, "vocab_size": showo.vocab_size}
-        return _named("model.showo.llm_config", PhiConfig, **settings)
-    path = showo.llm_model_path
-    if path is None:
-        raise ValueError(
-            "model.showo.llm_model_path and model.showo.llm_config are both null: set one"
-        )
-    if path == PHI_1_5:
-        return PhiConfig(vocab_size=showo.vocab_size)
-    key = f"model.showo.llm_model_path = {path}"
-    return _named(key, PhiConfig.from_pretrained, path, vocab_size=showo.vocab_size)
-
-
-def _named(key: str, make: Callable[..., PhiConfig], *args: Any, **settings: Any) -> PhiConfig:
-    """Call ``make``; an error becomes one line that names the config key."""
-    try:
-        return make(*args, **settings)
-    except (OSError, TypeError, ValueError) as error:
-        raise ValueError(f"{key}: {str(error).strip().partition(chr(10))[0]}") from None
+    for module in list(backbone.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, NewGELUActivation):
+                # Same formula in one pass over the activations.
+                setattr(module, name, TanhGELU())
 
 
 def build_showo(showo: ShowoConfig, attention: str = "sdpa") -> ShowO:

@@ -197,7 +197,7 @@ class EngineOfShapes:
     def _micro_step(self, batch: PackedBatch, scale_F: torch.Tensor) -> None:
         shapes, engine = self.shapes, self.engine
         shapes.phase("forward", "activations")
-        with _logits_apart(engine.module.showo.lm_head, shapes):
+        with _logits_apart(engine.module.head, shapes):
             loss, _ = engine(batch, flow_scale_F=scale_F)
         shapes.phase("backward", "activations")
         engine.backward(loss)

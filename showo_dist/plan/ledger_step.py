@@ -14,7 +14,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from showo_data import MicroBatch, Sample
 from showo_dist.config import TrainConfig, active_flows
-from showo_dist.models import showo
+from showo_dist.models import backbone, showo
 from showo_dist.models.encoders import ClipTower, Encoders
 from showo_dist.models.magvitv2 import MAGVITv2
 from showo_dist.models.magvitv2.config import MAGVITv2Config
@@ -64,7 +64,7 @@ class _Assumed:
 @contextmanager
 def parts_of(ledger: Ledger, model: torch.nn.Module) -> Iterator[None]:
     """Attribute operations to a model's modules, to attention, and to the attention's plan."""
-    attend, build = showo.attend, batches.build_plan
+    attend, build = backbone.attend, batches.build_plan
 
     def attending(*args: Any, **kwargs: Any) -> Any:
         with ledger.part("attention"):
@@ -75,7 +75,7 @@ def parts_of(ledger: Ledger, model: torch.nn.Module) -> Iterator[None]:
             return build(*args, **kwargs)
 
     with (
-        patch.object(showo, "attend", attending),
+        patch.object(backbone, "attend", attending),
         patch.object(showo, "build_plan", planning),
         patch.object(batches, "build_plan", planning),
         patch.object(transfer, "PINNING", {"meta"} if ledger.apart else set()),
@@ -109,7 +109,7 @@ def _late_reads(ledger: Ledger) -> Iterator[None]:
 
 def fuse(ledger: Ledger) -> None:
     """Count what compiled blocks fuse by their schedules; see :meth:`Ledger.fuse`."""
-    with patch.object(showo, "attend", _opaque):
+    with patch.object(backbone, "attend", _opaque):
         ledger.fuse()
 
 

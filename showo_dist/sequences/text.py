@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -39,29 +38,40 @@ class TextEncoder:
     and cannot break the layout of a sequence.
 
     Args:
-        path: folder or hub id of a fast tokenizer with ``<|endoftext|>``.
+        path: folder or hub id of a fast tokenizer with ``<|endoftext|>``, or with an eos token.
         text_vocabulary: number of text rows in the model's embedding table (``llm_vocab_size``).
 
+    Attributes:
+        end_of_text: the token behind a text and behind an answer: ``<|endoftext|>``, else the eos token.
+        eos, bos: ids of it, and of the token before a text: the tokenizer's bos, or eos where it has none or
+            has ``<|endoftext|>``.
+
     Raises:
-        ValueError: the tokenizer cannot be read, has more tokens than the table has rows, or has no
-            ``<|endoftext|>`` token.
+        ValueError: the tokenizer cannot be read, has ids beyond the table's text rows, or has neither
+            ``<|endoftext|>`` nor an eos token.
     """
 
     def __init__(self, path: str | Path, text_vocabulary: int) -> None:
         self.tokenizer = _load_tokenizer(str(path))
-        if len(self.tokenizer) > text_vocabulary:
+        known = self.tokenizer.get_vocab()
+        tokens = max(known.values()) + 1  # ids may have gaps
+        if tokens > text_vocabulary:
             raise ValueError(
                 f"model.showo.llm_vocab_size = {text_vocabulary}: the tokenizer at {path} has "
-                f"{len(self.tokenizer)} tokens; set llm_vocab_size (and vocab_size) to fit"
+                f"{tokens} tokens; set llm_vocab_size (and vocab_size) to fit"
             )
-        end: Any = self.tokenizer.convert_tokens_to_ids(END_OF_TEXT)
-        if end is None or self.tokenizer.convert_ids_to_tokens(end) != END_OF_TEXT:
-            raise ValueError(f"the tokenizer at {path} has no {END_OF_TEXT} token")
-        self.bos = int(end)
+        # Show-o's one token for both ends, wherever a tokenizer has it: the language model was trained on it.
+        own = END_OF_TEXT if END_OF_TEXT in known else self.tokenizer.eos_token
+        if own not in known:
+            raise ValueError(f"the tokenizer at {path} has no {END_OF_TEXT} token and no eos token")
+        self.end_of_text = str(own)
+        self.eos: int = known[own]
+        start = own if own == END_OF_TEXT else self.tokenizer.bos_token
+        self.bos: int = known.get(start, self.eos)
 
     def vocabulary(self, text_vocabulary: int, codebook: int) -> Vocabulary:
         """The id table of a model with this tokenizer; sizes as in :class:`Vocabulary`."""
-        return Vocabulary(text=text_vocabulary, codebook=codebook, bos=self.bos)
+        return Vocabulary(text_vocabulary, codebook, bos=self.bos, end=self.eos)
 
     @cached_property
     def _longest(self) -> int:
@@ -81,7 +91,7 @@ class TextEncoder:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of the ids; ``<|endoftext|>`` is left out."""
+        """Text of the ids; the tokenizer's special tokens are left out."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def conversation(
@@ -94,11 +104,11 @@ class TextEncoder:
             limit: as in :meth:`encode`.
 
         Returns:
-            Ids of ``USER: q ASSISTANT: a<|endoftext|>…`` and, for each id, whether it belongs to an answer
-            or to the ``<|endoftext|>`` after it.
+            Ids of ``USER: q ASSISTANT: a<|endoftext|>…`` with the tokenizer's own end of text and, for each
+            id, whether it belongs to an answer or to the end of text after it.
         """
         longest = None if limit is None else limit * self._longest
-        text, answers = _conversation_text(turns, longest)
+        text, answers = _conversation_text(turns, longest, self.end_of_text)
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         offsets = encoded["offset_mapping"]
         # Encoded as one string, so that the ids where two turns meet are those of the whole text. A token is
@@ -135,11 +145,11 @@ def _beginning(text: str, longest: int) -> str:
 
 
 def _conversation_text(
-    turns: Iterable[tuple[str, str]], longest: int | None
+    turns: Iterable[tuple[str, str]], longest: int | None, end: str
 ) -> tuple[str, list[tuple[int, int]]]:
     """Join the turns to one string; also return the character ranges of the answers with their end marks.
 
-    Turns behind ``longest`` characters are left out.
+    Turns behind ``longest`` characters are left out; ``end`` follows each answer.
     """
     text = ""
     answers = []
@@ -153,7 +163,7 @@ def _conversation_text(
             text += f"USER: {value} ASSISTANT:"
         else:
             start = len(text)
-            text += f" {value}{END_OF_TEXT}"
+            text += f" {value}{end}"
             answers.append((start, len(text)))
     return text, answers
 

@@ -25,12 +25,15 @@ class Vocabulary:
     Args:
         text: number of text tokens of the language model (50,295 for phi-1.5).
         codebook: number of image codes (8,192 for the released tokenizer).
-        bos: id of ``<|endoftext|>``, which serves as bos and eos (and sot and eot).
+        bos: id of the token before a text. phi-1.5 has ``<|endoftext|>`` alone, as bos and eos (and sot
+            and eot).
+        end: id of the token behind a text, eos; None: that of ``bos``.
     """
 
     text: int
     codebook: int
     bos: int
+    end: int | None = None
 
     def special(self, token: str) -> int:
         """Id of one of :data:`SPECIAL_TOKENS`."""
@@ -39,7 +42,7 @@ class Vocabulary:
 
     @property
     def eos(self) -> int:
-        return self.bos
+        return self.bos if self.end is None else self.end
 
     @property
     def pad(self) -> int:

@@ -42,7 +42,7 @@ class Work:
     Attributes:
         block_parameters: matrix parameters of all blocks and the projector.
         head_parameters: matrix parameters of the head.
-        attention_width: layers times width: each visible pair costs 12 times this.
+        attention_width: layers times heads times head width: each visible pair costs 12 times this.
     """
 
     block_parameters: int
@@ -54,10 +54,9 @@ class Work:
         shapes = {n: getattr(p, "ds_shape", p.shape) for n, p in model.named_parameters()}
         matrices = {name: shape.numel() for name, shape in shapes.items() if len(shape) == 2}
         # The embedding table is looked up, not multiplied; the head runs on labelled rows only.
-        head = matrices["showo.lm_head.weight"]
-        table = matrices["showo.model.embed_tokens.weight"]
-        width = model.config.num_hidden_layers * model.config.hidden_size
-        return cls(sum(matrices.values()) - head - table, head, width)
+        tables = sum(matrices.get(name, 0) for name in model.tables)
+        head = getattr(model.head.weight, "ds_shape", model.head.weight.shape).numel()
+        return cls(sum(matrices.values()) - tables, head, model.attention_width)
 
     def flops(self, batch: PackedBatch) -> float:
         """FLOPs of a batch: tokens through the blocks, labelled rows through the head, visible pairs only.

@@ -23,14 +23,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import AdamW
 
+from showo_dist.models.backbone import block_of
+
 MOMENTUM = "momentum_buffer"  # torch.optim.Muon's name
-_NOT_BLOCKS = ("embed_tokens", "lm_head")
 Shape = tuple[int, ...]
 
 
 def by_muon(name: str, shape: Shape) -> bool:
     """Whether a parameter is a matrix of a block or of the projector; embeddings and head are not."""
-    return len(shape) == 2 and not any(part in name for part in _NOT_BLOCKS)
+    return len(shape) == 2 and (block_of(name) is not None or "mm_projector." in name)
 
 
 def first_update_line(model: nn.Module, done: int) -> str:

@@ -20,6 +20,7 @@ from showo_dist.config.training import (
     OptimizerConfig,
     OptimizerParams,
 )
+from showo_dist.models.backbone import EMBEDDINGS
 from showo_dist.training.muon import MOMENTUM, Muon, by_muon
 
 
@@ -34,7 +35,7 @@ def decays(name: str, parameter: nn.Parameter, rule: str) -> bool:
     """
     if rule == "published":
         return not name.endswith("bias")
-    return parameter.ndim > 1 and "embed_tokens" not in name
+    return parameter.ndim > 1 and not any(table in name for table in EMBEDDINGS)
 
 
 Named = list[tuple[str, nn.Parameter]]

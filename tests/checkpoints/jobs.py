@@ -35,13 +35,19 @@ class TinyRun:
         stage: of ZeRO.
         micro_steps: accumulation.
         settings: other keys of the config, dotted, with their values.
+        family: of the model; see :class:`Case`.
     """
 
     def __init__(
-        self, ranks: Ranks, stage: int, micro_steps: int = 1, settings: Settings = ()
+        self,
+        ranks: Ranks,
+        stage: int,
+        micro_steps: int = 1,
+        settings: Settings = (),
+        family: str | None = None,
     ) -> None:
-        case = Case(f"zero-{stage}", micro_steps=micro_steps, settings=settings)
-        self.case, self.ranks, self.model = case, ranks, build_tiny()
+        case = Case(f"zero-{stage}", micro_steps=micro_steps, settings=settings, family=family)
+        self.case, self.ranks, self.model = case, ranks, build_tiny(family=family)
         self.step = 0
 
     def build(self) -> "TinyRun":

@@ -97,7 +97,6 @@ ABSURD = [
     ("llm_config.num_hidden_layers", 10**6),
     ("llm_config.num_hidden_layers", 1),
     ("llm_config.hidden_size", 10**12),
-    ("llm_config.max_position_embeddings", 10**12),
     ("llm_config.rope_parameters.partial_rotary_factor", 1e9),
     ("llm_config.num_labels", 10**9),
     ("vocab_size", 10**12),
@@ -132,6 +131,18 @@ def test_absurd_sizes_cost_no_memory(
         with pytest.raises(ValueError, match=rf"model/config\.json: {re.escape(key)}") as raised:
             use(copy)
         assert "\n" not in str(raised.value)
+
+
+def test_more_positions_than_weights_are_no_absurd_size(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """Rotary positions have no weights: a tiny model may have many."""
+    copy = tmp_path / "model"
+    shutil.copytree(folders["whole"], copy)
+    values = json.loads((copy / "config.json").read_text())
+    values["llm_config"]["max_position_embeddings"] = 10**9
+    (copy / "config.json").write_text(json.dumps(values))
+    load_showo(copy)
 
 
 def _resaved(folder: Path, change: str) -> None:

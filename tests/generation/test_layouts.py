@@ -130,4 +130,5 @@ def test_earlier_turns_do_not_see_later_images(
 
 def test_flatten_joins_texts() -> None:
     turns = [user("a", "", "b"), assistant("c"), user("d")]
-    assert flatten(turns, "llava") == ["USER: ab ASSISTANT: c<|endoftext|>USER: d ASSISTANT:"]
+    wanted = ["USER: ab ASSISTANT: c</s>USER: d ASSISTANT:"]
+    assert flatten(turns, "llava", "</s>") == wanted

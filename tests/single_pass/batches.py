@@ -8,6 +8,7 @@ from showo_dist.models.showo import ShowO, build_showo
 from showo_dist.sequences import Sequence, Vocabulary, builders
 from showo_dist.sequences.masking import MaskingOptions, mask_codes, mask_schedule, sample_rng
 from showo_kernels import select_backend
+from tests.families import llm_config
 
 VOCABULARY = Vocabulary(text=53, codebook=32, bos=0)
 FEATURES, FEATURE_WIDTH, IMAGE, BUDGET = 6, 12, 9, 16
@@ -16,23 +17,30 @@ PER_FLOW = 4
 FLOW_ORDER = ("mmu", "recon", "lm", "t2i")
 
 
-def build_tiny(seed: int = 0) -> ShowO:
-    """A two-layer model; noise moves every parameter away from an initial 0 or 1."""
-    torch.manual_seed(seed)
-    model = build_showo(
-        ShowoConfig(
-            vocab_size=VOCABULARY.size,
-            w_clip_vit=True,
-            clip_dim=FEATURE_WIDTH,
-            llm_config={
-                "hidden_size": 32,
-                "intermediate_size": 48,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 2,
-            },
-        ),
-        attention=select_backend("auto", "cpu")[0],
+PLAIN = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
+
+
+def tiny_sizes(family: str | None = None) -> ShowoConfig:
+    """A two-layer model of a family in :mod:`tests.families`, by default a plain Phi."""
+    return ShowoConfig(
+        vocab_size=VOCABULARY.size,
+        llm_vocab_size=VOCABULARY.text,
+        codebook_size=VOCABULARY.codebook,
+        w_clip_vit=True,
+        clip_dim=FEATURE_WIDTH,
+        llm_config=llm_config(family) if family else PLAIN,
     )
+
+
+def build_tiny(seed: int = 0, family: str | None = None) -> ShowO:
+    """A tiny model with random weights; noise moves every parameter away from an initial 0 or 1."""
+    torch.manual_seed(seed)
+    model = build_showo(tiny_sizes(family), attention=select_backend("auto", "cpu")[0])
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.1)

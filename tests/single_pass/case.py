@@ -25,6 +25,7 @@ class Case:
         coefficients: of the flows; a flow that is missing has 0.
         settings: other keys of the config, dotted, with their values.
         hangs: the last rank sleeps (to test the watchdog).
+        family: of the model, in :mod:`tests.families`; None: a plain Phi.
     """
 
     engine: str
@@ -37,9 +38,15 @@ class Case:
     coefficients: dict[str, float] = field(default_factory=lambda: dict(COEFFICIENTS))
     settings: tuple[tuple[str, Any], ...] = ()
     hangs: bool = False
+    family: str | None = None
 
     def __str__(self) -> str:
-        parts = [self.engine, self.split, f"accumulation-{self.micro_steps}"]
+        parts = [
+            *filter(None, [self.family]),
+            self.engine,
+            self.split,
+            f"accumulation-{self.micro_steps}",
+        ]
         return "-".join([*parts, *(n for n in ("bf16", "checkpointing") if getattr(self, n))])
 
 

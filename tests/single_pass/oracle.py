@@ -58,6 +58,7 @@ def train(
     parts: Seq[Seq[Sequence]] | None = None,
     prepare: Callable[[ShowO], object] = id,
     optimizers: Callable[[nn.Module], Seq[torch.optim.Optimizer]] = lambda m: [_optimizer(m)],
+    family: str | None = None,
 ) -> Outcome:
     """Train the tiny model.
 
@@ -68,8 +69,9 @@ def train(
             does not have counts 0 there (the published rule, a part being one rank's micro-batch).
         prepare: called with the new model before anything else.
         optimizers: of the model, together over all its parameters.
+        family: of the model.
     """
-    model = build_tiny()
+    model = build_tiny(family=family)
     prepare(model)
     start = {name: p.detach().clone() for name, p in model.named_parameters()}
     updating = optimizers(model)

@@ -38,7 +38,7 @@ def _window(case: Case, step: int, feature_width: int) -> list[PackedBatch]:
 
 
 def _engine(case: Case) -> Any:
-    model, config = build_tiny(), config_of(case)
+    model, config = build_tiny(family=case.family), config_of(case)
     if config.lora.rank:
         add_adapters(model, config.lora, config.training.seed)
     build = build_torch_engine if case.engine == "torch" else build_deepspeed_engine

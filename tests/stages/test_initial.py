@@ -8,11 +8,12 @@ from torch import Tensor
 
 from showo_dist.config.model import ShowoConfig
 from showo_dist.models.showo import build_showo
-from showo_dist.models.weights.initial import TABLES, InitialWeights, kept_rows
+from showo_dist.models.weights.initial import InitialWeights, kept_rows
 from showo_dist.models.weights.start import initial_weights
 from showo_dist.sequences import Vocabulary
 from tests.tiny import save_showo
 
+TABLES = ("showo.model.embed_tokens.weight", "showo.lm_head.weight", "showo.lm_head.bias")
 LLM = {
     "hidden_size": 16,
     "intermediate_size": 24,

@@ -16,7 +16,6 @@ from showo_dist.models.weights.folder import check_fit
 from showo_dist.models.weights.sources import Weights
 from showo_dist.runtime.rng import named_generator
 
-TABLES = ("showo.model.embed_tokens.weight", "showo.lm_head.weight", "showo.lm_head.bias")
 PROJECTOR = "mm_projector."
 RESIZE_KEY = "model.showo.resize"
 
@@ -58,6 +57,7 @@ class InitialWeights:
         expected: its names and shapes.
         source: weights to start from.
         source_showo: their sizes.
+        tables: names of the parameters that have a row per token.
         seed: of new rows.
         std: standard deviation of new rows of table and head.
 
@@ -75,10 +75,12 @@ class InitialWeights:
         source: Weights,
         source_showo: ShowoConfig,
         *,
+        tables: tuple[str, ...],
         seed: int,
         std: float,
     ) -> None:
         self.expected, self.source, self._seed, self._std = expected, source, seed, std
+        self.tables = tables
         self.changes: list[str] = []
         self._rows: tuple[Tensor, Tensor] | None = None
         # Checked before shapes, because the message can then name the key to change.
@@ -115,7 +117,7 @@ class InitialWeights:
             self.changes.append("CLIP projector left out" if has else "CLIP projector drawn anew")
             found, expected = (_without(names, (PROJECTOR,)) for names in (found, expected))
         if self._rows is not None:
-            found, expected = (_without(names, TABLES) for names in (found, expected))
+            found, expected = (_without(names, self.tables) for names in (found, expected))
         check_fit(self.source.folder, expected, found)
 
     @property
@@ -143,7 +145,7 @@ class InitialWeights:
         return self._placed(name, moment, self._zeros) if self._is_resized(name) else moment
 
     def _is_resized(self, name: str) -> bool:
-        return self._rows is not None and name in TABLES
+        return self._rows is not None and name in self.tables
 
     def _placed(self, name: str, old: Tensor, fill: Callable[[str], Tensor]) -> Tensor:
         assert self._rows is not None

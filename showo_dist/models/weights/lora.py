@@ -1,6 +1,6 @@
 """LoRA: peft adapters in the blocks of a model, and the record of their base weights in ``config.json``."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,6 @@ from showo_dist.models.weights.sources import (
 from showo_dist.runtime.rng import hashed_seed
 from showo_dist.sequences.pack import PackedBatch
 
-_WHOLE = {
-    "train_embeddings": "showo.model.embed_tokens.",
-    "train_head": "showo.lm_head.",
-    "train_projector": "mm_projector.",
-}
-
 
 def add_adapters(model: ShowO, lora: LoraConfig, seed: int) -> None:
     """Freeze a model and add adapters to its blocks; the output does not change (the B matrices are zero).
@@ -45,17 +39,44 @@ def add_adapters(model: ShowO, lora: LoraConfig, seed: int) -> None:
         r=lora.rank,
         lora_alpha=_alpha(lora),  # type: ignore[arg-type]  # a plain factor, any number will do
         lora_dropout=lora.dropout,
-        target_modules=lora.target_modules,
+        target_modules=adapted_layers(model, lora),
     )
+    # The modules that the config trains as a whole.
+    whole = {
+        "train_embeddings": model.embeddings,
+        "train_head": model.head,
+        "train_projector": getattr(model, "mm_projector", nn.Identity()),
+    }
+    trained = {
+        id(p) for key, module in whole.items() if getattr(lora, key) for p in module.parameters()
+    }
     torch.manual_seed(seed)  # peft draws from the global generator
     inject_adapter_in_model(settings, model.showo)
-    # Adapters, and the tables that the config trains as a whole.
-    prefixes = tuple(prefix for key, prefix in _WHOLE.items() if getattr(lora, key))
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_("lora_" in name or name.startswith(prefixes))
+        parameter.requires_grad_("lora_" in name or id(parameter) in trained)
     # Seeded from the batch itself: a resumed run meets the same masks without storing a generator's state.
     if lora.dropout:
         model.register_forward_pre_hook(_SeedDropout(seed))
+
+
+def adapted_layers(model: ShowO, lora: LoraConfig) -> list[str]:
+    """Names of the blocks' linear layers that get an adapter.
+
+    Raises:
+        ValueError: ``lora.target_modules`` names one that the blocks do not have.
+    """
+    known = dict.fromkeys(
+        name.rpartition(".")[2]
+        for block in model.blocks
+        for name, module in block.named_modules()
+        if isinstance(module, nn.Linear)
+    )
+    if lora.target_modules is None:
+        return list(known)
+    for name in lora.target_modules:
+        if name not in known:
+            raise ValueError(f"lora.target_modules = {name}: expected some of {', '.join(known)}")
+    return lora.target_modules
 
 
 def _alpha(lora: LoraConfig) -> float:
@@ -86,6 +107,8 @@ def attach_adapters(
     Raises:
         ValueError: new rows of a table would never be trained, or the checkpoint has other adapters.
     """
+    # Named in the record, so that a resumed run adapts the same ones.
+    lora = replace(lora, target_modules=adapted_layers(model, lora))
     add_adapters(model, lora, seed)
     _check_new_rows(model, weights)
     model.adapters = _record_of(model, lora, base, weights.source)

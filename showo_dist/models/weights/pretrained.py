@@ -1,5 +1,6 @@
 """Show-o from a folder in the released format, and the ``config.json`` of such a folder."""
 
+import dataclasses
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -8,11 +9,12 @@ from typing import Any, get_origin
 
 import torch
 from torch import Tensor
-from transformers import PhiConfig, PhiForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from showo_dist.config.hints import describe, fields_of, members
 from showo_dist.config.model import ShowoConfig
-from showo_dist.config.rules import BACKBONE_KEYS
+from showo_dist.models.backbone import block_of, fill_buffers, named_tables, unknown_fields
+from showo_dist.models.families import family_of
 from showo_dist.models.showo import ShowO, build_showo, empty_model
 from showo_dist.models.weights.folder import (
     CONFIG_NAME,
@@ -29,26 +31,34 @@ def from_language_model(showo: ShowoConfig, attention: str = "sdpa") -> ShowO:
     """A model with the weights of a language model, the start of Show-o's first training stage.
 
     Rows of new tokens, q/k norms and the projector are initialised at random from torch's global generator;
-    with ``llm_config`` all weights are.
+    with ``llm_config`` all weights are. A language model whose head is its table gives the values of both.
 
     Raises:
         ValueError: the language model cannot be read.
     """
     model = build_showo(showo, attention)
-    if showo.llm_config is not None:
+    if showo.llm_config is not None or showo.llm_model_path is None:
         return model
     try:
-        language = PhiForCausalLM.from_pretrained(showo.llm_model_path, dtype=torch.float32)
+        language = AutoModelForCausalLM.from_pretrained(
+            showo.llm_model_path, dtype=torch.float32, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(f"model.showo.llm_model_path = {showo.llm_model_path}: {reason}") from None
     with torch.no_grad():
-        target = model.showo.state_dict()
+        target, tables = model.showo.state_dict(), set(named_tables(model.showo, ""))
         for name, tensor in language.state_dict().items():
             # Only tables differ in length: Show-o has rows for special tokens and codes after the text.
-            rows = min(len(tensor), len(target[name]))
+            rows = _kept_rows(showo, model, len(tensor)) if name in tables else len(tensor)
             target[name][:rows].copy_(tensor[:rows])
     return model
+
+
+def _kept_rows(showo: ShowoConfig, model: ShowO, rows: int) -> int:
+    """How many rows of a language model's table ours starts with; the others are new tokens."""
+    padded = family_of(model.config.model_type).padded_rows
+    return min(rows, showo.rows if padded else showo.llm_vocab_size)
 
 
 def load_showo(
@@ -77,12 +87,10 @@ def load_showo(
 
 
 def materialise(model: ShowO, read: Callable[[str], Tensor]) -> None:
-    """Fill a meta model with weights by name, and rebuild its rotary table, which no checkpoint holds."""
+    """Fill a meta model with weights by name, and compute its buffers, which no checkpoint holds."""
+    fill_buffers(model.showo)
     weights = {name: read(name) for name in model.state_dict()}
     model.load_state_dict(weights, strict=True, assign=True)
-    # The meta model's table of frequencies has no data, and state dicts leave it out.
-    rotary = model.showo.model.rotary_emb
-    model.showo.model.rotary_emb = type(rotary)(config=model.config)
 
 
 def read_config(folder: Path) -> ShowoConfig:
@@ -123,21 +131,25 @@ def described_model(folder: Path, found: Mapping[str, Tensor], attention: str = 
         ) from error
 
 
+# Fields of backbones that may be any number, whatever the weights: positions, windows, ids of tokens.
+_COUNTS_NO_WEIGHTS = re.compile(r"position_embeddings|window|chunk_size|token_id")
+
+
 def _check_sizes(path: Path, showo: ShowoConfig, found: Mapping[str, Tensor]) -> None:
     """Refuse sizes that the weights cannot have, before memory is used: a file may hold any number."""
     total = sum(tensor.numel() for tensor in found.values())
     backbone = showo.llm_config or {}
-    for name in backbone.keys() - BACKBONE_KEYS:
-        raise ValueError(f"{path}: llm_config.{name}: unknown key")
+    settings = {key: value for key, value in backbone.items() if key != "model_type"}
+    for problem in unknown_fields(backbone.get("model_type", "phi"), settings):
+        raise ValueError(f"{path}: llm_config.{problem}")
     sizes = {key: getattr(showo, key) for key in fields_of(ShowoConfig)}
     sizes |= {f"llm_config.{key}": value for key, value in backbone.items()}
     for key, value in sizes.items():
-        if isinstance(value, int) and value > total:
+        if isinstance(value, int) and value > total and not _COUNTS_NO_WEIGHTS.search(key):
             raise ValueError(
                 f"{path}: {key} = {value}: more than its weights have numbers, {total}"
             )
-    names = (re.search(r"\bmodel\.layers\.(\d+)\.", name) for name in found)
-    layers = len({match[1] for match in names if match})
+    layers = len({block_of(name) for name in found} - {None})
     asked = backbone.get("num_hidden_layers", layers)
     if asked != layers:
         raise ValueError(
@@ -161,13 +173,13 @@ def config_json(showo: ShowoConfig, model: ShowO) -> str:
     values: dict[str, Any] = {
         "_class_name": "Showo",
         "w_clip_vit": showo.w_clip_vit,
-        "vocab_size": showo.vocab_size,
+        "vocab_size": showo.rows,
         "llm_vocab_size": showo.llm_vocab_size,
         "llm_model_path": showo.llm_model_path,
         "codebook_size": showo.codebook_size,
         "num_vq_tokens": showo.num_vq_tokens,
         "num_new_special_tokens": showo.num_new_special_tokens,
-        "mask_token_id": showo.vocab_size - 1,
+        "mask_token_id": showo.rows - 1,
         "clip_dim": showo.clip_dim,
         "clip_tokens": showo.clip_tokens,
         "llm_config": _plain_config(model.config),
@@ -177,17 +189,28 @@ def config_json(showo: ShowoConfig, model: ShowO) -> str:
     return json.dumps(values, indent=2) + "\n"
 
 
-def _plain_config(config: PhiConfig) -> dict[str, Any]:
-    names = (
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "max_position_embeddings",
-        "hidden_act",
-        "layer_norm_eps",
-        "initializer_range",
-        "rope_parameters",
-    )
-    return {name: getattr(config, name) for name in names}
+def _plain_config(config: PreTrainedConfig) -> dict[str, Any]:
+    """The fields that the decoder's sizes and numbers depend on, as ``llm_config``."""
+    if config.model_type == "phi":
+        return {name: getattr(config, name) for name in _PHI_FIELDS}
+    common = {field.name for field in dataclasses.fields(PreTrainedConfig)} | _OURS
+    own = [field.name for field in dataclasses.fields(type(config)) if field.name not in common]
+    values = config.to_dict()
+    return {"model_type": config.model_type, **{name: values[name] for name in own}}
+
+
+_PHI_FIELDS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "max_position_embeddings",
+    "hidden_act",
+    "layer_norm_eps",
+    "initializer_range",
+    "rope_parameters",
+)
+# Set by Show-o, whatever the language model says.
+_OURS = {"vocab_size", "tie_word_embeddings", "use_cache"}
+_OURS |= {f"{kind}_token_id" for kind in ("bos", "eos", "pad")}

@@ -6,6 +6,7 @@ import torch
 
 from showo_dist.config import TrainConfig
 from showo_dist.config.model import ShowoConfig
+from showo_dist.models.backbone import windows_note
 from showo_dist.models.showo import ShowO, empty_model
 from showo_dist.models.weights.folder import local_folder
 from showo_dist.models.weights.initial import InitialWeights
@@ -31,7 +32,7 @@ def load_initial(
 
     Returns:
         The model, and notes for the log: the attention backend with its reason, resized or new weights,
-        adapters.
+        adapters, attention windows that are off.
 
     Raises:
         FileNotFoundError, ValueError: weights cannot be read or do not fit.
@@ -60,6 +61,7 @@ def load_initial(
         notes += weights.changes
         if config.lora.rank:
             notes.append(_attach_adapters(model, weights, config, resume))
+    notes += filter(None, [windows_note(model.config)])
     model.label_smoothing = config.training.label_smoothing
     return model, "; ".join(notes)
 
@@ -90,6 +92,7 @@ def initial_weights(
         {name: tensor.to("meta") for name, tensor in model.state_dict().items()},
         open_weights(folder, check),
         read_config(folder),
+        tables=model.tables,
         seed=seed,
         std=model.config.initializer_range,
     )
