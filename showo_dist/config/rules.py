@@ -30,6 +30,8 @@ OWN_DEEPSPEED_KEYS = {
     "gradient_clipping": "training.max_grad_norm",
     "bf16": "training.mixed_precision",
     "fp16": "training.mixed_precision",
+    "data_types.grad_accum_dtype": "distributed.gradient_accumulation_dtype",
+    "communication_data_type": "distributed.gradient_reduction_dtype",
     "optimizer": "optimizer.*",
     "scheduler": "lr_scheduler.*",
     "zero_optimization.stage": "distributed.zero_stage",
@@ -357,6 +359,21 @@ def deepspeed_keys_are_free(config: TrainConfig) -> Iterator[str]:
             yield f"distributed.deepspeed.{key} = {value!r}: set {ours} instead"
 
 
+def gradient_formats_exist(config: TrainConfig) -> Iterator[str]:
+    """ZeRO 1 to 3 has bf16 weights in bf16 runs; every other gradient is that of an fp32 weight."""
+    distributed, precision = config.distributed, config.training.mixed_precision
+    for name in ("gradient_accumulation_dtype", "gradient_reduction_dtype"):
+        if getattr(distributed, name) == "bf16" and precision in ("no", "fp32"):
+            yield f"distributed.{name} = bf16: needs training.mixed_precision bf16 or auto, not {precision}"
+    if distributed.gradient_accumulation_dtype == "fp32":
+        return
+    key = "distributed.gradient_accumulation_dtype = bf16"
+    if distributed.engine == "torch":
+        yield f"{key}: needs distributed.engine=deepspeed; torch sums gradients of fp32 weights"
+    elif distributed.zero_stage == 0:
+        yield f"{key}: needs distributed.zero_stage 1 to 3; ZeRO-0 sums gradients of fp32 weights"
+
+
 def adapters_have_a_base(config: TrainConfig) -> Iterator[str]:
     """LoRA leaves most weights as they are, so they must be worth something."""
     if config.lora.rank and config.start_from is None:
@@ -460,6 +477,7 @@ RULES: tuple[Rule, ...] = (
     backbone_keys_are_known,
     backbone_sizes_are_whole,
     deepspeed_keys_are_free,
+    gradient_formats_exist,
     adapters_have_a_base,
     adapted_layers_exist,
     moments_have_a_source,

@@ -181,9 +181,15 @@ class DistributedConfig:
 
     engine: Literal["deepspeed", "torch"] = "deepspeed"
     """`deepspeed`: ZeRO 0 to 3; `torch`: plain torch with DistributedDataParallel, which shards nothing and
-    leaves the other keys of this section but `timeout_s` without effect. Checkpoints fit both."""
+    leaves `zero_stage` without effect and refuses further settings of DeepSpeed. Checkpoints fit both."""
     zero_stage: Literal[0, 1, 2, 3] = 2
     """ZeRO stage: 0 shards nothing, 1 the optimizer, 2 also gradients, 3 also parameters."""
+    gradient_accumulation_dtype: Literal["fp32", "bf16"] = "fp32"
+    """bf16 runs under ZeRO 1 to 3: number format in which gradients are summed over micro-steps. `bf16` needs
+    less memory and loses small gradients. Always fp32 elsewhere."""
+    gradient_reduction_dtype: Literal["fp32", "bf16"] = "fp32"
+    """bf16 runs: number format in which gradients are sent and summed over ranks; `bf16` halves the bytes.
+    fp32 runs always use fp32."""
     deepspeed: dict[str, Any] = field(default_factory=dict)
     """Further DeepSpeed settings, merged over ours; keys that this config sets elsewhere are
     refused."""

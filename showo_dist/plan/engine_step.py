@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves
 
 from showo_dist.config import TrainConfig
 from showo_dist.models import showo
@@ -149,12 +150,13 @@ class EngineOfShapes:
             self.shapes.phase("engine", "buffers")
             self.engine = engine_module().initialize(model, self.config, device)
             self._assign_state()
+            self._mark_late_reduction()
         gc.collect()
         # ZeRO-3 records the order of the modules in its first step and prefetches weights in all later ones.
         self._learns = config.distributed.zero_stage == 3
 
     def _assign_state(self) -> None:
-        """Assign the engine's storages to weights and optimizer.
+        """Assign the engine's storages to weights, optimizer and gradients.
 
         Weights go last: ZeRO-0 updates the weights themselves, which are also the optimizer's parameters.
         """
@@ -163,7 +165,20 @@ class EngineOfShapes:
         for updated, state in inner.state.items():
             moments = [value for value in state.values() if isinstance(value, torch.Tensor)]
             self.shapes.assign("optimizer", [updated, *moments])
+        # Sums of gradients that exist all the time: ZeRO-1's in fp32, and ZeRO-3's.
+        for name in ("fp32_groups_gradients_flat", "grad_partitions_flat_buffer"):
+            self.shapes.assign("gradients", tree_leaves(getattr(optimizer, name, [])))
         self.shapes.assign("weights", storages_of(self.engine.module))
+
+    def _mark_late_reduction(self) -> None:
+        """Begin a phase where DeepSpeed reduces after the backward pass: ZeRO-0, ZeRO-1 with fp32 sums."""
+        reduce = self.engine.buffered_allreduce_fallback
+
+        def late(*args: Any, **more: Any) -> None:
+            self.shapes.phase("reduce", "buffers")
+            reduce(*args, **more)
+
+        self.engine.buffered_allreduce_fallback = late
 
     def held(self) -> dict[str, int]:
         """Bytes of each part that are live now."""

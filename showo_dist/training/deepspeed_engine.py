@@ -8,6 +8,8 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.runtime import bf16_optimizer, torch_autocast
+from deepspeed.runtime.utils import get_global_norm_of_tensors
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor
@@ -142,7 +144,7 @@ def _judge_by_norm(optimizer: Any) -> None:
         optimizer._get_norm_groups = lambda: list(torch.stack(groups()).cpu())
         return
     if not isinstance(optimizer, DeepSpeedZeroOptimizer):
-        return  # another class, by settings in distributed.deepspeed
+        return  # ZeRO-1 with fp32 sums: see _adapt_bf16_optimizer
     norm = optimizer.scaled_global_norm
     optimizer.scaled_global_norm = lambda: norm().cpu()
     if not optimizer.cpu_offload:
@@ -177,6 +179,9 @@ def initialize(model: ShowO, config: TrainConfig, device: torch.device) -> Any:
     optimizer = build_optimizer(model, config.optimizer, device, bf16)
     schedule = build_schedule(optimizer, config.lr_scheduler, config.training.max_train_steps)
     _without_inference_helper()
+    _adapt_bf16_optimizer()
+    # DeepSpeed would reduce in the formats of an earlier engine of this process that used autocast.
+    torch_autocast.TORCH_AUTOCAST_INITIALIZED = False
     raw, *_ = deepspeed.initialize(
         model=model,
         optimizer=optimizer,
@@ -200,6 +205,16 @@ def _without_inference_helper() -> None:
     deepspeed.ops.__compatible_ops__ = {}
 
 
+def _adapt_bf16_optimizer() -> None:
+    """Let a step of ZeRO-1 with fp32 sums wait for the device once, and keep its memory reports from stdout.
+
+    DeepSpeed's class for it reads the norm on the device to judge it, and again to clip.
+    """
+    norm = get_global_norm_of_tensors
+    bf16_optimizer.get_global_norm_of_tensors = lambda *args, **more: norm(*args, **more).cpu()
+    bf16_optimizer.see_memory_usage = lambda *_, **__: None
+
+
 def deepspeed_config(config: TrainConfig, device: torch.device) -> dict[str, Any]:
     """DeepSpeed's settings for a config; ``distributed.deepspeed`` is merged over them.
 
@@ -213,7 +228,8 @@ def deepspeed_config(config: TrainConfig, device: torch.device) -> dict[str, Any
         "train_micro_batch_size_per_gpu": sum(f.batch_size for f in active_flows(config).values()),
         "gradient_accumulation_steps": config.training.gradient_accumulation_steps,
         "gradient_clipping": config.training.max_grad_norm or 0.0,
-        "bf16": {"enabled": bf16 and sharded},
+        # ZeRO-1 adds each gradient to its fp32 sum as soon as it exists, and keeps no copy in bf16.
+        "bf16": {"enabled": bf16 and sharded, "immediate_grad_update": True},
         "torch_autocast": {"enabled": bf16 and not sharded, "dtype": "bfloat16"},
         "zero_optimization": {
             "stage": config.distributed.zero_stage,
@@ -230,7 +246,17 @@ def deepspeed_config(config: TrainConfig, device: torch.device) -> dict[str, Any
         # DeepSpeed's throughput timer waits for the device twice per micro-step.
         "timers": {"throughput": {"enabled": False}},
     }
+    if bf16:
+        settings |= _gradient_formats(config.distributed)
     return _merged(settings, config.distributed.deepspeed)
+
+
+def _gradient_formats(distributed: DistributedConfig) -> dict[str, Any]:
+    """DeepSpeed's keys for the formats of a bf16 run's gradients; its own default is bf16 for both."""
+    formats: dict[str, Any] = {"communication_data_type": distributed.gradient_reduction_dtype}
+    if distributed.zero_stage:
+        formats["data_types"] = {"grad_accum_dtype": distributed.gradient_accumulation_dtype}
+    return formats
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

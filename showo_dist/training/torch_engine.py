@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -42,6 +43,7 @@ class TorchEngine:
         micro_steps: micro-steps per optimizer step.
         max_norm: clip the gradient to this norm; None: no clipping.
         bf16: compute in bf16.
+        reduce_bf16: send gradients in bf16; they are fp32 as the weights.
         ema_decay: of the averages of the weights; None: no averages.
 
     Attributes:
@@ -57,6 +59,7 @@ class TorchEngine:
         micro_steps: int,
         max_norm: float | None,
         bf16: bool,
+        reduce_bf16: bool = False,
         ema_decay: float | None = None,
     ) -> None:
         self.module: Any = model
@@ -68,6 +71,8 @@ class TorchEngine:
         self._ddp: DistributedDataParallel | None = None
         if dist.is_initialized():
             self._ddp = DistributedDataParallel(model, gradient_as_bucket_view=True)
+            if reduce_bf16:
+                self._ddp.register_comm_hook(None, _sent_in_bf16)
         self._named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         # As for DeepSpeed: a checkpoint can be restored before the first step.
         make_moments(optimizer, self._trained(), averaged=ema_decay is not None)
@@ -172,6 +177,11 @@ class TorchEngine:
         return load_schedule(self.lr_scheduler, self.optimizer, values)
 
 
+def _sent_in_bf16(state: Any, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """torch's own hook, which DDP refuses by its name where gloo sends, although gloo can."""
+    return bf16_compress_hook(state, bucket)
+
+
 def build_torch_engine(model: ShowO, config: TrainConfig, device: torch.device) -> TorchEngine:
     """The engine of a config without DeepSpeed; DDP where a process group exists."""
     model.to(device)
@@ -188,5 +198,6 @@ def build_torch_engine(model: ShowO, config: TrainConfig, device: torch.device) 
         micro_steps=config.training.gradient_accumulation_steps,
         max_norm=config.training.max_grad_norm,
         bf16=bf16,
+        reduce_bf16=bf16 and config.distributed.gradient_reduction_dtype == "bf16",
         ema_decay=config.training.ema.decay,
     )

@@ -1,4 +1,4 @@
-"""What two ranks saved under ZeRO-2, any number of ranks goes on with under any ZeRO stage."""
+"""A checkpoint of two ranks under one ZeRO stage resumes on any number of ranks under any other."""
 
 from math import prod
 from pathlib import Path
@@ -110,3 +110,21 @@ def test_state_in_host_memory_saves_and_goes_on(
     assert_same_state(within[0]["state"], first["state"], 1e-6)
     for report in (*saved, *without, *within):
         assert report["losses"] == pytest.approx(first["losses"], rel=1e-4)
+
+
+BF16 = (("training.mixed_precision", "bf16"), ("training.ema.decay", 0.9))
+
+
+def test_the_optimizer_of_zero_1_in_bf16(first: dict[str, Any], tmp_path: Path) -> None:
+    """Another class of DeepSpeed's sums gradients in fp32 there: exact and elastic resume, with averages."""
+    saved = on_ranks(RANKS, undisturbed, tmp_path / "run", 1, BF16)
+    folder = saved[0]["folder"]
+    assert any(path.name.startswith("ema-") for path in Path(folder).iterdir())
+    same = on_ranks(RANKS, gone_on, folder, 1, 1, BF16)
+    assert same[0]["losses"] == saved[0]["losses"]
+    other = on_ranks(1, gone_on, folder, 3, 1, BF16)
+    back = on_ranks(3, gone_on, first["folder"], 1, 1, BF16[:1])
+    for report, source in ((same[0], saved[0]), (other[0], saved[0]), (back[0], first)):
+        assert_same_state(report["state"], source["state"], 1e-6)
+    assert other[0]["losses"] == pytest.approx(saved[0]["losses"], rel=1e-2)
+    assert back[0]["losses"] == pytest.approx(first["losses"], rel=1e-2)

@@ -169,8 +169,8 @@ def main(quantity: str, out: str, *cases: str) -> int:
     with joined(timeout_s=300, always_group=True) as ranks:
         for case in cases:
             config = load(json.loads(case), check=False)
-            if quantity == "traffic":
-                results.append(traffic(config, RATES))
+            if quantity in ("traffic", "bytes"):
+                results.append(traffic(config, RATES if quantity == "traffic" else [None]))
             elif ranks.device.type == "cuda":
                 results.append(gpu_peak_bytes(config, ranks.device))
             else:

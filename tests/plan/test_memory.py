@@ -37,6 +37,10 @@ def setting(stage: int, *changes: str, bits: str = "fp32") -> list[str]:
 
 CHECKPOINTING = "model.gradient_checkpointing=true"
 ACCUMULATING = "training.gradient_accumulation_steps=2"
+GRADIENTS_IN_BF16 = (
+    "distributed.gradient_accumulation_dtype=bf16",
+    "distributed.gradient_reduction_dtype=bf16",
+)
 SETTINGS = {
     "zero-0": setting(0),
     "zero-1": setting(1),
@@ -46,10 +50,14 @@ SETTINGS = {
     "zero-2-checkpointing": setting(2, CHECKPOINTING),
     "zero-3-checkpointing": setting(3, CHECKPOINTING),
     "zero-2-bf16": setting(2, bits="bf16"),
+    "zero-3-bf16": setting(3, bits="bf16"),
+    "zero-2-gradients-in-bf16": setting(2, ACCUMULATING, *GRADIENTS_IN_BF16, bits="bf16"),
     "zero-2-wide": setting(2, "training.batch_size_t2i=6"),
     "zero-0-muon": setting(0, "optimizer.name=muon"),
     "zero-2-muon": setting(2, "optimizer.name=muon"),
     "zero-2-averages": setting(2, "training.ema.decay=0.999"),
+    # Last: something in DeepSpeed keeps this optimizer alive until the next one is built.
+    "zero-1-accumulating-bf16": setting(1, ACCUMULATING, bits="bf16"),
 }
 
 
