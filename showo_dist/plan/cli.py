@@ -26,7 +26,12 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--gpus-per-host", type=int, default=8, metavar="N", help="default %(default)s"
     )
-    parser.add_argument("--gpu", default="h200", metavar="NAME", help="h200, h100 or a100")
+    parser.add_argument(
+        "--gpu",
+        default="h200",
+        metavar="NAME",
+        help="h200, h100, a100; h200-fa3, h100-fa3: with FlashAttention 3",
+    )
     parser.add_argument(
         "--link-gbit", type=float, metavar="G", help="Gb/s between two hosts over all network cards"
     )

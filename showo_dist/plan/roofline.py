@@ -54,6 +54,11 @@ class Rates:
     to_device: tuple[float, float] = (50e9, 10e9)
     wait_s: float = 0.0
 
+    def with_attention(self, factor: float) -> Rates:
+        """The same with fused attention ``factor`` times as fast."""
+        forward, backward = self.attention
+        return replace(self, attention=(factor * forward, factor * backward))
+
     def seconds(self, cost: Cost) -> float:
         """Time of one operation."""
         moved = cost.bytes / on_curve(self.passes.get(cost.kind, self.passes["pass"]), cost.bytes)

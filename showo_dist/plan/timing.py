@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from showo_dist.plan.roofline import GPU_RATES, Rates
 from showo_dist.plan.shapes import Collective
@@ -50,6 +50,10 @@ GPUS: dict[str, Gpu] = {
     "h100": Gpu(GPU_PEAKS["H100"], 80e9, 3.35e12, 370e9, 8 * 47e9, _HOPPER, GPU_RATES["h100"]),
     "a100": Gpu(GPU_PEAKS["A100"], 80e9, 2.04e12, 208e9, 2 * 96e9, _AMPERE, GPU_RATES["a100"]),
 }
+# The same with the package of FlashAttention 3, whose paper (arXiv 2407.08608) names 1.5 to 2 times the rate
+# of FlashAttention 2 on Hopper.
+for _name in ("h200", "h100"):
+    GPUS[f"{_name}-fa3"] = replace(GPUS[_name], rates=GPUS[_name].rates.with_attention(1.5))
 
 # Seconds of a collective besides the time of its bytes, per doubling of the ranks. Assumed, not measured: 36
 # microseconds on 8 GPUs. It matters only for very small micro-batches.
