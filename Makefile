@@ -1,4 +1,5 @@
 # make train            install what is missing, train on the mini world and write runs/mini/report.md
+# make train backbone=qwen3   the same with another backbone, in runs/mini/qwen3
 # make check            lint, types and the fast tests, in about two minutes on two cores
 # make test             lint, types and all tests that this machine can run, in about half an hour
 # make test-gpu         the tests that need a GPU
@@ -21,7 +22,7 @@ SLOWER := $(addprefix --ignore=tests/kernels/test_, attention.py compiled.py nat
 .PHONY: train check test test-gpu test-fuzz test-chaos test-muon test-cluster test-cluster48 lint format clean
 
 train: .venv/ready
-	$(BIN)/showo-dist mini
+	$(BIN)/showo-dist mini $(if $(backbone),--backbone $(backbone))
 
 check: lint
 	$(BIN)/python -m pytest $(FAST) $(SLOWER) -m "not slow and not gpu"

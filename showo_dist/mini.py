@@ -9,12 +9,14 @@ import hashlib
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+import yaml
 
 from showo_dist.recipe import Stage, StageRunner, launched, tool
+from showo_dist.recipe.cli import as_arguments
 
 CONFIGS = Path("configs/mini")
 TEXT_TOKENS = 512
@@ -26,10 +28,17 @@ FLOWS_OF = {"pretrain": ("t2i", "mmu", "lm"), "reca": ("mmu", "recon")}
 
 @dataclass(frozen=True)
 class Places:
-    """Folders of the data and of the runs, relative to the working folder: so reports can be moved."""
+    """Folders relative to the working folder, so that reports can be moved.
+
+    Attributes:
+        data: shards, prompts and the text tokenizer.
+        runs: trainings, evaluations and the report.
+        tokenizer: the image tokenizer's run; all backbones share it.
+    """
 
     data: Path
     runs: Path
+    tokenizer: Path
 
     def shards(self, name: str, count: int) -> str:
         return f"{self.data}/{name}-{{000000..{count - 1:06d}}}.tar"
@@ -50,12 +59,12 @@ def _train(ranks: int, config: str, places: Places, images: int, changes: list[s
     settings = [
         f"config={CONFIGS}/{config}.yaml",
         f"experiment.output_dir={places.runs}/{config}",
-        f"model.vq_model.vq_model_name={places.runs}/tokenizer/final",
+        f"model.vq_model.vq_model_name={places.tokenizer}/final",
         f"model.showo.tokenizer_path={places.data}/text_tokenizer",
         # The same global batch, and so the same loss curve, on one rank as on two.
         f"training.gradient_accumulation_steps={CONFIG_RANKS // ranks}",
     ]
-    encoded = Places(places.data / "encoded", places.runs).shards("train", images // 1000)
+    encoded = replace(places, data=places.data / "encoded").shards("train", images // 1000)
     for flow in FLOWS_OF[config]:
         shards = places.shards("text", 4) if flow == "lm" else encoded
         settings.append(f"dataset.params.train_{flow}_shards_path_or_url={shards}")
@@ -73,18 +82,8 @@ def _evaluate(places: Places, run: str, checkpoint: str, limit: int) -> list[str
     )
 
 
-def stages(
-    places: Places, ranks: int, images: int, limit: int, changes: list[str]
-) -> Iterator[Stage]:
-    """The stages in order.
-
-    Args:
-        places: folders.
-        ranks: processes of a training, 1 or 2.
-        images: training images, a multiple of 1,000 (one shard each).
-        limit: evaluation prompts per category, and held-out images to ask about.
-        changes: ``key=value`` for pre-training and RecA.
-    """
+def common_stages(places: Places, ranks: int, images: int) -> Iterator[Stage]:
+    """The stages that all backbones share: data and tokenizers; arguments as of :func:`stages`."""
     train, encoded = places.shards("train", images // 1000), places.data / "encoded"
     yield Stage("data", [tool("mini-data", str(places.data), "--images", str(images))])
     text_tokenizer = tool(
@@ -93,18 +92,31 @@ def stages(
         *("--conversations", train),
     )
     yield Stage("text tokenizer", [text_tokenizer])
-    tokenizer = f"{places.runs}/tokenizer"
     settings = [
-        *(f"config={CONFIGS}/tokenizer.yaml", f"experiment.output_dir={tokenizer}"),
+        *(f"config={CONFIGS}/tokenizer.yaml", f"experiment.output_dir={places.tokenizer}"),
         f"dataset.shards={places.shards('patchwork', images // 1000)}",
         f"dataset.validation_shards={places.shards('val', 1)}",
     ]
     yield Stage("image tokenizer", [_launched(ranks, "showo_dist.tokenizer", *settings)])
     encode = _torchrun(
         *(ranks, "showo_dist.cli", "encode", train, "--out", str(encoded)),
-        *("--tokenizer", f"{tokenizer}/final", "--condition-scale", "2"),
+        *("--tokenizer", f"{places.tokenizer}/final", "--condition-scale", "2"),
     )
     yield Stage("encode", [encode])
+
+
+def stages(
+    places: Places, ranks: int, images: int, limit: int, changes: list[str]
+) -> Iterator[Stage]:
+    """The stages of one backbone, in order.
+
+    Args:
+        places: folders.
+        ranks: processes of a training, 1 or 2.
+        images: training images, a multiple of 1,000 (one shard each).
+        limit: evaluation prompts per category, and held-out images to ask about.
+        changes: ``key=value`` for pre-training and RecA.
+    """
     finished = {
         name: f"{places.runs}/{name}/checkpoint-{_steps(name, changes):06d}"
         for name in ("pretrain", "reca")
@@ -116,6 +128,19 @@ def stages(
     yield Stage("evaluation", evaluations)
     report = tool("report", str(places.runs), "--out", f"{places.runs}/report.md")
     yield Stage("report", [report])
+
+
+def backbone_changes(name: str) -> list[str]:
+    """The ``key=value`` changes of ``configs/mini/backbones/NAME.yaml``.
+
+    Raises:
+        ValueError: no such file.
+    """
+    path = CONFIGS / "backbones" / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
+        raise ValueError(f"--backbone {name}: no {path}; there are {known}")
+    return as_arguments(yaml.safe_load(path.read_text()))
 
 
 def _steps(config: str, changes: list[str]) -> int:
@@ -142,25 +167,34 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--ranks", type=int, choices=(1, 2), default=min(2, gpus) if gpus else 2)
     parser.add_argument("--images", type=int, default=10_000, help="default %(default)s")
     parser.add_argument("--limit", type=int, default=100, help="of the evaluation (%(default)s)")
+    parser.add_argument(
+        "--backbone", help="a file of configs/mini/backbones, as qwen3; its runs are in RUNS/NAME"
+    )
     parser.add_argument("changes", nargs="*", metavar="key=value", help="for pre-training and RecA")
     arguments = parser.parse_args(argv)
     if arguments.images < 1000 or arguments.images % 1000:
         raise ValueError(f"--images {arguments.images}: expected a multiple of 1000")
     if not CONFIGS.is_dir():
         raise ValueError(f"{CONFIGS}: no such folder; run this where the project's configs are")
-    runner = StageRunner(arguments.runs / "stages.json", _digest)
-    places = Places(arguments.data, arguments.runs)
+    runs = arguments.runs / arguments.backbone if arguments.backbone else arguments.runs
+    places = Places(arguments.data, runs, arguments.runs / "tokenizer")
+    changes = backbone_changes(arguments.backbone) if arguments.backbone else []
+    changes += arguments.changes
     start = time.perf_counter()
     try:
-        for stage in stages(
-            places, arguments.ranks, arguments.images, arguments.limit, arguments.changes
-        ):
+        runner = StageRunner(arguments.runs / "stages.json", _digest)
+        for stage in common_stages(places, arguments.ranks, arguments.images):
+            runner.run(stage)
+        if arguments.backbone:
+            runner = StageRunner(runs / "stages.json", _digest)
+            runs.mkdir(exist_ok=True)
+            if not (runs / "tokenizer").exists():  # for the report
+                (runs / "tokenizer").symlink_to(Path("..", "tokenizer"))
+        for stage in stages(places, arguments.ranks, arguments.images, arguments.limit, changes):
             runner.run(stage)
     except RuntimeError as error:
         print(f"showo-dist mini: {error}", file=sys.stderr)
         return 1
     minutes = (time.perf_counter() - start) / 60
-    print(
-        f"The report is {arguments.runs}/report.md (and report.html), after {minutes:.1f} minutes."
-    )
+    print(f"The report is {runs}/report.md (and report.html), after {minutes:.1f} minutes.")
     return 0

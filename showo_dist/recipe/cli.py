@@ -146,7 +146,7 @@ def _ready(
     if source is not None:
         wanted["experiment.init_from"] = str(source)
     config_file = _beside(file, settings.config)
-    arguments = [f"config={config_file}", *(f"{k}={_text(v)}" for k, v in wanted.items())]
+    arguments = [f"config={config_file}", *as_arguments(wanted)]
     try:
         config = load(arguments, TrainConfig, check=False)
     except ValueError as error:
@@ -180,6 +180,11 @@ def _launcher(file: Path, launch: str, ranks: int) -> list[str]:
     if not words:
         raise ValueError(f"{file}: launch is empty: expected a command, as `torchrun … -m`")
     return words
+
+
+def as_arguments(changes: Mapping[str, Any]) -> list[str]:
+    """The ``key=value`` arguments that make the same changes to a config."""
+    return [f"{key}={_text(value)}" for key, value in _flat(changes).items()]
 
 
 def _flat(changes: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -11,7 +11,7 @@ from showo_dist.report.results import (
     opening_section,
     score_section,
 )
-from showo_dist.report.training import throughput_section, tokenizer_section
+from showo_dist.report.training import backbone_section, throughput_section, tokenizer_section
 
 TITLE = "Mini world: Show-o and RecA"
 
@@ -24,8 +24,10 @@ def build_sections(runs: Runs, out: Path) -> list[Section]:
     """
     files = out.with_suffix("")
     grid, losses = (out.with_name(f"{out.stem}-{name}.png") for name in ("grid", "losses"))
+    backbone = backbone_section(runs)
     return [
         opening_section(runs, grid, losses),
+        *([backbone] if backbone else []),
         tokenizer_section(runs, files),
         image_section(runs, files),
         answer_section(runs, files),

@@ -19,6 +19,8 @@ from showo_dist.report.inputs import (
     metrics_path,
     number,
     percent,
+    read_runs,
+    tally,
 )
 
 
@@ -139,3 +141,28 @@ def _throughput_row(title: str, lines: list[Record]) -> list[str]:
         number(max(memory, default=None), "GB"),
         duration(elapsed_s(lines)),
     ]
+
+
+def backbone_section(runs: Runs) -> Section | None:
+    """This backbone beside the mini world's own, if the folder above has its runs; else None."""
+    above = runs.root.parent
+    if not metrics_path(above, "pretrain").is_file():
+        return None
+    columns = [_backbone_column(found) for found in (read_runs(above), runs)]
+    rows = [[name, *(column[name] for column in columns)] for name in columns[0]]
+    words = "One run of each with one seed, on the same data and image tokenizer."
+    header = ["", f"{above}", f"{runs.root}"]
+    return Section("Beside the mini world's own backbone", [Table(header, rows), Text(words)])
+
+
+def _backbone_column(runs: Runs) -> dict[str, str]:
+    lines, evaluation = runs.metrics["pretrain"], runs.evaluations.get("pretrain")
+    scores: Record = evaluation.scores if evaluation else {}
+    return {
+        "pre-training steps": count(lines[-1]["step"]) if lines else "–",
+        "s/step": number(mean(column(lines[1:], "step_s")[1])),
+        "held-out loss of text to image": number(last(lines, "validation/t2i")),
+        "held-out loss of understanding": number(last(lines, "validation/mmu")),
+        "prompts, before RecA": tally(scores.get("prompts")),
+        "questions, before RecA": tally(scores.get("questions", {}).get("total")),
+    }

@@ -30,9 +30,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def mini(folder: Path) -> subprocess.CompletedProcess[str]:
+def mini(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*COMMAND, "--images", "1000", "--limit", "3", "--data", "world", "--runs", "out"],
+        [*COMMAND, "--images", "1000", "--limit", "3", "--data", "world", "--runs", "out", *more],
         cwd=folder,
         capture_output=True,
         text=True,
@@ -83,3 +83,25 @@ def test_a_second_call_skips_finished_stages(
     assert again.returncode == 0
     assert again.stdout.count("done before") == first_call.stdout.count("== ") // 2
     assert (folder / "out" / "report.md").stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+def test_another_backbone_shares_data_and_tokenizers(
+    first_call: subprocess.CompletedProcess[str], folder: Path
+) -> None:
+    done = mini(folder, "--backbone", "qwen3")
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    assert done.stdout.count("done before") == 4
+    runs = folder / "out" / "qwen3"
+    (checkpoint,) = (runs / "pretrain").glob("checkpoint-*")
+    weights = json.loads((checkpoint / "tensors.json").read_text())["tensors"]["weight"]
+    assert any(name.endswith("self_attn.q_norm.weight") for name in weights)
+    report = (runs / "report.md").read_text()
+    assert "| prompts, before RecA |" in report and "codes in use" in report
+
+
+def test_an_unknown_backbone_is_one_line(folder: Path) -> None:
+    refused = mini(folder, "--backbone", "gpt5")
+    assert refused.returncode == 2
+    (line,) = refused.stderr.strip().splitlines()
+    assert "--backbone gpt5" in line and line.endswith("there are llama, qwen3")
