@@ -323,7 +323,11 @@ def load_encoders(config: TrainConfig, device: torch.device) -> Encoders:
     if config.model.showo.w_clip_vit:
         clip = ClipTower.from_pretrained(config.model.clip_model_name).to(device)
     return Encoders(
-        vq, clip, down_scale=config.training.down_scale, resize_back=config.training.resize_back
+        vq,
+        clip,
+        down_scale=config.training.down_scale,
+        resize_back=config.training.resize_back,
+        precision=config.model.encoder_dtype,
     )
 
 
