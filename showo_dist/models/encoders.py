@@ -54,7 +54,7 @@ class ClipTower(nn.Module):
         size = (self.resolution, self.resolution)
         if pixels_B3HW.shape[-2:] != size:
             pixels_B3HW = F.interpolate(pixels_B3HW, size, mode="bilinear", align_corners=False)
-        output = self.tower(pixels_B3HW, output_hidden_states=True)
+        output = self.tower(pixels_B3HW.to(self.tower.dtype), output_hidden_states=True)
         # Row 0 is the class token, which the published code drops.
         return output.hidden_states[FEATURE_LAYER][:, 1:]
 
@@ -88,6 +88,7 @@ class Encoders:
         vq: the image tokenizer; None when all samples have codes.
         clip: the CLIP tower; None for models without CLIP features.
         down_scale, resize_back: as in :func:`condition_pixels`.
+        precision: ``model.encoder_dtype``; other than ``fp32`` it changes some codes and rounds features.
     """
 
     def __init__(
@@ -97,7 +98,12 @@ class Encoders:
         *,
         down_scale: int = 2,
         resize_back: bool = False,
+        precision: str = "fp32",
     ) -> None:
+        if vq is not None:
+            vq.encode_in(precision)
+        if clip is not None and precision == "bf16":
+            clip.to(torch.bfloat16)
         self.vq, self.clip = vq, clip
         self.down_scale, self.resize_back = down_scale, resize_back
 

@@ -56,6 +56,12 @@ def parser() -> argparse.ArgumentParser:
         "--dry-run", action="store_true", help="build the engine as every rank in turn"
     )
     parser.add_argument(
+        "--recomputation",
+        type=float,
+        metavar="GB",
+        help="only check whether model.gradient_checkpointing is needed on GPUs of so much memory",
+    )
+    parser.add_argument(
         "--ledger",
         action="store_true",
         help="the config's own step, part by part: kernels, bytes, copies, waits, microseconds",
@@ -92,6 +98,8 @@ def main(argv: Sequence[str]) -> int:
     console = Console(width=max(_WIDTH, Console().width))
     if options.scaling is not None:
         return scaling.show(config, options, console)
+    if options.recomputation is not None:
+        return report.show_recomputation(config, options, console)
     if options.ledger:
         return ledger_report.show_ledger(config, options, console)
     if options.dry_run:

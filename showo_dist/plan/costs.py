@@ -67,6 +67,7 @@ class Cost:
         least: the shortest side of a matrix product, which its speed depends on; head width of attention.
         backward: of attention, whose backward is slower.
         aligned: whether all rows of a product's factors begin at a multiple of 16 bytes.
+        exact: of convolutions in fp32, that TF32 is switched off for.
     """
 
     kind: str
@@ -78,6 +79,7 @@ class Cost:
     least: int = 0
     backward: bool = False
     aligned: bool = True
+    exact: bool = False
 
     @property
     def bytes(self) -> int:
@@ -154,7 +156,9 @@ def _product(func: Any, args: Any, kwargs: dict[str, Any], result: Any) -> Cost:
     factors = given[-2:] if func.overloadpacket in _PRODUCTS else given[:2]
     dtype = factors[0].dtype
     if func.overloadpacket in _CONVOLUTIONS:
-        return Cost("convolution", flops, read, written, max(1, len(made)), dtype, 0)
+        exact = dtype == torch.float32 and not torch.backends.cudnn.allow_tf32
+        kernels = max(1, len(made))
+        return Cost("convolution", flops, read, written, kernels, dtype, exact=exact)
     (m, k), n = factors[0].shape[-2:], factors[1].shape[-1]
     rows = 16 // dtype.itemsize
     aligned = all(max(t.stride()[-2:]) % rows == 0 for t in (*factors, made[0]))

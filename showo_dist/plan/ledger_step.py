@@ -142,7 +142,12 @@ def encoders_of_shapes(config: TrainConfig) -> Encoders:
         vq = MAGVITv2(MAGVITv2Config(resolution=config.dataset.preprocessing.resolution))
         clip = CLIPVisionModel(CLIPVisionConfig(**CLIP_SIZES))
     tower = ClipTower(clip) if config.model.showo.w_clip_vit else None
-    return Encoders(vq.eval(), tower, down_scale=config.training.down_scale)
+    return Encoders(
+        vq.eval(),
+        tower,
+        down_scale=config.training.down_scale,
+        precision=config.model.encoder_dtype,
+    )
 
 
 def _encode(encoders: Encoders, config: TrainConfig) -> None:
@@ -161,6 +166,23 @@ def _encode(encoders: Encoders, config: TrainConfig) -> None:
             encoders.condition_codes(samples)
 
 
+def _windows(config: TrainConfig, samples: AssumedSamples, model: Any) -> PackedBatches:
+    """The training loop's own window of one optimizer step, of assumed samples."""
+    read = config.training.gradient_accumulation_steps
+    return PackedBatches(
+        cast(Any, iter(MicroBatch({}) for _ in range(read))),
+        cast(Any, _Assumed(samples)),
+        META,
+        read,
+        model.feature_width,
+        TOKEN_MULTIPLE,
+        rows=None if config.training.tokens_per_step is None else samples.micro_steps(),
+        steps=row_steps(config, model),
+        attention=model.attention,
+        windows=1,
+    )
+
+
 def ledger_of_step(
     config: TrainConfig, text_tokens: int | None = None, ranks: int = 1, encoded: bool = True
 ) -> StepLedger:
@@ -174,8 +196,9 @@ def ledger_of_step(
     """
     device = torch.device("cuda")
     samples = AssumedSamples(config, text_tokens)
-    features = config.model.showo.clip_dim if config.model.showo.w_clip_vit else 0
     read, micro_steps = config.training.gradient_accumulation_steps, samples.micro_steps()
+    # Made before the ledger opens: a run makes them once and not in every step.
+    encoders = None if encoded else encoders_of_shapes(config)
     with fake_ranks(0, ranks):
         engine = EngineOfShapes(of_engine(config, micro_steps), device, every_micro_step=True)
         ledger = Ledger(device)
@@ -188,23 +211,13 @@ def ledger_of_step(
             META,
             enter=ledger.enter,
         )
-        windows = PackedBatches(
-            cast(Any, iter(MicroBatch({}) for _ in range(read))),
-            cast(Any, _Assumed(samples)),
-            META,
-            read,
-            features,
-            TOKEN_MULTIPLE,
-            rows=None if config.training.tokens_per_step is None else micro_steps,
-            steps=row_steps(config, engine.engine.module),
-            attention=engine.engine.module.attention,
-            windows=1,
-        )
+        windows = _windows(config, samples, engine.engine.module)
         with as_if(device, engine.shapes), ledger, parts_of(ledger, engine.engine.module):
             ledger.enter("read")
             with ledger.part("encoders"):
-                for _ in range(0 if encoded else read):
-                    _encode(encoders_of_shapes(config), config)
+                if encoders is not None:
+                    for _ in range(read):
+                        _encode(encoders, config)
             with ledger.part("packing"), ledger.host():
                 window, _ = next(windows)
             with _accelerator_of_shapes():

@@ -12,6 +12,7 @@ from rich.progress import track
 from rich.table import Table
 
 from showo_dist.config import TrainConfig, active_flows
+from showo_dist.plan.batch import AssumedSamples
 from showo_dist.plan.engine_step import EngineOfShapes, StepProfile, fake_ranks
 from showo_dist.plan.shapes import PARTS
 from showo_dist.plan.study import ZERO_STAGES, Prediction, Setting, Study
@@ -134,6 +135,32 @@ def show_dry_run(config: TrainConfig, options: argparse.Namespace, console: Cons
     return 0 if good else 1
 
 
+def show_recomputation(config: TrainConfig, options: argparse.Namespace, console: Console) -> int:
+    """Print one line if the config's own setting recomputes activations and fits without; return 0."""
+    if config.model.gradient_checkpointing:
+        samples = AssumedSamples(config, options.text_tokens)
+        batch, ranks = samples.micro_batch(TOKEN_MULTIPLE), options.hosts * options.gpus_per_host
+        peaks = []
+        for checkpointing in (True, False):
+            setting = Setting(config.distributed.zero_stage, checkpointing, 1)
+            changed = of_engine(setting.of(config), samples.micro_steps())
+            _, profile = _one_rank(changed, 0, ranks, batch)
+            assert profile is not None
+            peaks.append(profile.peak)
+        if peaks[1] <= USABLE_MEMORY * options.recomputation * GB:
+            line = not_needed(peaks[0], peaks[1], options.recomputation * GB)
+            console.print(line, highlight=False, soft_wrap=True)
+    return 0
+
+
+def not_needed(peak: float, without: float, memory: float) -> str:
+    """The line about a config that recomputes activations for nothing; all arguments in bytes."""
+    return (
+        f"model.gradient_checkpointing=true IS NOT NEEDED: {without / GB:.1f} GB of {memory / GB:.0f} GB "
+        f"without it ({peak / GB:.1f} GB with it), and no activation is computed twice; set it to false"
+    )
+
+
 def _one_rank(
     config: TrainConfig, rank: int, world: int, batch: PackedBatch | None
 ) -> tuple[dict[str, int], StepProfile | None]:
@@ -180,6 +207,10 @@ def advice(own: Prediction, others: Sequence[Prediction], gpu: Gpu) -> list[str]
     if not fits(own, gpu):
         return [_does_not_fit(own, possible, gpu)]
     lines = [_limit(own)]
+    keeping = replace(own.setting, checkpointing=False)
+    kept = next((p for p in possible if p.setting == keeping), None)
+    if own.setting.checkpointing and kept is not None:
+        lines.insert(0, not_needed(own.profile.peak, kept.profile.peak, gpu.memory))
     best = max(possible, key=lambda p: p.tokens / p.time.total_s)
     gain = best.tokens / best.time.total_s / (own.tokens / own.time.total_s) - 1
     if gain > 0.05:

@@ -33,7 +33,8 @@ class Rates:
     Attributes:
         products: FLOP/s of matrix products by dtype, over the shortest of their three sides.
         unaligned: factor of that where rows do not begin at multiples of 16 bytes.
-        convolution: FLOP/s by dtype.
+        convolution: FLOP/s by dtype; of fp32, with TF32 where the device has it.
+        exact_convolution: FLOP/s of fp32 without TF32; None: as with it.
         attention: FLOP/s of the fused kernel, forward and backward.
         passes: bytes/s over the bytes of an operation, by its kind; ``pass`` for kinds that are not there.
         launch_s: seconds from one kernel's start to the next one's, at least.
@@ -50,6 +51,7 @@ class Rates:
     launch_s: float
     queued: bool
     source: str
+    exact_convolution: float | None = None
     unaligned: float = 1.0
     to_device: tuple[float, float] = (50e9, 10e9)
     wait_s: float = 0.0
@@ -68,7 +70,8 @@ class Rates:
             slow = 1.0 if cost.aligned else self.unaligned
             busy = max(cost.flops / (rate * slow), moved)
         elif cost.kind == "convolution":
-            busy = max(cost.flops / self.convolution[cost.dtype], moved)
+            exact = self.exact_convolution if cost.exact else None
+            busy = max(cost.flops / (exact or self.convolution[cost.dtype]), moved)
         elif cost.kind == "attention":
             busy = max(cost.flops / self.attention[cost.backward], moved)
         floor = self.launch_s * cost.kernels
@@ -99,6 +102,7 @@ def _hopper(memory_rate: float) -> Rates:
     return Rates(
         products={torch.bfloat16: bf16, torch.float32: tf32, torch.float16: bf16},
         convolution={torch.bfloat16: 0.4 * peak, torch.float32: 0.4 * peak / 2},
+        exact_convolution=0.6 * 67e12,
         # FlashAttention-2, heads of width 64.
         attention=(300e12, 220e12),
         passes={"pass": level, "rows": {1.0: 0.6 * memory_rate}, "norm": {1.0: 0.7 * memory_rate}},
@@ -118,7 +122,13 @@ def _ampere() -> Rates:
         for dtype, curve in hopper.products.items()
     }
     convolution = {dtype: rate * part for dtype, rate in hopper.convolution.items()}
-    return replace(hopper, products=products, convolution=convolution, attention=(180e12, 130e12))
+    return replace(
+        hopper,
+        products=products,
+        convolution=convolution,
+        exact_convolution=0.6 * 19.5e12,
+        attention=(180e12, 130e12),
+    )
 
 
 GPU_RATES = {"h200": _hopper(4.8e12), "h100": _hopper(3.35e12), "a100": _ampere()}

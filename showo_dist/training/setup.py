@@ -1,7 +1,11 @@
 """From a config to the parts of a run: data streams, text tokenizer, encoders. User errors surface here."""
 
 import hashlib
+import os
 import shlex
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -16,7 +20,7 @@ from showo_data.shards import Storage
 from showo_data.shards.names import misnamed
 from showo_dist.checkpoint import CheckpointReader
 from showo_dist.checkpoint.slices import EMA, WEIGHT, Piece
-from showo_dist.config import TrainConfig, active_flows
+from showo_dist.config import TrainConfig, active_flows, to_yaml
 from showo_dist.config.training import EmaConfig
 from showo_dist.models.encoders import ClipTower, Encoders
 from showo_dist.models.magvitv2 import MAGVITv2
@@ -323,8 +327,65 @@ def load_encoders(config: TrainConfig, device: torch.device) -> Encoders:
     if config.model.showo.w_clip_vit:
         clip = ClipTower.from_pretrained(config.model.clip_model_name).to(device)
     return Encoders(
-        vq, clip, down_scale=config.training.down_scale, resize_back=config.training.resize_back
+        vq,
+        clip,
+        down_scale=config.training.down_scale,
+        resize_back=config.training.resize_back,
+        precision=config.model.encoder_dtype,
     )
+
+
+class RecomputationHint:
+    """Predicts beside the first steps whether ``model.gradient_checkpointing`` is needed.
+
+    A process of its own runs the step on shapes, for which it needs neither a GPU nor this one's group.
+
+    Args:
+        config: of the run.
+        ranks: of the run.
+        memory: bytes of a GPU; 0 for a device without a memory of its own, where nothing is predicted.
+    """
+
+    def __init__(self, config: TrainConfig, ranks: int, memory: int) -> None:
+        self._process: subprocess.Popen[str] | None = None
+        self._file = tempfile.NamedTemporaryFile("w", suffix=".yaml")  # noqa: SIM115 - closed by close()
+        distributed = config.distributed
+        offloads = distributed.offload_optimizer != "none" or distributed.offload_param != "none"
+        if not (memory and config.model.gradient_checkpointing) or offloads:
+            return
+        if distributed.engine != "deepspeed":
+            return
+        self._file.write(to_yaml(config))
+        self._file.flush()
+        launcher = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
+        kept = {key: value for key, value in os.environ.items() if key not in launcher}
+        self._process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "showo_dist.cli", "plan", f"config={self._file.name}"),
+                *("--gpus-per-host", str(ranks), "--recomputation", f"{memory / 1e9:.1f}"),
+            ],
+            env={**kept, "CUDA_VISIBLE_DEVICES": "-1", "OMP_NUM_THREADS": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def poll(self) -> list[str]:
+        """The line for the log, once, if recomputation is not needed."""
+        if self._process is None or self._process.poll() is None:
+            return []
+        printed, _ = self._process.communicate()
+        self.close()
+        return [line for line in printed.splitlines() if line.startswith("model.gradient_")]
+
+    def close(self) -> None:
+        """End the process, if it still runs."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+        self._file.close()
 
 
 def carry_optimizer(engine: Engine, config: TrainConfig) -> None:

@@ -42,6 +42,7 @@ from showo_dist.training.muon import first_update_line
 from showo_dist.training.nonfinite import NonFiniteSteps
 from showo_dist.training.rows import of_engine
 from showo_dist.training.setup import (
+    RecomputationHint,
     averages_of,
     carry_optimizer,
     check_data_order,
@@ -117,6 +118,9 @@ class Trainer:
         self.stepper = self._stepper()
         self.validation = Validation(config, self.specs, self.maker, ranks, self.logger.event)
         self.images = ImageGrids(self.maker)
+        gpu = ranks.is_first and ranks.device.type == "cuda"
+        memory = torch.cuda.get_device_properties(ranks.device).total_memory if gpu else 0
+        self.hint = RecomputationHint(config, ranks.world, memory)
         self._announce(resume)
 
     def _batches(self, reader: CheckpointReader | None, model: ShowO) -> PackedBatches:
@@ -269,6 +273,7 @@ class Trainer:
             stop = losses.stop
             self._report(meter, losses)
             self._log_lines(self.writer.poll())
+            self._log_lines(self.hint.poll())
             if self._due(_COLLECT_EVERY):
                 gc.collect()
             if self._due(self.config.experiment.generate_every):
@@ -312,6 +317,7 @@ class Trainer:
     def _end(self) -> None:
         self.progress.enter("save")
         self._log_lines(self.writer.finish())
+        self.hint.close()
         self.progress.enter("end")
         self.logger.event(over_all_ranks(self.batches.bad).summary())
         self.logger.close()

@@ -1,6 +1,7 @@
 """``showo-dist plan`` on the mini world's model: arguments in, tables out."""
 
 import re
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from showo_dist.config import TrainConfig, load
 from showo_dist.plan.cli import main
 from showo_dist.plan.study import Study
 from showo_dist.plan.timing import GPUS, Cluster
+from showo_dist.training.setup import RecomputationHint
 
 CONFIG = f"config={Path(__file__).parents[2]}/configs/mini/pretrain.yaml"
 
@@ -51,6 +53,55 @@ def test_a_token_budget_has_one_scale_and_the_same_tokens() -> None:
     assert one.profile.peak > plain.profile.peak
     with pytest.raises(ValueError, match="--scaling: counts micro-steps"):
         main([CONFIG, "training.tokens_per_step=2000", "--scaling", "x.png"])
+
+
+RECOMPUTING = "model.gradient_checkpointing=true"
+
+
+@pytest.mark.parametrize(
+    ("setting", "memory", "found"),
+    [
+        (RECOMPUTING, "141", "IS NOT NEEDED: "),
+        (RECOMPUTING, "0.01", ""),
+        ("model.gradient_checkpointing=false", "141", ""),
+    ],
+)
+def test_recomputation_that_is_not_needed_is_one_line(
+    capsys: pytest.CaptureFixture[str], setting: str, memory: str, found: str
+) -> None:
+    assert main([CONFIG, setting, "--gpus-per-host", "2", "--recomputation", memory]) == 0
+    printed = [x for x in capsys.readouterr().out.splitlines() if x.startswith("model.")]
+    assert len(printed) == bool(found)
+    assert not found or re.search(
+        rf"{found}\d.* GB of 141 GB without it \(.* GB with it\)", printed[0]
+    )
+
+
+def test_the_plan_shows_recomputation_that_is_not_needed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main([CONFIG, RECOMPUTING, "--gpus-per-host", "2", "--scales", "1"]) == 0
+    assert "model.gradient_checkpointing=true IS NOT NEEDED: " in capsys.readouterr().out
+
+
+def test_a_run_predicts_beside_its_first_steps_whether_it_has_to_recompute() -> None:
+    config = load([CONFIG, RECOMPUTING], TrainConfig, check=False)
+    hint = RecomputationHint(config, ranks=2, memory=141_000_000_000)
+    until = time.monotonic() + 60
+    while not (lines := hint.poll()):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    (line,) = lines
+    assert "IS NOT NEEDED" in line and "of 141 GB" in line
+    assert hint.poll() == []
+    for memory, changes in ((0, [RECOMPUTING]), (141_000_000_000, [])):
+        quiet = RecomputationHint(load([CONFIG, *changes], TrainConfig, check=False), 2, memory)
+        assert quiet.poll() == []
+        quiet.close()
+    ended = RecomputationHint(config, ranks=2, memory=141_000_000_000)
+    process = ended._process
+    ended.close()
+    assert process is not None and process.poll() is not None
 
 
 def test_what_does_not_fit_is_an_exit_code(

@@ -52,6 +52,18 @@ class MAGVITv2(nn.Module):
         self.encoder = Encoder(self.config)
         self.decoder = Decoder(self.config)
         self.quantize = LookupFreeQuantizer(self.config.bits)
+        self.precision = "fp32"
+
+    def encode_in(self, precision: str) -> None:
+        """Let :meth:`encode` compute in ``tf32`` (on NVIDIA GPUs) or ``bf16``, which change some codes.
+
+        Images are then laid out as tensor cores want them. Decoding stays in fp32, as it is in training.
+        """
+        self.precision = precision
+        if precision != "fp32":
+            self.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if precision == "bf16":
+            self.encoder.to(torch.bfloat16)
 
     def encode_latents(self, pixels_B3HW: Tensor) -> Tensor:
         """Pixels to continuous latents (B, bits, H/d, W/d); d is ``config.downsample``.
@@ -72,7 +84,8 @@ class MAGVITv2(nn.Module):
         """Pixels to codes (B, N), int64, row by row of the grid; N = H·W / d²."""
         # cuDNN convolves fp32 in TF32 by default, which turns some codes: those made here and those of
         # shards that were encoded on another kind of GPU would differ.
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=self.precision == "tf32"):
+            pixels_B3HW = pixels_B3HW.to(next(self.encoder.parameters()).dtype)
             return self.quantize.codes(self.encode_latents(pixels_B3HW))
 
     def decode(self, codes: Tensor) -> Tensor:
