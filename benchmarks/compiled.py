@@ -32,7 +32,9 @@ from showo_kernels import select_backend
 
 MODEL = "configs/mini/pretrain.yaml"
 FLOW_SIZES = {"t2i": 1, "mmu": 1, "lm": 1, "recon": 1}  # of every third step
-ENGINES = ("torch", "zero-0", "zero-1", "zero-2")
+ENGINES = ("torch", "zero-0", "zero-1", "zero-2", "zero-3")
+# By default ZeRO-3 would keep most of a small model's weights gathered.
+GATHERED = "distributed.deepspeed={zero_optimization: {stage3_param_persistence_threshold: 0}}"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -56,6 +58,7 @@ class Setting:
             f"distributed.engine={'torch' if stage == 'torch' else 'deepspeed'}",
             f"distributed.zero_stage={0 if stage == 'torch' else stage}",
         ]
+        keys += [GATHERED] if stage == "3" else []
         return load([*keys, *self.more], TrainConfig, check=False)
 
 

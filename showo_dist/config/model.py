@@ -86,7 +86,7 @@ class ModelConfig:
     compile: bool = False
     """Compile the transformer blocks with `torch.compile` for training, once per row capacity
     (`training.row_steps_per_octave`): norms, rotary positions, residuals and activation become few
-    kernels. Not with ZeRO-3."""
+    kernels. ZeRO-3 then gathers the weights of a whole block at once."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more compute."""
     gradient_checkpointing_every: Annotated[int, AT_LEAST_ONE] = 1

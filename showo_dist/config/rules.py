@@ -293,13 +293,6 @@ def budget_needs_global_means(config: TrainConfig) -> Iterator[str]:
         )
 
 
-def compiled_blocks_are_whole(config: TrainConfig) -> Iterator[str]:
-    """ZeRO-3 gathers weights by hooks inside a block; with compiled blocks that is untested."""
-    distributed = config.distributed
-    if config.model.compile and distributed.engine == "deepspeed" and distributed.zero_stage == 3:
-        yield "model.compile = True: not with distributed.zero_stage = 3; use stage 2, or compile=false"
-
-
 def resume_names_a_checkpoint(config: TrainConfig) -> Iterator[str]:
     """``true`` names no checkpoint."""
     if config.experiment.resume_from_checkpoint is True:
@@ -471,7 +464,6 @@ RULES: tuple[Rule, ...] = (
     mask_schedule_is_known,
     one_learning_rate,
     budget_needs_global_means,
-    compiled_blocks_are_whole,
     resume_names_a_checkpoint,
     backbone_has_a_source,
     backbone_keys_are_known,

@@ -12,6 +12,7 @@ from deepspeed.runtime import bf16_optimizer, torch_autocast
 from deepspeed.runtime.utils import get_global_norm_of_tensors
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+from deepspeed.utils import set_z3_leaf_module
 from torch import Tensor
 
 from showo_dist.checkpoint.slices import Piece
@@ -175,6 +176,7 @@ def initialize(model: ShowO, config: TrainConfig, device: torch.device) -> Any:
         model.recompute_activations(config.model.gradient_checkpointing_every)
     if config.model.compile:
         model.compile_blocks()
+        _gather_whole_blocks(model)
     bf16 = uses_bf16(config.training.mixed_precision, device)
     optimizer = build_optimizer(model, config.optimizer, device, bf16)
     schedule = build_schedule(optimizer, config.lr_scheduler, config.training.max_train_steps)
@@ -192,6 +194,15 @@ def initialize(model: ShowO, config: TrainConfig, device: torch.device) -> Any:
     # The state must exist before a checkpoint is restored into it.
     state.prepare(raw, averaged=config.training.ema.decay is not None)
     return raw
+
+
+def _gather_whole_blocks(model: ShowO) -> None:
+    """Let ZeRO-3 gather and release the weights of a block around it, not in hooks of the modules inside it.
+
+    A compiled block is one graph and cannot contain such hooks. Other stages ignore this mark.
+    """
+    for block in model.showo.model.layers:
+        set_z3_leaf_module(block, True)
 
 
 def _without_inference_helper() -> None:

@@ -200,6 +200,16 @@ BROKEN = {
         ),
     ],
     "deepspeed_keys_are_free": [
+        (
+            ["distributed.deepspeed={communication_data_type: fp32}"],
+            "distributed.deepspeed.communication_data_type = 'fp32': set "
+            "distributed.gradient_reduction_dtype instead",
+        ),
+        (
+            ["distributed.deepspeed={data_types: {grad_accum_dtype: bf16}}"],
+            "distributed.deepspeed.data_types.grad_accum_dtype = 'bf16': set "
+            "distributed.gradient_accumulation_dtype instead",
+        ),
         (["distributed.deepspeed.zero_optimization.stage=3"], "set distributed.zero_stage instead"),
         (["distributed.deepspeed.gradient_clipping=1"], "set training.max_grad_norm instead"),
     ],
@@ -238,10 +248,22 @@ BROKEN = {
             "training.tokens_per_step = 500: not with training.loss_normalization = rank",
         ),
     ],
-    "compiled_blocks_are_whole": [
+    "gradient_formats_exist": [
         (
-            ["model.compile=true", "distributed.zero_stage=3"],
-            "model.compile = True: not with distributed.zero_stage = 3",
+            ["training.mixed_precision=fp32", "distributed.gradient_reduction_dtype=bf16"],
+            "distributed.gradient_reduction_dtype = bf16: needs training.mixed_precision bf16 or auto",
+        ),
+        (
+            ["training.mixed_precision='no'", "distributed.gradient_accumulation_dtype=bf16"],
+            "distributed.gradient_accumulation_dtype = bf16: needs training.mixed_precision bf16 or auto",
+        ),
+        (
+            ["distributed.engine=torch", "distributed.gradient_accumulation_dtype=bf16"],
+            "distributed.gradient_accumulation_dtype = bf16: needs distributed.engine=deepspeed",
+        ),
+        (
+            ["distributed.zero_stage=0", "distributed.gradient_accumulation_dtype=bf16"],
+            "distributed.gradient_accumulation_dtype = bf16: needs distributed.zero_stage 1 to 3",
         ),
     ],
     "averages_exist_to_evaluate": [

@@ -26,15 +26,17 @@ from tests.single_pass.case import Case, Report, config_of
 CPU = torch.device("cpu")
 
 
-def _packed(sequences: list[Sequence], feature_width: int) -> PackedBatch:
-    return pack(sequences, pad_id=VOCABULARY.pad, feature_width=feature_width)
+def _packed(case: Case, sequences: list[Sequence], feature_width: int) -> PackedBatch:
+    # Blocks are compiled once per length of a row.
+    multiple = 256 if config_of(case).model.compile else 1
+    return pack(sequences, pad_id=VOCABULARY.pad, feature_width=feature_width, multiple_of=multiple)
 
 
 def _window(case: Case, step: int, feature_width: int) -> list[PackedBatch]:
     """This rank's micro-batches of one step."""
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     mine = split(global_batch(seed=step), case.split, ranks, case.micro_steps)[rank]
-    return [_packed(sequences, feature_width) for sequences in mine]
+    return [_packed(case, sequences, feature_width) for sequences in mine]
 
 
 def _engine(case: Case) -> Any:

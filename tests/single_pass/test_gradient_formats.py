@@ -12,7 +12,7 @@ import torch
 
 from showo_dist.runtime.ranks import Ranks
 from showo_dist.sequences import FLOWS, pack
-from showo_dist.training.deepspeed_engine import build_deepspeed_engine
+from showo_dist.training.deepspeed_engine import build_deepspeed_engine, deepspeed_config
 from showo_dist.training.engine import Engine
 from showo_dist.training.torch_engine import build_torch_engine
 from tests.checkpoints.group import on_ranks
@@ -105,3 +105,14 @@ def test_small_gradients_are_kept_where_the_sum_is_fp32(
         assert other == pytest.approx(wanted_other, rel=0.01)
     else:
         assert abs(other) < 0.05 * wanted_other
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_fp32_runs_leave_the_formats_to_deepspeed(stage: int) -> None:
+    keys = {"communication_data_type", "data_types"}
+    fp32, bf16 = (
+        deepspeed_config(config_of(Case(f"zero-{stage}", bf16=b)), CPU) for b in (False, True)
+    )
+    assert not keys & fp32.keys()
+    assert bf16["communication_data_type"] == "fp32"
+    assert bf16.get("data_types", {}).get("grad_accum_dtype") == ("fp32" if stage else None)

@@ -6,6 +6,7 @@ from tests.single_pass import oracle
 from tests.single_pass.case import Case
 from tests.single_pass.compare import assert_same
 from tests.single_pass.group import RankGroup
+from tests.training.test_compiled import no_compiler
 
 ENGINES = ["torch", "zero-0", "zero-1", "zero-2", "zero-3"]
 SPLITS = ["even", "asymmetric", "empty"]
@@ -30,5 +31,19 @@ def _cases() -> list[tuple[int, Case]]:
 @pytest.mark.slow
 @pytest.mark.parametrize(("group", "case"), _cases(), indirect=["group"], ids=str)
 def test_one_step(group: RankGroup, case: Case, plain: oracle.Outcome) -> None:
+    for report in group.run(case):
+        assert_same(report, plain)
+
+
+def _compiled() -> list[tuple[int, Case]]:
+    """Of two ranks and two micro-steps, all in one capacity; ZeRO-3 keeps no weight gathered."""
+    on = (("model.compile", True),)
+    return [(2, Case(engine, "asymmetric", 2, settings=on)) for engine in ENGINES]
+
+
+@pytest.mark.slow
+@no_compiler
+@pytest.mark.parametrize(("group", "case"), _compiled(), indirect=["group"], ids=str)
+def test_one_step_of_compiled_blocks(group: RankGroup, case: Case, plain: oracle.Outcome) -> None:
     for report in group.run(case):
         assert_same(report, plain)
