@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from showo_dist.checkpoint.slices import Piece
 from showo_dist.config import TrainConfig, active_flows
@@ -187,6 +187,17 @@ def initialize(model: ShowO, config: TrainConfig, device: torch.device) -> Any:
     # The state must exist before a checkpoint is restored into it.
     state.prepare(raw, averaged=config.training.ema.decay is not None)
     return raw
+
+
+def sharder(config: TrainConfig, device: torch.device) -> Callable[[nn.Module], None]:
+    """What shards a part of a model that was just loaded, under ZeRO-3; see :func:`.engine.sharder`."""
+    settings = deepspeed_config(config, device)
+
+    def shard(part: nn.Module) -> None:
+        """Keep this rank's share of each parameter; rank 0's values count."""
+        deepspeed.zero.Init(module=part, config_dict_or_path=settings)
+
+    return shard
 
 
 def _without_inference_helper() -> None:
