@@ -191,6 +191,7 @@ def initialize(model: ShowO, config: TrainConfig, device: torch.device) -> Any:
 
 def sharder(config: TrainConfig, device: torch.device) -> Callable[[nn.Module], None]:
     """What shards a part of a model that was just loaded, under ZeRO-3; see :func:`.engine.sharder`."""
+    _without_inference_helper()
     settings = deepspeed_config(config, device)
 
     def shard(part: nn.Module) -> None:

@@ -60,19 +60,13 @@ def load_initial(
     # in bf16 keeps the whole model from ever being in memory at 4 bytes per weight.
     kept = dtype if config.shards_state else torch.float32
     showo = config.model.showo
-    if source is None and _is_drawn_whole(showo):
-        # On the CPU and before sharding, so that every rank initialises the same weights.
-        torch.manual_seed(config.training.seed)
-        model = from_language_model(showo, backend)
-    elif source is None:
-        model = empty_model(showo, backend)
-        start = LanguageStart(showo, model, config.training.seed)
-        materialise(model, lambda name: start.read(name).to(kept), shard)
-        notes.append(f"starts from {showo.llm_model_path}, rows of new tokens drawn")
+    if source is None:
+        model, note = _from_language_model(config, backend, kept, shard)
+        notes.append(note)
     else:
         model = empty_model(showo, backend)
         weights = initial_weights(
-            config.model.showo, source, config.training.seed, model, check=source is not resume
+            showo, source, config.training.seed, model, check=source is not resume
         )
         # Read, cast and assigned one tensor at a time.
         whole = None if config.lora.rank else shard
@@ -85,12 +79,22 @@ def load_initial(
     return model, "; ".join(notes)
 
 
-def _is_drawn_whole(showo: ShowoConfig) -> bool:
-    """Whether a model without Show-o weights is built whole, from torch's global generator.
-
-    Phi's draws are those of earlier versions; rows of other language models are drawn by name.
-    """
-    return showo.llm_config is not None or family_of(backbone_config(showo).model_type).padded_rows
+def _from_language_model(
+    config: TrainConfig, backend: str, dtype: torch.dtype, shard: Shard | None
+) -> tuple[ShowO, str]:
+    """A model without Show-o weights, and a note for the log."""
+    showo = config.model.showo
+    # Phi's draws are those of earlier versions; rows of other language models are drawn by name.
+    if showo.llm_config is not None or family_of(backbone_config(showo).model_type).padded_rows:
+        # On the CPU and before sharding, so that every rank initialises the same weights.
+        torch.manual_seed(config.training.seed)
+        random = showo.llm_config is not None
+        note = "random weights" if random else f"starts from {showo.llm_model_path}"
+        return from_language_model(showo, backend), note
+    model = empty_model(showo, backend)
+    start = LanguageStart(showo, model, config.training.seed)
+    materialise(model, lambda name: start.read(name).to(dtype), shard)
+    return model, f"starts from {showo.llm_model_path}"
 
 
 def initial_weights(
