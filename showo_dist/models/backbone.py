@@ -22,7 +22,6 @@ from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AttentionInterface,
     AutoConfig,
-    PhiConfig,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -31,12 +30,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from showo_dist.config.model import ShowoConfig
 from showo_dist.config.rules import BACKBONE_KEYS
-from showo_dist.models.families import family_of
+from showo_dist.models.families import RELEASED, family_of
 from showo_kernels import attend
 
 ATTENTION = "showo_omni"
-# Its sizes are PhiConfig's defaults, so no file has to be read for them.
-PHI_1_5 = "microsoft/phi-1_5"
 EMBEDDINGS = ("embed_tokens.", "embed_in.", "wte.")  # the last part of a table's name, by family
 _BLOCK = re.compile(r"\.(?:layers|h)\.(\d+)\.")
 # Arguments of transformers' attention interface that would change the result, and that no kernel of ours has.
@@ -100,8 +97,8 @@ def backbone_config(showo: ShowoConfig) -> PreTrainedConfig:
         raise ValueError(
             "model.showo.llm_model_path and model.showo.llm_config are both null: set one"
         )
-    if path == PHI_1_5:
-        return PhiConfig(vocab_size=showo.rows)
+    if path in RELEASED:
+        return _from_fields(RELEASED[path], showo.rows)
     key = f"model.showo.llm_model_path = {path}"
     return _named(
         key,

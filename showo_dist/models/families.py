@@ -28,6 +28,52 @@ class Family:
 FAMILIES = {"phi": Family({"qk_layernorm": True}, padded_rows=True)}
 
 
+# Sizes of released language models, as their own config.json has them, so that a plan reads no file.
+_QWEN: dict[str, Any] = {
+    "model_type": "qwen2",
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-6,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
+}
+RELEASED: dict[str, dict[str, Any]] = {
+    "microsoft/phi-1_5": {"model_type": "phi"},  # the defaults of its family
+    "meta-llama/Llama-3.1-8B": {
+        "model_type": "llama",
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-5,
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 500000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+    },
+    "Qwen/Qwen2.5-1.5B": _QWEN
+    | {
+        "hidden_size": 1536,
+        "intermediate_size": 8960,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 12,
+        "max_position_embeddings": 131072,
+    },
+    "Qwen/Qwen2.5-3B": _QWEN
+    | {
+        "hidden_size": 2048,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 16,
+        "max_position_embeddings": 32768,
+    },
+}
+
+
 def family_of(model_type: str) -> Family:
     """The family's entry, or that of a family that needs nothing."""
     return FAMILIES.get(model_type, Family())

@@ -20,20 +20,30 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from showo_dist.plan.costs import Cost, aten, cost_of, tensors_of
 from showo_dist.plan.fusion import Schedule, is_compiled, schedule_of, signature
 
-# The last part of a module's name, or of its parent's, to the part of the step.
+# The last part of a module's name, or of its parent's, to the part of the step; families differ in names.
 _MODULES = {
     "embed_tokens": "embed",
+    "embed_in": "embed",
     "mm_projector": "embed",
     "input_layernorm": "norms",
     "post_attention_layernorm": "norms",
+    "pre_feedforward_layernorm": "norms",
+    "post_feedforward_layernorm": "norms",
     "final_layernorm": "norms",
+    "final_layer_norm": "norms",
+    "norm": "norms",
     "q_layernorm": "q/k norm",
     "k_layernorm": "q/k norm",
+    "q_norm": "q/k norm",
+    "k_norm": "q/k norm",
     "rotary_emb": "rotary",
     "q_proj": "projections",
     "k_proj": "projections",
     "v_proj": "projections",
     "dense": "projections",
+    "o_proj": "projections",
+    "query_key_value": "projections",
+    "attention": "rotary",
     "self_attn": "rotary",  # what is left of it once attention itself is set apart
     "mlp": "MLP",
     "layers": "residuals",  # a block's own operations

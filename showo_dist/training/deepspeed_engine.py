@@ -13,7 +13,7 @@ from deepspeed.runtime.utils import get_global_norm_of_tensors
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from deepspeed.utils import set_z3_leaf_module
-from torch import Tensor
+from torch import Tensor, nn
 
 from showo_dist.checkpoint.slices import Piece
 from showo_dist.config import TrainConfig, active_flows
@@ -201,8 +201,20 @@ def _gather_whole_blocks(model: ShowO) -> None:
 
     A compiled block is one graph and cannot contain such hooks. Other stages ignore this mark.
     """
-    for block in model.showo.model.layers:
+    for block in model.blocks:
         set_z3_leaf_module(block, True)
+
+
+def sharder(config: TrainConfig, device: torch.device) -> Callable[[nn.Module], None]:
+    """What shards a part of a model that was just loaded, under ZeRO-3; see :func:`.engine.sharder`."""
+    _without_inference_helper()
+    settings = deepspeed_config(config, device)
+
+    def shard(part: nn.Module) -> None:
+        """Keep this rank's share of each parameter; rank 0's values count."""
+        deepspeed.zero.Init(module=part, config_dict_or_path=settings)
+
+    return shard
 
 
 def _without_inference_helper() -> None:

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from showo_dist.checkpoint.slices import Piece
 from showo_dist.config import TrainConfig
@@ -95,6 +95,18 @@ class Engine(Protocol):
 
     def load_schedule(self, state: dict[str, Any]) -> str | None:
         """Continue the config's schedule at the step of ``state``; a line for the log if the rate changes."""
+
+
+def sharder(config: TrainConfig, device: torch.device) -> Callable[[nn.Module], None] | None:
+    """What keeps a rank's share of each part of a model while it is loaded; None without ZeRO-3.
+
+    The process group must exist.
+    """
+    if config.distributed.engine == "torch" or config.distributed.zero_stage != 3:
+        return None
+    from showo_dist.training import deepspeed_engine
+
+    return deepspeed_engine.sharder(config, device)
 
 
 def build_engine(model: ShowO, config: TrainConfig, device: torch.device) -> Engine:

@@ -35,7 +35,12 @@ def decays(name: str, parameter: nn.Parameter, rule: str) -> bool:
     """
     if rule == "published":
         return not name.endswith("bias")
-    return parameter.ndim > 1 and not any(table in name for table in EMBEDDINGS)
+    return len(shape_of(parameter)) > 1 and not any(table in name for table in EMBEDDINGS)
+
+
+def shape_of(parameter: nn.Parameter) -> tuple[int, ...]:
+    """The whole shape, also of a parameter that ZeRO-3 has sharded."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
 Named = list[tuple[str, nn.Parameter]]
@@ -74,7 +79,7 @@ def build_optimizer(
     """The optimizer of what is trained: Muon with AdamW, or AdamW alone.
 
     Args:
-        model: of the run; not sharded yet.
+        model: of the run.
         config: section ``optimizer``.
         device: of the run.
         bf16: whether the forward pass computes in it.
@@ -86,10 +91,10 @@ def build_optimizer(
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if config.name == "adamw":
         return _adamw(parameter_groups(named, config.params), config.params, device)
-    matrices = [p for name, p in named if by_muon(name, tuple(p.shape))]
+    matrices = [p for name, p in named if by_muon(name, shape_of(p))]
     if not matrices:
         raise ValueError("optimizer.name = muon: no matrix of a block is trained; use adamw")
-    others = [(name, p) for name, p in named if not by_muon(name, tuple(p.shape))]
+    others = [(name, p) for name, p in named if not by_muon(name, shape_of(p))]
     groups = [{**group, "muon": False} for group in parameter_groups(others, config.params)]
     groups.append(muon_group(matrices, config.muon))
     dtype = torch.bfloat16 if bf16 else torch.float32

@@ -35,7 +35,7 @@ from showo_dist.models.weights.start import load_initial
 from showo_dist.runtime.ranks import Ranks
 from showo_dist.sequences import TOKEN_MULTIPLE
 from showo_dist.training.batches import PackedBatches, SequenceMaker, masking_options, row_steps
-from showo_dist.training.engine import build_engine
+from showo_dist.training.engine import build_engine, sharder
 from showo_dist.training.images import ImageGrids
 from showo_dist.training.metrics import Meter, Peak, Work
 from showo_dist.training.muon import first_update_line
@@ -87,7 +87,8 @@ class Trainer:
         showo = config.model.showo
         self.vocabulary = self.text.vocabulary(showo.llm_vocab_size, showo.codebook_size)
         self.encoders = load_encoders(config, ranks.device)
-        model, self.initial = load_initial(config, ranks.device, resume.folder)
+        shard = sharder(config, ranks.device)
+        model, self.initial = load_initial(config, ranks.device, resume.folder, shard)
         self.work = Work.of(model)
         clip = self.encoders.clip
         self.specs = flow_specs(config, clip.resolution if clip else None)

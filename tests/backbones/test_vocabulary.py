@@ -8,9 +8,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from showo_dist.config import load
+from showo_dist.config import TrainConfig, load
 from showo_dist.config.model import ShowoConfig
-from showo_dist.models.weights.pretrained import from_language_model
+from showo_dist.models.weights.start import load_initial
 from showo_dist.sequences import TextEncoder, Vocabulary, pack
 from showo_dist.sequences.builders import lm, t2i
 from showo_dist.sequences.masking import MaskedCodes
@@ -109,6 +109,16 @@ def test_the_size_of_the_table_is_worked_out() -> None:
 TEXT, TABLE = 40, 44  # ids of the tokenizer, rows of the language model's padded table
 
 
+def start_from(folder: Path) -> TrainConfig:
+    """A run that starts from a language model."""
+    config = TrainConfig()
+    config.model.showo = ShowoConfig(
+        llm_model_path=str(folder), llm_vocab_size=TEXT, codebook_size=8
+    )
+    config.training.mixed_precision = "fp32"
+    return config
+
+
 def saved_language_model(folder: Path, family: str) -> torch.nn.Module:
     """A tiny random one, with tied tables where the family ties them."""
     torch.manual_seed(0)
@@ -126,9 +136,7 @@ def saved_language_model(folder: Path, family: str) -> torch.nn.Module:
 def test_a_language_model_keeps_its_logits(tmp_path: Path, family: str) -> None:
     """Text alone, shorter than any window: Show-o starts as the language model that it was."""
     language = saved_language_model(tmp_path, family)
-    showo = ShowoConfig(llm_model_path=str(tmp_path), llm_vocab_size=TEXT, codebook_size=8)
-    torch.manual_seed(1)
-    model = from_language_model(showo).eval()
+    model = load_initial(start_from(tmp_path), torch.device("cpu"))[0].eval()
     ids = [5, 9, 2, 31]
     table, head = model.embeddings.weight, model.head.weight
     old = language.get_input_embeddings().weight, language.get_output_embeddings().weight

@@ -157,17 +157,28 @@ class InitialWeights:
         return torch.zeros(self.expected[name].shape)
 
     def _drawn(self, name: str) -> Tensor:
-        """The initialisation of the modules themselves: normal tables, zero head bias, uniform projector."""
-        generator = named_generator(self._seed, name)
-        shape = self.expected[name].shape
-        if name.startswith(PROJECTOR):
-            weight = self.expected[name.rpartition(".")[0] + ".weight"]
-            # The default of nn.Linear, for weight and bias alike.
-            bound = 1 / math.sqrt(weight.shape[1])
-            return torch.empty(shape).uniform_(-bound, bound, generator=generator)
-        if name.endswith("bias"):
-            return torch.zeros(shape)
-        return torch.empty(shape).normal_(0, self._std, generator=generator)
+        return drawn(self.expected, name, self._seed, self._std)
+
+
+def drawn(expected: Mapping[str, Tensor], name: str, seed: int, std: float) -> Tensor:
+    """A new fp32 weight, initialised as its module is: normal tables, zero head bias, uniform projector.
+
+    Args:
+        expected: shapes by name.
+        name: of the weight; with the seed it gives the random numbers.
+        seed: of the run.
+        std: standard deviation of tables.
+    """
+    generator = named_generator(seed, name)
+    shape = expected[name].shape
+    if name.startswith(PROJECTOR):
+        weight = expected[name.rpartition(".")[0] + ".weight"]
+        # The default of nn.Linear, for weight and bias alike.
+        bound = 1 / math.sqrt(weight.shape[1])
+        return torch.empty(shape).uniform_(-bound, bound, generator=generator)
+    if name.endswith("bias"):
+        return torch.zeros(shape)
+    return torch.empty(shape).normal_(0, std, generator=generator)
 
 
 def _without(tensors: Mapping[str, Tensor], prefixes: tuple[str, ...]) -> dict[str, Tensor]:

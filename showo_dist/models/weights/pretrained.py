@@ -3,18 +3,17 @@
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_origin
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from showo_dist.config.hints import describe, fields_of, members
 from showo_dist.config.model import ShowoConfig
-from showo_dist.models.backbone import block_of, fill_buffers, named_tables, unknown_fields
-from showo_dist.models.families import family_of
+from showo_dist.models.backbone import block_of, fill_buffers, unknown_fields
 from showo_dist.models.showo import ShowO, build_showo, empty_model
 from showo_dist.models.weights.folder import (
     CONFIG_NAME,
@@ -47,18 +46,12 @@ def from_language_model(showo: ShowoConfig, attention: str = "sdpa") -> ShowO:
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(f"model.showo.llm_model_path = {showo.llm_model_path}: {reason}") from None
     with torch.no_grad():
-        target, tables = model.showo.state_dict(), set(named_tables(model.showo, ""))
+        target = model.showo.state_dict()
         for name, tensor in language.state_dict().items():
             # Only tables differ in length: Show-o has rows for special tokens and codes after the text.
-            rows = _kept_rows(showo, model, len(tensor)) if name in tables else len(tensor)
+            rows = min(len(tensor), len(target[name]))
             target[name][:rows].copy_(tensor[:rows])
     return model
-
-
-def _kept_rows(showo: ShowoConfig, model: ShowO, rows: int) -> int:
-    """How many rows of a language model's table ours starts with; the others are new tokens."""
-    padded = family_of(model.config.model_type).padded_rows
-    return min(rows, showo.rows if padded else showo.llm_vocab_size)
 
 
 def load_showo(
@@ -86,11 +79,35 @@ def load_showo(
     return model.to(device)
 
 
-def materialise(model: ShowO, read: Callable[[str], Tensor]) -> None:
-    """Fill a meta model with weights by name, and compute its buffers, which no checkpoint holds."""
+def materialise(
+    model: ShowO,
+    read: Callable[[str], Tensor],
+    shard: Callable[[nn.Module], None] | None = None,
+) -> None:
+    """Fill a meta model with weights by name, part by part, and compute buffers that no checkpoint holds.
+
+    Args:
+        model: on the meta device.
+        read: gives one whole weight.
+        shard: called with each part (a block, or a module outside of the blocks) once it is filled, to keep
+            this rank's share of it alone: then never more than the shares and one part are in memory.
+    """
     fill_buffers(model.showo)
-    weights = {name: read(name) for name in model.state_dict()}
-    model.load_state_dict(weights, strict=True, assign=True)
+    for prefix, part in _parts(model):
+        weights = {name: read(prefix + name) for name in part.state_dict()}
+        part.load_state_dict(weights, strict=True, assign=True)
+        if shard is not None:
+            shard(part)
+
+
+def _parts(model: ShowO) -> Iterator[tuple[str, nn.Module]]:
+    """The blocks, and the other modules that hold weights themselves, with the prefixes of their names."""
+    blocks = {id(block) for block in model.blocks}
+    inside = {id(module) for block in model.blocks for module in block.modules()}
+    for name, module in model.named_modules():
+        own = any(True for _ in module.parameters(recurse=False)) and id(module) not in inside
+        if own or id(module) in blocks:
+            yield f"{name}.", module
 
 
 def read_config(folder: Path) -> ShowoConfig:

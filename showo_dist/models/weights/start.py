@@ -1,23 +1,32 @@
 """What a run starts from: the one entry is :func:`load_initial`."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from showo_dist.config import TrainConfig
 from showo_dist.config.model import ShowoConfig
-from showo_dist.models.backbone import windows_note
+from showo_dist.models.backbone import backbone_config, windows_note
+from showo_dist.models.families import family_of
 from showo_dist.models.showo import ShowO, empty_model
 from showo_dist.models.weights.folder import local_folder
 from showo_dist.models.weights.initial import InitialWeights
+from showo_dist.models.weights.language import LanguageStart
 from showo_dist.models.weights.pretrained import from_language_model, materialise, read_config
 from showo_dist.models.weights.sources import adapter_record, open_weights
 from showo_dist.runtime.precision import uses_bf16
 from showo_kernels import select_backend
 
+Shard = Callable[[nn.Module], None]
+
 
 def load_initial(
-    config: TrainConfig, device: torch.device, resume: Path | None = None
+    config: TrainConfig,
+    device: torch.device,
+    resume: Path | None = None,
+    shard: Shard | None = None,
 ) -> tuple[ShowO, str]:
     """Build a run's model on the CPU with the weights that the run starts from.
 
@@ -29,6 +38,9 @@ def load_initial(
         config: of the run.
         device: where it will train; decides attention backend and number format.
         resume: checkpoint to resume from.
+        shard: keeps this rank's share of a part of the model (ZeRO-3); used part by part where weights are
+            read, except below adapters. A model with random weights, and one that starts from phi-1.5, is
+            built whole first.
 
     Returns:
         The model, and notes for the log: the attention backend with its reason, resized or new weights,
@@ -44,26 +56,45 @@ def load_initial(
     if resume is not None:
         _check_kind(config, resume)
     source = resume if resume and not config.lora.rank else config.start_from
+    # ZeRO 1 to 3 get their fp32 master weights from a checkpoint and round the module to bf16; loading it
+    # in bf16 keeps the whole model from ever being in memory at 4 bytes per weight.
+    kept = dtype if config.shards_state else torch.float32
+    showo = config.model.showo
     if source is None:
-        # On the CPU and before sharding, so that every rank initialises the same weights.
-        torch.manual_seed(config.training.seed)
-        model = from_language_model(config.model.showo, backend)
+        model, note = _from_language_model(config, backend, kept, shard)
+        notes.append(note)
     else:
-        # ZeRO 1 to 3 get their fp32 master weights from a checkpoint and round the module to bf16; loading it
-        # in bf16 keeps the whole model from ever being in memory at 4 bytes per weight.
-        kept = dtype if config.shards_state else torch.float32
-        model = empty_model(config.model.showo, backend)
+        model = empty_model(showo, backend)
         weights = initial_weights(
-            config.model.showo, source, config.training.seed, model, check=source is not resume
+            showo, source, config.training.seed, model, check=source is not resume
         )
         # Read, cast and assigned one tensor at a time.
-        materialise(model, lambda name: weights.read(name).to(kept))
+        whole = None if config.lora.rank else shard
+        materialise(model, lambda name: weights.read(name).to(kept), whole)
         notes += weights.changes
         if config.lora.rank:
             notes.append(_attach_adapters(model, weights, config, resume))
     notes += filter(None, [windows_note(model.config)])
     model.label_smoothing = config.training.label_smoothing
     return model, "; ".join(notes)
+
+
+def _from_language_model(
+    config: TrainConfig, backend: str, dtype: torch.dtype, shard: Shard | None
+) -> tuple[ShowO, str]:
+    """A model without Show-o weights, and a note for the log."""
+    showo = config.model.showo
+    # Phi's draws are those of earlier versions; rows of other language models are drawn by name.
+    if showo.llm_config is not None or family_of(backbone_config(showo).model_type).padded_rows:
+        # On the CPU and before sharding, so that every rank initialises the same weights.
+        torch.manual_seed(config.training.seed)
+        random = showo.llm_config is not None
+        note = "random weights" if random else f"starts from {showo.llm_model_path}"
+        return from_language_model(showo, backend), note
+    model = empty_model(showo, backend)
+    start = LanguageStart(showo, model, config.training.seed)
+    materialise(model, lambda name: start.read(name).to(dtype), shard)
+    return model, f"starts from {showo.llm_model_path}"
 
 
 def initial_weights(
