@@ -123,6 +123,9 @@ class TrainingConfig:
     """Tokens that a packed row of a micro-step holds at most, without its padding: an optimizer step has the
     same samples, in as few rows as hold the longest ones possible. null: a micro-step holds
     `training.batch_size_*` samples."""
+    pack_ahead: bool | None = None
+    """Read, encode, pack and plan the samples of the next optimizer step in a thread while this one runs;
+    null: on GPUs. On a CPU the thread would take the step's cores."""
     max_train_steps: Annotated[int, AT_LEAST_ONE] = 1_000_000
     """Optimizer steps of the run."""
     seed: Annotated[int, AT_LEAST_ZERO] = 10086

@@ -305,10 +305,10 @@ class Ahead(Generic[T]):
 class PackedBatches:
     """Windows of packed micro-batches, one window per optimizer step.
 
-    The next window is read, encoded, packed and planned in a thread while the caller uses the last one. On a
-    GPU the thread has a stream of its own. A window's memory may be used again there once its last reference
-    is gone; by then the host must have waited for the work that reads it, as a step does for the gradient's
-    norm.
+    With ``ahead``, the next window is read, encoded, packed and planned in a thread while the caller uses the
+    last one. On a GPU that work has a stream of its own. A window's memory may be used again there once its
+    last reference is gone; by then the host must have waited for the work that reads it, as a step does for
+    the gradient's norm.
 
     Args:
         loader: this rank's micro-batches.
@@ -323,6 +323,7 @@ class PackedBatches:
         steps: row capacities per octave; 0: rows of any multiple.
         attention: the backend that the attention plan of each batch is for.
         windows: how many there are; None: no end.
+        ahead: make the next window in a thread; else it is made when it is asked for.
     """
 
     def __init__(
@@ -339,6 +340,7 @@ class PackedBatches:
         steps: int = 0,
         attention: str = "sdpa",
         windows: int | None = None,
+        ahead: bool = False,
     ) -> None:
         self.loader, self.maker, self.device = loader, maker, device
         self.window, self.feature_width, self.multiple_of = window, feature_width, multiple_of
@@ -350,7 +352,8 @@ class PackedBatches:
         ] = []  # samples of the last window by row, to name suspects
         self._micro_batches = 0
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._windows = Ahead(islice(self._read(repeat_first), windows), self._waiting)
+        items = islice(self._read(repeat_first), windows)
+        self._windows = Ahead(items, self._waiting) if ahead else items
 
     def __next__(self) -> tuple[list[PackedBatch], Account]:
         start = time.perf_counter()
@@ -371,7 +374,8 @@ class PackedBatches:
 
     def settle(self) -> None:
         """Wait until the thread is idle: encoders, tokenizer and memory are the caller's alone."""
-        self._windows.settle()
+        if isinstance(self._windows, Ahead):
+            self._windows.settle()
 
     def _waiting(self, wait: Callable[[], T]) -> T:
         return self.loader.waiting(wait)

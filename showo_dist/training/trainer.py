@@ -126,6 +126,7 @@ class Trainer:
 
     def _batches(self, reader: CheckpointReader | None, model: ShowO) -> PackedBatches:
         config, params = self.config, self.config.dataset.params
+        ahead = config.training.pack_ahead
         # Rank 0 builds missing indexes alone, so that the other ranks only read them.
         self.ranks.first_alone(lambda: self._read_data_order(reader))
         loader = build_loader(
@@ -148,6 +149,7 @@ class Trainer:
             steps=row_steps(config, model),
             attention=model.attention,
             windows=config.training.max_train_steps - (reader.state.step if reader else 0),
+            ahead=self.ranks.device.type == "cuda" if ahead is None else ahead,
         )
 
     def _read_data_order(self, reader: CheckpointReader | None) -> None:

@@ -35,7 +35,7 @@ class DyingWorkers(Chaos):
 
     def _start(self) -> Life:
         arguments = [*self.arguments, f"experiment.output_dir={self.run}"]
-        arguments += [f"dataset.params.num_workers={WORKERS}"]
+        arguments += [f"dataset.params.num_workers={WORKERS}", "training.pack_ahead=true"]
         return start(arguments, self.run, WORLD, len(self.kills))
 
     def _one_life(self, kills_left: int) -> Life:

@@ -90,7 +90,9 @@ def test_windows_and_their_state_are_those_made_without_a_thread(
     maker, loader = SequenceMaker(config, text, vocabulary, encoders), Counted(config)
     rows = maker.micro_steps() if budget else None
     every: Any = loader
-    batches = PackedBatches(every, maker, CPU, 2, 0, TOKEN_MULTIPLE, rows=rows, windows=WINDOWS)
+    batches = PackedBatches(
+        every, maker, CPU, 2, 0, TOKEN_MULTIPLE, rows=rows, windows=WINDOWS, ahead=True
+    )
     plain = PackedBatches(Counted(config), maker, CPU, 2, 0, TOKEN_MULTIPLE, rows=rows)._read(False)  # type: ignore[arg-type]
     good = 0
     for done in range(WINDOWS):
@@ -127,8 +129,11 @@ def assert_equal(found: Any, wanted: Any) -> None:
 
 def test_a_run_resumes_exactly_at_every_step(tiny_world: TinyWorld, tmp_path: Path) -> None:
     budget = ["training.tokens_per_step=300", "training.max_train_steps=3"]
+    plain = train(tiny_world, tmp_path / "plain", *budget)
+    budget += ["training.pack_ahead=true"]
     whole = train(tiny_world, tmp_path / "whole", *budget, "experiment.save_every=1")
     assert whole.code == 0, whole.stderr[-3000:]
+    assert whole.curve() == plain.curve(), "with and without the thread"
     for step in (1, 2):
         run = tmp_path / str(step)
         start = f"experiment.resume_from_checkpoint={whole.run / f'checkpoint-{step:06d}'}"
