@@ -29,7 +29,8 @@ REFERENCE: Key = ("torch", "fp32", "fp32")  # computes in fp32
 CASES: list[Key] = [
     *product(SHARDED, FORMATS, FORMATS),
     *product(["torch", "zero-0"], ["fp32"], FORMATS),
-    ("zero-1-offload", "fp32", "fp32"),  # another class of DeepSpeed's than without offload
+    # Another class of DeepSpeed's than without offload; behind ZeRO-0, whose autocast DeepSpeed remembers.
+    ("zero-1-offload", "fp32", "fp32"),
 ]
 
 
