@@ -62,12 +62,12 @@ class LanguageStart:
         own = name.removeprefix(_OURS)
         if own not in self._source.meta:  # the head of tied tables
             own = self._table.removeprefix(_OURS)
-        found = self._source.read(own).to(torch.float32, copy=True)
+        found = self._source.read(own)
         if name not in self._tables:
-            return found
+            return found.to(torch.float32, copy=True)
         rows = min(len(found), self._showo.llm_vocab_size)
         new = drawn(self._expected, name, self._seed, self._std)
-        new[:rows] = found[:rows]
+        new[:rows] = found[:rows]  # cast in place: a table is the largest part
         return new
 
 
