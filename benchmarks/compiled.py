@@ -51,6 +51,7 @@ class Setting:
         stage = self.engine.removeprefix("zero-")
         keys = [
             f"config={MODEL}",
+            "optimizer.name=adamw",
             f"training.mixed_precision={self.dtype}",
             "lr_scheduler.params.warmup_steps=20",
             f"model.gradient_checkpointing={str(self.recompute).lower()}",

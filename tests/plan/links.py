@@ -19,6 +19,7 @@ HOSTS = 2
 # One short sample, so that on a slow link communication takes nearly all of the step.
 BASE = [
     f"config={CONFIG}",
+    "optimizer.name=adamw",
     "training.batch_size_t2i=1",
     "training.batch_size_mmu=-1",
     "training.batch_size_lm=-1",

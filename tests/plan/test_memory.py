@@ -17,6 +17,7 @@ RANKS, TOLERANCE = 2, 0.02
 CONFIG = str(Path(__file__).parents[2] / "configs" / "mini" / "pretrain.yaml")
 BASE = [
     f"config={CONFIG}",
+    "optimizer.name=adamw",
     "training.batch_size_t2i=2",
     "training.batch_size_mmu=2",
     "training.batch_size_lm=1",
