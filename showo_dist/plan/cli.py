@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
         "--gpu",
         default="h200",
         metavar="NAME",
-        help="h200, h100, a100; h200-fa3, h100-fa3: with FlashAttention 3",
+        help="h200, h100, a100; h200-fa3, h100-fa3: with FlashAttention 3; several with --advise: h200,a100",
     )
     parser.add_argument(
         "--link-gbit", type=float, metavar="G", help="Gb/s between two hosts over all network cards"
@@ -67,6 +67,11 @@ def parser() -> argparse.ArgumentParser:
         help="the config's own step, part by part: kernels, bytes, copies, waits, microseconds",
     )
     parser.add_argument(
+        "--advise",
+        action="store_true",
+        help="only print the keys of the fastest setting that fits, with the same global batch",
+    )
+    parser.add_argument(
         "--scaling",
         type=Path,
         metavar="PNG",
@@ -90,12 +95,15 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError(
             "--scaling: counts micro-steps of training.batch_size_*; set training.tokens_per_step=null"
         )
-    from showo_dist.plan import ledger_report, report, scaling
+    from showo_dist.plan import advise, ledger_report, report, scaling
     from showo_dist.plan.timing import gpu
 
-    gpu(options.gpu)  # raises for an unknown name
+    for name in options.gpu.split(",") if options.advise else [options.gpu]:
+        gpu(name)  # raises for an unknown name
     warnings.simplefilter("ignore", FutureWarning)  # from DeepSpeed
     console = Console(width=max(_WIDTH, Console().width))
+    if options.advise:
+        return advise.show(config, options, console)
     if options.scaling is not None:
         return scaling.show(config, options, console)
     if options.recomputation is not None:

@@ -77,6 +77,7 @@ def _accumulating(compute: Compute, factor: float) -> Compute:
         encoders_s=compute.encoders_s * factor,
         optimizer_s=compute.optimizer_s,
         useful_flops=compute.useful_flops * factor,
+        launch_s=compute.launch_s * factor,
     )
 
 

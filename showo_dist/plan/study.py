@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, cast
@@ -14,7 +14,7 @@ from showo_dist.config import TrainConfig
 from showo_dist.models.showo import build_showo
 from showo_dist.plan.batch import AssumedSamples
 from showo_dist.plan.engine_step import EngineOfShapes, StepProfile, fake_ranks
-from showo_dist.plan.ledger_step import ledger_of_step
+from showo_dist.plan.ledger_step import StepLedger, ledger_of_step
 from showo_dist.plan.roofline import Rates, on_curve
 from showo_dist.plan.timing import (
     ADAM_BYTES_PER_PARAMETER,
@@ -45,17 +45,25 @@ class Setting:
         zero_stage: 0 to 3.
         checkpointing: whether activations are recomputed in the backward pass.
         scale: factor of the config's batch sizes.
+        every: recompute the first of so many blocks; None: as in the config.
+        tokens_per_step: tokens of a row; None: as in the config.
     """
 
     zero_stage: int
     checkpointing: bool
     scale: int
+    every: int | None = None
+    tokens_per_step: int | None = None
 
     def of(self, config: TrainConfig) -> TrainConfig:
         """Copy the config with this setting, except the batch sizes."""
         changed = deepcopy(config)
         changed.distributed.zero_stage = cast(Any, self.zero_stage)
         changed.model.gradient_checkpointing = self.checkpointing
+        if self.every is not None:
+            changed.model.gradient_checkpointing_every = self.every
+        if self.tokens_per_step is not None:
+            changed.training.tokens_per_step = self.tokens_per_step
         return changed
 
 
@@ -110,37 +118,35 @@ class Passes:
         forward_s: packing, planning and forward, with the waits and copies of the step.
         backward_s: backward, recomputation included.
         encoders_s: of the frozen encoders.
+        launch_s: of all that, spent on kernels that are shorter than the launch of the next one.
     """
 
     forward_s: float
     backward_s: float
     encoders_s: float
+    launch_s: float
 
     @classmethod
-    def of(
-        cls, config: TrainConfig, rates: Rates, text_tokens: int | None, encoded: bool
-    ) -> Passes:
-        """Run the ledger of a step with one micro-step, or with all rows of a token budget."""
-        one = deepcopy(config)
-        if config.training.tokens_per_step is None:
-            one.training.gradient_accumulation_steps = 1
-        # Of all stages the same; ZeRO-0's autocast cannot run on shapes.
-        one.distributed.zero_stage = 2
-        step = ledger_of_step(one, text_tokens, encoded=encoded)
+    def of(cls, step: StepLedger, rates: Rates) -> Passes:
+        """Seconds of the micro-steps of a ledger at a device's rates."""
         ledger = step.ledger
         sums = dict.fromkeys(
-            ("forward", "backward", "encoders", "step"), 0.0
+            ("forward", "backward", "encoders", "launch", "step"), 0.0
         )  # "step" is the update's
         for entry in ledger.entries:
             phase = {"recompute": "backward", "backward": "backward", "step": "step"}.get(
                 entry.phase
             )
             key = "encoders" if entry.part == "encoders" else phase or "forward"
-            sums[key] += rates.seconds(entry.cost)
+            seconds = rates.seconds(entry.cost)
+            sums[key] += seconds
+            if key != "step" and seconds <= rates.launch_s * entry.cost.kernels:
+                sums["launch"] += seconds
         for transfer in ledger.transfers:
             key = "encoders" if transfer.part == "encoders" else "forward"
             sums[key] += rates.transfer_s(transfer)
-        return cls(*(sums[key] / step.micro_steps for key in ("forward", "backward", "encoders")))
+        keys = ("forward", "backward", "encoders", "launch")
+        return cls(*(sums[key] / step.micro_steps for key in keys))
 
 
 class Study:
@@ -169,7 +175,32 @@ class Study:
         self._update = update_of(model, config)
         self.work = Work.of(model)
         self._text_tokens, self._encoded = text_tokens, encoded
-        self._passes: dict[bool, Passes] = {}
+        self._passes: dict[Setting, Passes] = {}
+        self._ledgers: dict[Setting, StepLedger] = {}
+        self._profiles: dict[Setting, StepProfile] = {}
+
+    def on(self, gpu: Gpu, cluster: Cluster) -> Study:
+        """The study of another GPU, on as many ranks; both share all that was run on shapes."""
+        assert cluster.ranks == self.cluster.ranks
+        other = copy(self)
+        other.gpu, other.cluster, other._passes = gpu, cluster, {}
+        return other
+
+    def one(self, setting: Setting) -> Prediction:
+        """The prediction of one setting of scale 1; its engine runs once for all GPUs."""
+        if setting not in self._profiles:
+            samples = self.samples_of(setting)
+            with fake_ranks(0, self.cluster.ranks):
+                config = of_engine(setting.of(self.config), samples.micro_steps())
+                batch = samples.micro_batch(TOKEN_MULTIPLE)
+                self._profiles[setting] = EngineOfShapes(config, _CUDA).step(batch)
+        return self.predict(setting, self._profiles[setting])
+
+    def samples_of(self, setting: Setting) -> AssumedSamples:
+        """The samples of a step, in the rows of a setting."""
+        if setting.tokens_per_step is None:
+            return self.samples
+        return AssumedSamples(setting.of(self.config), self._text_tokens)
 
     def predictions(
         self, scales: Sequence[int], stages: Sequence[int] = ZERO_STAGES, both: bool = True
@@ -189,7 +220,7 @@ class Study:
                 yield from self._of_engine(Setting(stage, checkpointing, 1), scales)
 
     def _of_engine(self, setting: Setting, scales: Sequence[int]) -> Iterator[Prediction]:
-        self.passes(setting.checkpointing)
+        self.passes(setting)
         with fake_ranks(0, self.cluster.ranks):
             config = of_engine(setting.of(self.config), self.samples.micro_steps())
             engine = EngineOfShapes(config, _CUDA)
@@ -198,30 +229,44 @@ class Study:
                 profile = engine.step(batch)
                 yield self.predict(replace(setting, scale=scale), profile)
 
-    def passes(self, checkpointing: bool) -> Passes:
-        """Seconds of a micro-step of the config's batch; the first call must be outside of any group."""
-        if checkpointing not in self._passes:
-            config = Setting(2, checkpointing, 1).of(self.config)
-            rates = self.gpu.rates
-            self._passes[checkpointing] = Passes.of(config, rates, self._text_tokens, self._encoded)
-        return self._passes[checkpointing]
+    def passes(self, setting: Setting) -> Passes:
+        """Seconds of a micro-step of scale 1; the first call must be outside of any group."""
+        # Of all stages the same; ZeRO-0's autocast cannot run on shapes.
+        key = replace(setting, zero_stage=2, scale=1)
+        if key not in self._passes:
+            if key not in self._ledgers:
+                self._ledgers[key] = self._ledger(key.of(self.config))
+            self._passes[key] = Passes.of(self._ledgers[key], self.gpu.rates)
+        return self._passes[key]
 
-    def predict(self, setting: Setting, profile: StepProfile) -> Prediction:
-        """Add time and traffic on this study's cluster to a profile."""
-        rows = self.samples.rows(TOKEN_MULTIPLE, setting.scale)
+    def _ledger(self, config: TrainConfig) -> StepLedger:
+        """The ledger of a step with one micro-step, or with all rows of a token budget."""
+        if config.training.tokens_per_step is None:
+            config.training.gradient_accumulation_steps = 1
+        return ledger_of_step(config, self._text_tokens, encoded=self._encoded)
+
+    def compute(self, setting: Setting) -> Compute:
+        """Seconds of compute of a step with a setting."""
+        rows = self.samples_of(setting).rows(TOKEN_MULTIPLE, setting.scale)
         shares = self.cluster.ranks if setting.zero_stage else 1
-        passes = self.passes(setting.checkpointing)
+        passes = self.passes(setting)
         batches = setting.scale * len(rows)
         # Muon multiplies large matrices, in bf16.
         products = on_curve(self.gpu.rates.products[torch.bfloat16], 2048)
         update_s = self._update.bytes / self.gpu.memory_rate + self._update.flops / products
-        compute = Compute(
+        return Compute(
             forward_s=passes.forward_s * batches,
             backward_s=passes.backward_s * batches,
             encoders_s=passes.encoders_s * batches,
             optimizer_s=update_s / shares,
             useful_flops=sum(map(self.work.flops, rows)),
+            launch_s=passes.launch_s * batches,
         )
+
+    def predict(self, setting: Setting, profile: StepProfile) -> Prediction:
+        """Add time and traffic on this study's cluster to a profile."""
+        rows = self.samples_of(setting).rows(TOKEN_MULTIPLE, setting.scale)
+        compute = self.compute(setting)
         time = step_time(compute, profile.collectives, self.cluster)
         ranks, backend = self.cluster.ranks, self.cluster.backend
         return Prediction(

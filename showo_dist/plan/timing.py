@@ -181,6 +181,7 @@ class Compute:
         encoders_s: the frozen encoders, before the step.
         optimizer_s: the update.
         useful_flops: FLOPs that count for MFU.
+        launch_s: the part of the passes and encoders that is spent on kernels shorter than a launch.
     """
 
     forward_s: float
@@ -188,6 +189,11 @@ class Compute:
     encoders_s: float
     optimizer_s: float
     useful_flops: float
+    launch_s: float = 0.0
+
+    @property
+    def busy_s(self) -> float:
+        return self.forward_s + self.backward_s + self.encoders_s + self.optimizer_s
 
 
 @dataclass(frozen=True)
@@ -221,5 +227,4 @@ def step_time(compute: Compute, calls: list[Collective], cluster: Cluster) -> St
         max(0.0, seconds - (hidden.get(phase, 0.0) if cluster.overlaps else 0.0))
         for phase, seconds in by_phase.items()
     )
-    busy = compute.forward_s + compute.backward_s + compute.encoders_s + compute.optimizer_s
-    return StepTime(busy, sum(by_phase.values()), exposed)
+    return StepTime(compute.busy_s, sum(by_phase.values()), exposed)
