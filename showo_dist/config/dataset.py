@@ -93,6 +93,9 @@ class DatasetConfig:
     """Without effect: streams are endless."""
     add_system_prompt: bool = False
     """System prompt before LLaVA conversations (docs/specification.md, sections 3 and 7)."""
+    chat_template: bool = False
+    """Lay out conversations and questions by the tokenizer's own chat template instead of `USER: …
+    ASSISTANT:`; needs `und_type: llava_pretrain` or `llava_tuning` (docs/backbones.md)."""
     params: DatasetParams = field(default_factory=DatasetParams)
     preprocessing: PreprocessingConfig = field(default_factory=PreprocessingConfig)
 

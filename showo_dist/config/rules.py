@@ -293,6 +293,15 @@ def budget_needs_global_means(config: TrainConfig) -> Iterator[str]:
         )
 
 
+def templates_have_turns(config: TrainConfig) -> Iterator[str]:
+    """A chat template lays out conversations; captions have no turns."""
+    if config.dataset.chat_template and config.dataset.und_type == "captioning":
+        yield (
+            "dataset.chat_template = True: only with dataset.und_type = llava_pretrain or llava_tuning; "
+            "captions have no turns"
+        )
+
+
 def resume_names_a_checkpoint(config: TrainConfig) -> Iterator[str]:
     """``true`` names no checkpoint."""
     if config.experiment.resume_from_checkpoint is True:
@@ -464,6 +473,7 @@ RULES: tuple[Rule, ...] = (
     mask_schedule_is_known,
     one_learning_rate,
     budget_needs_global_means,
+    templates_have_turns,
     resume_names_a_checkpoint,
     backbone_has_a_source,
     backbone_keys_are_known,

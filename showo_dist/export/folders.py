@@ -28,7 +28,12 @@ from showo_dist.models.weights.folder import (
     local_folder,
     read_json,
 )
-from showo_dist.models.weights.pretrained import config_json, described_model, read_config
+from showo_dist.models.weights.pretrained import (
+    config_json,
+    described_model,
+    read_chat_template,
+    read_config,
+)
 from showo_dist.models.weights.sources import (
     LORA_KEY,
     Weights,
@@ -149,7 +154,8 @@ def import_model(
     groups = list(_shards(weights, list(model.state_dict()), shard_bytes))
     names = iter(track(list(model.state_dict())))
     with folder_aside(out) as aside:
-        (aside / CONFIG_NAME).write_text(config_json(showo, model))
+        chat = read_chat_template(folder)
+        (aside / CONFIG_NAME).write_text(config_json(showo, model, chat))
         (aside / STATE).write_text(_state().to_json())
         parts = []
         for number, group in enumerate(groups):

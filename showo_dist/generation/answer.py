@@ -17,6 +17,7 @@ def answer(
     top_k: int | None = 1,
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
+    end: int | None = None,
 ) -> list[list[int]]:
     """Return the new token ids of each prompt, without the end mark.
 
@@ -28,11 +29,13 @@ def answer(
         top_k: sample among the k most likely tokens; 1 is greedy, None samples among all.
         temperature: divides the logits.
         generator: random numbers on the model's device.
+        end: id of the token that ends an answer; None: the vocabulary's eos.
     """
     if not prompts or max_new_tokens < 1:
         return [[] for _ in prompts]
     cache = read(model, vocabulary, prompts, max_new_tokens)
-    return write(cache, vocabulary.eos, max_new_tokens, top_k, temperature, generator)
+    end = vocabulary.eos if end is None else end
+    return write(cache, end, max_new_tokens, top_k, temperature, generator)
 
 
 def read(

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from showo_dist.sequences import Sequence, Vocabulary
 from showo_dist.sequences.builders import CLIP_RECON_TEXT_WIDTH, t2i_prompt
+from showo_dist.sequences.chat import IMAGE_PLACE, ChatTemplate, plain
 from showo_dist.sequences.text import IMAGE_MARKER, question_prompt
 from showo_kernels import Span
 
@@ -73,6 +74,35 @@ def flatten(turns: Iterable[Turn], style: str, end: str) -> list[Part]:
             parts.append(content.pop(0))
         before, after = _around(QUESTION_STYLES[style])
         parts += [before, *content, after]
+    return _joined(parts)
+
+
+def flatten_by_template(turns: Seq[Turn], template: ChatTemplate) -> list[Part]:
+    """Return the texts and images of a conversation in reading order, laid out by a chat template.
+
+    Images at the beginning of the conversation come before its text, as in training; all others are where
+    they are in their turns.
+
+    Args:
+        turns: alternating turns; the last one is the user's if an answer follows.
+        template: the tokenizer's.
+
+    Raises:
+        ValueError: the template cannot lay out the conversation.
+    """
+    images: list[Part] = []
+    messages = []
+    for turn in turns:
+        images += [part for part in turn.parts if not isinstance(part, str)]
+        words = [plain(_plain(p)) if isinstance(p, str) else IMAGE_PLACE for p in turn.parts]
+        messages.append((turn.role, "".join(words)))
+    role, first = messages[0]
+    text, _ = template.render([(role, first.lstrip(IMAGE_PLACE)), *messages[1:]])
+    leading = len(first) - len(first.lstrip(IMAGE_PLACE))
+    parts, places = images[:leading], text.split(IMAGE_PLACE)
+    parts.append(places[0])
+    for image, after in zip(images[leading:], places[1:], strict=True):
+        parts += [image, after]
     return _joined(parts)
 
 

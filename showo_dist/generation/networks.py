@@ -19,6 +19,7 @@ from showo_dist.generation.conversation import (
     Turn,
     answer_prompt,
     flatten,
+    flatten_by_template,
     image_prompt,
 )
 from showo_dist.generation.edits import as_rgb, pixels
@@ -27,7 +28,7 @@ from showo_dist.models.encoders import ClipTower, condition_pixels
 from showo_dist.models.magvitv2 import MAGVITv2
 from showo_dist.models.showo import ShowO
 from showo_dist.models.weights.folder import CONFIG_NAME, local_folder
-from showo_dist.models.weights.pretrained import load_showo, read_config
+from showo_dist.models.weights.pretrained import load_showo, read_chat_template, read_config
 from showo_dist.runtime.precision import uses_bf16
 from showo_dist.runtime.ranks import default_device
 from showo_dist.sequences import Sequence as TokenSequence
@@ -58,7 +59,8 @@ class Networks:
         clip: the CLIP tower of models that read images as CLIP features, else None.
         system_prompt: text before the questions to a CLIP model.
         question_style: text around questions, a key of
-            :data:`~showo_dist.generation.conversation.QUESTION_STYLES`.
+            :data:`~showo_dist.generation.conversation.QUESTION_STYLES`; without effect
+            where ``text`` uses the tokenizer's chat template.
         down_scale, resize_back: how RecA's condition image is made, for models without CLIP.
     """
 
@@ -107,7 +109,10 @@ class Networks:
         config = config or read_model_config(checkpoint)
         where = torch.device(device) if device else default_device()
         showo, vq = config.model.showo, config.model.vq_model
-        text = TextEncoder(tokenizer or _text_tokenizer(config, checkpoint), showo.llm_vocab_size)
+        # As the model was trained, whatever the config of the tool has.
+        chat = config.dataset.chat_template or read_chat_template(local_folder(checkpoint))
+        source = tokenizer or _text_tokenizer(config, checkpoint)
+        text = TextEncoder(source, showo.llm_vocab_size, chat)
         model = _load_model(checkpoint, config, where, precision)
         vocabulary = text.vocabulary(showo.llm_vocab_size, showo.codebook_size)
         if vocabulary.size != model.config.vocab_size:
@@ -173,13 +178,15 @@ class Networks:
 
     def question_sequences(self, conversations: Sequence[Sequence[Turn]]) -> list[TokenSequence]:
         """Make sequences of conversations that end with a question, up to where the answer begins."""
-        rows = [
-            flatten(turns, self.question_style, self.text.end_of_text) for turns in conversations
-        ]
-        pieces = self._pieces(rows, self.encode_for_questions)
+        pieces = self._pieces(list(map(self._flat, conversations)), self.encode_for_questions)
         system = self.text.encode(self.system_prompt) if self.system_prompt else []
-        bos = self.question_style == "demo" and self.clip is None
+        bos = self.question_style == "demo" and self.clip is None and self.text.template is None
         return [answer_prompt(row, self.vocabulary, system, bos=bos) for row in pieces]
+
+    def _flat(self, turns: Sequence[Turn]) -> list[Part]:
+        if self.text.template:
+            return flatten_by_template(turns, self.text.template)
+        return flatten(turns, self.question_style, self.text.end_of_text)
 
     def image_sequences(self, prompts: Sequence[Sequence[Part]]) -> list[TokenSequence]:
         """Make sequences of texts and images that end with an image to generate."""

@@ -221,6 +221,7 @@ class Pipeline(Networks):
                 top_k=top_k,
                 temperature=temperature,
                 generator=image_generator(seed, [start], self.device),
+                end=self.text.end_of_answer,
             )
             answers += [self.text.decode(ids).strip() for ids in found]
         return answers

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from showo_dist.sequences.chat import ChatTemplate, Message, plain
 from showo_dist.sequences.vocabulary import Vocabulary
 
 END_OF_TEXT = "<|endoftext|>"
@@ -40,18 +41,20 @@ class TextEncoder:
     Args:
         path: folder or hub id of a fast tokenizer with ``<|endoftext|>``, or with an eos token.
         text_vocabulary: number of text rows in the model's embedding table (``llm_vocab_size``).
+        chat: lay out conversations by the tokenizer's chat template (``dataset.chat_template``).
 
     Attributes:
+        template: the chat template if it is used, else None.
         end_of_text: the token behind a text and behind an answer: ``<|endoftext|>``, else the eos token.
         eos, bos: ids of it, and of the token before a text: the tokenizer's bos, or eos where it has none or
             has ``<|endoftext|>``.
 
     Raises:
-        ValueError: the tokenizer cannot be read, has ids beyond the table's text rows, or has neither
-            ``<|endoftext|>`` nor an eos token.
+        ValueError: the tokenizer cannot be read, has ids beyond the table's text rows, has neither
+            ``<|endoftext|>`` nor an eos token, or its chat template cannot be used.
     """
 
-    def __init__(self, path: str | Path, text_vocabulary: int) -> None:
+    def __init__(self, path: str | Path, text_vocabulary: int, chat: bool = False) -> None:
         self.tokenizer = _load_tokenizer(str(path))
         known = self.tokenizer.get_vocab()
         tokens = max(known.values()) + 1  # ids may have gaps
@@ -68,6 +71,12 @@ class TextEncoder:
         self.eos: int = known[own]
         start = own if own == END_OF_TEXT else self.tokenizer.bos_token
         self.bos: int = known.get(start, self.eos)
+        self.template = ChatTemplate(self.tokenizer, path) if chat else None
+
+    @property
+    def end_of_answer(self) -> int:
+        """Id of the token that ends an answer."""
+        return self.template.end if self.template else self.eos
 
     def vocabulary(self, text_vocabulary: int, codebook: int) -> Vocabulary:
         """The id table of a model with this tokenizer; sizes as in :class:`Vocabulary`."""
@@ -104,11 +113,17 @@ class TextEncoder:
             limit: as in :meth:`encode`.
 
         Returns:
-            Ids of ``USER: q ASSISTANT: a<|endoftext|>…`` with the tokenizer's own end of text and, for each
-            id, whether it belongs to an answer or to the end of text after it.
+            Ids of ``USER: q ASSISTANT: a<|endoftext|>…`` with the tokenizer's own end of text, or of the chat
+            template's text; and for each id, whether it belongs to an answer or to the end mark after it.
+
+        Raises:
+            ValueError: the chat template cannot lay out the conversation.
         """
         longest = None if limit is None else limit * self._longest
-        text, answers = _conversation_text(turns, longest, self.end_of_text)
+        if self.template:
+            text, answers = self.template.render(_messages(turns, longest))
+        else:
+            text, answers = _conversation_text(turns, longest, self.end_of_text)
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         offsets = encoded["offset_mapping"]
         # Encoded as one string, so that the ids where two turns meet are those of the whole text. A token is
@@ -166,6 +181,25 @@ def _conversation_text(
             text += f" {value}{end}"
             answers.append((start, len(text)))
     return text, answers
+
+
+def _messages(turns: Iterable[tuple[str, str]], longest: int | None) -> list[Message]:
+    """The turns as messages of a chat template, up to a round behind ``longest`` characters.
+
+    Templates lay out the last turns in their own way; the round behind leaves those within as they are.
+    """
+    messages: list[Message] = []
+    length = beyond = 0
+    for role, value in turns:
+        words = plain(value.replace(IMAGE_MARKER, "")).strip()
+        if longest is not None:
+            beyond += length > longest
+            if beyond > 2:
+                break
+            words = _beginning(words, longest)
+        length += len(words)
+        messages.append(("user" if role in HUMAN else "assistant", words))
+    return messages
 
 
 def description_prompts() -> list[str]:

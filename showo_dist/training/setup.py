@@ -304,7 +304,7 @@ def load_text(config: TrainConfig) -> TextEncoder:
         raise ValueError(
             "model.showo.tokenizer_path and model.showo.llm_model_path are both null: set one"
         )
-    return TextEncoder(source, config.model.showo.llm_vocab_size)
+    return TextEncoder(source, config.model.showo.llm_vocab_size, config.dataset.chat_template)
 
 
 def load_encoders(config: TrainConfig, device: torch.device) -> Encoders:

@@ -240,7 +240,9 @@ class Trainer:
     def _texts(self) -> dict[str, str]:
         """Text files of every checkpoint that describe the run, by name."""
         return {
-            CONFIG_NAME: config_json(self.config.model.showo, self.engine.module),
+            CONFIG_NAME: config_json(
+                self.config.model.showo, self.engine.module, self.config.dataset.chat_template
+            ),
             CONFIG: to_yaml(self.config),
         }
 

@@ -172,6 +172,9 @@ BROKEN = {
         (["lr_scheduler.params.learning_rate=1"], "optimizer.params.learning_rate = 0.0001"),
         (["optimizer.params.scale_lr=true"], "optimizer.params.scale_lr = True: expected false"),
     ],
+    "templates_have_turns": [
+        (["dataset.chat_template=true"], "only with dataset.und_type = llava_pretrain"),
+    ],
     "resume_names_a_checkpoint": [
         (["experiment.resume_from_checkpoint=true"], "expected latest, false or a path"),
     ],

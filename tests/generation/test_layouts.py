@@ -1,17 +1,22 @@
 """One image and one text give the sequences of training; everything else extends them."""
 
+import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
 from showo_dist.generation import Pipeline, assistant, user
-from showo_dist.generation.conversation import flatten
+from showo_dist.generation.answer import answer
+from showo_dist.generation.conversation import flatten, flatten_by_template
 from showo_dist.sequences import Sequence, builders
 from showo_dist.sequences.masking import IGNORE, MaskedCodes
 from showo_dist.sequences.text import SYSTEM_PROMPT, question_prompt
 from showo_kernels import Visibility
+from tests.sequences.test_chat import TEMPLATES, encoder
 
 
 def _same(one: Sequence, other: Sequence) -> None:
@@ -132,3 +137,71 @@ def test_flatten_joins_texts() -> None:
     turns = [user("a", "", "b"), assistant("c"), user("d")]
     wanted = ["USER: ab ASSISTANT: c</s>USER: d ASSISTANT:"]
     assert flatten(turns, "llava", "</s>") == wanted
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("name", ["pipeline", "clip_pipeline"])
+def test_a_chat_template_at_inference_is_that_of_training(
+    name: str,
+    template: str,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    images: list[Image.Image],
+) -> None:
+    text = encoder(tmp_path, TEMPLATES[template])
+    pipeline = replace(request.getfixturevalue(name), text=text)
+    (image,) = map(torch.as_tensor, pipeline.encode_for_questions(images[:1]))
+    ids, supervised = text.conversation(ROUNDS)
+    voc = pipeline.vocabulary
+    if pipeline.clip:
+        system = text.encode(SYSTEM_PROMPT)
+        wanted = builders.mmu_clip(ids, supervised, system, image, 10_000, voc)
+    else:
+        wanted = builders.mmu_llava(ids, supervised, image, 10_000, voc)
+    (found,) = pipeline.question_sequences([_turns(images[0])])
+    _same(found, wanted)
+
+
+def test_images_in_the_middle_of_a_chat_template(
+    pipeline: Pipeline, tmp_path: Path, images: list[Image.Image]
+) -> None:
+    chat = replace(pipeline, text=encoder(tmp_path, TEMPLATES["thinking"]))
+    turns = [
+        user(images[0], "look:", images[1], "or", images[2]),
+        assistant("a", images[3]),
+        user("d"),
+    ]
+    assert chat.text.template is not None
+    parts = flatten_by_template(turns, chat.text.template)
+    assert [part for part in parts if not isinstance(part, str)] == images[:4]
+    assert [part for part in parts if isinstance(part, str)] == [
+        "<|im_start|>user\nlook:",
+        "or",
+        "<|im_end|>\n<|im_start|>assistant\na",
+        "<|im_end|>\n<|im_start|>user\nd<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
+    ]
+
+
+def test_an_answer_ends_with_the_templates_token(
+    pipeline: Pipeline, tmp_path: Path, images: list[Image.Image]
+) -> None:
+    chat = replace(pipeline, text=encoder(tmp_path, TEMPLATES["chatml"]))
+    assert chat.text.template is not None
+    prompts = chat.question_sequences([[user(images[0], "what is it?")]])
+    (free,) = answer(chat.model, chat.vocabulary, prompts, max_new_tokens=8, end=-1)
+    last = next(n for n, token in enumerate(free) if n and token not in free[:n])
+    chat.text.template.end = free[last]
+    wanted = chat.text.decode(free[:last]).strip()
+    assert chat.ask(images[:1], ["what is it?"], max_new_tokens=8) == [wanted]
+
+
+def test_the_recorded_template_is_used(
+    checkpoint: Path, encoders: Path, tmp_path: Path, images: list[Image.Image]
+) -> None:
+    """``config.json`` alone, as in an export, decides; a tokenizer without a template is refused."""
+    folder = tmp_path / "checkpoint-000001"
+    shutil.copytree(checkpoint, folder)
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**values, "chat_template": True}))
+    with pytest.raises(ValueError, match=r"chat_template = true: .*it has none"):
+        Pipeline.load(folder, device="cpu")

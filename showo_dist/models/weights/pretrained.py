@@ -25,6 +25,8 @@ from showo_dist.models.weights.folder import (
 from showo_dist.models.weights.sources import LORA_KEY, open_weights
 from showo_kernels import select_backend
 
+CHAT_TEMPLATE_KEY = "chat_template"  # of config.json, where it is true
+
 
 def from_language_model(showo: ShowoConfig, attention: str = "sdpa") -> ShowO:
     """A model with the weights of a language model, the start of Show-o's first training stage.
@@ -185,8 +187,27 @@ def _has_type(value: Any, hint: Any) -> bool:
     return any(type(value) is (get_origin(member) or member) for member in members(hint))
 
 
-def config_json(showo: ShowoConfig, model: ShowO) -> str:
-    """``config.json`` with the released keys, and the backbone's sizes so that no other file is needed."""
+def read_chat_template(folder: Path) -> bool:
+    """Whether ``config.json`` records that conversations were laid out by the tokenizer's chat template.
+
+    Raises:
+        FileNotFoundError, ValueError: the file cannot be read, or the entry is neither true nor false.
+    """
+    path = inner_folder(folder) / CONFIG_NAME
+    found = read_json(path).get(CHAT_TEMPLATE_KEY, False)
+    if not isinstance(found, bool):
+        raise ValueError(f"{path}: {CHAT_TEMPLATE_KEY} = {found!r}: expected true or false")
+    return found
+
+
+def config_json(showo: ShowoConfig, model: ShowO, chat_template: bool = False) -> str:
+    """``config.json`` with the released keys, and the backbone's sizes so that no other file is needed.
+
+    Args:
+        showo: sizes.
+        model: of these sizes.
+        chat_template: ``dataset.chat_template`` of the run, which tools that ask the model need.
+    """
     values: dict[str, Any] = {
         "_class_name": "Showo",
         "w_clip_vit": showo.w_clip_vit,
@@ -201,6 +222,8 @@ def config_json(showo: ShowoConfig, model: ShowO) -> str:
         "clip_tokens": showo.clip_tokens,
         "llm_config": _plain_config(model.config),
     }
+    if chat_template:
+        values[CHAT_TEMPLATE_KEY] = True
     if model.adapters is not None:
         values[LORA_KEY] = model.adapters
     return json.dumps(values, indent=2) + "\n"
