@@ -52,6 +52,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="S",
         help="micro-batch sizes to predict, as factors of the config's",
     )
+    _add_kinds(parser)
+    return parser
+
+
+def _add_kinds(parser: argparse.ArgumentParser) -> None:
+    """Options that print something else than the tables."""
     parser.add_argument(
         "--dry-run", action="store_true", help="build the engine as every rank in turn"
     )
@@ -77,7 +83,6 @@ def parser() -> argparse.ArgumentParser:
         metavar="PNG",
         help="predict 1 to 1,024 GPUs: print a table, write this plot",
     )
-    return parser
 
 
 def main(argv: Sequence[str]) -> int:
