@@ -17,8 +17,13 @@ from torch import Tensor
 
 from showo_dist.sequences import Sequence, Vocabulary
 from showo_dist.sequences.builders import CLIP_RECON_TEXT_WIDTH, t2i_prompt
-from showo_dist.sequences.chat import IMAGE_PLACE, ChatTemplate, plain
-from showo_dist.sequences.text import IMAGE_MARKER, question_prompt
+from showo_dist.sequences.text import (
+    IMAGE_MARKER,
+    IMAGE_PLACE,
+    ChatTemplate,
+    plain,
+    question_prompt,
+)
 from showo_kernels import Span
 
 Part = str | Image.Image
