@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from deepspeed.runtime import bf16_optimizer, torch_autocast
 from deepspeed.runtime.utils import get_global_norm_of_tensors
+from deepspeed.runtime.zero.partition_parameters import InsertPostInitMethodToModuleSubClasses
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from deepspeed.utils import set_z3_leaf_module
@@ -182,8 +183,7 @@ def initialize(model: ShowO, config: TrainConfig, device: torch.device) -> Any:
     schedule = build_schedule(optimizer, config.lr_scheduler, config.training.max_train_steps)
     _without_inference_helper()
     _adapt_bf16_optimizer()
-    # DeepSpeed would reduce in the formats of an earlier engine of this process that used autocast.
-    torch_autocast.TORCH_AUTOCAST_INITIALIZED = False
+    _forget_earlier_engines(config.distributed.zero_stage)
     raw, *_ = deepspeed.initialize(
         model=model,
         optimizer=optimizer,
@@ -215,6 +215,16 @@ def sharder(config: TrainConfig, device: torch.device) -> Callable[[nn.Module], 
         deepspeed.zero.Init(module=part, config_dict_or_path=settings)
 
     return shard
+
+
+def _forget_earlier_engines(stage: int) -> None:
+    """Undo what DeepSpeed leaves in a process that had another engine, as a plan has."""
+    # It would reduce in the formats of an engine that used autocast.
+    torch_autocast.TORCH_AUTOCAST_INITIALIZED = False
+    # ZeRO-3 replaces this function for good, with one that takes more kernels.
+    own = getattr(InsertPostInitMethodToModuleSubClasses, "linear_bk", None)
+    if stage != 3 and own is not None:
+        torch.nn.functional.linear = own
 
 
 def _without_inference_helper() -> None:
