@@ -36,7 +36,7 @@ def step_seconds(engine: str, ranks: int, steps: int, changes: list[str], folder
         ),
         *(f"experiment.output_dir={folder}", f"training.max_train_steps={SKIPPED + steps}"),
         *("experiment.log_every=1", "experiment.save_every=100000", "experiment.eval_every=100000"),
-        *("experiment.generate_every=100000"),
+        "experiment.generate_every=100000",
         f"distributed.engine={'torch' if kind == 'torch' else 'deepspeed'}",
         *([f"distributed.zero_stage={stage}"] if stage else []),
         *changes,
