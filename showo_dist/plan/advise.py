@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, repeat, takewhile
+from operator import attrgetter
 
 from rich.console import Console
 from rich.table import Table
@@ -19,6 +20,13 @@ from showo_dist.training.rows import cut, longest_samples, window_of
 
 # Recompute the first of so many blocks, from the least memory on: if all are too few, so are some.
 _EVERY = (1, 2, 4)
+# Keys of a config that a setting changes.
+_KEYS = (
+    "distributed.zero_stage",
+    "model.gradient_checkpointing",
+    "model.gradient_checkpointing_every",
+    "training.tokens_per_step",
+)
 
 
 @dataclass
@@ -105,22 +113,8 @@ def _fits_somehow(plain: Setting, found: Advice, study: Study) -> bool:
 def keys(setting: Setting, config: TrainConfig) -> list[str]:
     """The keys that make a setting of a config, as ``key=value``; none where nothing changes."""
     wanted = setting.of(config)
-    pairs = {
-        "distributed.zero_stage": (wanted.distributed.zero_stage, config.distributed.zero_stage),
-        "model.gradient_checkpointing": (
-            wanted.model.gradient_checkpointing,
-            config.model.gradient_checkpointing,
-        ),
-        "model.gradient_checkpointing_every": (
-            wanted.model.gradient_checkpointing_every,
-            config.model.gradient_checkpointing_every,
-        ),
-        "training.tokens_per_step": (
-            wanted.training.tokens_per_step,
-            config.training.tokens_per_step,
-        ),
-    }
-    return [f"{key}={str(new).lower()}" for key, (new, old) in pairs.items() if new != old]
+    pairs = ((key, attrgetter(key)(wanted), attrgetter(key)(config)) for key in _KEYS)
+    return [f"{key}={str(new).lower()}" for key, new, old in pairs if new != old]
 
 
 def limit(best: Prediction, found: Advice, study: Study) -> str:

@@ -141,6 +141,7 @@ class Ledger(TorchDispatchMode):
 
     Args:
         device: kind of device of the run; on a CPU host and device are the same.
+        ahead: a thread makes the next window (``training.pack_ahead``), so the step does not wait for it.
 
     Attributes:
         entries: operations in order.
@@ -148,8 +149,9 @@ class Ledger(TorchDispatchMode):
         collectives: names of the collectives in order.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, ahead: bool = True) -> None:
         super().__init__()
+        self.ahead = ahead
         self.apart = device.type != "cpu"
         self.entries: list[Entry] = []
         self.transfers: list[Transfer] = []
@@ -258,7 +260,7 @@ class Ledger(TorchDispatchMode):
     def transfer(self, kind: str, size: int, pinned: bool, blocking: bool) -> None:
         """Record a copy between host and device, or a wait."""
         part, *_ = self._where()
-        ahead = self.phase == "read"
+        ahead = self.ahead and self.phase == "read"
         self.transfers.append(Transfer(kind, size, pinned, blocking, part, _site(), ahead))
 
     @property

@@ -201,7 +201,7 @@ def ledger_of_step(
     encoders = None if encoded else encoders_of_shapes(config)
     with fake_ranks(0, ranks):
         engine = EngineOfShapes(of_engine(config, micro_steps), device, every_micro_step=True)
-        ledger = Ledger(device)
+        ledger = Ledger(device, ahead=config.training.pack_ahead is not False)
         stepper = Stepper(
             engine_module().DeepSpeedEngine(
                 engine.engine, config.distributed.zero_stage, config.training.ema.decay

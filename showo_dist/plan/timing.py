@@ -148,11 +148,9 @@ class Cluster:
         seconds = sent / self.rank_rate
         if self.hosts > 1:
             outward = sent
-            if (
-                call.kind == "all_to_all"
-            ):  # no ring: all ranks of a host send to other hosts at once
-                away = self.ranks - self.per_host
-                outward *= self.per_host * away / (self.ranks - 1)
+            if call.kind == "all_to_all":
+                # Not a ring: all ranks of a host send to those of other hosts at once.
+                outward *= self.per_host * (self.ranks - self.per_host) / (self.ranks - 1)
             outward = on_the_wire(outward) if self.backend == "gloo" else outward
             seconds = max(seconds, outward / self.host_rate)
         return seconds + self.latency_s * math.log2(self.ranks)

@@ -99,6 +99,16 @@ def test_kernels_and_bytes_of_a_compiled_layer() -> None:
     assert rows <= COMPILED_ROWS
 
 
+def test_encoders_are_waited_for_where_no_thread_makes_the_next_window() -> None:
+    """``training.pack_ahead=false`` is a setting of the plan too."""
+    found = []
+    for ahead in ("null", "false"):
+        keys = ["model.showo.llm_config.num_hidden_layers=1", f"training.pack_ahead={ahead}"]
+        config = load([*CONFIG, *keys], TrainConfig, check=False)
+        found.append(ledger_of_step(config, encoded=False).ledger.waits)
+    assert found[0] == BUDGET["waits per step"] and found[1] > found[0]
+
+
 Extra = Callable[[torch.Tensor], Any]
 
 

@@ -48,6 +48,13 @@ def test_a_ring_is_as_slow_as_its_slowest_link() -> None:
     assert cluster(hosts=1, per_host=1).seconds(WEIGHTS) == 0
 
 
+def test_all_ranks_of_a_host_share_its_link_in_an_all_to_all() -> None:
+    exchange = replace(WEIGHTS, kind="all_to_all")
+    outside = 1e6 * 40 / 48  # of what a rank sends, to the five other hosts
+    assert cluster().seconds(exchange) == pytest.approx(8 * outside / 1e8)
+    assert cluster(hosts=1).seconds(exchange) == pytest.approx(1e6 * 7 / 8 / 1e9)
+
+
 def test_frames_count_on_a_slow_wire_under_gloo() -> None:
     plain = cluster(overlaps=False)
     gloo = replace(plain, backend="gloo")

@@ -1,5 +1,7 @@
 """The record of storages and collectives, and DeepSpeed's engine on shapes."""
 
+from math import prod
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -10,6 +12,7 @@ from showo_dist.plan.batch import AssumedSamples
 from showo_dist.plan.engine_step import EngineOfShapes, fake_ranks
 from showo_dist.plan.shapes import Shapes
 from showo_dist.plan.study import model_of_shapes
+from showo_dist.training.muon import by_muon
 from tests.plan.test_memory import ACCUMULATING, setting
 
 CPU = torch.device("cpu")
@@ -51,12 +54,25 @@ def test_collectives_are_recorded_with_the_size_of_the_whole() -> None:
         dist.all_gather_into_tensor(whole, part)
         dist.reduce_scatter_tensor(part, whole)
         dist.all_reduce(whole[:100])
+        dist.all_to_all_single(whole.clone(), whole)
     found = [(call.kind, call.bytes, call.ranks) for call in shapes.ledger.collectives]
     assert found == [
         ("all_gather", 1920, 48),
         ("reduce_scatter", 1920, 48),
         ("all_reduce", 400, 48),
+        ("all_to_all", 1920, 48),
     ]
+
+
+def test_muon_sends_its_update_in_two_messages() -> None:
+    """A rank sends the parts that it holds, and then the matrices that it orthogonalised: a quarter each."""
+    config = load(setting(2, "optimizer.name=muon"), check=False)
+    with fake_ranks(0, 4):
+        profile = EngineOfShapes(config, CPU).step(AssumedSamples(config).micro_batch(128))
+    there, back = (c.bytes for c in profile.collectives if c.kind == "all_to_all")
+    shapes = {name: tuple(p.shape) for name, p in model_of_shapes(config).named_parameters()}
+    whole = 4 * sum(prod(shape) for name, shape in shapes.items() if by_muon(name, shape))
+    assert (there, back) == pytest.approx((whole / 4, whole / 4), rel=0.01)
 
 
 def test_the_parameter_count_is_the_published_one() -> None:
