@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from showo_dist.models.families import RELEASED
+
 _SIZES: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -16,11 +18,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 2,
         "max_position_embeddings": 131072,  # more than the model has numbers
         "rope_parameters": {
-            "rope_type": "llama3",
-            "rope_theta": 500000.0,
-            "factor": 8.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
+            **RELEASED["meta-llama/Llama-3.1-8B"]["rope_parameters"],
             "original_max_position_embeddings": 16,
         },
     },

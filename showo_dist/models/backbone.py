@@ -262,6 +262,18 @@ def _check_parts(backbone: PreTrainedModel) -> None:
             raise ValueError(f"its decoder takes no {name}, which packed rows need")
     if not blocks_of(backbone):
         raise ValueError("its decoder has no blocks of transformers' usual class")
+    _check_names(backbone)
+
+
+def _check_names(backbone: PreTrainedModel) -> None:
+    """Raise ``ValueError`` unless names tell blocks and table apart, for Muon, weight decay and inspect."""
+    inside = {id(p) for block in blocks_of(backbone) for p in block.parameters()}
+    table = backbone.get_input_embeddings().weight
+    for name, parameter in backbone.named_parameters():
+        if (id(parameter) in inside) != (block_of(f".{name}") is not None):
+            raise ValueError(f"{name}: its blocks are not named layers.N or h.N")
+        if (parameter is table) != any(known in name for known in EMBEDDINGS):
+            raise ValueError(f"{name}: its table has none of the names {', '.join(EMBEDDINGS)}")
 
 
 class _Noted:

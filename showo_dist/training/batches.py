@@ -347,9 +347,7 @@ class PackedBatches:
         self.rows, self.steps, self.attention = rows, steps, attention
         self.bad = BadSamples()
         self.latest: MicroBatch | None = None
-        self.window_read: list[
-            MicroBatch
-        ] = []  # samples of the last window by row, to name suspects
+        self.window_read: list[MicroBatch] = []  # of the last window by row, to name suspects
         self._micro_batches = 0
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         items = islice(self._read(repeat_first), windows)

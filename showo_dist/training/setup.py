@@ -311,8 +311,13 @@ def load_encoders(config: TrainConfig, device: torch.device) -> Encoders:
     """The frozen image encoders on the device.
 
     Raises:
-        FileNotFoundError, ValueError: they cannot be read, or their codebook is not the config's.
+        FileNotFoundError, ValueError: they cannot be read, their codebook is not the config's, or TF32 is
+            asked for without an NVIDIA GPU.
     """
+    if config.model.encoder_dtype == "tf32" and device.type != "cuda":
+        raise ValueError(
+            f"model.encoder_dtype = tf32: needs an NVIDIA GPU, this is {device.type}; use fp32 or bf16"
+        )
     source = config.model.vq_model.pretrained_model_path or config.model.vq_model.vq_model_name
     vq = MAGVITv2.from_pretrained(source, device)
     vq.requires_grad_(False).eval()
@@ -348,13 +353,13 @@ class RecomputationHint:
 
     def __init__(self, config: TrainConfig, ranks: int, memory: int) -> None:
         self._process: subprocess.Popen[str] | None = None
-        self._file = tempfile.NamedTemporaryFile("w", suffix=".yaml")  # noqa: SIM115 - closed by close()
         distributed = config.distributed
         offloads = distributed.offload_optimizer != "none" or distributed.offload_param != "none"
         if not (memory and config.model.gradient_checkpointing) or offloads:
             return
         if distributed.engine != "deepspeed":
             return
+        self._file = tempfile.NamedTemporaryFile("w", suffix=".yaml")  # noqa: SIM115 - closed by close()
         self._file.write(to_yaml(config))
         self._file.flush()
         launcher = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
@@ -372,11 +377,14 @@ class RecomputationHint:
         )
 
     def poll(self) -> list[str]:
-        """The line for the log, once, if recomputation is not needed."""
+        """The line for the log, once, if recomputation is not needed or the prediction failed."""
         if self._process is None or self._process.poll() is None:
             return []
         printed, _ = self._process.communicate()
+        failed = self._process.returncode != 0
         self.close()
+        if failed:
+            return ["whether model.gradient_checkpointing is needed could not be predicted"]
         return [line for line in printed.splitlines() if line.startswith("model.gradient_")]
 
     def close(self) -> None:
@@ -384,8 +392,8 @@ class RecomputationHint:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+            self._file.close()
         self._process = None
-        self._file.close()
 
 
 def carry_optimizer(engine: Engine, config: TrainConfig) -> None:

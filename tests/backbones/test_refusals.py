@@ -1,8 +1,11 @@
 """Families that cannot compute Show-o's mask or losses are refused when a model is built, in one line."""
 
+import re
+
 import pytest
 
 from showo_dist.config.model import ShowoConfig
+from showo_dist.models import backbone
 from showo_dist.models.backbone import block_of, windows_note
 from showo_dist.models.showo import ShowO, build_showo, empty_model
 from showo_dist.models.weights.lora import LoraConfig, adapted_layers
@@ -62,6 +65,23 @@ def test_a_field_that_cannot_be_honoured_is_one_line(fields: dict, words: str) -
     with pytest.raises(ValueError) as caught:
         built(**fields)
     assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("convention", "other", "words"),
+    [
+        ("EMBEDDINGS", ("wte.",), r"embed_tokens\.weight: its table has none of the names wte\."),
+        ("_BLOCK", re.compile(r"\.stages\.(\d+)\."), r"layers\.0\..*: its blocks are not named"),
+    ],
+)
+def test_names_that_do_not_tell_table_and_blocks_apart(
+    monkeypatch: pytest.MonkeyPatch, convention: str, other: object, words: str
+) -> None:
+    """Weight decay would take the table for a matrix, and Muon would leave the blocks to AdamW."""
+    model = build_tiny(family="llama").showo
+    monkeypatch.setattr(backbone, convention, other)
+    with pytest.raises(ValueError, match=words):
+        backbone._check_names(model)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

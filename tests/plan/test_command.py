@@ -98,6 +98,12 @@ def test_a_run_predicts_beside_its_first_steps_whether_it_has_to_recompute() -> 
         quiet = RecomputationHint(load([CONFIG, *changes], TrainConfig, check=False), 2, memory)
         assert quiet.poll() == []
         quiet.close()
+    config.model.showo.llm_config, config.model.showo.llm_model_path = None, "no/such/model"
+    failing = RecomputationHint(config, ranks=2, memory=141_000_000_000)
+    while not (lines := failing.poll()):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    assert lines == ["whether model.gradient_checkpointing is needed could not be predicted"]
     ended = RecomputationHint(config, ranks=2, memory=141_000_000_000)
     process = ended._process
     ended.close()

@@ -201,3 +201,16 @@ def test_held_out_losses_are_dashed_curves_of_their_own(tmp_path: Path) -> None:
     assert held_out.held_out and held_out.colour == train.colour
     save_plot({"": [train, held_out]}, "nats", tmp_path / "curves.png")
     assert svg_chart([train, held_out], "Loss").count("stroke-dasharray") == 1
+
+
+def test_another_backbone_stands_beside_the_mini_worlds_own(runs: Path) -> None:
+    assert "Beside the mini world's own backbone" not in _report(runs)[0]
+    shutil.copytree(runs, runs.with_name("copy"))
+    other = shutil.move(runs.with_name("copy"), runs / "qwen3")
+    path = other / "eval-pretrain" / "scores.json"
+    scores = json.loads(path.read_text())
+    scores["prompts"] = {"correct": 1, "total": 4, "accuracy": 0.25, "low": 0.05, "high": 0.7}
+    path.write_text(json.dumps(scores))
+    cells = _row(_report(other)[0], "prompts, before RecA")
+    own = json.loads((runs / "eval-pretrain" / "scores.json").read_text())["prompts"]
+    assert cells == [tally(own), "1/4 = 25.0 % (5.0 to 70.0)"]

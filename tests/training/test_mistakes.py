@@ -29,6 +29,7 @@ def only_line(outcome: Outcome) -> str:
         ("dataset.params.train_t2i_shards_path_or_url=gone-{00..03}.tar", ["gone-"]),
         ("model.vq_model.vq_model_name=no/such/folder", ["no/such/folder"]),
         ("model.showo.tokenizer_path=no/such/text", ["tokenizer_path", "no/such/text"]),
+        ("model.encoder_dtype=tf32", ["model.encoder_dtype = tf32", "NVIDIA GPU"]),
         ("dataset.chat_template=true", ["dataset.chat_template", "it has none"]),
         ("experiment.init_from=no/such/weights", ["no/such/weights"]),
         (
