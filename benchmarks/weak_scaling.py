@@ -4,7 +4,7 @@
 
 Real runs of the mini world's pre-training, in turn, on the data that ``make train`` makes: every rank has one
 core, one thread and the same number of samples, so the ratio is what gloo's messages and the shared memory
-cost. Steps are those of the log after the first 20.
+cost. The first steps, which include warming up, are not timed.
 """
 
 import argparse
@@ -19,11 +19,12 @@ from pathlib import Path
 from common import report
 
 ENGINES = ("zero-0", "zero-1", "zero-2", "zero-3", "torch")
-SKIPPED = 20
 
 
-def step_seconds(engine: str, ranks: int, steps: int, changes: list[str], folder: Path) -> float:
-    """Median seconds of a logged step of a run of its own."""
+def step_seconds(
+    engine: str, ranks: int, skipped: int, steps: int, changes: list[str], folder: Path
+) -> float:
+    """Median seconds of a logged step after the first ``skipped`` of a run of its own."""
     kind, _, stage = engine.partition("-")
     command = [
         *("taskset", "--cpu-list", "0" if ranks == 1 else "0,1"),
@@ -34,7 +35,7 @@ def step_seconds(engine: str, ranks: int, steps: int, changes: list[str], folder
             "showo_dist.train",
             "config=configs/mini/pretrain.yaml",
         ),
-        *(f"experiment.output_dir={folder}", f"training.max_train_steps={SKIPPED + steps}"),
+        *(f"experiment.output_dir={folder}", f"training.max_train_steps={skipped + steps}"),
         *("experiment.log_every=1", "experiment.save_every=100000", "experiment.eval_every=100000"),
         "experiment.generate_every=100000",
         f"distributed.engine={'torch' if kind == 'torch' else 'deepspeed'}",
@@ -43,7 +44,7 @@ def step_seconds(engine: str, ranks: int, steps: int, changes: list[str], folder
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(command, env=environment, check=True, capture_output=True, timeout=900)
-    lines = (folder / "metrics.jsonl").read_text().splitlines()[SKIPPED:]
+    lines = (folder / "metrics.jsonl").read_text().splitlines()[skipped:]
     return statistics.median(json.loads(line)["step_s"] for line in lines)
 
 
@@ -51,6 +52,7 @@ def main() -> None:
     """Run, compare, report."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=["zero-2"])
+    parser.add_argument("--skip", type=int, default=20, help="steps before (%(default)s)")
     parser.add_argument("--steps", type=int, default=60, help="timed steps (%(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each (%(default)s)")
     parser.add_argument("--json", type=Path, help="also write the rows there")
@@ -64,7 +66,7 @@ def main() -> None:
             for ranks, seconds in found.items():
                 with tempfile.TemporaryDirectory() as folder:
                     taken = step_seconds(
-                        engine, ranks, options.steps, options.changes, Path(folder)
+                        engine, ranks, options.skip, options.steps, options.changes, Path(folder)
                     )
                 seconds.append(taken)
         one, two = (statistics.median(seconds) for seconds in found.values())

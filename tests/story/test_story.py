@@ -100,6 +100,34 @@ def test_another_backbone_shares_data_and_tokenizers(
     assert "| prompts, before RecA |" in report and "codes in use" in report
 
 
+@pytest.mark.slow
+def test_weak_scaling_is_measured_on_its_data(
+    first_call: subprocess.CompletedProcess[str], folder: Path
+) -> None:
+    shards = {"t2i": "world/encoded/train", "mmu": "world/encoded/train", "lm": "world/text"}
+    changes = [
+        f"dataset.params.train_{f}_shards_path_or_url={s}-000000.tar" for f, s in shards.items()
+    ]
+    changes += [
+        f"dataset.params.validation_{flow}_shards_path_or_url=world/val-000000.tar"
+        for flow in ("t2i", "mmu")
+    ]
+    changes += ["model.vq_model.vq_model_name=out/tokenizer/final"]
+    changes += ["model.showo.tokenizer_path=world/text_tokenizer"]
+    options = ("--skip", "1", "--steps", "2", "--repeats", "1", "--json", "weak.json")
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "weak_scaling.py", *options, *changes],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    (row,) = json.loads((folder / "weak.json").read_text())["rows"]
+    assert row["two / one"] == pytest.approx(row["one rank s"] / row["two ranks s"])
+
+
 def test_an_unknown_backbone_is_one_line(folder: Path) -> None:
     refused = mini(folder, "--backbone", "gpt5")
     assert refused.returncode == 2
