@@ -43,7 +43,8 @@ def step_seconds(
         *changes,
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=900)
+    # Errors of a run, as missing data, are shown.
+    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL, timeout=900)
     lines = (folder / "metrics.jsonl").read_text().splitlines()[skipped:]
     return statistics.median(json.loads(line)["step_s"] for line in lines)
 
