@@ -81,8 +81,8 @@ class ModelConfig:
     reference."""
     encoder_dtype: Literal["fp32", "tf32", "bf16"] = "fp32"
     """Number format of the frozen encoders while training on images. `fp32`: the codes of
-    `showo-dist encode`; `tf32` (convolutions of the tokenizer, on NVIDIA GPUs only) and `bf16` (the CLIP tower
-    too) are faster and change some codes. Without effect on encoded shards."""
+    `showo-dist encode`; `tf32` (convolutions of the tokenizer, on NVIDIA GPUs only) and `bf16` (the CLIP
+    tower too) are faster and change some codes. Without effect on encoded shards."""
     compile: bool = False
     """Compile the transformer blocks with `torch.compile` for training, once per row capacity
     (`training.row_steps_per_octave`): norms, rotary positions, residuals and activation become few
