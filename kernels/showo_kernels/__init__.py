@@ -5,7 +5,7 @@ from showo_kernels.cached import CachedPlan
 from showo_kernels.capacity import allow_capacities, capacity
 from showo_kernels.cpu.gelu import TanhGELU
 from showo_kernels.join import JoinFlows, join_flows
-from showo_kernels.losses import FlowLosses, flow_losses
+from showo_kernels.losses import FlowLosses, FusedChunk, compiled_chunk, flow_losses
 from showo_kernels.planned import PlanHandle
 from showo_kernels.transfer import to_device
 from showo_kernels.visibility import Span, Visibility
@@ -14,6 +14,7 @@ __all__ = [
     "AttentionPlan",
     "CachedPlan",
     "FlowLosses",
+    "FusedChunk",
     "JoinFlows",
     "PlanHandle",
     "Span",
@@ -24,6 +25,7 @@ __all__ = [
     "build_plan",
     "capacity",
     "compilable",
+    "compiled_chunk",
     "flow_losses",
     "join_flows",
     "select_backend",

@@ -11,15 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 # Bytes of the fp32 logits of one chunk. Small on a CPU (caches, RAM). On a GPU large enough that the matrix
 # products run at full speed and one pass over the head's gradient per chunk does not matter.
 CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}
+# Tensor cores cannot load the unaligned rows that a vocabulary of 58,498 gives without a detour (assumed to
+# cost 30 %, not measured): off the CPU, rows of gradients have a multiple of so many numbers.
+_ALIGNED = 64
 
 
 def flow_losses(
@@ -32,6 +36,7 @@ def flow_losses(
     flow_scale_F: Tensor,
     label_smoothing: float = 0.0,
     chunk_rows: int | None = None,
+    fused: FusedChunk | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Compute the output head and the cross-entropy (nats) of the labelled positions, summed per flow.
 
@@ -47,6 +52,7 @@ def flow_losses(
             labels in the global batch. No gradient.
         label_smoothing: as in :func:`torch.nn.functional.cross_entropy`.
         chunk_rows: positions per chunk; None: as many as fit into ``CHUNK_BYTES``.
+        fused: compiled passes over a chunk; None: torch's own, one operation after another.
 
     Returns:
         ``total``: scalar, differentiable, fp32: the sum of ``flow_scale_F * sums_F``.
@@ -76,7 +82,82 @@ def flow_losses(
         flow_scale_F,
         label_smoothing,
         chunk_rows,
+        fused,
     )
+
+
+class FusedChunk(nn.Module):
+    """:func:`_loss_and_gradient` as a module, so that what runs inside can be followed."""
+
+    def forward(self, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """As :func:`_loss_and_gradient`."""
+        return _loss_and_gradient(*arguments)
+
+
+def compiled_chunk() -> FusedChunk:
+    """Put :func:`_loss_and_gradient` under ``torch.compile``: one graph for chunks of any length.
+
+    Two passes over the logits, one for the sums and one for the gradient, instead of a dozen.
+    """
+    chunk = FusedChunk()
+    forward = chunk.forward
+    compiled = torch.compile(forward, fullgraph=True)
+
+    @wraps(forward)
+    def run(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        for tensor in arguments[:3]:
+            torch._dynamo.maybe_mark_dynamic(tensor, 0)
+        return compiled(*arguments)
+
+    run._torchdynamo_orig_callable = forward  # type: ignore[attr-defined]  # as torch.compile marks its own
+    chunk.forward = run  # type: ignore[method-assign]
+    return chunk
+
+
+def _loss_and_gradient(
+    logits_CV: Tensor,
+    targets_C1: Tensor,
+    weight_C: Tensor,
+    bias_V: Tensor | None,
+    classes: int,
+    smoothing: float,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute the cross-entropies of a chunk and the gradient of their weighted sum, not in place.
+
+    For ``torch.compile``; run as it is, it takes more memory than :func:`_cross_entropy_` and
+    :func:`_logit_gradient_`, which compute the same.
+
+    Args:
+        logits_CV: fp32 or better, without bias; may have more columns than classes.
+        targets_C1: classes.
+        weight_C: factor of each position in the sum.
+        bias_V: minus infinity in columns that are no class.
+        classes: number of classes.
+        smoothing: label smoothing.
+        dtype: of the gradient.
+
+    Returns:
+        Cross-entropies (C,), the logits' gradient (C, V) in ``dtype``, and its sum over positions (V,).
+    """
+    if bias_V is not None:
+        logits_CV = logits_CV + bias_V
+    shifted_CV = logits_CV - logits_CV.amax(1, keepdim=True)
+    exp_CV = shifted_CV.exp()
+    total_C1 = exp_CV.sum(1, keepdim=True)
+    aim_C1 = shifted_CV.gather(1, targets_C1)
+    class_V = torch.arange(logits_CV.shape[1], device=logits_CV.device)
+    target_CV = torch.where(class_V == targets_C1, 1 - smoothing, 0.0)
+    if smoothing:
+        is_class_V = class_V < classes
+        mean_C1 = torch.where(is_class_V, shifted_CV, 0.0).sum(1, keepdim=True) / classes
+        aim_C1 = (1 - smoothing) * aim_C1 + smoothing * mean_C1
+        target_CV = target_CV + torch.where(is_class_V, smoothing / classes, 0.0)
+    grad_CV = (exp_CV / total_C1 - target_CV) * weight_C[:, None]
+    loss_C = (total_C1.log() - aim_C1).squeeze(1)
+    grad_CV = grad_CV.to(dtype)
+    # Of the rounded numbers, as the weight's gradient: the fp32 ones are then never written.
+    return loss_C, grad_CV, grad_CV.sum(0, dtype=logits_CV.dtype)
 
 
 class FlowLosses(torch.autograd.Function):
@@ -98,6 +179,7 @@ class FlowLosses(torch.autograd.Function):
         flow_scale_F: Tensor,
         label_smoothing: float,
         chunk_rows: int,
+        fused: FusedChunk | None,
     ) -> tuple[Tensor, Tensor]:
         """Compute losses and gradients, ``chunk_rows`` positions at a time."""
         accurate = torch.promote_types(hidden_PD.dtype, torch.float32)
@@ -108,7 +190,7 @@ class FlowLosses(torch.autograd.Function):
             torch.zeros_like(bias_V, dtype=accurate) if bias_V is not None and needs_bias else None,
         )
         # Under autocast the weight is fp32 and the hidden states are bf16.
-        head = _Head(weight_VD.to(hidden_PD.dtype), bias_V, label_smoothing)
+        head = _head(weight_VD.to(hidden_PD.dtype), bias_V, label_smoothing, fused)
         scale_P = weight_P * flow_scale_F[flow_P]
         loss_P = torch.empty(hidden_PD.shape[0], dtype=accurate, device=hidden_PD.device)
         # Autocast off: the dtype of every product is chosen here.
@@ -132,15 +214,33 @@ class FlowLosses(torch.autograd.Function):
             _scaled_to(gradient, grad_total, dtype)
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
-        return *scaled, *(None,) * 6
+        return *scaled, *(None,) * 7
 
 
 class _Head(NamedTuple):
-    """The head; ``weight_VD`` is in the dtype of the matrix products."""
+    """The head; ``weight_VD`` is in the dtype of the matrix products.
+
+    With ``fused``, off the CPU, weight and bias have rows behind the ``classes``, so that rows of logits and
+    of their gradient are aligned; their bias is minus infinity.
+    """
 
     weight_VD: Tensor
     bias_V: Tensor | None
     label_smoothing: float
+    fused: FusedChunk | None
+    classes: int
+
+
+def _head(
+    weight_VD: Tensor, bias_V: Tensor | None, label_smoothing: float, fused: FusedChunk | None
+) -> _Head:
+    classes = weight_VD.shape[0]
+    missing = -classes % _ALIGNED
+    if fused is not None and missing and not weight_VD.is_cpu:
+        weight_VD = nn.functional.pad(weight_VD, (0, 0, 0, missing))
+        bias_V = weight_VD.new_zeros(classes) if bias_V is None else bias_V
+        bias_V = nn.functional.pad(bias_V, (0, missing), value=-torch.inf)
+    return _Head(weight_VD, bias_V, label_smoothing, fused, classes)
 
 
 class _Gradients(NamedTuple):
@@ -164,26 +264,31 @@ def _chunk(
     ``weight_P`` is the factor of each position in the total.
     """
     hidden_CD, targets_C1 = hidden_PD[rows], targets_P[rows, None]
-    buffer_CV = _chunk_logits(hidden_CD, head)
-    loss_C = _cross_entropy_(buffer_CV, targets_C1, head.label_smoothing)
+    accurate = torch.promote_types(hidden_CD.dtype, torch.float32)
+    buffer_CV = _product(hidden_CD, head.weight_VD.t(), accurate)
     if all(gradient is None for gradient in gradients):
-        return loss_C
-    weight_C = weight_P[rows].to(buffer_CV.dtype)
-    buffer_CV = _logit_gradient_(buffer_CV, targets_C1, weight_C, head.label_smoothing)
-    if gradients.bias_V is not None:
-        gradients.bias_V.add_(buffer_CV.sum(0))
-    rounded_CV = _rounded(buffer_CV, hidden_CD.dtype)
+        return _cross_entropy_(_biased_(buffer_CV, head), targets_C1, head.label_smoothing)
+    weight_C = weight_P[rows].to(accurate)
+    if head.fused is None:
+        loss_C = _cross_entropy_(_biased_(buffer_CV, head), targets_C1, head.label_smoothing)
+        grad_CV = _logit_gradient_(buffer_CV, targets_C1, weight_C, head.label_smoothing)
+        sum_V = grad_CV.sum(0) if gradients.bias_V is not None else None
+    else:
+        # On a CPU the product that makes the weight's gradient takes fp32.
+        dtype = accurate if buffer_CV.is_cpu else hidden_CD.dtype
+        settings = head.bias_V, head.classes, head.label_smoothing, dtype
+        loss_C, grad_CV, sum_V = head.fused(buffer_CV, targets_C1, weight_C, *settings)
+    rounded_CV = _rounded(grad_CV, hidden_CD.dtype)
+    if gradients.bias_V is not None and sum_V is not None:
+        gradients.bias_V.add_(sum_V[: head.classes])
     if gradients.hidden_PD is not None:
         gradients.hidden_PD[rows] = rounded_CV @ head.weight_VD
     if gradients.weight_VD is not None:
-        _add_product_(gradients.weight_VD, buffer_CV, rounded_CV, hidden_CD)
+        _add_product_(gradients.weight_VD, grad_CV, rounded_CV, hidden_CD)
     return loss_C
 
 
-def _chunk_logits(hidden_CD: Tensor, head: _Head) -> Tensor:
-    """Compute the logits of one chunk: factors in the input's dtype, result in fp32 or better."""
-    accurate = torch.promote_types(hidden_CD.dtype, torch.float32)
-    logits_CV = _product(hidden_CD, head.weight_VD.t(), accurate)
+def _biased_(logits_CV: Tensor, head: _Head) -> Tensor:
     return logits_CV if head.bias_V is None else logits_CV.add_(head.bias_V)
 
 
@@ -216,15 +321,11 @@ def _logit_gradient_(
 
 
 def _rounded(grad_CV: Tensor, dtype: torch.dtype) -> Tensor:
-    """Convert a chunk's gradient to the dtype of the products.
-
-    Off the CPU in rows that begin at multiples of 128 bytes. Tensor cores cannot load the unaligned rows that
-    a vocabulary of 58,498 gives without a detour (assumed to cost 30 %, not measured).
-    """
+    """Convert a chunk's gradient to the dtype of the products; off the CPU, in aligned rows."""
     if grad_CV.is_cpu or grad_CV.dtype == dtype:
         return grad_CV.to(dtype)
     positions, classes = grad_CV.shape
-    padded = grad_CV.new_empty(positions, -(-classes // 64) * 64, dtype=dtype)
+    padded = grad_CV.new_empty(positions, -(-classes // _ALIGNED) * _ALIGNED, dtype=dtype)
     return padded[:, :classes].copy_(grad_CV)
 
 
@@ -238,14 +339,14 @@ def _add_product_(total_VD: Tensor, grad_CV: Tensor, rounded_CV: Tensor, hidden_
         hidden_CD: hidden states of the chunk.
     """
     if hidden_CD.dtype == total_VD.dtype:
-        total_VD.addmm_(grad_CV.t(), hidden_CD)
+        total_VD.addmm_(grad_CV.t()[: len(total_VD)], hidden_CD)
     elif hidden_CD.is_cpu and hidden_CD.dtype == torch.bfloat16:
         # addmm_ passes over the total once, a separate product and sum four times; it is larger than any
         # cache. Its factors are fp32, and are rounded to bf16 inside the product.
         with _bf16_factors():
             total_VD.addmm_(grad_CV.t(), hidden_CD.float())
     else:
-        total_VD.add_(_product(rounded_CV.t(), hidden_CD, total_VD.dtype))
+        total_VD.add_(_product(rounded_CV.t(), hidden_CD, total_VD.dtype)[: len(total_VD)])
 
 
 @contextmanager
@@ -262,7 +363,7 @@ def _bf16_factors() -> Iterator[None]:
 
 def _product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
     """Compute ``left @ right`` as ``dtype``; on a GPU without rounding to half precision in between."""
-    if left.is_cuda and left.dtype != dtype:
+    if left.dtype != dtype and not left.is_cpu:
         return torch.mm(left, right, out_dtype=dtype)
     return (left @ right).to(dtype)
 
@@ -282,5 +383,6 @@ def _scaled_to(gradient: Tensor | None, factor: Tensor, dtype: torch.dtype | Non
     if gradient is None:
         return None
     # Saves one pass over the head's gradient. Not on a GPU: reading the factor would wait for it.
-    unchanged = factor.is_cpu and factor == 1
-    return (gradient if unchanged else gradient * factor).to(dtype)
+    if factor.is_cpu and factor == 1:
+        return gradient.to(dtype)
+    return torch.mul(gradient, factor, out=torch.empty_like(gradient, dtype=dtype))

@@ -26,17 +26,29 @@ from showo_dist.models.backbone import (
 from showo_dist.sequences.pack import PackedBatch
 from showo_kernels import (
     AttentionPlan,
+    FusedChunk,
     TanhGELU,
     allow_capacities,
     build_plan,
     compilable,
+    compiled_chunk,
     flow_losses,
     join_flows,
 )
 
 
 class LossHead(nn.Linear):
-    """The output head with its losses: both need the weight, gathered by ZeRO-3 for this one forward."""
+    """The output head with its losses: both need the weight, gathered by ZeRO-3 for this one forward.
+
+    Attributes:
+        fused: compiled passes over the logits; None: uncompiled ones.
+    """
+
+    fused: FusedChunk | None
+
+    def __init__(self, width: int, vocabulary: int, bias: bool) -> None:
+        super().__init__(width, vocabulary, bias=bias)
+        self.fused = None
 
     def forward(  # type: ignore[override]
         self,
@@ -68,6 +80,7 @@ class LossHead(nn.Linear):
             batch.label_weights_P,
             flow_scale_F,
             label_smoothing=label_smoothing,
+            fused=self.fused,
         )
 
 
@@ -88,7 +101,7 @@ class ShowO(nn.Module):
 
     Attributes:
         adapters: what ``config.json`` says about LoRA adapters inside; None without.
-        compiled: whether blocks train under ``torch.compile``; see :meth:`compile_blocks`.
+        compiled: whether blocks and losses train under ``torch.compile``; see :meth:`compile_blocks`.
 
     Raises:
         ValueError: the family cannot take Show-o's mask; see :mod:`showo_dist.models.backbone`.
@@ -146,13 +159,14 @@ class ShowO(nn.Module):
         return config.num_hidden_layers * config.num_attention_heads * width
 
     def compile_blocks(self) -> None:
-        """Put every block under ``torch.compile`` for training, one graph per block and capacity.
+        """Put blocks and losses under ``torch.compile`` for training, one graph per block and capacity.
 
         The inner forward is compiled and not the module, so that hooks on the module run outside of the
         graph. Without gradients (held-out losses, generation) blocks run as they are.
         """
         allow_capacities()
         self.compiled = True
+        self.head.fused = compiled_chunk()
         for block in self.blocks:
             block.forward = _compiled_for_training(block.forward)
 

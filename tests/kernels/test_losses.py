@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from showo_kernels import flow_losses, losses
+from showo_kernels import FusedChunk, compiled_chunk, flow_losses, losses
+from tests.training.test_compiled import no_compiler
 
 FLOWS = 3
 
@@ -63,13 +64,20 @@ def assert_relative(found: Tensor, wanted: Tensor, tolerance: float) -> None:
     assert error <= tolerance * wanted.abs().max(), f"{error / wanted.abs().max():.2e}"
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.integers(1, 90), st.integers(1, 100), st.sampled_from([0.0, 0.1]), st.integers(0, 999))
-def test_fp32_against_float64(positions: int, chunk: int, smoothing: float, seed: int) -> None:
+WAYS = st.sampled_from([None, FusedChunk()])
+
+
+@settings(max_examples=90, deadline=None)
+@given(
+    st.integers(1, 90), st.integers(1, 100), st.sampled_from([0.0, 0.1]), st.integers(0, 999), WAYS
+)
+def test_fp32_against_float64(
+    positions: int, chunk: int, smoothing: float, seed: int, fused: FusedChunk | None
+) -> None:
     exact = problem(positions, seed=seed)
     single = cast(exact, torch.float32)
     wanted, wanted_sums = oracle(exact, smoothing)
-    total, sums = flow_losses(**single, label_smoothing=smoothing, chunk_rows=chunk)
+    total, sums = flow_losses(**single, label_smoothing=smoothing, chunk_rows=chunk, fused=fused)
     assert total.dtype == sums.dtype == torch.float32
     assert not sums.requires_grad
     assert_relative(total, wanted, 1e-6)
@@ -168,6 +176,25 @@ def test_chunks_do_not_change_the_loss_and_twice_is_the_same_bits() -> None:
     torch.testing.assert_close(totals[0], totals[2])
     runs = [torch.autograd.grad(flow_losses(**inputs)[0], trained(inputs)) for _ in range(2)]
     assert all(torch.equal(x, y) for x, y in zip(*runs, strict=True))
+
+
+@no_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_passes_are_one_graph_for_all_lengths(dtype: torch.dtype) -> None:
+    exact, chunk = problem(200, vocabulary=101, width=64), compiled_chunk()
+    wanted = torch.autograd.grad(oracle(exact, 0.1)[0], trained(exact))
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    inputs = cast(exact, dtype)
+    for name in ("weight_P", "flow_scale_F"):
+        inputs[name] = exact[name].float()
+    for rows in (200, 64, 48):  # the last chunks have 200, 8 and 8 positions
+        total, _ = flow_losses(**inputs, label_smoothing=0.1, chunk_rows=rows, fused=chunk)
+        for leaf, found, grad in zip(
+            trained(inputs), torch.autograd.grad(total, trained(inputs)), wanted, strict=True
+        ):
+            assert found.dtype == leaf.dtype
+            assert_relative(found, grad, 1e-6 if dtype == torch.float32 else 3e-2)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs + 1
 
 
 def test_errors_name_the_value() -> None:

@@ -46,5 +46,5 @@ def test_losses_graphs_and_breaks(tmp_path: Path, dtype: str, engines: list[str]
     for row in table:
         assert row["largest difference"] <= LIMITS[dtype], row
         assert row["capacities"] > 1
-        assert row["graphs"] == row["capacities"], row
+        assert row["graphs"] == row["capacities"] + 1, row  # the losses have one
         assert row["breaks"] == 0, row
