@@ -59,6 +59,7 @@ class DeepSpeedEngine:
             skip_flagged_steps(raw.optimizer)
         else:
             _judge_by_norm(raw.optimizer)
+            _reduce_in_place(raw.optimizer)
 
     def __call__(self, batch: PackedBatch, *, flow_scale_F: Tensor) -> tuple[Tensor, Tensor]:
         return self.raw(batch, flow_scale_F=flow_scale_F)
@@ -93,6 +94,11 @@ class DeepSpeedEngine:
     @property
     def learning_rate(self) -> float:
         return self.raw.get_lr()[0]
+
+    @property
+    def mean_over_ranks(self) -> bool:
+        # Asked of the engine: older versions do not know the key, and `distributed.deepspeed` may set it.
+        return getattr(self.raw, "gradient_average", True)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -151,6 +157,34 @@ def _judge_by_norm(optimizer: Any) -> None:
     optimizer.scaled_global_norm = lambda: norm().cpu()
     if not optimizer.cpu_offload:
         optimizer.check_overflow = lambda **_: None
+
+
+def _reduce_in_place(optimizer: Any) -> None:
+    """Let ZeRO 1 and 2 reduce the gradients of a bucket where they are, instead of a copy of the bucket."""
+    if not isinstance(optimizer, DeepSpeedZeroOptimizer):
+        return
+    reduce = optimizer.allreduce_bucket
+
+    def reduced(*args: Any, **settings: Any) -> Tensor:
+        flatten, optimizer.flatten = optimizer.flatten, _end_to_end
+        try:
+            return reduce(*args, **settings)
+        finally:
+            optimizer.flatten = flatten
+
+    optimizer.allreduce_bucket = reduced
+
+
+def _end_to_end(tensors: list[Tensor]) -> Tensor:
+    """The tensors in one dimension: a view if they lie end to end in memory, as those of a bucket do."""
+    first, size = tensors[0], 0
+    for tensor in tensors:
+        storage = tensor.untyped_storage()._cdata == first.untyped_storage()._cdata
+        place = tensor.storage_offset() == first.storage_offset() + size
+        if not (storage and place and tensor.is_contiguous()):
+            return torch.cat([t.reshape(-1) for t in tensors])
+        size += tensor.numel()
+    return first.as_strided((size,), (1,))
 
 
 def build_deepspeed_engine(
@@ -261,6 +295,8 @@ def deepspeed_config(config: TrainConfig, device: torch.device) -> dict[str, Any
         "train_micro_batch_size_per_gpu": sum(f.batch_size for f in active_flows(config).values()),
         "gradient_accumulation_steps": config.training.gradient_accumulation_steps,
         "gradient_clipping": config.training.max_grad_norm or 0.0,
+        # A mean would be one more pass over the gradients, which the losses' scale undoes. ZeRO-3 has no sum.
+        "gradient_allreduce_op": "mean" if config.distributed.zero_stage == 3 else "sum",
         # ZeRO-1 adds each gradient to its fp32 sum as soon as it exists, and keeps no copy in bf16.
         "bf16": {"enabled": bf16 and sharded, "immediate_grad_update": True},
         "torch_autocast": {"enabled": bf16 and not sharded, "dtype": "bfloat16"},

@@ -18,14 +18,18 @@ class Engine(Protocol):
     """A model with its optimizer and schedule on all ranks of a run.
 
     A window is the micro-steps of one optimizer step; each of them is a call, :meth:`backward` and
-    :meth:`step`. Gradients are averaged over ranks and micro-steps. Every rank calls all methods in the same
-    order.
+    :meth:`step`. Gradients are averaged over micro-steps and, with :attr:`mean_over_ranks`, over ranks; else
+    they are summed over ranks. Every rank calls all methods in the same order.
 
     Attributes:
         module: the model; under ZeRO-3 its parameters are sharded.
     """
 
     module: ShowO
+
+    @property
+    def mean_over_ranks(self) -> bool:
+        """Whether backward averages gradients over ranks, instead of adding them."""
 
     @property
     def description(self) -> str:

@@ -63,8 +63,8 @@ class Stepper:
 
     The loss of a flow is its sum over the global batch (all ranks, all micro-steps of the window) divided by
     the number of labels in it. The labels are counted before the first backward, with one small all-reduce
-    per optimizer step. Engines divide gradients by ranks and micro-steps; the scale given to each flow's sum
-    undoes that, so the curve does not depend on how the batch is split.
+    per optimizer step. Engines divide gradients by micro-steps, and most by ranks; the scale given to
+    each flow's sum undoes that, so the curve does not depend on how the batch is split.
 
     A step whose loss or gradient is not finite on any rank is skipped on all ranks: engines skip a step when
     the gradient's norm over all ranks is not finite, and a non-finite loss is made to poison the gradient.
@@ -113,7 +113,7 @@ class Stepper:
         norms: dict[str, float] = {}
         for micro, batch in enumerate(window):
             self.enter("forward")
-            # An engine divides by ranks × micro-steps in backward, hence the scale.
+            # An engine divides by micro-steps, and most by ranks, in backward: hence the scale.
             scale_F = self._scale(counts_MF[micro], total_counts_F, len(window))
             loss, sums_F = self.engine(batch, flow_scale_F=scale_F.float())
             sums_MF[micro] = sums_F.double()
@@ -160,11 +160,13 @@ class Stepper:
 
     def _scale(self, counts_F: Tensor, total_counts_F: Tensor, micro_steps: int) -> Tensor:
         """Factor of each flow's sum that turns the engine's averages into the wanted mean."""
+        ranks = _world_size()
+        divisor = ranks if self.engine.mean_over_ranks else 1
         if self.normalization == "rank":
-            return self.coefficients_F / counts_F.clamp(min=1)
-        # DDP and ZeRO average over ranks, accumulation over micro-steps; the mean wanted here is a sum over
-        # both, so their product is multiplied back in.
-        return self.coefficients_F / total_counts_F.clamp(min=1) * (_world_size() * micro_steps)
+            return self.coefficients_F / counts_F.clamp(min=1) * (divisor / ranks)
+        # The mean wanted here is a sum over ranks and micro-steps: what the engine divides by is multiplied
+        # back in.
+        return self.coefficients_F / total_counts_F.clamp(min=1) * (divisor * micro_steps)
 
 
 def _world_size() -> int:

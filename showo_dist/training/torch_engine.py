@@ -131,6 +131,10 @@ class TorchEngine:
         return float(self.lr_scheduler.get_last_lr()[0])
 
     @property
+    def mean_over_ranks(self) -> bool:
+        return True  # DDP divides while it copies into its buckets
+
+    @property
     def dtype(self) -> torch.dtype:
         return torch.bfloat16 if self._bf16 else torch.float32
 

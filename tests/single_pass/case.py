@@ -89,7 +89,7 @@ def config_of(case: Case) -> TrainConfig:
         setattr(reduce(getattr, sections, config), leaf, value)
     if case.engine != "torch":
         config.distributed.zero_stage = int(case.engine.removeprefix("zero-"))  # type: ignore
-        config.distributed.deepspeed = {"zero_optimization": _SMALL_BUCKETS}
+        config.distributed.deepspeed |= {"zero_optimization": _SMALL_BUCKETS}
     return config
 
 

@@ -86,6 +86,23 @@ def test_zero_1_equals_zero_2_in_bf16(
 
 
 @two_ranks
+@pytest.mark.parametrize("engine", ["zero-0", "zero-1", "zero-2"])
+@pytest.mark.parametrize("normalization", ["global", "rank"])
+def test_a_mean_over_ranks_gives_the_same_bits(
+    group: RankGroup, engine: str, normalization: str
+) -> None:
+    """Engines sum over ranks; ``distributed.deepspeed`` may ask for DeepSpeed's own mean."""
+    mean = ("distributed.deepspeed", {"gradient_allreduce_op": "mean"})
+    summed, averaged = (
+        group.run(Case(engine, "asymmetric", 2, 2, normalization=normalization, settings=more))[0]
+        for more in ((), (mean,))
+    )
+    assert summed.totals == averaged.totals and summed.grad_norms == averaged.grad_norms
+    for name, weight in summed.weights.items():
+        assert np.array_equal(weight, averaged.weights[name]), name
+
+
+@two_ranks
 @pytest.mark.parametrize("engine", ENGINES)
 def test_recomputed_activations_change_nothing(
     group: RankGroup, engine: str, plain: oracle.Outcome
