@@ -19,6 +19,7 @@ from showo_kernels.cpu.attention import DTYPES, NativePlan
 from showo_kernels.flash import FlashPlan
 from showo_kernels.flex import FlexPlan
 from showo_kernels.planned import PlanHandle, Recomputed, attend_by_handle
+from showo_kernels.runs import without_tails
 from showo_kernels.sdpa import SdpaPlan
 from showo_kernels.varlen import find_varlen
 from showo_kernels.visibility import Visibility
@@ -73,7 +74,10 @@ BUILDERS: dict[str, Callable[[Visibility, torch.device], AttentionPlan]] = {
 
 
 def build_plan(
-    backend: str, visibility: Visibility, device: torch.device | str | None = None
+    backend: str,
+    visibility: Visibility,
+    device: torch.device | str | None = None,
+    read_rows: Tensor | None = None,
 ) -> AttentionPlan:
     """Build the plan of a backend, once per micro-batch.
 
@@ -82,6 +86,8 @@ def build_plan(
         visibility: of the packed row. All backends but ``flex`` and ``dense`` plan on the CPU: keep
             the visibility there and pass ``device``, so that planning does not wait for the GPU.
         device: where attention will run; the visibility's device when None.
+        read_rows: rows whose output is used, all when None. ``flash`` lets others attend to less where that
+            changes nothing else; see :func:`showo_kernels.runs.without_tails`.
 
     Raises:
         ValueError: an unknown ``backend``; a row whose length is no multiple of 128 for ``flex``; or
@@ -90,6 +96,8 @@ def build_plan(
     if backend not in BUILDERS:
         raise ValueError(f"attention backend is {backend!r}: allowed are {', '.join(BUILDERS)}")
     where = visibility.document_T.device if device is None else torch.device(device)
+    if backend == "flash" and read_rows is not None:
+        visibility = without_tails(visibility, read_rows)
     return BUILDERS[backend](visibility, where)
 
 

@@ -10,7 +10,7 @@ Letters: T tokens of the packed row, R runs, G global tokens.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -100,6 +100,34 @@ def _extended_reach(document_T: Tensor, reach_T: Tensor, is_global_T: Tensor) ->
     next_T = (reach_T + 1).clamp_max(size - 1)
     extends_T = (next_T > reach_T) & is_global_T[next_T] & (document_T[next_T] == document_T)
     return torch.where(extends_T, stretch_end_T[next_T], reach_T)
+
+
+def without_tails(visibility: Visibility, read_rows: Tensor) -> Visibility:
+    """Make unread rows at the end of a document, right behind a bidirectional span, a document of their own.
+
+    Such is the last token of a reconstruction: it has no label and no other token attends to it, so its
+    gradient is zero and what it attends to changes nothing else. But it would be a run of its own, with all
+    of its document as keys.
+
+    Args:
+        visibility: of the packed row.
+        read_rows: indices of the rows whose output is used.
+    """
+    visibility = visibility.to("cpu")
+    document_T, reach_T = visibility.document_T, visibility.reach_T.long()
+    index_T = torch.arange(len(visibility))
+    in_span_T = reach_T > index_T
+    in_span_T[1:] |= reach_T.cummax(0).values[:-1] >= index_T[1:]
+    used_T = in_span_T | visibility.is_global_T
+    used_T[read_rows.cpu()] = True
+    new_T = torch.ones_like(used_T)
+    new_T[1:] = document_T[1:] != document_T[:-1]
+    # The first used row at or behind each row belongs to another document.
+    next_T = _next_true(used_T)
+    number_T = torch.cat([new_T.cumsum(0), torch.tensor([0])])
+    tail_T = number_T[next_T] != number_T[:-1]
+    new_T[1:] |= tail_T[1:] & in_span_T[:-1]
+    return replace(visibility, document_T=new_T.cumsum(0).int() - 1)
 
 
 def find_runs(visibility: Visibility) -> Runs:

@@ -23,8 +23,8 @@ class Span:
     """``length`` consecutive tokens of one document with the same visibility.
 
     A token of a causal span attends to itself and to every earlier token of the document; a token of
-    a ``bidirectional`` span attends to the rest of the span as well. Every token of the document, also
-    an earlier one, attends to the tokens of an ``is_global`` span.
+    a ``bidirectional`` span attends to the rest of the span as well, and to ``ahead`` tokens behind it. Every
+    token of the document, also an earlier one, attends to the tokens of an ``is_global`` span.
 
     Raises:
         ValueError: ``length`` is below 1.
@@ -33,6 +33,7 @@ class Span:
     length: int
     bidirectional: bool = False
     is_global: bool = False
+    ahead: int = 0
 
     def __post_init__(self) -> None:
         if self.length < 1:
@@ -48,8 +49,9 @@ class Visibility:
 
     Attributes:
         document_T: int32, non-decreasing: the document a token belongs to.
-        reach_T: int32, non-decreasing: index of the last token that a token attends to by position.
-            It is the token's own index, or the last index of its bidirectional span.
+        reach_T: int32: index of the last token that a token attends to by position. It is the token's own
+            index, or the last index of its bidirectional span; non-decreasing unless that span attends to
+            tokens behind it, which ``flash`` and ``dense`` know.
         is_global_T: bool: every token of the document attends to this one.
     """
 
@@ -68,7 +70,8 @@ class Visibility:
         )
         full_S = torch.tensor([span.bidirectional for span in spans], dtype=torch.bool)
         global_S = torch.tensor([span.is_global for span in spans], dtype=torch.bool)
-        last_S = (length_S.cumsum(0) - 1).int()
+        ahead_S = torch.tensor([span.ahead for span in spans], dtype=torch.int64)
+        last_S = (length_S.cumsum(0) - 1 + ahead_S).int()
         span_T = torch.repeat_interleave(torch.arange(len(spans)), length_S)
         index_T = torch.arange(span_T.numel(), dtype=torch.int32)
         reach_T = torch.where(full_S[span_T], last_S[span_T], index_T)

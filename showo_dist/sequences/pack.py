@@ -1,7 +1,7 @@
 """Sequences of single samples, and packing those of a micro-batch, of every flow, end to end into one row."""
 
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -53,6 +53,32 @@ class Sequence:
 
     def __len__(self) -> int:
         return len(self.ids_L)
+
+
+def image_first(sequence: Sequence) -> Sequence:
+    """The same sequence with the rows of a global image before those in front of it.
+
+    The order of rows is free: attention knows positions by their ids. In this one every row attends to
+    contiguous keys, so ``flash`` copies few of them.
+    """
+    spans = sequence.spans
+    if len(spans) < 2 or not spans[1].is_global or [s.is_global for s in spans].count(True) > 1:
+        return sequence
+    before, image, *behind = spans
+    if before.bidirectional or not image.bidirectional:
+        return sequence
+    head, image_L, tail = torch.arange(len(sequence)).tensor_split(
+        [before.length, before.length + image.length]
+    )
+    order_L = torch.cat([image_L, head, tail])
+    return replace(
+        sequence,
+        ids_L=sequence.ids_L[order_L],
+        spans=[Span(image.length, bidirectional=True, ahead=before.length), before, *behind],
+        label_rows_P=order_L.argsort()[sequence.label_rows_P],
+        position_ids_L=_positions(sequence)[order_L],
+        feature_start=0,
+    )
 
 
 # Training rounds T and P up to a multiple of this, so that few different shapes occur: kernels compiled per

@@ -25,6 +25,7 @@ from showo_dist.sequences import (
     TextEncoder,
     Vocabulary,
     builders,
+    image_first,
     pack,
 )
 from showo_dist.sequences.masking import (
@@ -408,14 +409,16 @@ class PackedBatches:
 
     def _pack(self, sequences: list[Sequence]) -> PackedBatch:
         packed = pack(
-            sequences,
+            [image_first(s) for s in sequences] if self.attention == "flash" else sequences,
             pad_id=self.maker.vocabulary.pad,
             feature_width=self.feature_width,
             multiple_of=self.multiple_of,
             steps=self.steps,
         )
         # Planned with the batch and not in forward: by then the GPU is computing.
-        packed.plan = build_plan(self.attention, packed.visibility, self.device)
+        packed.plan = build_plan(
+            self.attention, packed.visibility, self.device, packed.label_rows_P
+        )
         return packed.to(self.device)
 
 

@@ -67,6 +67,13 @@ NAMED = {
     "one token documents": [[Span(1)], [Span(1, True, True)], [Span(1, False, True)], [Span(1)]],
 }
 
+# An image before the rows in front of it, which it attends to.
+IMAGE_FIRST = [
+    [Span(24, True, ahead=7), Span(22)],
+    [Span(24, True, ahead=2), Span(2), Span(10), Span(16, True), Span(1)],
+    [Span(6, True, ahead=1), Span(1)],
+]
+
 
 def rule(documents: list[list[Span]]) -> Tensor:
     """The visibility as in docs/specification.md, section 4, from the spans themselves: bool (T, T)."""

@@ -8,7 +8,16 @@ from torch import Tensor
 
 from showo_kernels import AttentionPlan, Span, Visibility, attend, build_plan
 from showo_kernels.flash import FlashPlan
-from tests.kernels.layouts import LAYOUTS, NAMED, NATIVE, NO_NATIVE, EmulatedVarlen, padded
+from showo_kernels.runs import without_tails
+from tests.kernels.layouts import (
+    IMAGE_FIRST,
+    LAYOUTS,
+    NAMED,
+    NATIVE,
+    NO_NATIVE,
+    EmulatedVarlen,
+    padded,
+)
 
 CPU = torch.device("cpu")
 SCALE = 0.4
@@ -76,6 +85,34 @@ def test_named_layouts(name: str, backend: str) -> None:
     tensors = draw(0, len(visibility), 2)
     wanted = forward_backward(build_plan("dense", visibility), tensors)
     assert_agrees(forward_backward(plan_for(backend, visibility), tensors), wanted)
+
+
+@settings(max_examples=25, deadline=None)
+@given(LAYOUTS, st.integers(0, 9999), st.sampled_from([0.0, 0.1]))
+def test_flash_without_unread_tails(documents: list[list[Span]], seed: int, share: float) -> None:
+    """Rows that nothing depends on have other outputs; everything else and all gradients are the same."""
+    visibility = Visibility.from_documents(documents)
+    read_T = torch.rand(len(visibility), generator=torch.Generator().manual_seed(seed)) < share
+    trimmed = without_tails(visibility, read_T.nonzero().squeeze(1))
+    kept_T = (visibility.dense() == trimmed.dense()).all(1)
+    *inputs, grad = draw(seed, len(visibility), 2)
+    tensors = [*inputs, grad * kept_T[:, None]]
+    out, *grads = forward_backward(plan_for("flash", trimmed), tensors)
+    wanted, *wanted_grads = forward_backward(build_plan("dense", visibility), tensors)
+    found = out[:, :, kept_T], *grads
+    assert_agrees(found, (wanted[:, :, kept_T], *wanted_grads))
+
+
+def test_flash_with_images_first() -> None:
+    visibility = padded(IMAGE_FIRST)
+    tensors = draw(0, len(visibility), 2)
+    wanted = forward_backward(build_plan("dense", visibility), tensors)
+    plan = plan_for("flash", visibility)
+    assert_agrees(forward_backward(plan, tensors), wanted)
+    # Of a reconstruction whose codes are read, the CLIP image alone is gathered.
+    visibility = Visibility.from_documents(IMAGE_FIRST[1:2])
+    plan = plan_for("flash", without_tails(visibility, torch.arange(36, 52)))
+    assert [len(part.rows_Q) for part in plan.gathered] == [24]
 
 
 @pytest.mark.parametrize("backend", TRAINING_BACKENDS)

@@ -1,9 +1,13 @@
 """Packing: every sequence is recovered, empty batches and padding included."""
 
 import torch
+from transformers import PhiConfig
 
-from showo_dist.sequences import FLOWS, Sequence, Vocabulary, builders, pack
+from showo_dist.models.showo import ShowO
+from showo_dist.sequences import FLOWS, Sequence, Vocabulary, builders, image_first, pack
 from showo_dist.sequences.masking import MaskingOptions, mask_codes, mask_schedule, sample_rng
+from showo_kernels import Visibility
+from showo_kernels.runs import find_runs
 
 VOCABULARY = Vocabulary(text=50, codebook=16, bos=0)
 OPTIONS = MaskingOptions(schedule=mask_schedule("cosine"))
@@ -76,3 +80,47 @@ def test_rounding_up_adds_nothing_that_counts() -> None:
     size = plain.tokens
     assert torch.equal(sees[:size, :size], plain.visibility.dense())
     assert not sees[:size, size:].any() and not sees[size:, :size].any()
+
+
+def test_image_first_is_the_same_sequence_in_another_order() -> None:
+    """Every row keeps its id, position, features, labels and what it attends to; others are left alone."""
+    sequences = some_of_everything()
+    for sequence in sequences:
+        moved = image_first(sequence)
+        if sequence.features_SC is None:
+            assert moved is sequence
+            continue
+        order = moved.position_ids_L.argsort()
+        positions = sequence.position_ids_L
+        wanted = torch.arange(len(sequence)) if positions is None else positions
+        assert torch.equal(moved.position_ids_L[order], wanted)
+        assert torch.equal(moved.ids_L[order], sequence.ids_L)
+        assert moved.feature_start == 0
+        assert torch.equal(
+            order[sequence.feature_start : sequence.feature_start + 4], torch.arange(4)
+        )
+        assert torch.equal(moved.label_rows_P, order[sequence.label_rows_P])
+        assert torch.equal(moved.targets_P, sequence.targets_P)
+        before, after = (Visibility.from_documents([s.spans]) for s in (sequence, moved))
+        assert torch.equal(after.dense()[order][:, order], before.dense())
+        assert after.pairs() == before.pairs()
+        assert len(list(find_runs(after))) < len(list(find_runs(before)))
+
+
+def test_image_first_gives_the_same_losses_and_gradients() -> None:
+    torch.manual_seed(0)
+    config = PhiConfig(
+        vocab_size=VOCABULARY.size,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+    )
+    model, found = ShowO(config, 3, "dense").double(), []
+    for order in (lambda s: s, image_first):
+        sequences = [order(s) for s in some_of_everything()]
+        batch = pack(sequences, pad_id=VOCABULARY.pad, feature_width=3)
+        total, sums = model(batch, flow_scale_F=torch.ones(len(FLOWS)))
+        found.append([sums, *torch.autograd.grad(total, list(model.parameters()))])
+    for plain, moved in zip(*found, strict=True):
+        torch.testing.assert_close(moved, plain, rtol=1e-5, atol=1e-6)
