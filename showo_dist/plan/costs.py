@@ -122,6 +122,9 @@ def cost_of(func: Any, args: Any, kwargs: dict[str, Any], result: Any) -> Cost |
         return None  # nothing was done, as by ``contiguous`` of a contiguous tensor
     if packet in _PRODUCTS or packet in _CONVOLUTIONS:
         return _product(func, args, kwargs, result)
+    if packet is aten.index_fill_:
+        row = extent(args[0]) // max(1, args[0].shape[args[1]])
+        return Cost("rows", 0, extent(args[2]), row * args[2].numel())
     changed = {id(t) for t in targets}
     inputs = sum(extent(t) for t in given if id(t) not in changed)
     outputs = sum(map(extent, targets or made))

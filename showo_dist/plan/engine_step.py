@@ -17,7 +17,7 @@ from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
@@ -102,6 +102,10 @@ def _autocast_is_on(device_type: str | None = None) -> bool:
     return False
 
 
+def _autocast_dtype(device_type: str) -> torch.dtype:
+    return torch.bfloat16
+
+
 @contextmanager
 def as_if(device: torch.device, shapes: Shapes) -> Iterator[None]:
     """Patch what depends on the device or on other ranks, and record on ``shapes``."""
@@ -114,13 +118,22 @@ def as_if(device: torch.device, shapes: Shapes) -> Iterator[None]:
         patch.object(coordinator, "assert_ints_same_as_other_ranks", lambda _: None),
         patch.object(torch, "autocast", _Autocast),
         patch.object(torch, "is_autocast_enabled", _autocast_is_on),
+        patch.object(torch, "get_autocast_dtype", _autocast_dtype),
         attention_of_shapes(device),
         # A compiled block is counted from the operations that it was compiled from.
         torch.compiler.set_stance("force_eager"),
         patch.object(showo, "compilable", lambda plan: plan),
+        patch.object(losses, "_loss_and_gradient", _fused_loss),
         shapes,
     ):
         yield
+
+
+def _fused_loss(logits: Tensor, *settings: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """What the compiled passes over a chunk of logits allocate."""
+    positions, columns = logits.shape
+    gradient = torch.empty_like(logits, dtype=settings[-1])
+    return logits.new_empty(positions), gradient, logits.new_empty(columns)
 
 
 class EngineOfShapes:

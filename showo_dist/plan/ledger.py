@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from showo_dist.plan.costs import Cost, aten, cost_of, tensors_of
 from showo_dist.plan.fusion import Schedule, is_compiled, schedule_of, signature
 
+_HEAD = "head and loss"
 # The last part of a module's name, or of its parent's, to the part of the step; families differ in names.
 _MODULES = {
     "embed_tokens": "embed",
@@ -47,7 +48,7 @@ _MODULES = {
     "self_attn": "rotary",  # what is left of it once attention itself is set apart
     "mlp": "MLP",
     "layers": "residuals",  # a block's own operations
-    "lm_head": "head and loss",
+    "lm_head": _HEAD,
 }
 # Operations outside of all modules, by the phase of the step.
 _PHASES = {
@@ -63,7 +64,7 @@ PARTS = (
         "MLP",
         "residuals",
         "compiled blocks",
-        "head and loss",
+        _HEAD,
         "losses",
         "gradient sums",
     ),
@@ -159,7 +160,7 @@ class Ledger(TorchDispatchMode):
         self.phase = "forward"
         self._stack: list[str] = []
         self._compiled: list[nn.Module] = []
-        self._calls: list[tuple[nn.Module, Any, str]] = []
+        self._calls: list[tuple[nn.Module, Any, str, str]] = []
         self._last_compiled = False
         self._of_node: dict[int, tuple[str, bool]] = {}
         self._pinned: dict[int, Any] = {}
@@ -209,7 +210,8 @@ class Ledger(TorchDispatchMode):
 
     def _called(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         again = torch._C._current_autograd_node() is not None
-        self._calls.append((module, (args, kwargs), "recompute" if again else self.phase))
+        part = _HEAD if _HEAD in self._stack else "compiled blocks"
+        self._calls.append((module, (args, kwargs), "recompute" if again else self.phase, part))
 
     def fuse(self) -> None:
         """Replace what compiled modules fuse by the kernels of their schedules, call by call.
@@ -218,15 +220,17 @@ class Ledger(TorchDispatchMode):
         """
         schedules: dict[Any, Schedule] = {}
         kept = [e for e in self.entries if not e.compiled or _stays(e)]
-        for module, call, phase in self._calls:
+        for module, call, phase, part in self._calls:
             key = type(module), signature(call)
             if key not in schedules:
-                schedules[key] = schedule_of(module, *call)
+                args, kwargs = call
+                where = "cuda:0" if self.apart else "cpu"
+                schedules[key] = schedule_of(module, args, kwargs, where)
             found = schedules[key]
             costs = [(phase, cost) for cost in found.forward]
             if phase != "recompute":
                 costs += [("backward", cost) for cost in found.backward]
-            kept += [Entry("fused", "compiled blocks", when, cost) for when, cost in costs]
+            kept += [Entry("fused", part, when, cost) for when, cost in costs]
         self.entries, self._calls = kept, []
 
     def _where(self) -> tuple[str, str, bool]:

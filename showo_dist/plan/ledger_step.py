@@ -122,7 +122,8 @@ def _accelerator_of_shapes() -> Any:
     """DeepSpeed's name of its device: what it moves there stays there; what goes to the CPU leaves it."""
     from deepspeed.accelerator import get_accelerator
 
-    return patch.object(get_accelerator(), "current_device_name", lambda: "meta")
+    names = {"current_device_name": lambda: "meta", "device_name": lambda *_: "meta"}
+    return patch.multiple(get_accelerator(), **names)
 
 
 # CLIP ViT-L/14-336, the tower of the published configs.

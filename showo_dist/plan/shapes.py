@@ -168,7 +168,7 @@ class Shapes(TorchDispatchMode):
             return args[0].detach()
         if func in _NOTES and _is_meta(kwargs.get("device")):
             return func(*args, **kwargs)
-        if _takes_device(func):
+        if _takes_device(func) and not _like_one_of_the_host(args, kwargs):
             kwargs["device"] = META
         if _changes_values_only(func) and args[0].is_meta:
             return args[0]  # on shapes nothing changes
@@ -226,6 +226,12 @@ def _all_on_meta(args: Any) -> Any:
     if len({tensor.is_meta for tensor in tensors}) < 2:
         return args
     return tree_map_only(Tensor, lambda tensor: tensor if tensor.is_meta else tensor.to(META), args)
+
+
+def _like_one_of_the_host(args: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether a tensor is made like one that a ledger has copied to the host."""
+    source = args[0] if args else None
+    return isinstance(source, Tensor) and not source.is_meta and kwargs.get("device") is None
 
 
 def _is_meta(device: Any) -> bool:
