@@ -13,7 +13,7 @@ the orthogonalisation, orthogonalises with another iteration in another format, 
 a word where parameters were made under ``zero.Init``.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from typing import Any
@@ -27,6 +27,7 @@ from showo_dist.models.backbone import block_of
 
 MOMENTUM = "momentum_buffer"  # torch.optim.Muon's name
 Shape = tuple[int, ...]
+_TOGETHER = 8  # matrices that are iterated at once; all of a large model's would take its memory
 
 
 def by_muon(name: str, shape: Shape) -> bool:
@@ -112,9 +113,7 @@ class Muon(AdamW):
         groups = self.param_groups
         for group in groups:
             if group["muon"]:
-                for tensor in group["params"]:
-                    if tensor.grad is not None:
-                        self._update(tensor, tensor.grad, group)
+                self._update([t for t in group["params"] if t.grad is not None], group)
         # DeepSpeed calls step with one group at a time, and changes the list itself in the same way.
         self.param_groups = [group for group in groups if not group["muon"]]
         try:
@@ -122,24 +121,37 @@ class Muon(AdamW):
         finally:
             self.param_groups = groups
 
-    def _update(self, tensor: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        state, rate = self.state[tensor], group["lr"]
+    def _update(self, tensors: list[Tensor], group: dict[str, Any]) -> None:
+        whole_shares: list[Share] = []
+        whole_directions: list[Tensor] = []
+        for tensor in tensors:
+            shares, directions = self._directions(tensor, group)
+            if tensor not in self.shares or dist.get_world_size() == 1:
+                whole_shares += shares
+                whole_directions += directions
+            else:
+                self._apply_together(shares, directions, group)
+            self.orthogonalised += len(shares)
+        self._apply_alone(whole_shares, whole_directions, group)
+
+    def _directions(
+        self, tensor: Tensor, group: dict[str, Any]
+    ) -> tuple[Sequence[Share], list[Tensor]]:
+        """Update the momentum and decay the weights; Nesterov's directions of this rank's parts."""
+        gradient, state, rate = tensor.grad, self.state[tensor], group["lr"]
+        assert gradient is not None
         state["step"] += 1
         momentum = state[MOMENTUM].lerp_(gradient, 1 - group["momentum"])
         tensor.mul_(1 - rate * group["weight_decay"])
         shares = self.shares.get(tensor) or [
             Share(tuple(tensor.shape), tensor.view(-1), 0, (tensor.numel(),))
         ]
-        # Nesterov's direction.
         gradient_N, momentum_N = gradient.view(-1), momentum.view(-1)
         directions = [
             share.of(gradient_N).lerp(share.of(momentum_N), group["momentum"]).to(self.dtype)
             for share in shares
         ]
-        alone = tensor not in self.shares or dist.get_world_size() == 1
-        apply = self._apply_alone if alone else self._apply_together
-        apply(shares, directions, group)
-        self.orthogonalised += len(shares)
+        return shares, directions
 
     def _place(self, tensor: Tensor) -> torch.device:
         """Where to orthogonalise: on the run's device if the tensor is in host memory, else where it is."""
@@ -148,9 +160,12 @@ class Muon(AdamW):
     def _apply_alone(
         self, shares: Sequence[Share], directions: Sequence[Tensor], group: dict[str, Any]
     ) -> None:
-        for share, direction_N in zip(shares, directions, strict=True):
-            matrix = direction_N.view(share.shape).to(self._place(direction_N))
-            _subtract(share, orthogonal(matrix, group["ns_steps"]).view(-1), group)
+        matrices = [
+            direction_N.view(share.shape).to(self._place(direction_N))
+            for share, direction_N in zip(shares, directions, strict=True)
+        ]
+        for k, update in orthogonal(matrices, group["ns_steps"]):
+            _subtract(shares[k], update.view(-1), group)
 
     def _apply_together(
         self, shares: Sequence[Share], directions: Sequence[Tensor], group: dict[str, Any]
@@ -167,14 +182,12 @@ class Muon(AdamW):
         directions_N = torch.cat([directions[k] for k in by_owner]).to(self._place(directions[0]))
         received = _exchange(directions_N, own_sizes, sizes).split(sizes)
         parts = [part_N.split(each) for part_N, each in zip(received, part_sizes, strict=True)]
-        updates = [
-            orthogonal(
-                torch.cat([part[n] for part in parts]).view(shares[k].shape), group["ns_steps"]
-            )
-            .view(-1)
-            .split(shares[k].sizes)
+        matrices = [
+            torch.cat([part[n] for part in parts]).view(shares[k].shape)
             for n, k in enumerate(owned[rank])
         ]
+        found = dict(orthogonal(matrices, group["ns_steps"]))
+        updates = [found[n].view(-1).split(shares[k].sizes) for n, k in enumerate(owned[rank])]
         sent = [update[target] for target in range(world) for update in updates]
         updates_N = _exchange(torch.cat([directions_N[:0], *sent]), sizes, own_sizes)
         own = updates_N.split([shares[k].sizes[rank] for k in by_owner])
@@ -189,21 +202,38 @@ def _exchange(values_N: Tensor, sent: list[int], received: list[int]) -> Tensor:
     return result
 
 
-def orthogonal(matrix: Tensor, iterations: int) -> Tensor:
-    """Newton-Schulz iteration towards the nearest orthogonal matrix, as torch.optim.Muon does it in bf16.
+def orthogonal(matrices: Sequence[Tensor], iterations: int) -> Iterator[tuple[int, Tensor]]:
+    """Newton-Schulz iteration towards the nearest orthogonal matrices, as torch.optim.Muon does it in bf16.
+
+    Matrices of equal sides are iterated together: small ones wait for calls more than for products.
 
     Args:
-        matrix: of any float format, which is that of the result.
+        matrices: of any float format, which is that of the results.
         iterations: 5 bring singular values between 0.7 and 1.2.
+
+    Yields:
+        The index of a matrix and its result, some matrices at a time.
     """
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for number, matrix in enumerate(matrices):
+        alike.setdefault(tuple(sorted(matrix.shape)), []).append(number)
+    for numbers in alike.values():
+        for first in range(0, len(numbers), _TOGETHER):
+            chosen = numbers[first : first + _TOGETHER]
+            wide = [m.T if m.size(0) > m.size(1) else m for m in (matrices[k] for k in chosen)]
+            found = _iterated(torch.stack([x / x.norm().clamp(min=1e-7) for x in wide]), iterations)
+            for number, x in zip(chosen, found, strict=True):
+                yield number, (x if x.shape == matrices[number].shape else x.T).contiguous()
+
+
+def _iterated(x_BRC: Tensor, iterations: int) -> Tensor:
+    """The iteration itself, of wide matrices."""
     a, b, c = 3.4445, -4.7750, 2.0315
-    tall = matrix.size(0) > matrix.size(1)
-    x = matrix.T if tall else matrix
-    x = x / x.norm().clamp(min=1e-7)
     for _ in range(iterations):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return (x.T if tall else x).contiguous()
+        gram_BRR = x_BRC @ x_BRC.mT
+        polynomial_BRR = torch.baddbmm(gram_BRR, gram_BRR, gram_BRR, beta=b, alpha=c)
+        x_BRC = torch.baddbmm(x_BRC, polynomial_BRR, x_BRC, beta=a)
+    return x_BRC
 
 
 def rate_factor(shape: Shape, rule: str) -> float:

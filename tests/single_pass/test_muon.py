@@ -170,8 +170,20 @@ def test_bf16_is_bit_for_bit_torchs(shape: tuple[int, int], rule: str) -> None:
     assert muon.orthogonalised == 3
 
 
+def test_matrices_that_are_iterated_together_get_the_same_bits_as_alone() -> None:
+    torch.manual_seed(0)
+    shapes = [(40, 64), (64, 40), (48, 48), *[(40, 64)] * 9]
+    matrices = [torch.randn(shape).bfloat16() for shape in shapes]
+    found = dict(orthogonal(matrices, 5))
+    assert sorted(found) == list(range(len(shapes)))
+    for number, matrix in enumerate(matrices):
+        ((_, alone),) = orthogonal([matrix], 5)
+        assert torch.equal(found[number], alone) and alone.shape == matrix.shape
+
+
 def test_singular_values_become_equal() -> None:
     torch.manual_seed(0)
-    values = torch.linalg.svdvals(orthogonal(torch.randn(40, 64), 5))
+    ((_, found),) = orthogonal([torch.randn(40, 64)], 5)
+    values = torch.linalg.svdvals(found)
     assert values.min() > 0.6 and values.max() < 1.3
     assert rate_factor((64, 16), "original") == 2 and rate_factor((16, 64), "original") == 1
