@@ -125,8 +125,10 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int | None:
     return _resident("VmHWM") - before
 
 
-def arguments(description: str, sizes: Sequence[str], repeats: int = 5) -> argparse.Namespace:
-    """Parse the common options; ``repeats`` is the default of ``--repeats``."""
+def arguments(
+    description: str, sizes: Sequence[str], repeats: int = 5, **switches: str
+) -> argparse.Namespace:
+    """Parse the common options and ``switches`` (name: help); ``repeats``: the default of ``--repeats``."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--size", choices=sizes, help="default: small on a CPU, show-o on a GPU")
@@ -135,6 +137,8 @@ def arguments(description: str, sizes: Sequence[str], repeats: int = 5) -> argpa
     )
     parser.add_argument("--repeats", type=int, default=repeats)
     parser.add_argument("--json", type=Path, help="also write the result to this file")
+    for name, text in switches.items():
+        parser.add_argument(f"--{name}", action="store_true", help=text)
     parsed = parser.parse_args()
     parsed.size = parsed.size or {"cpu": "small", "cuda": "show-o"}[parsed.device]
     return parsed

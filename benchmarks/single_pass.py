@@ -8,7 +8,8 @@ and run through two forwards with a dense additive mask, the first one with a te
 has coefficient 0; the head is applied at every position, logits are cast to fp32, and the cross-entropy
 ignores unsupervised positions; one backward for the sum, and AdamW as ``torch.optim`` makes it by default.
 It uses the same weights, transformers' attention and transformers' activation (``gelu_new``, eight kernels);
-the row "padded, fused gelu" uses our activation. Before anything is timed, losses and gradients of both
+the row "padded, fused gelu" uses our activation. ``--compiled`` adds the packed step with
+``model.compile: true``. Before anything is timed, losses and gradients of both
 sides are compared.
 """
 
@@ -342,18 +343,20 @@ def plan_ms(packed: Packed, repeats: int) -> float:
     return 1e3 * clock.medians()["plan"].wall_s
 
 
-def compare(packed: dict[str, Any], others: list[dict[str, Any]]) -> dict[str, float]:
-    """Ratios of each padded step to the packed step."""
+def compare(packed: dict[str, Any], padded: list[dict[str, Any]]) -> dict[str, float]:
+    """Ratios of each padded step to a packed step."""
     return {
-        f"{other['step']} / packed, {column}": other[column] / packed[column]
-        for other in others
+        f"{other['step']} / {packed['step']}, {column}": other[column] / packed[column]
+        for other in padded
         for column in ("total ms", "cpu ms", "peak MB", "tokens")
         if packed[column]
     }
 
 
 def main() -> None:
-    options = arguments(__doc__, list(SIZES))
+    options = arguments(
+        __doc__, list(SIZES), compiled="also the packed step with compiled blocks and losses"
+    )
     sizes, device = SIZES[options.size], torch.device(options.device)
     dtype = torch.bfloat16 if uses_bf16(options.dtype, device) else torch.float32
     model = build_model(sizes, device, dtype)
@@ -365,8 +368,12 @@ def main() -> None:
         "padded": Padded(model, sequences, sizes, NewGELUActivation()),
         "padded, fused gelu": Padded(model, sequences, sizes, TanhGELU()),
     }
-    for padded in list(sides.values())[1:]:
-        check_equal(packed, padded, 1e-4 if dtype == torch.float32 else 1e-2)
+    if options.compiled:
+        other = build_model(sizes, device, dtype)  # the same weights
+        other.compile_blocks()
+        sides = {"packed": packed, "packed, compiled": Packed(other, sequences, sizes), **sides}
+    for side in list(sides.values())[1:]:
+        check_equal(packed, side, 1e-4 if dtype == torch.float32 else 1e-2)
     for side in sides.values():
         side(Clock(device))  # makes the moments, which no step's peak contains
     memory = {n: peak_bytes(lambda s=side: s(Clock(device)), device) for n, side in sides.items()}
@@ -375,7 +382,10 @@ def main() -> None:
     rows = [row(n, timings[n], sides[n].tokens, flops, memory[n]) for n in sides]
     settings = {**asdict(sizes), "dtype": str(dtype), "vocabulary": sizes.vocabulary.size}
     settings["labels"] = len(packed.batch.targets_P)
-    findings = compare(rows[0], rows[1:])
+    padded = [r for r in rows if r["step"].startswith("padded")]
+    findings = {}
+    for base in rows[: -len(padded)]:
+        findings |= compare(base, padded)
     findings["attention plan / packed step"] = plan_ms(packed, 20) / rows[0]["total ms"]
     report("single_pass", rows, findings, settings, options)
 

@@ -1,6 +1,7 @@
 """Rows filled to a token budget: the same samples, losses and gradients in other micro-steps."""
 
 import itertools
+import shutil
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from showo_dist.training.batches import PackedBatches, SequenceMaker
 from showo_dist.training.rows import cut, longest_samples, micro_steps_of, rows_needed
 from showo_dist.training.setup import flow_specs, load_encoders, load_text
 from tests.training.conftest import Outcome, TinyWorld, train
+from tests.training.test_compiled import no_compiler
 
 CPU = torch.device("cpu")
 BUDGET = "training.tokens_per_step"
@@ -164,6 +166,27 @@ def test_the_curve_is_that_of_any_budget(
     assert f"in {micro_steps}\n" in found.stdout
     for key in KEYS:
         assert found.curve(key=key) == pytest.approx(plain.curve(key=key), rel=1e-4), key
+
+
+@no_compiler
+def test_a_compiled_run_resumes_on_other_ranks_and_another_budget(
+    tiny_world: TinyWorld, plain: Outcome, tmp_path: Path
+) -> None:
+    run, compiled = tmp_path / "run", "model.compile=true"
+    steps = [f"{ACCUMULATION}=2", f"{BUDGET}=900", "training.max_train_steps=5"]
+    first = [*steps, "experiment.save_every=3", "distributed.zero_stage=2"]
+    began = train(tiny_world, run, compiled, *first, launcher="torchrun", ranks=2)
+    assert began.code == 0, began.stderr[-3000:]
+    for key in KEYS:
+        assert began.curve(key=key) == pytest.approx(plain.curve(key=key), rel=1e-4), key
+    shutil.rmtree(run / "checkpoint-000005")
+    last = [f"{ACCUMULATION}=4", f"{BUDGET}=5000", "training.max_train_steps=5"]
+    resumed = train(tiny_world, run, compiled, *last)
+    assert resumed.code == 0, resumed.stderr[-3000:]
+    assert "resuming from" in resumed.stdout and "in 1\n" in resumed.stdout
+    for key in KEYS:
+        wanted = plain.curve(first=4, key=key)
+        assert resumed.curve(first=4, key=key) == pytest.approx(wanted, rel=1e-4), key
 
 
 def test_a_budget_that_no_sample_fits_is_refused(tiny_world: TinyWorld) -> None:
