@@ -13,6 +13,7 @@ from showo_dist.config import TrainConfig, load
 from showo_dist.encode.cli import main_encode
 from showo_dist.sequences import Sequence
 from showo_dist.training.batches import SequenceMaker
+from showo_dist.training.rows import longest_samples
 from showo_dist.training.setup import check_data_paths, flow_specs, load_encoders, load_text
 from tests.training.conftest import TinyWorld, train
 
@@ -99,6 +100,12 @@ def test_an_edit_is_the_same_on_every_rank(tiny_world: TinyWorld, edits: Path) -
         assert len(rest) == len(before)
         for one, other in zip(rest, before, strict=True):
             _same(one, other)
+
+
+def test_no_edit_is_longer_than_the_config_allows(tiny_world: TinyWorld, edits: Path) -> None:
+    config = _config(tiny_world, *_keys(edits), *ALONE, "dataset.preprocessing.max_seq_length=5")
+    lengths = {len(sequence) for sequence in _flat(_sequences(config))}
+    assert max(lengths) == longest_samples(config, 0, 0)["edit"] == 67 + 5 + 66
 
 
 def test_bad_edits_are_skipped_with_their_reason(tiny_world: TinyWorld, tmp_path: Path) -> None:
