@@ -26,11 +26,13 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
     },
     "data": {
         "mini-data": ("showo_data.cli", "main_mini", "write the mini world as WebDataset shards"),
+        "mini-edits": ("showo_data.cli", "main_edits", "write edits of the mini world as shards"),
         "shards": ("showo_data.cli", "main_shards", "index, verify, show or convert shards"),
         "encode": ("showo_dist.encode.cli", "main_encode", "encode images once, ahead of training"),
     },
     "use": {
         "generate": (_GENERATE, "main_generate", "generate images from prompts"),
+        "edit": (_GENERATE, "main_edit", "change images as instructions say"),
         "inpaint": (_GENERATE, "main_inpaint", "regenerate the part of an image under a mask"),
         "extrapolate": (_GENERATE, "main_extrapolate", "extend images beyond their edges"),
         "understand": (

@@ -24,6 +24,8 @@ TEXT_TOKENS = 512
 CONFIG_RANKS = 2
 # Flows of each training, which get their data from the command line.
 FLOWS_OF = {"pretrain": ("t2i", "mmu", "lm"), "reca": ("mmu", "recon")}
+# Their config files, in the order of their names; others of the folder do not concern the stages.
+READ = ("base", "pretrain", "reca", "tokenizer")
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,7 @@ def _digest(stage: Stage) -> str:
     """SHA-256 of the config files; empty for stages that read none."""
     if not any("config=" in line for line in stage.lines):
         return ""
-    contents = b"".join(path.read_bytes() for path in sorted(CONFIGS.glob("*.yaml")))
+    contents = b"".join((CONFIGS / f"{name}.yaml").read_bytes() for name in READ)
     return hashlib.sha256(contents).hexdigest()
 
 

@@ -1,15 +1,18 @@
-"""The commands ``showo-dist shards`` and ``showo-dist mini-data``."""
+"""The commands ``showo-dist shards``, ``showo-dist mini-data`` and ``showo-dist mini-edits``."""
 
 import argparse
+from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
 from showo_data.convert.cli import add_converters, run
+from showo_data.mini.edits import EditSettings, write_edits
 from showo_data.mini.writing import MiniSettings, write_mini
 from showo_data.shards import build_index, verify
 from showo_data.shards.storage import add_storage_options, storage_of
@@ -31,20 +34,31 @@ def main_shards(argv: list[str]) -> int:
 
 def main_mini(argv: list[str]) -> int:
     """Run ``mini-data OUT``: write the mini world; shards that are already complete are kept."""
-    parser = argparse.ArgumentParser(
-        prog="showo-dist mini-data", description="Write the mini world as WebDataset shards."
-    )
+    return _write(argv, "mini-data", "Write the mini world as shards.", MiniSettings, write_mini)
+
+
+def main_edits(argv: list[str]) -> int:
+    """Run ``mini-edits OUT``: write edits of the mini world; shards that are already complete are kept."""
+    text = "Write edits of the mini world as shards."
+    return _write(argv, "mini-edits", text, EditSettings, write_edits)
+
+
+def _write(
+    argv: list[str], command: str, text: str, settings: Any, write: Callable[..., None]
+) -> int:
+    """Write shards to a folder with the settings that the command line gives."""
+    parser = argparse.ArgumentParser(prog=f"showo-dist {command}", description=text)
     parser.add_argument("out", help="the folder to write to")
-    for option in fields(MiniSettings):
+    for option in fields(settings):
         name = "--" + option.name.replace("_", "-")
         parser.add_argument(name, type=int, default=option.default, help="default %(default)s")
     values = vars(parser.parse_args(argv))
     out = Path(values.pop("out"))
     with Progress() as progress:
-        task = progress.add_task(f"mini world in {out}", total=None)
-        write_mini(
+        task = progress.add_task(f"shards in {out}", total=None)
+        write(
             out,
-            MiniSettings(**values),
+            settings(**values),
             lambda done, total: progress.update(task, completed=done, total=total),
         )
     return 0

@@ -22,8 +22,16 @@ TEXTS = ("txt", "text", "caption")
 CODES: Final = "codes.npy"
 CONDITION: Final = "condition.npy"
 FEATURES: Final = "features.npy"
+# The two images of an edit, and what replaces them.
+SOURCE: Final = "source."
+TARGET: Final = "target."
+SOURCE_CODES: Final = "source.codes.npy"
+TARGET_CODES: Final = "target.codes.npy"
 JSON = "json"
-Encoded = Literal["codes.npy", "condition.npy", "features.npy"]
+EDIT_CODES: Final = (SOURCE_CODES, TARGET_CODES)
+Encoded = Literal[
+    "codes.npy", "condition.npy", "features.npy", "source.codes.npy", "target.codes.npy"
+]
 
 # Roles whose turns are questions; every other role answers.
 HUMAN = ("human", "user")
@@ -194,6 +202,11 @@ def read_conversation(read: Reader) -> list[tuple[str, str]]:
     if all(is_blank(value) for _, value in turns[1::2]):  # nothing to learn
         raise BadSampleError("no-conversation")
     return turns
+
+
+def within(part: str, read: Reader) -> Reader:
+    """Return a reader of the members of one image of an edit: of ``source.jpg`` under the name ``jpg``."""
+    return lambda extension: read(part + extension)
 
 
 def first_of(read: Reader, extensions: tuple[str, ...]) -> bytes | None:

@@ -12,11 +12,12 @@ from showo_data.images import Transform
 from showo_data.members import CODES, Encoded, Fit
 from showo_data.shards import Storage
 
-Kind = Literal["caption", "conversation", "text", "image"]
-KINDS: tuple[Kind, ...] = ("caption", "conversation", "text", "image")
+Kind = Literal["caption", "conversation", "text", "image", "edit"]
+KINDS: tuple[Kind, ...] = ("caption", "conversation", "text", "image", "edit")
 # Reason of a sample that raises what no reader expects.
 UNEXPECTED = "unexpected-error"
-TENSORS = ("image_3HW", "codes_N", "condition_codes_G", "features_SC")  # attributes of a sample
+# Attributes of a sample.
+TENSORS = ("image_3HW", "source_3HW", "codes_N", "condition_codes_G", "features_SC")
 
 
 @dataclass(slots=True)
@@ -26,11 +27,13 @@ class Sample:
     Attributes:
         flow, position: the flow, and the position of its stream.
         key: of the sample in its shard.
-        image_3HW: the transformed image; None if the sample is encoded (``FlowSpec.encoded``).
-        codes_N: int64, image codes.
-        condition_codes_G: int64, image codes of RecA's condition image.
+        image_3HW: the transformed image, of an edit the target; None if the sample is encoded
+            (``FlowSpec.encoded``).
+        source_3HW: the transformed source image of an edit; None if it is encoded.
+        codes_N: int64, codes of the image.
+        condition_codes_G: int64, codes of RecA's condition image, or of the source image of an edit.
         features_SC: fp32, CLIP features, S feature slots of C channels.
-        text: caption or plain text.
+        text: caption, plain text or instruction.
         conversation: (role, value) in turn; roles as stored ("human", "gpt"), the first is "human".
         shard: path or URL of the shard.
     """
@@ -39,6 +42,7 @@ class Sample:
     position: int
     key: str
     image_3HW: Tensor | None = None
+    source_3HW: Tensor | None = None
     codes_N: Tensor | None = None
     condition_codes_G: Tensor | None = None
     features_SC: Tensor | None = None
@@ -91,7 +95,8 @@ class FlowSpec:
 
     Attributes:
         flow: name, under which losses and positions are reported.
-        kind: "caption" (image, text), "conversation" (image, LLaVA rounds), "text", or "image".
+        kind: "caption" (image, text), "conversation" (image, LLaVA rounds), "text", "image", or "edit"
+            (source image, target image, instruction).
         urls: shards, as paths, URLs or brace patterns.
         mixture: weighted sources, instead of ``urls``.
         batch: samples per rank and micro-step, including the skipped ones.

@@ -6,7 +6,15 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageOps
 
-from showo_data.members import BadSampleError, read_conversation, read_image, read_texts
+from showo_data.members import (
+    SOURCE,
+    TARGET,
+    BadSampleError,
+    read_conversation,
+    read_image,
+    read_texts,
+    within,
+)
 from showo_data.readers import sample_reader
 from showo_data.shards import OpenShards, Storage, load_index
 
@@ -16,7 +24,7 @@ _SPACE = 4
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """One sample to show; ``image`` is None if it has none or a broken one."""
+    """One sample to show; ``image`` is None if it has none or a broken one, and both images of an edit."""
 
     shard: str
     key: str
@@ -61,7 +69,10 @@ def _preview(files: OpenShards, shard: str, index: int) -> Preview:
         lines += read_texts(read)
     with suppress(BadSampleError):
         lines += [f"{role}: {value}".replace("\n", " ") for role, value in read_conversation(read)]
-    image = None
-    with suppress(BadSampleError):
-        image = read_image(read)
+    images = []
+    for part in ("", SOURCE, TARGET):
+        with suppress(BadSampleError):
+            images.append(read_image(within(part, read)))
+    image = contact_sheet(images, max(images[0].size)) if len(images) > 1 else None
+    image = image or (images[0] if images else None)
     return Preview(shard, table.key(index), extensions, "\n".join(lines), image)

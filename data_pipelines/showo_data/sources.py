@@ -12,6 +12,10 @@ from showo_data.members import (
     CONDITION,
     FEATURES,
     IMAGES,
+    SOURCE,
+    SOURCE_CODES,
+    TARGET,
+    TARGET_CODES,
     BadSampleError,
     Encoded,
     Reader,
@@ -21,6 +25,7 @@ from showo_data.members import (
     read_features,
     read_image,
     read_texts,
+    within,
 )
 from showo_data.readers import ExactReader, RawReader, ResampledReader, reason_of
 from showo_data.samples import UNEXPECTED, FlowSpec, Sample, Skipped
@@ -30,6 +35,13 @@ _ENCODED: dict[Encoded, tuple[str, Callable[..., Tensor | None]]] = {
     CODES: ("codes_N", partial(read_codes, extension=CODES)),
     CONDITION: ("condition_codes_G", partial(read_codes, extension=CONDITION)),
     FEATURES: ("features_SC", read_features),
+    SOURCE_CODES: ("condition_codes_G", partial(read_codes, extension=SOURCE_CODES)),
+    TARGET_CODES: ("codes_N", partial(read_codes, extension=TARGET_CODES)),
+}
+# Member of an encoded edit → the image that it replaces, and that image's attribute of a Sample.
+_IMAGES: dict[Encoded, tuple[str, str]] = {
+    SOURCE_CODES: (SOURCE, "source_3HW"),
+    TARGET_CODES: (TARGET, "image_3HW"),
 }
 # Samples of which at least one must fit the model when a run starts.
 _FIRST = 8
@@ -112,7 +124,7 @@ class Source:
         sample = Sample(self.spec.flow, position, key, shard=shard)
         if self.spec.kind != "text":
             self._add_image(sample, read)
-        if self.spec.kind in ("caption", "text"):
+        if self.spec.kind in ("caption", "text", "edit"):
             sample.text = self._text(position, shard, key, read)
         elif self.spec.kind == "conversation":
             sample.conversation = read_conversation(read)
@@ -131,7 +143,7 @@ class Source:
         return draw.choice(texts)
 
     def _add_image(self, sample: Sample, read: Reader) -> None:
-        """Add the encoded members, and the transformed image unless the sample has all of them."""
+        """Add the encoded members, and the transformed image that a missing one would replace."""
         fits = self.spec.fits
         found = {m: _ENCODED[m][1](read, fit=fits.get(m)) for m in self.spec.encoded}
         for member, tensor in found.items():
@@ -139,8 +151,11 @@ class Source:
         missing = [member for member, tensor in found.items() if tensor is None]
         if not missing:
             return
-        # A shard that was encoded for another flow has no image either: report the missing member.
-        encoded = len(missing) < len(found) and first_of(read, IMAGES) is None
-        if self.spec.transform is None or encoded:
-            raise BadSampleError(f"no-{missing[0].partition('.')[0]}")
-        sample.image_3HW = self.spec.transform(read_image(read))
+        images = {_IMAGES.get(m, ("", "image_3HW")): m for m in reversed(missing)}
+        for (part, attribute), member in images.items():
+            image = within(part, read)
+            # A shard that was encoded for another flow has no image either: report the missing member.
+            encoded = bool(part) or len(missing) < len(found)
+            if self.spec.transform is None or (encoded and first_of(image, IMAGES) is None):
+                raise BadSampleError(f"no-{member.partition('.')[0]}")
+            setattr(sample, attribute, self.spec.transform(read_image(image)))

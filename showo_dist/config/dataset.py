@@ -22,6 +22,8 @@ class DatasetParams:
     train_recon_shards_path_or_url: Any = None
     """Images for the reconstruction flow, as above; null with `recon_type: journeydb`: the
     text-to-image data."""
+    train_edit_shards_path_or_url: Any = None
+    """Triples of source image, instruction and target image for the edit flow, as above."""
     validation_t2i_shards_path_or_url: Any = None
     """Held-out data of the text-to-image flow, as above; null: no validation loss of this flow."""
     validation_mmu_shards_path_or_url: Any = None
@@ -30,6 +32,8 @@ class DatasetParams:
     """Held-out plain text, as above."""
     validation_recon_shards_path_or_url: Any = None
     """Held-out images for reconstruction, as above."""
+    validation_edit_shards_path_or_url: Any = None
+    """Held-out edits, as above."""
     validation_samples: Annotated[int, AT_LEAST_ONE] = 256
     """Held-out samples per flow, the first ones of the shards; fewer where there are fewer."""
     add_caption_prompt: bool = True

@@ -129,9 +129,9 @@ class InferenceConfig:
     mode: Literal["t2i", "inpainting", "extrapolation", "mmu"] = "t2i"
     """Task of the published demo scripts."""
     prompt: str | None = None
-    """Prompt of inpainting; prompts of extrapolation, one per step."""
+    """Instruction of an edit; prompt of inpainting; prompts of extrapolation, one per step."""
     image_path: str | None = None
-    """Image to inpaint or extrapolate."""
+    """Image to edit, inpaint or extrapolate."""
     inpainting_mask_path: str | None = None
     """Mask image: white is regenerated."""
     extra_direction: str | None = None

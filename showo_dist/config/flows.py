@@ -1,4 +1,4 @@
-"""The four flows of a training step: batch size, loss weight and data (one or several weighted sources)."""
+"""The five flows of a training step: batch size, loss weight and data (one or several weighted sources)."""
 
 from __future__ import annotations
 
@@ -65,7 +65,8 @@ def _wrong_source(entry: Any) -> str | None:
     return None
 
 
-FLOWS = ("t2i", "lm", "mmu", "recon")
+# The place of a flow is part of its samples' noise: add new ones at the end.
+FLOWS = ("t2i", "lm", "mmu", "recon", "edit")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

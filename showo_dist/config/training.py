@@ -103,6 +103,8 @@ class TrainingConfig:
     """Understanding samples per rank and micro-step; -1: off."""
     batch_size_recon: int = -1
     """Reconstruction samples (RecA) per rank and micro-step; -1: off."""
+    batch_size_edit: int = -1
+    """Edit samples per rank and micro-step; -1: off."""
     t2i_coeff: Annotated[float, AT_LEAST_ZERO] = 1.0
     """Weight of the text-to-image loss; 0: the flow is off and costs nothing."""
     lm_coeff: Annotated[float, AT_LEAST_ZERO] = 0.1
@@ -111,6 +113,8 @@ class TrainingConfig:
     """Weight of the understanding loss; 0: off."""
     recon_coeff: Annotated[float, AT_LEAST_ZERO] = 1.0
     """Weight of the reconstruction loss; 0: off."""
+    edit_coeff: Annotated[float, AT_LEAST_ZERO] = 1.0
+    """Weight of the edit loss; 0: off."""
     batch_size: Annotated[int | None, AT_LEAST_ONE] = None
     """Prompts per forward pass of the inference tools; training does not read it."""
     row_steps_per_octave: Annotated[int | None, AT_LEAST_ZERO] = None
@@ -159,7 +163,7 @@ class TrainingConfig:
     """Masked fractions of validation (each 0 to 1): a held-out image always gets the same one of them;
     null: a fraction from the schedule, also always the same."""
     cond_dropout_prob: Annotated[float, FRACTION] = 0.1
-    """Probability of dropping the text of a text-to-image sample, for classifier-free guidance."""
+    """Probability of dropping the text of a text-to-image or edit sample, for classifier-free guidance."""
     label_smoothing: Annotated[float, BELOW_ONE] = 0.0
     """Label smoothing of all losses, 0 to below 1."""
     down_scale: Annotated[int, AT_LEAST_ONE] = 2

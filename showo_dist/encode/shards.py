@@ -2,8 +2,9 @@
 
 An encoded shard holds the samples of its image shard under the same keys and in the same order, with
 ``codes.npy`` or ``features.npy`` in place of the image, so a stream visits the same samples in the same order
-in both. A sample whose image cannot be read is copied unchanged; training skips it as before. Of one that
-cannot be copied (a sparse or truncated member, two of one name), a mark keeps the place: training skips it.
+in both; of an edit, ``source.codes.npy`` and ``target.codes.npy`` replace the two images. A sample whose
+image cannot be read is copied unchanged; training skips it as before. Of one that cannot be copied (a sparse
+or truncated member, two of one name), a mark keeps the place: training skips it.
 """
 
 import io
@@ -19,7 +20,19 @@ from torch import Tensor
 
 from showo_data import clip_transform, vq_transform
 from showo_data.files import claim
-from showo_data.members import CODES, CONDITION, FEATURES, IMAGES, BadSampleError, read_image
+from showo_data.members import (
+    CODES,
+    CONDITION,
+    FEATURES,
+    IMAGES,
+    SOURCE,
+    TARGET,
+    BadSampleError,
+    Reader,
+    first_of,
+    read_image,
+    within,
+)
 from showo_data.readers import sample_reader
 from showo_data.shards import (
     DAMAGED,
@@ -198,23 +211,35 @@ class _Encoder:
             return {"__key__": key, DAMAGED: b""}
 
     def _encoded(self, samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        images = [self._pixels(sample) for sample in samples]
-        readable = [s for s, p in zip(samples, images, strict=True) if p is not None]
+        read = [self._images(sample) for sample in samples]
         self.report.samples += len(samples)
-        self.report.unreadable += len(samples) - len(readable)
-        if readable:
-            columns = self._columns([p for p in images if p is not None])
-            for i, sample in enumerate(readable):
-                self._replace(
-                    sample, {name: _npy(values_B[i]) for name, values_B in columns.items()}
-                )
+        self.report.unreadable += sum(not images for images in read)
+        images = [
+            (sample, part, pixels)
+            for sample, parts in zip(samples, read, strict=True)
+            for part, pixels in parts.items()
+        ]
+        if images:
+            columns = self._columns([pixels for _, _, pixels in images])
+            for i, (sample, part, _) in enumerate(images):
+                members = {name: _npy(values_B[i]) for name, values_B in columns.items()}
+                # The two images of an edit are codes in every model.
+                self._replace(sample, part, {CODES: members[CODES]} if part else members)
         return samples
 
-    def _pixels(self, sample: dict[str, Any]) -> dict[str, Tensor] | None:
-        """Pixels of the image as the networks take them: ``tokenized``, ``processed``; None if unreadable."""
+    def _images(self, sample: dict[str, Any]) -> dict[str, dict[str, Tensor]]:
+        """Pixels of the only image, under the empty name, or of both of an edit; none if unreadable."""
+        parts = [part for part in (SOURCE, TARGET) if first_of(within(part, sample.get), IMAGES)]
+        if parts and self.encoders.vq is None:
+            return {}
+        pixels = {part: self._pixels(within(part, sample.get)) for part in parts or [""]}
+        return {part: p for part, p in pixels.items() if p is not None and all(pixels.values())}
+
+    def _pixels(self, read: Reader) -> dict[str, Tensor] | None:
+        """Pixels of an image as the networks take them: ``tokenized``, ``processed``; None if unreadable."""
         settings, pixels = self.settings, {}
         try:
-            image = read_image(sample.get)
+            image = read_image(read)
             if settings.resolution is not None:
                 pixels["tokenized"] = vq_transform(settings.resolution, settings.resize)(image)
             if self.encoders.clip is not None:
@@ -247,10 +272,10 @@ class _Encoder:
             images[CONDITION] = condition_pixels(pixels_B3HW, scale, back)
         return {name: vq.encode(p).cpu().numpy().astype(small) for name, p in images.items()}
 
-    def _replace(self, sample: dict[str, Any], members: dict[str, bytes]) -> None:
+    def _replace(self, sample: dict[str, Any], part: str, members: dict[str, bytes]) -> None:
         for extension in () if self.settings.keep_images else IMAGES:
-            sample.pop(extension, None)
-        sample.update(members)
+            sample.pop(part + extension, None)
+        sample.update({part + name: member for name, member in members.items()})
 
 
 def _npy(values: np.ndarray) -> bytes:

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from showo_dist.evaluation import mini
+from showo_dist.evaluation import mini, mini_edits
 from showo_dist.evaluation.dpg import DPG
+from showo_dist.evaluation.editing import GEDIT, IMGEDIT
 from showo_dist.evaluation.flickr30k import FLICKR30K
 from showo_dist.evaluation.geneval import GENEVAL
 from showo_dist.evaluation.job import Job
@@ -40,7 +41,7 @@ class Framework:
     run: Callable[[Job], Outcome]
 
 
-TEXT_TO_IMAGE = {"geneval": GENEVAL, "dpg": DPG, "wise": WISE}
+IMAGES = {"geneval": GENEVAL, "dpg": DPG, "wise": WISE, "imgedit": IMGEDIT, "gedit": GEDIT}
 UNDERSTANDING = {
     "pope": POPE,
     "mme": MME,
@@ -51,10 +52,8 @@ UNDERSTANDING = {
 }
 FRAMEWORKS: dict[str, Framework] = {
     "mini": Framework(mini.HELP, 32, True, mini.add_arguments, mini.run),
-    **{
-        name: Framework(b.help, 8, True, b.add_arguments, b.run)
-        for name, b in TEXT_TO_IMAGE.items()
-    },
+    "mini-edit": Framework(mini_edits.HELP, 32, True, mini_edits.add_arguments, mini_edits.run),
+    **{name: Framework(b.help, 8, True, b.add_arguments, b.run) for name, b in IMAGES.items()},
     **{
         name: Framework(b.help, 32, False, b.add_arguments, b.run)
         for name, b in UNDERSTANDING.items()

@@ -11,8 +11,9 @@ from showo_data.images import decode
 from showo_data.text import plain_text
 from showo_dist.evaluation.job import Job, Json, write_json
 from showo_dist.evaluation.spread import Unit, batches, is_complete, one_thread, spread
+from showo_dist.generation.conversation import Edit
 from showo_dist.generation.output import save_image
-from showo_dist.generation.pipeline import Pipeline
+from showo_dist.generation.pipeline import Pipeline, Prompt
 from showo_dist.generation.sampling import SamplingOptions, sample_codes
 from showo_dist.runtime.rng import image_generator
 
@@ -32,12 +33,30 @@ class ImageFile:
         prompt: the text.
         keys: one per sample that the file shows.
         notes: text entries of its PNG beside the settings.
+        source: returns the image, as the bytes of a file, that ``prompt`` is an instruction to edit; None:
+            there is none.
     """
 
     path: str
     prompt: str
     keys: tuple[Key, ...]
     notes: Mapping[str, object] = field(default_factory=dict)
+    source: Callable[[], bytes] | None = None
+
+    def asked(self) -> Prompt:
+        """What the pipeline is asked to generate.
+
+        Raises:
+            ValueError: the source is no image; the file is named.
+        """
+        if self.source is None:
+            return self.prompt
+        try:
+            return Edit(decode(self.source()), self.prompt)
+        except Exception as error:  # Pillow's formats do not share an exception
+            raise ValueError(
+                f"{self.path}: its source cannot be read as an image ({error})"
+            ) from error
 
 
 def one_image(samples: Sequence[Image.Image]) -> Image.Image:
@@ -47,7 +66,7 @@ def one_image(samples: Sequence[Image.Image]) -> Image.Image:
 
 
 def generate_samples(
-    pipeline: Pipeline, wanted: Sequence[tuple[str, Key]], options: SamplingOptions, seed: int
+    pipeline: Pipeline, wanted: Sequence[tuple[Prompt, Key]], options: SamplingOptions, seed: int
 ) -> list[Image.Image]:
     """One image per (prompt, key), all of them in one batch."""
     sampler = pipeline.sampler([prompt for prompt, _ in wanted], options)
@@ -84,7 +103,7 @@ def generate_files(
     def make(unit: Unit) -> None:
         part = parts[unit.index]
         # The whole unit is computed even when some files exist: another batch could round differently.
-        wanted = [(file.prompt, key) for file in part for key in file.keys]
+        wanted = [(prompt, key) for file in part for prompt in [file.asked()] for key in file.keys]
         samples = generate_samples(job.pipeline, wanted, options, seed)
         for number, (file, path) in enumerate(zip(part, unit.files, strict=True)):
             if not is_complete(path):

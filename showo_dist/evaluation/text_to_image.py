@@ -1,6 +1,7 @@
 """Common parts of the text-to-image benchmarks: command line, settings, order of the work."""
 
 import argparse
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ class Prompt:
         name: the scorer's name for it.
         text: the prompt itself.
         metadata: its whole entry in the prompt file.
+        source: returns the image, as the bytes of a file, that ``text`` is an instruction to edit; None:
+            there is none.
 
     Raises:
         ValueError: ``name``, which becomes the name of files, cannot be one, or ``text`` is no text.
@@ -30,10 +33,15 @@ class Prompt:
     name: str
     text: str
     metadata: dict[str, Any]
+    source: Callable[[], bytes] | None = None
 
     def __post_init__(self) -> None:
         plain_name(self.name)
         plain_text(self.text)
+
+    def digests(self) -> list[str]:
+        """SHA-256 of the source, if there is one."""
+        return [] if self.source is None else [hashlib.sha256(self.source()).hexdigest()]
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,8 @@ class TextToImage:
         prompts_help: which file or folder it takes its prompts from.
         samples: default number of images per prompt.
         most_samples: the most its layout has room for; None: any number.
-        read: reads the prompts of a file or folder, in order. Raises ValueError naming the faulty place.
+        read: reads the prompts of a file or folder, in order; with ``images_help``, it also gets the folder
+            of images. Raises ValueError naming the faulty place.
         files: (index of the prompt, prompt, samples) -> the files to generate.
         owned: glob patterns of all files of the layout.
         scorer: (job, absolute output folder) -> the command that scores it.
@@ -53,19 +62,21 @@ class TextToImage:
             empty without that file. Raises ValueError when it does not cover all images.
         compose: makes the image of a file from its samples.
         prepare: (prompts, output folder): writes other files that the scorer needs.
+        images_help: which folder the images to edit are in; empty: it needs none.
     """
 
     help: str
     prompts_help: str
     samples: int
     most_samples: int | None
-    read: Callable[[Path], list[Prompt]]
+    read: Callable[..., list[Prompt]]
     files: Callable[[int, Prompt, int], list[ImageFile]]
     owned: tuple[str, ...]
     scorer: Callable[[Job, Path], str]
     scores: Callable[[Path, int, int], Scores]
     compose: Callable[[Sequence[Image.Image]], Image.Image] = one_image
     prepare: Callable[[list[Prompt], Path], None] | None = None
+    images_help: str = ""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the options that all of these benchmarks have."""
@@ -74,6 +85,8 @@ class TextToImage:
             "--samples", type=int, default=self.samples, help="images per prompt (%(default)s)"
         )
         parser.add_argument("--limit", type=int, help="only the first so many prompts")
+        if self.images_help:
+            parser.add_argument("--images", type=Path, required=True, help=self.images_help)
 
     def run(self, job: Job) -> Outcome:
         """Generate the missing images, and read the scorer's results if it ran.
@@ -85,7 +98,8 @@ class TextToImage:
         samples = job.arguments.samples
         prompts = self._read_prompts(job.arguments)
         settings = {"checkpoint": job.checkpoint, "samples": samples, **job.sampling_settings()}
-        ids = [[prompt.name, job.pipeline.text.encode(prompt.text)] for prompt in prompts]
+        encode = job.pipeline.text.encode
+        ids = [[prompt.name, encode(prompt.text), *prompt.digests()] for prompt in prompts]
         job.claim(settings, ids, self.owned)
         prepare = self.prepare
         if prepare is not None:
@@ -105,7 +119,8 @@ class TextToImage:
                 f"--samples {arguments.samples}: {arguments.framework} takes at most "
                 f"{self.most_samples} per prompt"
             )
-        prompts = self.read(arguments.prompts)[: arguments.limit]
+        folders = [arguments.images] if self.images_help else []
+        prompts = self.read(arguments.prompts, *folders)[: arguments.limit]
         if not prompts:
             raise ValueError(f"--prompts {arguments.prompts}: holds no prompts")
         return prompts

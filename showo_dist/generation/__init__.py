@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from showo_dist.generation.conversation import Turn, assistant, user
+    from showo_dist.generation.conversation import Edit, Turn, assistant, user
     from showo_dist.generation.edits import read_image
     from showo_dist.generation.pipeline import Conversation, Pipeline
     from showo_dist.generation.sampling import SamplingOptions
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 # Imported at first use: training needs the sampler alone.
 _MODULES = {
     "Conversation": "pipeline",
+    "Edit": "conversation",
     "Pipeline": "pipeline",
     "SamplingOptions": "sampling",
     "Turn": "conversation",
@@ -31,6 +32,7 @@ _MODULES = {
 
 __all__ = [
     "Conversation",
+    "Edit",
     "Pipeline",
     "SamplingOptions",
     "Turn",

@@ -1,4 +1,4 @@
-"""The commands ``showo-dist generate``, ``inpaint``, ``extrapolate`` and ``reconstruct``."""
+"""The commands ``showo-dist generate``, ``edit``, ``inpaint``, ``extrapolate`` and ``reconstruct``."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +17,7 @@ from showo_dist.generation.request import (
     open_parts,
     parser,
     print_error,
+    read_edits,
     read_parts,
     read_prompts,
     required,
@@ -30,6 +31,7 @@ Item = TypeVar("Item")
 # (items of one batch, seed, index of the first) -> one image per item
 GenerateBatch = Callable[[list[Item], int, int], list[Image.Image]]
 Describe = Callable[[Item], dict[str, Any]]
+_COMPARED = 48  # edits on a sheet
 
 
 def main_generate(argv: Sequence[str]) -> int:
@@ -82,6 +84,49 @@ def _generate_parts(request: Request) -> int:
         lambda item: {"prompt": " ".join(f"<{v}>" if k == "image" else v for k, v in item[0])},
     )
     return failures.exit_code
+
+
+def main_edit(argv: Sequence[str]) -> int:
+    """Change images as instructions say."""
+    made = parser("edit", "Change images as instructions say.")
+    add_sampling(made)
+    made.add_argument("--image", action="append", help="file or folder; may be repeated")
+    made.add_argument(
+        "--prompt", action="append", help="one instruction for all images, or one each"
+    )
+    made.add_argument("--edits", help='JSON lines {"source": PATH, "instruction": TEXT}')
+    request = Request.read("edit", made, argv)
+    edits = _edits(request)
+    pipeline, failures = request.load(), Failures()
+    _warn_about([text for _, text in edits], pipeline)
+    read = [(path, failures.image(path), text) for path, text in edits]
+    items = [(path, image, text) for path, image, text in read if image is not None]
+    rows: list[list[Image.Image]] = []
+
+    def generate_batch(part: list[Any], seed: int, first: int) -> list[Image.Image]:
+        _, images, texts = (list(column) for column in zip(*part, strict=True))
+        results = pipeline.edit(images, texts, None, seed, len(part), first)
+        rows.extend(map(list, zip(images, results, strict=True)))
+        return results
+
+    folder = _generate_all(
+        request, items, generate_batch, lambda item: {"image": str(item[0]), "prompt": item[2]}
+    )
+    if rows:
+        texts = [text for _, _, text in items] * len(request.seeds)
+        grid = labelled_grid(rows[:_COMPARED], ["image", "edited"], texts[:_COMPARED])
+        grid.save(folder / "comparison.png")
+    return failures.exit_code
+
+
+def _edits(request: Request) -> list[tuple[Path, str]]:
+    """Return the images and instructions of the options, else of the config."""
+    arguments, inference = request.arguments, request.config.inference
+    if arguments.edits:
+        return read_edits(arguments.edits)
+    paths = image_paths(arguments.image or required(inference.image_path, "--image"))
+    texts = arguments.prompt or required(inference.prompt, "--prompt")
+    return list(zip(paths, one_each(texts, len(paths), "--prompt"), strict=True))
 
 
 def main_inpaint(argv: Sequence[str]) -> int:

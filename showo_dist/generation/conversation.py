@@ -38,6 +38,14 @@ class Turn:
     parts: Seq[Part]
 
 
+@dataclass(frozen=True)
+class Edit:
+    """An image, and the instruction that says what to change in it."""
+
+    image: Image.Image
+    instruction: str
+
+
 def user(*parts: Part) -> Turn:
     """Make a turn of the user."""
     return Turn("user", parts)

@@ -14,6 +14,7 @@ from showo_data import clip_transform
 from showo_data.images import to_images
 from showo_dist.config import TrainConfig, load_file
 from showo_dist.generation.conversation import (
+    Edit,
     Part,
     Piece,
     Turn,
@@ -33,6 +34,7 @@ from showo_dist.runtime.precision import uses_bf16
 from showo_dist.runtime.ranks import default_device
 from showo_dist.sequences import Sequence as TokenSequence
 from showo_dist.sequences import TextEncoder, Vocabulary
+from showo_dist.sequences.builders import edit_prompt
 from showo_dist.sequences.text import SYSTEM_PROMPT
 from showo_kernels import select_backend
 
@@ -195,6 +197,22 @@ class Networks:
             image_prompt(row, blank_N, self.budget, self.vocabulary)
             for row in self._pieces(prompts, self.encode_as_conditions)
         ]
+
+    def edit_sequences(
+        self, edits: Sequence[Edit]
+    ) -> tuple[list[TokenSequence], list[TokenSequence]]:
+        """Make sequences of edits that end with an image to generate, with their instructions and without."""
+        blank_N = torch.full((self.tokens,), self.vocabulary.codebook)
+        sources_BN = self.encode([edit.image for edit in edits]).cpu()
+        texts = [self.text.encode(edit.instruction) for edit in edits]
+
+        def sequences(texts: list[list[int]]) -> list[TokenSequence]:
+            return [
+                edit_prompt(text, source_N, blank_N, self.budget, self.vocabulary)
+                for text, source_N in zip(texts, sources_BN, strict=True)
+            ]
+
+        return sequences(texts), sequences([[] for _ in texts])
 
     def _pieces(
         self,

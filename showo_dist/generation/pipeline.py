@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from showo_dist.generation.answer import answer
-from showo_dist.generation.conversation import Part, Turn, assistant, user
+from showo_dist.generation.conversation import Edit, Part, Turn, assistant, user
 from showo_dist.generation.edits import check_direction, extend_grid, growth, masked_places
 from showo_dist.generation.networks import Networks
 from showo_dist.generation.sampling import ImageSampler, SamplingOptions, sample_codes
@@ -19,7 +19,7 @@ from showo_dist.sequences import Sequence as TokenSequence
 from showo_dist.sequences.text import description_prompts, question_prompt
 
 Item = TypeVar("Item")
-Prompt = str | TokenSequence
+Prompt = str | TokenSequence | Edit
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,25 @@ class Pipeline(Networks):
         ]
         options = options or replace(self.options, guidance=0.0)
         return self.generate_from_parts(prompts, options, seed, batch, first_index)
+
+    def edit(
+        self,
+        images: Sequence[Image.Image],
+        instructions: Sequence[str],
+        options: SamplingOptions | None = None,
+        seed: int = 0,
+        batch: int = 32,
+        first_index: int = 0,
+    ) -> list[Image.Image]:
+        """Change each image as its instruction says, with a model that was trained on edits.
+
+        Guidance weighs the instruction against none, about the same image.
+        """
+        edits = [Edit(image, text) for image, text in zip(images, instructions, strict=True)]
+        results: list[Image.Image] = []
+        for start, part in batches(edits, batch):
+            results += self.decode(self._sampled_codes(part, options, seed, first_index + start))
+        return results
 
     def tokenizer_roundtrip(
         self, images: Sequence[Image.Image], batch: int = 32
@@ -235,7 +254,7 @@ class Pipeline(Networks):
         """Make the sampler of one image per prompt, for callers that use its rounds.
 
         Args:
-            prompts: texts, or sequences of :meth:`Networks.image_sequences`.
+            prompts: texts, sequences of :meth:`Networks.image_sequences`, or edits alone.
             options: None takes the pipeline's own.
             codes_BN: codes to begin with, see :class:`~showo_dist.generation.sampling.ImageSampler`.
 
@@ -243,6 +262,11 @@ class Pipeline(Networks):
             ValueError: guidance is asked for with images as CLIP features.
         """
         options = options or self.options
+        unconditional: list[TokenSequence] | None = None
+        edits = [prompt for prompt in prompts if isinstance(prompt, Edit)]
+        if edits:
+            assert len(edits) == len(prompts), "edits are sampled by themselves"
+            prompts, unconditional = self.edit_sequences(edits)
         conditioned = any(
             isinstance(p, TokenSequence) and p.features_SC is not None for p in prompts
         )
@@ -253,11 +277,16 @@ class Pipeline(Networks):
         return ImageSampler(
             self.model,
             self.vocabulary,
-            [self.text.encode(p) if isinstance(p, str) else p for p in prompts],
+            [
+                self.text.encode(p) if isinstance(p, str) else p
+                for p in prompts
+                if not isinstance(p, Edit)
+            ],
             budget=self.budget,
             options=options,
             tokens=self.tokens,
             codes_BN=codes_BN,
+            unconditional=unconditional,
         )
 
     def _sampled_codes(

@@ -276,6 +276,27 @@ def read_parts(path: str | Path) -> list[list[tuple[str, str]]]:
     return rows
 
 
+def read_edits(path: str | Path) -> list[tuple[Path, str]]:
+    """Read edits: per line a JSON object with ``source``, an image beside the file, and ``instruction``.
+
+    Raises:
+        ValueError: names the file, and the line and key that is wrong.
+    """
+    edits = []
+    for number, line in enumerate(read_prompts(path), start=1):
+        try:
+            entry = parse_json(line)
+            source, instruction = (plain_text(entry[key]) for key in ("source", "instruction"))
+        except KeyError as error:
+            raise ValueError(f"{path}: edit {number} has no {error}") from None
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"{path}: edit {number} is not a JSON object of texts source and instruction ({error})"
+            ) from None
+        edits.append((Path(path).parent / source, instruction))
+    return edits
+
+
 def open_parts(row: Sequence[tuple[str, str]]) -> list[Part]:
     """Read the images of such a prompt.
 

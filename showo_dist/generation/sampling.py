@@ -147,6 +147,7 @@ class ImageSampler:
         tokens: N, when ``codes_BN`` is None.
         codes_BN: int64 codes to begin with; the code ``vocabulary.codebook`` marks a place to generate.
             None generates all places.
+        unconditional: sequences of the unconditional half of guidance; None: text-to-image without text.
     """
 
     def __init__(
@@ -159,6 +160,7 @@ class ImageSampler:
         options: SamplingOptions,
         tokens: int = 0,
         codes_BN: Tensor | None = None,
+        unconditional: Seq[Sequence] | None = None,
     ) -> None:
         self.model, self.vocabulary, self.options = model, vocabulary, options
         if codes_BN is None:
@@ -169,7 +171,8 @@ class ImageSampler:
             for p in prompts
         ]
         if options.guidance > 0:  # the unconditional half: no text, as condition dropout trains it
-            self._sequences += [t2i_prompt([], blank_N, 2, vocabulary)] * len(prompts)
+            nothing = [t2i_prompt([], blank_N, 2, vocabulary)] * len(prompts)
+            self._sequences += nothing if unconditional is None else unconditional
         self.codes_BN = codes_BN.to(next(model.parameters()).device)
         self._given_BN = self.codes_BN != vocabulary.codebook
 

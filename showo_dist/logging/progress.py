@@ -16,6 +16,7 @@ _SHOWN = {
     "loss/lm": "lm {:.3f}",
     "loss/mmu": "mmu {:.3f}",
     "loss/recon": "recon {:.3f}",
+    "loss/edit": "edit {:.3f}",
     "validation/loss": "validation {:.3f}",
     "codes_in_use": "codes in use {:.0f}",
     "eval/psnr": "PSNR {:.1f} dB",

@@ -109,7 +109,13 @@ class Encoders:
 
     def codes(self, samples: Seq[Sample]) -> list[Tensor]:
         """Image codes (N,) of each sample, int64 on the CPU."""
-        return _filled([s.codes_N for s in samples], samples, self._encode)
+        return _filled([s.codes_N for s in samples], [s.image_3HW for s in samples], self._encode)
+
+    def source_codes(self, samples: Seq[Sample]) -> list[Tensor]:
+        """Codes (N,) of each edit's source image, int64 on the CPU."""
+        return _filled(
+            [s.condition_codes_G for s in samples], [s.source_3HW for s in samples], self._encode
+        )
 
     def condition_codes(self, samples: Seq[Sample]) -> list[Tensor]:
         """Codes (G,) of each sample's condition image, int64 on the CPU."""
@@ -117,11 +123,15 @@ class Encoders:
         def encode(pixels_B3HW: Tensor) -> Tensor:
             return self._encode(condition_pixels(pixels_B3HW, self.down_scale, self.resize_back))
 
-        return _filled([s.condition_codes_G for s in samples], samples, encode)
+        return _filled(
+            [s.condition_codes_G for s in samples], [s.image_3HW for s in samples], encode
+        )
 
     def features(self, samples: Seq[Sample]) -> list[Tensor]:
         """CLIP features (S, C) of each sample's image, fp32 on the CPU."""
-        return _filled([s.features_SC for s in samples], samples, self._extract)
+        return _filled(
+            [s.features_SC for s in samples], [s.image_3HW for s in samples], self._extract
+        )
 
     def _encode(self, pixels_B3HW: Tensor) -> Tensor:
         assert self.vq is not None, "images need the image tokenizer"
@@ -135,10 +145,10 @@ class Encoders:
 
 
 def _filled(
-    known: list[Tensor | None], samples: Seq[Sample], encode: Callable[[Tensor], Tensor]
+    known: list[Tensor | None], pixels: list[Tensor | None], encode: Callable[[Tensor], Tensor]
 ) -> list[Tensor]:
-    """Fill the gaps of ``known`` by encoding the samples' images, all in one batch, which costs least."""
-    images = [s.image_3HW for s, k in zip(samples, known, strict=True) if k is None]
+    """Fill the gaps of ``known`` by encoding the images, all in one batch, which costs least."""
+    images = [p for p, k in zip(pixels, known, strict=True) if k is None]
     assert all(p is not None for p in images), "a sample has an image or its encoding"
     fresh = iter(encode(torch.stack([p for p in images if p is not None])) if images else ())
     # Encoded samples and images may alternate in one batch.

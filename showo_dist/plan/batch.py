@@ -85,7 +85,13 @@ class AssumedSamples:
 
     def _sequence(self, flow: str) -> Sequence:
         budget = self.config.dataset.preprocessing.max_seq_length
-        makers = {"t2i": self._t2i, "lm": self._lm, "mmu": self._mmu, "recon": self._recon}
+        makers = {
+            "t2i": self._t2i,
+            "lm": self._lm,
+            "mmu": self._mmu,
+            "recon": self._recon,
+            "edit": self._edit,
+        }
         return makers[flow](budget)
 
     def _text(self, longest: int) -> list[int]:
@@ -129,6 +135,10 @@ class AssumedSamples:
             length,
             self.vocabulary,
         )
+
+    def _edit(self, budget: int) -> Sequence:
+        text, codes = self._text(budget), self._codes()
+        return builders.edit(text, codes, self._masked(), budget, self.vocabulary)
 
     def _recon(self, budget: int) -> Sequence:
         prompt = [1] * PROMPT_TOKENS

@@ -158,13 +158,17 @@ def _encode(encoders: Encoders, config: TrainConfig) -> None:
         if name == "lm":
             continue
         image = torch.zeros(3, side, side, device=META)
-        samples = [Sample(name, 0, "", image_3HW=image) for _ in range(flow.batch_size)]
+        samples = [
+            Sample(name, 0, "", image_3HW=image, source_3HW=image) for _ in range(flow.batch_size)
+        ]
         if not (name == "mmu" and encoders.clip):
             encoders.codes(samples)
         if name in ("mmu", "recon") and encoders.clip:
             encoders.features(samples)
         elif name == "recon":
             encoders.condition_codes(samples)
+        elif name == "edit":
+            encoders.source_codes(samples)
 
 
 def _windows(config: TrainConfig, samples: AssumedSamples, model: Any) -> PackedBatches:

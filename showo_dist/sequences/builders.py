@@ -5,6 +5,8 @@ largest number of text tokens (``max_seq_length``); an image has N tokens, a con
 features fill S rows. Attention spans are causal unless they are marked bidirectional.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -214,6 +216,35 @@ def recon_vq(
         weights_P=weights,
         masking_rate=masked.rate,
     )
+
+
+def edit(
+    instruction: list[int],
+    source_N: Tensor,
+    masked: MaskedCodes,
+    budget: int,
+    vocabulary: Vocabulary,
+) -> Sequence:
+    """An edit, ``mmu soi SOURCE eoi bos instruction eos soi IMAGE eoi``: :func:`recon_vq` at full resolution.
+
+    A longer instruction is cut to ``budget`` tokens, bos and eos included. Condition dropout leaves it empty.
+    """
+    budget = max(budget, 2)  # bos and eos always remain
+    text = _with_bos(instruction, vocabulary)[: budget - 1]
+    row = recon_vq(text, source_N, masked, vocabulary)
+    # As if the instruction were padded to the budget on its left, so that each code of the image is at one
+    # distance from the source's code of its place, whatever the instruction: a head can copy by position.
+    positions = torch.arange(len(row))
+    positions[len(source_N) + 3 :] += budget - len(text) - 1  # 3 for mmu, soi and eoi; 1 for eos
+    return replace(row, flow="edit", position_ids_L=positions)
+
+
+def edit_prompt(
+    instruction: list[int], source_N: Tensor, codes_N: Tensor, budget: int, vocabulary: Vocabulary
+) -> Sequence:
+    """The layout of :func:`edit` without labels, for generation; masked tokens have the code ``codebook``."""
+    unlabelled = MaskedCodes(codes_N, torch.full_like(codes_N, IGNORE), None, 1.0)
+    return edit(instruction, source_N, unlabelled, budget, vocabulary)
 
 
 def recon_clip(

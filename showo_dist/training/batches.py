@@ -188,6 +188,18 @@ class SequenceMaker:
             )
         return sequences
 
+    def _edit(self, samples: list[Sample]) -> list[Sequence]:
+        sequences = []
+        encoded = self.encoders.source_codes(samples), self.encoders.codes(samples)
+        for sample, source, target in zip(samples, *encoded, strict=True):
+            rng = self._rng(sample)
+            masked = self._masked(sample, target, rng)
+            # The source stays, so that guidance strengthens the instruction and not the source.
+            dropped = rng.random() < self.config.training.cond_dropout_prob
+            ids = [] if dropped else self.text.encode(sample.text or "", self._budget)
+            sequences.append(builders.edit(ids, source, masked, self._budget, self.vocabulary))
+        return sequences
+
     def _recon(self, samples: list[Sample]) -> list[Sequence]:
         codes = self.encoders.codes(samples)
         clip = self.encoders.clip is not None

@@ -61,7 +61,7 @@ class ImageGrids:
     ) -> Iterator[tuple[str, Image.Image, str]]:
         """(name, image, caption) of every grid."""
         yield "t2i", self._sampled_codes(model), " | ".join(self.prompts)
-        for flow in ("t2i", "recon"):
+        for flow in ("t2i", "recon", "edit"):
             if batch is not None and batch.samples.get(flow):
                 yield (
                     f"rebuilt-{flow}",

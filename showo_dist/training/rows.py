@@ -70,6 +70,7 @@ def longest_samples(config: TrainConfig, prompt: int, system: int) -> dict[str, 
         "lm": whole,
         "mmu": understanding,
         "recon": condition + text + image + 5,
+        "edit": 2 * image + max(budget, 2) + 5,
     }
     return {name: lengths[name] for name in active_flows(config)}
 

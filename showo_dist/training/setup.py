@@ -13,7 +13,16 @@ from torch import Tensor
 
 from showo_data import FlowSpec, Source, clip_transform, vq_transform
 from showo_data.captions import ExternalCaptions
-from showo_data.members import CODES, CONDITION, FEATURES, Encoded, Fit
+from showo_data.members import (
+    CODES,
+    CONDITION,
+    EDIT_CODES,
+    FEATURES,
+    SOURCE_CODES,
+    TARGET_CODES,
+    Encoded,
+    Fit,
+)
 from showo_data.readers import ExactReader
 from showo_data.samples import Kind, Weighted
 from showo_data.shards import Storage
@@ -31,6 +40,7 @@ from showo_dist.training.engine import Engine
 
 _IMAGENET_TAR = "ILSVRC2012_img_train.tar"
 _TEXT_FILES = (".parquet", ".jsonl", ".jsonl.gz")
+_EDIT_FILES = (".parquet", ".jsonl")
 # Keys of captions outside the shards, and the word in a shard's path that identifies the data set.
 _WORDS = {
     "external_caption_path": "",  # identified by the keys of the samples
@@ -81,6 +91,8 @@ def _converter(config: TrainConfig, flow: str, path: str) -> str | None:
     quoted, lower = shlex.quote(path), path.lower()
     if flow == "lm":
         return f"from-text {quoted}" if lower.endswith(_TEXT_FILES) else None
+    if flow == "edit":
+        return f"from-edits {quoted}" if lower.endswith(_EDIT_FILES) else None
     if flow == "mmu" and config.dataset.und_type != "captioning":
         return f"from-llava {quoted} --images FOLDER" if lower.endswith(".json") else None
     # Class tars hold images without captions; the converter adds the class names.
@@ -144,7 +156,7 @@ def flow_kind(config: TrainConfig, flow: str) -> Kind:
     # Understanding is the one flow whose data comes in two forms.
     if flow == "mmu":
         return _UNDERSTANDING[config.dataset.und_type]
-    kinds: dict[str, Kind] = {"t2i": "caption", "lm": "text", "recon": "image"}
+    kinds: dict[str, Kind] = {"t2i": "caption", "lm": "text", "recon": "image", "edit": "edit"}
     return kinds[flow]
 
 
@@ -169,8 +181,9 @@ def encoded_fits(config: TrainConfig) -> dict[Encoded, Fit]:
         small = config.dataset.preprocessing.resolution // training.down_scale
         condition = (small // config.model.vq_model.downsample) ** 2
         condition_keys = "training.down_scale, model.showo.codebook_size"
+    whole = Fit((showo.num_vq_tokens,), showo.codebook_size, keys)
     return {
-        CODES: Fit((showo.num_vq_tokens,), showo.codebook_size, keys),
+        **dict.fromkeys((CODES, SOURCE_CODES, TARGET_CODES), whole),
         CONDITION: Fit((condition,), showo.codebook_size, condition_keys),
         FEATURES: Fit(
             (showo.clip_tokens, showo.clip_dim), keys="model.showo.clip_tokens, clip_dim"
@@ -195,9 +208,11 @@ def flow_specs(config: TrainConfig, clip_size: int | None = None) -> list[FlowSp
         "t2i": vq_transform(resolution),
         "mmu": vq_transform(resolution),
         "recon": vq_transform(resolution, "squash" if squash else "short"),
+        "edit": vq_transform(resolution),
     }
     encoded: dict[str, tuple[Encoded, ...]] = {
-        "recon": (CODES, FEATURES if clip_size else CONDITION)
+        "recon": (CODES, FEATURES if clip_size else CONDITION),
+        "edit": EDIT_CODES,
     }
     # CLIP features replace codes in conversations only; captioning is trained on codes in every model.
     if clip_size and config.dataset.und_type != "captioning":  # captioning reads codes in any model

@@ -9,12 +9,12 @@ from showo_dist.sequences import Sequence, Vocabulary, builders
 from showo_dist.sequences.masking import MaskingOptions, mask_codes, mask_schedule, sample_rng
 from showo_kernels import select_backend
 from tests.families import llm_config
+from tests.single_pass.case import FLOW_ORDER
 
 VOCABULARY = Vocabulary(text=53, codebook=32, bos=0)
 FEATURES, FEATURE_WIDTH, IMAGE, BUDGET = 6, 12, 9, 16
 MASKING = MaskingOptions(mask_schedule("cosine"))
 PER_FLOW = 4
-FLOW_ORDER = ("mmu", "recon", "lm", "t2i")
 
 
 PLAIN = {
@@ -69,6 +69,9 @@ def sequence(flow: str, position: int, seed: int = 0) -> Sequence:
         return builders.recon_clip(text, features_SC, masked, VOCABULARY)
     if flow == "lm":
         return builders.lm(text, BUDGET, VOCABULARY)
+    if flow == "edit":
+        source = torch.from_numpy(rng.integers(VOCABULARY.codebook, size=IMAGE))
+        return builders.edit(text, source, masked, BUDGET, VOCABULARY)
     return builders.t2i(text, masked, BUDGET, VOCABULARY)
 
 

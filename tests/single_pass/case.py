@@ -8,7 +8,8 @@ import numpy as np
 
 from showo_dist.config import TrainConfig
 
-COEFFICIENTS = {"mmu": 1.0, "recon": 0.7, "lm": 0.1, "t2i": 1.3}
+COEFFICIENTS = {"mmu": 1.0, "recon": 0.7, "lm": 0.1, "t2i": 1.3, "edit": 0.9}
+FLOW_ORDER = ("mmu", "recon", "lm", "t2i")
 LEARNING_RATE, EPSILON, MAX_NORM = 1e-3, 1e-4, 0.5
 
 
@@ -24,6 +25,7 @@ class Case:
         bf16, checkpointing, normalization: as in the config.
         coefficients: of the flows; a flow that is missing has 0.
         settings: other keys of the config, dotted, with their values.
+        flows: of the global batch.
         hangs: the last rank sleeps (to test the watchdog).
         family: of the model, in :mod:`tests.families`; None: a plain Phi.
     """
@@ -37,6 +39,7 @@ class Case:
     normalization: str = "global"
     coefficients: dict[str, float] = field(default_factory=lambda: dict(COEFFICIENTS))
     settings: tuple[tuple[str, Any], ...] = ()
+    flows: tuple[str, ...] = FLOW_ORDER
     hangs: bool = False
     family: str | None = None
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from showo_dist.models.showo import ShowO
 from showo_dist.sequences import FLOWS, Sequence, pack
 from tests.single_pass.batches import VOCABULARY, build_tiny, global_batch
-from tests.single_pass.case import COEFFICIENTS, EPSILON, LEARNING_RATE, MAX_NORM
+from tests.single_pass.case import COEFFICIENTS, EPSILON, FLOW_ORDER, LEARNING_RATE, MAX_NORM
 
 WEIGHT_DECAY = 0.01
 
@@ -59,6 +59,7 @@ def train(
     prepare: Callable[[ShowO], object] = id,
     optimizers: Callable[[nn.Module], Seq[torch.optim.Optimizer]] = lambda m: [_optimizer(m)],
     family: str | None = None,
+    flows: tuple[str, ...] = FLOW_ORDER,
 ) -> Outcome:
     """Train the tiny model.
 
@@ -70,6 +71,7 @@ def train(
         prepare: called with the new model before anything else.
         optimizers: of the model, together over all its parameters.
         family: of the model.
+        flows: of the global batch.
     """
     model = build_tiny(family=family)
     prepare(model)
@@ -77,7 +79,9 @@ def train(
     updating = optimizers(model)
     totals, norms = [], []
     for step in range(steps):
-        of_parts = [flow_means(model, part) for part in parts or [global_batch(seed=step)] if part]
+        of_parts = [
+            flow_means(model, part) for part in parts or [global_batch(step, flows)] if part
+        ]
         total = torch.stack([_total(means, coefficients) for means in of_parts]).sum()
         (total / len(parts or [0])).backward()
         norms.append(float(nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM)))

@@ -35,7 +35,7 @@ def _packed(case: Case, sequences: list[Sequence], feature_width: int) -> Packed
 def _window(case: Case, step: int, feature_width: int) -> list[PackedBatch]:
     """This rank's micro-batches of one step."""
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    mine = split(global_batch(seed=step), case.split, ranks, case.micro_steps)[rank]
+    mine = split(global_batch(step, case.flows), case.split, ranks, case.micro_steps)[rank]
     return [_packed(case, sequences, feature_width) for sequences in mine]
 
 

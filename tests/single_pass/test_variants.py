@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from tests.single_pass import oracle
-from tests.single_pass.batches import FLOW_ORDER, PER_FLOW, global_batch, split
-from tests.single_pass.case import COEFFICIENTS, Case
+from tests.single_pass.batches import PER_FLOW, global_batch, split
+from tests.single_pass.case import COEFFICIENTS, FLOW_ORDER, Case
 from tests.single_pass.compare import assert_same, assert_updates
 from tests.single_pass.group import RankGroup
 
@@ -51,6 +51,17 @@ def test_bf16_is_near_fp32(group: RankGroup, engine: str, plain: oracle.Outcome)
         wanted = np.concatenate([(plain.weights[n] - plain.start[n]).ravel() for n in report.start])
         cosine = found @ wanted / np.linalg.norm(found) / np.linalg.norm(wanted)
         assert cosine > 0.99, cosine
+
+
+@two_ranks
+@pytest.mark.parametrize("engine", ["torch", "zero-3"])
+def test_edits_beside_the_other_flows(group: RankGroup, engine: str) -> None:
+    """Of two ranks and micro-steps, each holds other flows; one micro-step has no edit at all."""
+    flows = (*FLOW_ORDER, "edit")
+    wanted = oracle.train(flows=flows)
+    assert wanted.means.keys() == set(flows)
+    for report in group.run(Case(engine, "asymmetric", 2, flows=flows)):
+        assert_same(report, wanted)
 
 
 @two_ranks

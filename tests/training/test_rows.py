@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from showo_data import build_loader
-from showo_dist.config import TrainConfig, load
+from showo_dist.config import TrainConfig, active_flows, load
 from showo_dist.sequences import FLOWS, TOKEN_MULTIPLE
 from showo_dist.training.batches import PackedBatches, SequenceMaker
 from showo_dist.training.rows import cut, longest_samples, micro_steps_of, rows_needed
@@ -76,7 +76,7 @@ def test_no_sample_is_longer_than_the_config_allows(
     config = _config(tiny_world, *changes, "dataset.preprocessing.max_seq_length=5")
     maker = _maker(config)
     maker._prompts = [max(maker._prompts, key=len)]
-    found: dict[str, int] = dict.fromkeys(FLOWS, 0)
+    found: dict[str, int] = dict.fromkeys(active_flows(config), 0)
     for number, batch in enumerate(islice(build_loader(flow_specs(config)), 30)):
         if number:
             batch.samples["recon"] = []  # all of them are equally long, and slow to encode

@@ -1,5 +1,6 @@
 """Convert the data sets of Show-o and RecA to shards: streamed, resumable, images copied byte for byte."""
 
+from showo_data.convert.edits import edit_items
 from showo_data.convert.imagenet import imagenet_items
 from showo_data.convert.images import folder_items, image_items
 from showo_data.convert.items import Item
@@ -13,6 +14,7 @@ __all__ = [
     "Report",
     "Target",
     "convert",
+    "edit_items",
     "folder_items",
     "image_items",
     "imagenet_items",

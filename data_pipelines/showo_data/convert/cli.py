@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from showo_data.captions import ExternalCaptions
+from showo_data.convert.edits import NAMES, edit_items
 from showo_data.convert.imagenet import imagenet_items
 from showo_data.convert.images import folder_items, image_items
 from showo_data.convert.items import Item
@@ -167,6 +168,19 @@ def _llava(a: argparse.Namespace) -> Iterator[Item]:
     return llava_items(a.json, a.images, max_side=a.max_side)
 
 
+def _edits_arguments(parser: Parser) -> None:
+    parser.add_argument("files", nargs="+", metavar="FILES", help=f".parquet or .jsonl: {_FILES}")
+    parser.add_argument("--images", help="folder of the paths in .jsonl; default: the file's own")
+    for part, names in NAMES.items():
+        text = f"its column or key; default: the first of {', '.join(names)}"
+        parser.add_argument(f"--{part}", metavar="NAME", help=text)
+
+
+def _edits(a: argparse.Namespace) -> Iterator[Item]:
+    columns = {part: getattr(a, part) for part in NAMES}
+    return edit_items(a.files, images=a.images, columns=columns, max_side=a.max_side)
+
+
 def _parquet_arguments(parser: Parser) -> None:
     parser.add_argument("files", nargs="+", metavar="FILES", help=_FILES)
     parser.add_argument("--image", default="image", help="image column; default %(default)s")
@@ -198,6 +212,9 @@ CONVERTERS = {
         "plain text in Parquet or JSON lines", _text_arguments, _text, images=False
     ),
     "from-llava": Converter("LLaVA JSON and its images", _llava_arguments, _llava),
+    "from-edits": Converter(
+        "source images, instructions and target images", _edits_arguments, _edits
+    ),
     "from-parquet": Converter("images embedded in Parquet", _parquet_arguments, _parquet),
     "from-folder": Converter("a folder of images", _folder_arguments, _folder),
 }

@@ -50,7 +50,7 @@ def _load(entry: Any, folder: Path, max_side: int | None) -> list[Members]:
         raise BadSampleError("malformed-item")
     name = _image_name(entry.get("image"))
     data = _conversation(entry)
-    return [{**image_member(read_bytes(_inside(folder, name)), max_side), "json": data}]
+    return [{**image_member(read_bytes(inside_folder(folder, name)), max_side), "json": data}]
 
 
 def _image_name(value: Any) -> str:
@@ -84,8 +84,12 @@ def _with_llava_role(turn: Any) -> Any:
     return {**turn, "from": _ROLES[role]} if isinstance(role, str) and role in _ROLES else turn
 
 
-def _inside(folder: Path, name: str) -> Path:
-    """Return the path of an image, which must be in the folder, whatever the JSON contains."""
+def inside_folder(folder: Path, name: str) -> Path:
+    """Return the path of an image, which must be in the folder, whatever the JSON contains.
+
+    Raises:
+        BadSampleError: it is not, or it is no path.
+    """
     path = folder / name
     try:
         resolved = path.resolve()

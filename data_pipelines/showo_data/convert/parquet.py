@@ -37,7 +37,7 @@ class ParquetRows:
         except (ValueError, OSError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UnreadableFileError(f"{path}: cannot be read as Parquet: {reason}") from None
-        present = self._file.schema_arrow.names
+        present = self.names = list(self._file.schema_arrow.names)
         missing = [column for column in columns if column not in present]
         if missing:
             raise ValueError(

@@ -44,7 +44,7 @@ def text_items(
         if path.endswith(".parquet"):
             yield from _parquet(path, column, cut)
         elif path.endswith((".jsonl", ".jsonl.gz")):
-            yield from _json_lines(path, column, cut)
+            yield from json_lines(path, lambda value: cut(value.get(column)))
         else:
             raise ValueError(f"{path}: expected .parquet, .jsonl or .jsonl.gz")
 
@@ -56,7 +56,11 @@ def _parquet(path: str, column: str, cut: Cut) -> Iterator[Item]:
     return ParquetFiles([column]).items([path], lambda row: cut(row[column]))
 
 
-def _json_lines(path: str, column: str, cut: Cut) -> Iterator[Item]:
+def json_lines(path: str, load: Callable[[dict[str, Any]], list[Members]]) -> Iterator[Item]:
+    """Yield an input for every line, of whose JSON object ``load`` makes samples.
+
+    Where a ``.gz`` is broken, the rest counts as one bad input.
+    """
     number = 0
     with gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb") as stream:
         lines = iter(stream)
@@ -70,10 +74,10 @@ def _json_lines(path: str, column: str, cut: Cut) -> Iterator[Item]:
                 yield bad_item(*broken)
                 return
             number += 1
-            yield Item(f"{path}, line {number}", partial(_load_line, line, column, cut))
+            yield Item(f"{path}, line {number}", partial(_load_line, line, load))
 
 
-def _load_line(line: bytes, column: str, cut: Cut) -> list[Members]:
+def _load_line(line: bytes, load: Callable[[dict[str, Any]], list[Members]]) -> list[Members]:
     try:
         value = parse_json(line.decode("utf-8-sig"))
     except UnicodeDecodeError:
@@ -82,7 +86,7 @@ def _load_line(line: bytes, column: str, cut: Cut) -> list[Members]:
         raise BadSampleError("broken-json") from None
     if not isinstance(value, dict):
         raise BadSampleError("broken-json")
-    return cut(value.get(column))
+    return load(value)
 
 
 def _pieces(value: Any, max_chars: int, newlines: Newlines) -> list[Members]:

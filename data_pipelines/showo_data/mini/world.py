@@ -87,12 +87,12 @@ def crowd(seed: int, index: int) -> Scene:
     objects: list[Object] = []
     for _ in range(rng.randint(1, _CROWD)):
         new = _somewhere(rng, _random_look(rng, tuple(RADII)), _CROWD_COORDINATES)
-        if all(_apart(new, other) for other in objects):
+        if all(apart(new, other) for other in objects):
             objects.append(new)
     return Scene(tuple(objects))
 
 
-def _apart(one: Object, other: Object) -> bool:
+def apart(one: Object, other: Object) -> bool:
     """Whether the boxes of two objects do not overlap."""
     dx, dy = (abs(a - b) for a, b in zip(one.centre, other.centre, strict=True))
     return max(dx, dy) >= one.radius + other.radius
@@ -106,7 +106,7 @@ def _placed(rng: random.Random, looks: list[tuple[str, str, str]]) -> tuple[Obje
     """Sample places until no two boxes overlap."""
     while True:
         objects = tuple(_somewhere(rng, look, PLACES) for look in looks)
-        if all(_apart(*pair) for pair in combinations(objects, 2)):
+        if all(apart(*pair) for pair in combinations(objects, 2)):
             return objects
 
 
