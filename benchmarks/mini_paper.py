@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from mini_paper import clip, curve, prompts, scoring, tables
-from mini_paper.arms import HERE, QUICK, Paper, Scale, Step
+from mini_paper.arms import HERE, QUICK, QUICK_ARMS, Paper, Scale, Step
 from mini_paper.running import digest, run
 
 from showo_data.files import claim
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     quick = options.quick or options.measure
     out = options.out or Path(f"runs/mini_paper{'_quick' if quick else ''}")
-    paper = Paper(out, QUICK if quick else Scale())
+    paper = Paper(out, QUICK, QUICK_ARMS) if quick else Paper(out, Scale())
     try:
         claim(out, "paper.json", digest(list(paper.steps())), "a comparison")
         if options.measure:

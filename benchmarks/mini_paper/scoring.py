@@ -30,6 +30,7 @@ from showo_data.mini.world import TYPICAL
 from showo_dist.evaluation.job import write_json
 from showo_dist.evaluation.mini import read_prompts
 from showo_dist.evaluation.mini_scores import read_questions
+from showo_dist.evaluation.spread import one_thread
 from showo_dist.generation.pipeline import Pipeline
 
 Json = dict[str, Any]
@@ -69,13 +70,17 @@ def difference(one: Image.Image, other: Image.Image) -> float:
     return float(np.abs(a - b).mean() / 255)
 
 
-def diversity(images: Sequence[tuple[str, Image.Image]]) -> float:
-    """Mean difference of all pairs of images of one prompt, averaged over the prompts with several."""
+def diversity(images: Sequence[tuple[str, Image.Image]]) -> float | None:
+    """Mean difference of all pairs of images of one prompt, averaged over the prompts with several.
+
+    None if no prompt has several.
+    """
     groups = defaultdict(list)
     for prompt, image in images:
         groups[prompt].append(image)
     pairs = [combinations(group, 2) for group in groups.values() if len(group) > 1]
-    return mean(mean(difference(*pair) for pair in of_prompt) for of_prompt in pairs)
+    means = [mean(difference(*pair) for pair in of_prompt) for of_prompt in pairs]
+    return mean(means) if means else None
 
 
 def looks(image: Image.Image) -> Counter[tuple[str, ...]]:
@@ -128,7 +133,8 @@ def reconstruction_values(
     asked = read_questions(shards, pipeline.resolution, count)
     images = list({question.key: question.image for question in asked}.values())
     options = replace(pipeline.options, guidance=0.0, steps=rounds)
-    made = pipeline.reconstruct(images, options, seed)
+    with one_thread(pipeline.device):
+        made = pipeline.reconstruct(images, options, seed)
     pairs = list(zip(images, made, strict=True))
     right = [(looks(a) & looks(b)).total() / looks(a).total() for a, b in pairs]
     return {
