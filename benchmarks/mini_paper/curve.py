@@ -1,7 +1,7 @@
 """The loss curve of the quick pre-training, held to the spread that was measured over seeds.
 
 ``curve.json`` holds the held-out losses of several trainings that differ in their seed, as measured by
-``benchmarks/mini_paper.py --quick --measure N``.
+``benchmarks/mini_paper.py --measure N``.
 """
 
 import json
@@ -24,6 +24,17 @@ def read(run: Path) -> dict[str, dict[str, float]]:
     lines = read_metrics(run / "metrics.jsonl")
     columns = {key: column(lines, key) for key in KEYS}
     return {k: {str(s): v for s, v in zip(*pair, strict=True)} for k, pair in columns.items()}
+
+
+def references() -> list[dict[str, dict[str, float]]]:
+    """The recorded curves.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if not FILE.is_file():
+        raise ValueError(f"{FILE}: the curves are not measured; run mini_paper.py --measure 3")
+    return json.loads(FILE.read_text())
 
 
 def measure(runs: Sequence[Path]) -> None:

@@ -122,12 +122,12 @@ def _table(results: Results, arms: Sequence[Arm], columns: Mapping[str, str]) ->
 
 def control_of(arm: Arm) -> str:
     """The arm that another one is compared with: CLIP variants with their own start."""
-    return f"before-{arm.name.removeprefix('reca-')}" if arm.clip else CONTROL
+    return f"before-clip-{arm.clip}" if arm.clip else CONTROL
 
 
 def _differences(results: Results, arms: Sequence[Arm]) -> list[Block]:
     rows, made, excluded = [], 0, 0
-    names = {arm.name: arm.title for arm in ARMS}
+    titles = {arm.name: arm.title for arm in ARMS}
     for arm in arms:
         control = control_of(arm)
         if arm.name == control or arm.name not in results:
@@ -136,16 +136,15 @@ def _differences(results: Results, arms: Sequence[Arm]) -> list[Block]:
         known = [difference for difference in found if difference and difference.half is not None]
         made, excluded = made + len(known), excluded + sum(d.excludes_zero for d in known)
         cells = [_shown(d, signed=True) + ("*" if d and d.excludes_zero else "") for d in found]
-        rows.append([f"{arm.title} – {names[control]}", *cells])
+        rows.append([f"{arm.title} – {titles[control]}", *cells])
     words = (
         "Differences in points, by seed: equal seeds have equal prompts and sampling noise. * marks the "
         f"{excluded} of {made} intervals that exclude 0; about {made / 20:.1f} would by chance. All others "
         "are within the spread."
     )
-    return [
-        Text(words),
-        Table(["", *({**_SCORES, **_RARE, **_OTHER}.get(n, n) for n in _MAIN)], rows),
-    ]
+    names = {**_SCORES, **_RARE, **_OTHER, f"{LONG}{RARE}": f"{LONG}{RARE}"}
+    header = ["", *(names.get(name, name) for name in _MAIN)]
+    return [Text(words if made else "No intervals: each arm has one seed."), Table(header, rows)]
 
 
 def _kinds(results: Results) -> dict[str, str]:
@@ -240,6 +239,12 @@ def _introduction(paper: Paper, results: Results) -> list[Block]:
     return [*map(Text, words), Code(command), Text(_encoders(paper))]
 
 
+def _ablations(results: Results, arms: Sequence[Arm]) -> Section:
+    shown = [*(arm for arm in ARMS if arm.name == "reca"), *arms]
+    table = _table(results, shown, {**_SCORES, **_OTHER})
+    return Section("Ablations of RecA, VQ", [*_differences(results, arms), table])
+
+
 def write(paper: Paper, folder: Path) -> Path:
     """Write RESULTS.md and its images to ``folder``; returns the file."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -250,7 +255,6 @@ def write(paper: Paper, folder: Path) -> Path:
     _curves(paper, curves)
     _points(results, arms, points)
     _grid(paper, arms, grid)
-    main = [arm for arm in present if arm.name == "reca"]
     sections = [
         Section("What is compared", _introduction(paper, results)),
         Section("Differences", _differences(results, arms)),
@@ -261,13 +265,7 @@ def write(paper: Paper, folder: Path) -> Path:
         Section("Questions", [_table(results, arms, _kinds(results))]),
         Section("Reconstruction and diversity", [_table(results, arms, _OTHER)]),
         Section("Losses", _figure(curves, "Held-out losses.")),
-        Section(
-            "Ablations of RecA, VQ",
-            [
-                *_differences(results, ablations),
-                _table(results, [*main, *ablations], {**_SCORES, **_OTHER}),
-            ],
-        ),
+        *([_ablations(results, ablations)] if ablations else []),
         Section("Images", _figure(grid, "Seed 0, prompts evenly over the list; none is chosen.")),
     ]
     path = folder / "RESULTS.md"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from showo_data.mini import COLOURS, questions, scene
@@ -112,6 +112,7 @@ def names_everything(words: str, things: tuple[Object, ...]) -> bool:
     return placed or related
 
 
+@settings(deadline=None, max_examples=100)
 @given(drawn=SCENES, seed=st.integers(0, 2**32))
 def test_complete_captions_name_everything(drawn: Scene, seed: int) -> None:
     assert names_everything(
@@ -119,6 +120,7 @@ def test_complete_captions_name_everything(drawn: Scene, seed: int) -> None:
     )
 
 
+@settings(deadline=None, max_examples=100)
 @given(drawn=SCENES, seed=st.integers(0, 2**32))
 def test_questions_cover_what_captions_omit(drawn: Scene, seed: int) -> None:
     asked = dict(questions(drawn, random.Random(seed), WORDINGS["complete"]))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from mini_paper.prompts import COUNTS, LONG, RARE, write
 from mini_paper.scoring import category_values, difference, diversity, looks, statements
@@ -28,6 +28,7 @@ def wanted(drawn: Scene) -> list[dict[str, Any]]:
     ]
 
 
+@settings(deadline=None, max_examples=30)
 @given(drawn=PAIRS)
 def test_all_statements_hold_for_the_image_itself(drawn: Scene) -> None:
     held = statements(read_image(draw(drawn)), wanted(drawn))
@@ -35,6 +36,7 @@ def test_all_statements_hold_for_the_image_itself(drawn: Scene) -> None:
     assert statements([], wanted(drawn)) == [False] * 8
 
 
+@settings(deadline=None, max_examples=30)
 @given(drawn=PAIRS, seed=st.integers(0, 2**32))
 def test_one_wrong_attribute_is_one_statement(drawn: Scene, seed: int) -> None:
     rng, include = random.Random(seed), wanted(drawn)
@@ -52,6 +54,7 @@ def test_one_wrong_attribute_is_one_statement(drawn: Scene, seed: int) -> None:
     assert sum(statements(found[:1], include)) == 4
 
 
+@settings(deadline=None, max_examples=30)
 @given(drawn=PAIRS)
 def test_reconstructions_are_compared_object_by_object(drawn: Scene) -> None:
     image = draw(drawn)
