@@ -5,6 +5,7 @@
 # make test-gpu         the tests that need a GPU
 # make test-fuzz        100,000 random damages; a later call resumes; rm runs/fuzz.json starts again
 # make test-chaos       runs of which ranks, or data workers, are killed a hundred times
+# make test-learning    a small comparison of RecA with its alternatives, and its loss curve, in about ten minutes
 # make test-muon        Muon on every engine and number of ranks, in about two minutes
 # make test-cluster     rehearsed hosts (root and the packages of docs/launchers/rehearse.md)
 # make test-cluster48   48 ranks on 6 rehearsed hosts (20 GB of memory)
@@ -19,7 +20,7 @@ BIN := .venv/bin
 FAST := $(addprefix tests/, house config sequences kernels parity data)
 SLOWER := $(addprefix --ignore=tests/kernels/test_, attention.py compiled.py native.py)
 
-.PHONY: train check test test-gpu test-fuzz test-chaos test-muon test-cluster test-cluster48 lint format clean
+.PHONY: train check test test-gpu test-fuzz test-chaos test-learning test-muon test-cluster test-cluster48 lint format clean
 
 train: .venv/ready
 	$(BIN)/showo-dist mini $(if $(backbone),--backbone $(backbone))
@@ -39,6 +40,10 @@ test-fuzz: .venv/ready
 
 test-chaos: .venv/ready
 	$(BIN)/python -m pytest tests -m chaos
+
+test-learning: .venv/ready
+	rm -rf runs/mini_paper_quick
+	$(BIN)/python benchmarks/mini_paper.py --quick
 
 test-muon: .venv/ready
 	$(BIN)/python -m pytest tests -m muon

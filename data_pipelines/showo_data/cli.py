@@ -51,7 +51,8 @@ def _write(
     parser.add_argument("out", help="the folder to write to")
     for option in fields(settings):
         name = "--" + option.name.replace("_", "-")
-        parser.add_argument(name, type=int, default=option.default, help="default %(default)s")
+        kind = type(option.default)
+        parser.add_argument(name, type=kind, default=option.default, help="default %(default)s")
     values = vars(parser.parse_args(argv))
     out = Path(values.pop("out"))
     with Progress() as progress:

@@ -37,7 +37,10 @@ class DatasetParams:
     validation_samples: Annotated[int, AT_LEAST_ONE] = 256
     """Held-out samples per flow, the first ones of the shards; fewer where there are fewer."""
     add_caption_prompt: bool = True
-    """Put a prompt from the package's list before the caption (captioning only)."""
+    """Put a prompt from `description_prompts_file` before the caption (captioning only)."""
+    description_prompts_file: str | None = None
+    """Text file with requests for a description, one per line: one is drawn for each image of the
+    reconstruction flow, and of captioning; null: the package's list of 380."""
     external_caption_path: str | None = None
     """Folder of SA-1B captions outside the shards; null: captions are members of the shards."""
     external_journeydb_caption_path: str | None = None

@@ -1,8 +1,10 @@
 """Run stages of commands in order, and record the finished ones in a file."""
 
+import ctypes
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -97,8 +99,18 @@ def _run_in_parallel(stage: Stage) -> None:
     if len(stage.commands) > 1:  # share the cores evenly
         threads = len(os.sched_getaffinity(0)) // len(stage.commands)
         environment["OMP_NUM_THREADS"] = str(max(1, threads))
-    running = [subprocess.Popen(command, env=environment) for command in stage.commands]
+    running = [
+        subprocess.Popen(command, env=environment, preexec_fn=_end_with_parent)
+        for command in stage.commands
+    ]
     codes = [process.wait() for process in running]
     for line, code in zip(stage.lines, codes, strict=True):
         if code:
             raise RuntimeError(f"{stage.name}: exit code {code} of {line}")
+
+
+def _end_with_parent() -> None:
+    """Let Linux end this process with its parent: a stage must not run beside its own second start."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from showo_data import BadSamples, Loader, MicroBatch, Sample
+from showo_data.text import read_lines
 from showo_dist.checkpoint import BatchShape
 from showo_dist.config import TrainConfig
 from showo_dist.models.encoders import Encoders
@@ -67,6 +68,28 @@ def masking_options(config: TrainConfig, batch: BatchShape | None = None) -> Mas
     )
 
 
+def read_prompts(key: str, path: str) -> list[str]:
+    """The lines of a file of prompts that are not blank.
+
+    Args:
+        key: config key that names the file, for messages.
+        path: the file.
+
+    Raises:
+        ValueError: it cannot be read, or holds no prompt.
+    """
+    try:
+        lines = [line.strip() for line in read_lines(path)]
+    except OSError as error:
+        raise ValueError(f"{key} = {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise ValueError(f"{key} = {error}") from None
+    prompts = [line for line in lines if line]
+    if not prompts:
+        raise ValueError(f"{key} = {path}: holds no prompt")
+    return prompts
+
+
 @dataclass
 class SequenceMaker:
     """Builds the sequences of a micro-batch, flow by flow in the order of :data:`FLOWS`.
@@ -100,7 +123,10 @@ class SequenceMaker:
 
     @cached_property
     def _prompts(self) -> list[list[int]]:
-        return [self.text.encode(question_prompt(prompt)) for prompt in description_prompts()]
+        path = self.config.dataset.params.description_prompts_file
+        key = "dataset.params.description_prompts_file"
+        requests = read_prompts(key, path) if path else description_prompts()
+        return [self.text.encode(question_prompt(request)) for request in requests]
 
     @cached_property
     def _system(self) -> list[int]:

@@ -8,13 +8,12 @@ from torch import Tensor
 
 from showo_data import MicroBatch
 from showo_data.images import to_images
-from showo_data.text import read_lines
 from showo_dist.generation.sampling import ImageSampler, sample_codes, sampling_options
 from showo_dist.logging.grids import labelled_grid
 from showo_dist.models.showo import ShowO
 from showo_dist.runtime.precision import autocast
 from showo_dist.sequences import Sequence, pack
-from showo_dist.training.batches import SequenceMaker
+from showo_dist.training.batches import SequenceMaker, read_prompts
 
 SHOWN = 6  # images per grid
 DEFAULT_PROMPTS = (
@@ -43,17 +42,7 @@ class ImageGrids:
         path = self.config.dataset.params.validation_prompts_file
         if path is None:
             return list(DEFAULT_PROMPTS)
-        key = "dataset.params.validation_prompts_file"
-        try:
-            lines = [line.strip() for line in read_lines(path)]
-        except OSError as error:
-            raise ValueError(f"{key} = {path}: {error.strerror}") from None
-        except ValueError as error:
-            raise ValueError(f"{key} = {error}") from None
-        prompts = [line for line in lines if line][:SHOWN]
-        if not prompts:
-            raise ValueError(f"{key} = {path}: holds no prompt")
-        return prompts
+        return read_prompts("dataset.params.validation_prompts_file", path)[:SHOWN]
 
     @torch.no_grad()
     def __call__(

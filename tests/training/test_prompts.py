@@ -1,4 +1,4 @@
-"""The prompts of the image grids and of the gallery, read from files that other programs wrote."""
+"""Prompts of image grids, gallery and reconstruction, read from files that other programs wrote."""
 
 from argparse import Namespace
 from pathlib import Path
@@ -9,6 +9,7 @@ import pytest
 
 from showo_dist.config import TrainConfig
 from showo_dist.report.gallery.cli import read_prompts
+from showo_dist.training.batches import SequenceMaker
 from showo_dist.training.images import ImageGrids
 
 
@@ -23,7 +24,17 @@ def _gallery(path: Path) -> list[str]:
     return list(read_prompts(Namespace(prompt=None, prompts=str(path), limit=6), []))
 
 
-@pytest.mark.parametrize("read", [_grids, _gallery])
+def _requests(path: Path) -> list[str]:
+    """The requests for a description that a training encodes, without their frame."""
+    config = TrainConfig()
+    config.dataset.params.description_prompts_file = str(path)
+    text: Any = SimpleNamespace(encode=lambda words: words)
+    unused: Any = None
+    found: Any = SequenceMaker(config, text, unused, unused)._prompts
+    return [words.removeprefix("USER: \n").removesuffix(" ASSISTANT:") for words in found]
+
+
+@pytest.mark.parametrize("read", [_grids, _gallery, _requests])
 def test_prompt_files(tmp_path: Path, read: Any) -> None:
     path = tmp_path / "prompts.txt"
     path.write_bytes(b"\xef\xbb\xbfa ring\r\n\r\na\xe2\x80\xa8square\r\n")

@@ -1,14 +1,40 @@
 """Texts about scenes: captions, questions with answers, and plain text, all in lower case."""
 
 import random
+from dataclasses import dataclass
 
 from showo_data.mini.drawing import OPPOSITE, place, relation
 from showo_data.mini.world import COLOURS, SHAPES, Object, Scene, scene
 
 NUMBERS = ("no", "one", "two", "three", "four")
 _PLURALS = {"cross": "crosses"}
-# Shares of captions that omit the colour, name the size, and name the places.
-_COLOURLESS, _SIZED, _PLACED = 0.15, 0.3, 0.4
+
+
+@dataclass(frozen=True, slots=True)
+class Wording:
+    """How much captions tell.
+
+    Attributes:
+        colourless: share of captions that omit the colours, where shapes distinguish the objects.
+        sized: share that name the sizes.
+        placed: share that name the place of a single object or the relation of two.
+        located: share of the captions of two objects with ``placed`` that name both places instead of the
+            relation.
+    """
+
+    colourless: float
+    sized: float
+    placed: float
+    located: float = 0.0
+
+
+MIXED = Wording(0.15, 0.3, 0.4)
+WORDINGS = {
+    "mixed": MIXED,
+    # As on the web, most attributes are left out; here chance alone decides which.
+    "sparse": Wording(0.7, 0.1, 0.2),
+    "complete": Wording(0.0, 1.0, 1.0, 0.5),
+}
 
 
 def plural(shape: str) -> str:
@@ -22,42 +48,48 @@ def phrase(thing: Object, *, colour: bool = True, size: bool = False, article: s
     return " ".join(word for word in words if word)
 
 
-def caption(scene: Scene, rng: random.Random) -> str:
+def caption(scene: Scene, rng: random.Random, wording: Wording = MIXED) -> str:
     """Sample one of the true captions of ``scene`` that mention all of its objects."""
     there = "there are " if scene.same else "there is "
-    return rng.choice(("", "", "", "a picture of ", there)) + describe(scene, rng)
+    return rng.choice(("", "", "", "a picture of ", there)) + describe(scene, rng, wording)
 
 
-def describe(scene: Scene, rng: random.Random) -> str:
+def describe(scene: Scene, rng: random.Random, wording: Wording = MIXED) -> str:
     """Sample a caption without opening: "three yellow squares", "a red circle left of a green cross"."""
     if scene.same:
-        return _describe_group(scene, rng)
-    size = rng.random() < _SIZED
+        return _describe_group(scene, rng, wording)
+    size = rng.random() < wording.sized
     # Without colours two objects of one shape would be "a circle and a circle".
     distinct = len({thing.shape for thing in scene.objects}) == len(scene.objects)
-    colour = not (distinct and rng.random() < _COLOURLESS)
+    colour = not (distinct and rng.random() < wording.colourless)
     things = list(scene.objects)
     rng.shuffle(things)
     names = [phrase(thing, colour=colour, size=size) for thing in things]
-    placed = rng.random() < _PLACED
+    placed = rng.random() < wording.placed
+    located = [f"{name} {place(t.centre)}" for name, t in zip(names, things, strict=True)]
     if len(things) == 1:
-        return names[0] + (f" {place(things[0].centre)}" if placed else "")
+        return located[0] if placed else names[0]
     side = relation(things[0].centre, things[1].centre)
+    if placed and wording.located and (not side or rng.random() < wording.located):
+        return " and ".join(located)
     return (f" {side} " if placed and side else " and ").join(names)
 
 
-def _describe_group(scene: Scene, rng: random.Random) -> str:
+def _describe_group(scene: Scene, rng: random.Random, wording: Wording) -> str:
     thing = scene.objects[0]
     words = [NUMBERS[len(scene.objects)]]
-    words += [thing.size] if rng.random() < _SIZED else []
-    words += [thing.colour] if rng.random() >= _COLOURLESS else []
+    words += [thing.size] if rng.random() < wording.sized else []
+    words += [thing.colour] if rng.random() >= wording.colourless else []
     return " ".join([*words, plural(thing.shape)])
 
 
-def questions(scene: Scene, rng: random.Random) -> list[tuple[str, str]]:
-    """Return all questions that have one true answer for ``scene``, with the answers, in random order."""
+def questions(scene: Scene, rng: random.Random, wording: Wording = MIXED) -> list[tuple[str, str]]:
+    """Return all questions that have one true answer for ``scene``, with the answers, in random order.
+
+    One more asks for a description; ``wording`` is that of its answer.
+    """
     pairs = [
-        ("what is shown?", caption(scene, rng)),
+        ("what is shown?", caption(scene, rng, wording)),
         ("how many objects are there?", NUMBERS[len(scene.objects)]),
         _is_there(scene, rng),
     ]

@@ -5,7 +5,7 @@ All lengths are in pixels of the 64×64 image; ``x`` grows to the right, ``y`` d
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 RESOLUTION = 64
@@ -19,6 +19,13 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "white": (240, 240, 240),
 }
 SHAPES = ("circle", "square", "triangle", "cross")
+# In a skewed world most objects have this colour; most of those without equal ones are on this side.
+TYPICAL = {
+    "circle": ("red", "right"),
+    "square": ("blue", "left"),
+    "triangle": ("green", "top"),
+    "cross": ("yellow", "bottom"),
+}
 # Half the side of the box that an object fills. The ratio is large enough to be recognized after blurring.
 RADII = {"small": 10, "large": 14}
 # Centres of a scene's objects along each axis, which give the nine places that captions name. Every object
@@ -68,17 +75,23 @@ class Scene:
         return len(self.objects) > 1 and len(kinds) == 1
 
 
-def scene(seed: int, index: int) -> Scene:
-    """Sample scene number ``index`` ≥ 0 of the world ``seed``; equal numbers give equal scenes."""
+def scene(seed: int, index: int, skew: float = 0.0) -> Scene:
+    """Sample scene number ``index`` ≥ 0 of the world ``seed``; equal numbers give equal scenes.
+
+    Args:
+        seed, index: decide the scene.
+        skew: share of objects with the colour of ``TYPICAL``, and share of objects in scenes without equal
+            ones that are on its side; the rest are sampled evenly.
+    """
     rng = random.Random(f"scene/{seed}/{index}")
     kind, count, _ = rng.choices(_KINDS, weights=[share for _, _, share in _KINDS])[0]
-    looks = [_random_look(rng, ("small",) if count > 2 else tuple(RADII))]
+    looks = [_random_look(rng, ("small",) if count > 2 else tuple(RADII), skew)]
     while len(looks) < count:
-        look = looks[0] if kind == "same" else _random_look(rng, tuple(RADII))
+        look = looks[0] if kind == "same" else _random_look(rng, tuple(RADII), skew)
         # Two objects of a pair differ in shape or colour, so that a text can distinguish them.
         if kind == "same" or look[:2] != looks[0][:2]:
             looks.append(look)
-    return Scene(_placed(rng, looks))
+    return Scene(_placed(rng, looks, 0.0 if kind == "same" else skew))
 
 
 def crowd(seed: int, index: int) -> Scene:
@@ -98,14 +111,23 @@ def apart(one: Object, other: Object) -> bool:
     return max(dx, dy) >= one.radius + other.radius
 
 
-def _random_look(rng: random.Random, sizes: tuple[str, ...]) -> tuple[str, str, str]:
-    return rng.choice(SHAPES), rng.choice(tuple(COLOURS)), rng.choice(sizes)
+def _random_look(
+    rng: random.Random, sizes: tuple[str, ...], skew: float = 0.0
+) -> tuple[str, str, str]:
+    shape = rng.choice(SHAPES)
+    typical = skew and rng.random() < skew
+    colour = TYPICAL[shape][0] if typical else rng.choice(tuple(COLOURS))
+    return shape, colour, rng.choice(sizes)
 
 
-def _placed(rng: random.Random, looks: list[tuple[str, str, str]]) -> tuple[Object, ...]:
+def _placed(
+    rng: random.Random, looks: list[tuple[str, str, str]], skew: float = 0.0
+) -> tuple[Object, ...]:
     """Sample places until no two boxes overlap."""
     while True:
         objects = tuple(_somewhere(rng, look, PLACES) for look in looks)
+        if skew:
+            objects = tuple(_to_its_side(rng, thing, skew) for thing in objects)
         if all(apart(*pair) for pair in combinations(objects, 2)):
             return objects
 
@@ -114,3 +136,12 @@ def _somewhere(
     rng: random.Random, look: tuple[str, str, str], coordinates: Sequence[int]
 ) -> Object:
     return Object(*look, (rng.choice(coordinates), rng.choice(coordinates)))
+
+
+def _to_its_side(rng: random.Random, thing: Object, skew: float) -> Object:
+    if rng.random() >= skew:
+        return thing
+    side, (x, y) = TYPICAL[thing.shape][1], thing.centre
+    near, far = PLACES[0], PLACES[-1]
+    moved = {"left": (near, y), "right": (far, y), "top": (x, near), "bottom": (x, far)}
+    return replace(thing, centre=moved[side])

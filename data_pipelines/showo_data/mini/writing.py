@@ -5,6 +5,7 @@ import json
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from PIL import Image
 
 from showo_data.files import claim, written_aside
 from showo_data.mini.drawing import draw, patchwork
-from showo_data.mini.language import caption, plain_text, questions
+from showo_data.mini.language import WORDINGS, Wording, caption, plain_text, questions
 from showo_data.mini.prompts import prompts
 from showo_data.mini.world import Scene, scene
 from showo_data.shards import index_path, load_index, write_shard
@@ -33,6 +34,9 @@ class MiniSettings:
         prompts_per_tag: evaluation prompts in each of the six categories.
         shard_size: samples per shard.
         seed: of everything.
+        captions: "mixed", "sparse" or "complete" (:data:`showo_data.mini.language.WORDINGS`). With the last
+            two, descriptions in conversations and captions of validation images are complete.
+        skew: of the training images (:func:`showo_data.mini.world.scene`); validation images are even.
     """
 
     images: int = 10_000
@@ -41,8 +45,16 @@ class MiniSettings:
     prompts_per_tag: int = 20
     shard_size: int = 1_000
     seed: int = 0
+    captions: str = "mixed"
+    skew: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.captions not in WORDINGS:
+            raise ValueError(
+                f"captions must be one of {', '.join(WORDINGS)}, not {self.captions!r}"
+            )
+        if not 0 <= self.skew < 1:
+            raise ValueError(f"skew must be at least 0 and below 1, not {self.skew}")
         for name in ("images", "texts", "validation", "prompts_per_tag", "shard_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -69,7 +81,7 @@ def write_mini(
         ValueError: ``out`` holds a mini world with other settings.
     """
     folder = Path(out)
-    claim(folder, _SETTINGS, asdict(settings), "a mini world")
+    claim(folder, _SETTINGS, _noted(settings), "a mini world")
     parts = _parts(folder, settings)
     total, done = sum(part.count for part in parts), 0
     for part in parts:
@@ -82,12 +94,30 @@ def write_mini(
         stream.write("\n".join([*lines, ""]).encode())
 
 
+def _noted(settings: MiniSettings) -> dict[str, Any]:
+    """The settings, without captions and skew at their defaults: older folders do not have these."""
+    default = MiniSettings()
+    return {
+        name: value
+        for name, value in asdict(settings).items()
+        if name not in ("captions", "skew") or value != getattr(default, name)
+    }
+
+
 def _parts(folder: Path, settings: MiniSettings) -> list[_Part]:
+    wording = settings.captions
+    told = "mixed" if wording == "mixed" else "complete"
+    train = partial(image_sample, captions=wording, told=told, skew=settings.skew)
     kinds = (
-        ("train", 0, settings.images, image_sample),
+        ("train", 0, settings.images, train),
         ("text", 0, settings.texts, text_sample),
         ("patchwork", 0, settings.images, patchwork_sample),
-        ("val", _VALIDATION_FROM, settings.validation, image_sample),
+        (
+            "val",
+            _VALIDATION_FROM,
+            settings.validation,
+            partial(image_sample, captions=told, told=told),
+        ),
     )
     parts = []
     for name, first, count, sample in kinds:
@@ -107,16 +137,24 @@ def _samples(part: _Part, seed: int) -> Iterator[dict[str, Any]]:
     return (part.sample(seed, part.first + i) for i in range(part.count))
 
 
-def image_sample(seed: int, index: int) -> dict[str, Any]:
-    """Return scene number ``index`` as a sample: png, txt (caption) and json (conversation, objects)."""
-    drawn = scene(seed, index)
+def image_sample(
+    seed: int, index: int, captions: str = "mixed", told: str = "mixed", skew: float = 0.0
+) -> dict[str, Any]:
+    """Return scene number ``index`` as a sample: png, txt (caption) and json (conversation, objects).
+
+    Args:
+        seed, index, skew: of the scene.
+        captions: wording of the caption.
+        told: wording of descriptions in the conversation.
+    """
+    drawn = scene(seed, index, skew)
     rng = random.Random(f"words/{seed}/{index}")
     return {
         "__key__": f"{index:010d}",
         "png": _png(draw(drawn)),
-        "txt": caption(drawn, rng),
+        "txt": caption(drawn, rng, WORDINGS[captions]),
         "json": {
-            "conversations": _conversation(drawn, rng),
+            "conversations": _conversation(drawn, rng, WORDINGS[told]),
             "objects": [asdict(thing) for thing in drawn.objects],
         },
     }
@@ -133,9 +171,9 @@ def _png(image: Image.Image) -> bytes:
     return png.getvalue()
 
 
-def _conversation(drawn: Scene, rng: random.Random) -> list[dict[str, str]]:
+def _conversation(drawn: Scene, rng: random.Random, wording: Wording) -> list[dict[str, str]]:
     """Sample one to three rounds in LLaVA's format; ``<image>`` is in the first question."""
-    rounds = questions(drawn, rng)[: rng.randint(1, 3)]
+    rounds = questions(drawn, rng, wording)[: rng.randint(1, 3)]
     turns = []
     for number, (question, answer) in enumerate(rounds):
         image = "" if number else "<image>\n"
