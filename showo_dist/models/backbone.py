@@ -15,6 +15,7 @@ from functools import cache
 from typing import Any, cast
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 from transformers import (
@@ -26,7 +27,7 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from showo_dist.config.model import ShowoConfig
 from showo_dist.config.rules import BACKBONE_KEYS
@@ -36,6 +37,7 @@ from showo_kernels import attend
 ATTENTION = "showo_omni"
 EMBEDDINGS = ("embed_tokens.", "embed_in.", "wte.")  # the last part of a table's name, by family
 _BLOCK = re.compile(r"\.(?:layers|h)\.(\d+)\.")
+_EXPERTS = re.compile(r"(?:Experts|Router)$")
 # Arguments of transformers' attention interface that would change the result, and that no kernel of ours has.
 _NOT_COMPUTED = {
     "softcap": "soft-capped attention scores",
@@ -115,10 +117,13 @@ def _from_fields(fields: dict[str, Any], vocab_size: int) -> PreTrainedConfig:
     unknown = unknown_fields(model_type, settings)
     if unknown:
         raise ValueError("; ".join(unknown))
+    kind = CONFIG_MAPPING[model_type]
     # Ids of the language model's own tokens have no meaning here, and may lie outside of a smaller table.
-    ids = dict.fromkeys(f"{kind}_token_id" for kind in ("bos", "eos", "pad"))
+    names = [f"{name}_token_id" for name in ("bos", "eos", "pad")]
+    needed = {f.name for f in dataclasses.fields(kind) if "None" not in str(f.type)}
+    ids = {name: 0 if name in needed else None for name in names}
     values: dict[str, Any] = {**ids, **settings, "vocab_size": vocab_size}
-    return CONFIG_MAPPING[model_type](**values)
+    return kind(**values)
 
 
 def unknown_fields(model_type: str, settings: dict[str, Any]) -> list[str]:
@@ -144,12 +149,15 @@ def _named(
     """Call ``make``; an error becomes one line that names the config key."""
     try:
         return make(*args, **settings)
-    except (OSError, TypeError, ValueError) as error:
+    except (NotImplementedError, OSError, StrictDataclassError, TypeError, ValueError) as error:
         raise ValueError(f"{key}: {_first_line(error)}") from None
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    lines = str(error).strip().splitlines()
+    # transformers' checks of fields give the reason in their second line.
+    reason = lines[isinstance(error, StrictDataclassError) :]
+    return reason[0].strip() if reason else type(error).__name__
 
 
 def build_backbone(config: PreTrainedConfig) -> PreTrainedModel:
@@ -168,10 +176,20 @@ def build_backbone(config: PreTrainedConfig) -> PreTrainedModel:
     config.use_cache = False
     config.tie_word_embeddings = False
     # Our table has a padding row of its own; nn.Embedding would never train the row that a config names.
-    config.pad_token_id = None
+    _without_padding(config)
     config._attn_implementation = ATTENTION
     _check(cast(Any, type(config)), json.dumps(config.to_dict(), sort_keys=True, default=str))
     return _class_of(config)(config)
+
+
+def _without_padding(config: PreTrainedConfig) -> None:
+    try:
+        config.pad_token_id = None
+    except StrictDataclassError:
+        raise ValueError(
+            f"{config.model_type} is no backbone for Show-o: its config always has a padding token, "
+            "whose row would not be trained"
+        ) from None
 
 
 def _class_of(config: PreTrainedConfig) -> Callable[[PreTrainedConfig], PreTrainedModel]:
@@ -232,6 +250,7 @@ def _check(kind: Any, fields: str) -> None:
         config = kind.from_dict(json.loads(fields))
         config._attn_implementation = ATTENTION
         try:
+            _check_kind(config)
             # On shapes: no memory, whatever the size.
             with torch.device("meta"):
                 backbone = _class_of(config)(config)
@@ -239,7 +258,9 @@ def _check(kind: Any, fields: str) -> None:
             _check_blocks(backbone)
             _check_head(backbone)
         except Exception as error:  # families raise whatever they like
-            if not isinstance(error, ValueError):
+            if isinstance(error, KeyError) and error.args == (ATTENTION,):
+                error = ValueError("its attention is not transformers' interface")
+            elif not isinstance(error, ValueError):
                 reason = f"{type(error).__name__}: {_first_line(error)}"
                 error = ValueError(f"its code fails on packed rows ({reason})")
             raise ValueError(
@@ -247,10 +268,20 @@ def _check(kind: Any, fields: str) -> None:
             ) from None
 
 
+def _check_kind(config: PreTrainedConfig) -> None:
+    """Raise ``ValueError`` for models of several parts, and for a second table in every block."""
+    text = config.get_text_config(decoder=True).model_type
+    if text != config.model_type:
+        raise ValueError(f"it has several parts; name its language model alone, {text or 'if any'}")
+    if getattr(config, "hidden_size_per_layer_input", None):
+        raise ValueError("its blocks look up token ids in tables of their own")
+
+
 def _check_parts(backbone: PreTrainedModel) -> None:
     """Raise ``ValueError`` unless a table, a linear head, blocks and position ids exist."""
     config, decoder = backbone.config, backbone.get_decoder()
-    if getattr(config, "num_experts_per_tok", None):
+    names = (type(module).__name__ for module in decoder.modules())
+    if getattr(config, "num_experts_per_tok", None) or any(map(_EXPERTS.search, names)):
         raise ValueError("it is a mixture of experts, whose balance loss would be left out")
     if not isinstance(backbone.get_input_embeddings(), nn.Embedding):
         raise ValueError("it has no embedding table")
@@ -288,9 +319,9 @@ class _Noted:
     def attend(
         self, query_BHTD: Tensor, key_BHTD: Tensor, value_BHTD: Tensor, scale: float
     ) -> Tensor:
-        """Note the call; the result has the query's shape."""
+        """Note the call; the result has the query's shape, and gradients for all three."""
         self.asked += 1
-        return torch.empty_like(query_BHTD)
+        return query_BHTD + (key_BHTD.sum() + value_BHTD.sum())
 
 
 def _check_blocks(backbone: PreTrainedModel) -> None:
@@ -312,11 +343,12 @@ def _check_blocks(backbone: PreTrainedModel) -> None:
         block.register_forward_pre_hook(begin)
         block.register_forward_hook(end)
     width = cast(nn.Embedding, backbone.get_input_embeddings()).embedding_dim
-    backbone.get_decoder().train()(
-        inputs_embeds=torch.empty(1, 3, width, device="meta"),
-        position_ids=torch.arange(3, device="meta")[None],
-        plan=plan,
-    )
+    with torch.enable_grad():
+        output = backbone.get_decoder().train()(
+            inputs_embeds=torch.empty(1, 3, width, device="meta"),
+            position_ids=torch.arange(3, device="meta")[None],
+            plan=plan,
+        )
     if without:
         named = ", ".join(map(str, without[:3])) + (", …" if len(without) > 3 else "")
         raise ValueError(
@@ -326,6 +358,26 @@ def _check_blocks(backbone: PreTrainedModel) -> None:
     # A convolution over tokens beside the attention would see tokens that our mask hides.
     if any(isinstance(module, nn.Conv1d) for block in blocks for module in block.modules()):
         raise ValueError("its blocks have convolutions over tokens")
+    _check_gradients(backbone, output.last_hidden_state)
+
+
+def _check_gradients(backbone: PreTrainedModel, hidden_BTD: Tensor) -> None:
+    """Raise ``ValueError`` if a parameter is not used: ranks would wait for its gradient."""
+    todo: list[Any] = [hidden_BTD.grad_fn]
+    nodes, reached = set(todo), set()
+    while todo:
+        node = todo.pop()
+        reached.add(id(getattr(node, "variable", None)))
+        new = {parent for parent, _ in node.next_functions if parent is not None} - nodes
+        nodes |= new
+        todo += new
+    outside = (backbone.get_input_embeddings(), backbone.get_output_embeddings())
+    reached |= {id(p) for module in outside for p in module.parameters()}
+    left = [name for name, p in backbone.named_parameters() if id(p) not in reached]
+    if left:
+        raise ValueError(
+            f"{len(left)} of its parameters, as {left[0]}, have no part in a text's pass"
+        )
 
 
 class _Given(nn.Module):
@@ -335,9 +387,9 @@ class _Given(nn.Module):
         super().__init__()
         self._hidden_BTD = hidden_BTD
 
-    def forward(self, *_: Any, **__: Any) -> BaseModelOutputWithPast:
+    def forward(self, *_: Any, **__: Any) -> BaseModelOutputWithPastAndCrossAttentions:
         """As a decoder, whatever the arguments."""
-        return BaseModelOutputWithPast(last_hidden_state=self._hidden_BTD)
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=self._hidden_BTD)
 
 
 def _check_head(backbone: PreTrainedModel) -> None:

@@ -15,17 +15,18 @@ class Family:
 
     Attributes:
         changes: fields of its config that are set whatever the language model says.
-        padded_rows: new tokens start from the rows that pad the language model's table, as far as there are
-            any; without it, all new rows are drawn.
+        drawn_whole: random weights are drawn for the whole model in one go, and new tokens start from the
+            rows that pad the language model's table, as in the published code. Else a part's draws
+            depend on its name alone, and all new rows are drawn.
     """
 
     changes: Mapping[str, Any] = field(default_factory=dict)
-    padded_rows: bool = False
+    drawn_whole: bool = False
 
 
 # phi-1.5's own config has no norms on q and k: Show-o adds them (docs/specification.md, section 2). The
 # published code keeps the 905 padding rows of phi-1.5's table, behind the text, for the first new tokens.
-FAMILIES = {"phi": Family({"qk_layernorm": True}, padded_rows=True)}
+FAMILIES = {"phi": Family({"qk_layernorm": True}, drawn_whole=True)}
 
 
 # Sizes of released language models, as their own config.json has them, so that a plan reads no file.

@@ -106,13 +106,20 @@ def _autocast_dtype(device_type: str) -> torch.dtype:
     return torch.bfloat16
 
 
+def _add_in_place(total_VD: Tensor, grad_CV: Tensor, _: Tensor, hidden_CD: Tensor) -> None:
+    """What the head does on a CPU in bf16, where a GPU first makes the whole product."""
+    total_VD.addmm_(grad_CV.t()[: len(total_VD)], hidden_CD.to(total_VD.dtype))
+
+
 @contextmanager
 def as_if(device: torch.device, shapes: Shapes) -> Iterator[None]:
     """Patch what depends on the device or on other ranks, and record on ``shapes``."""
     from deepspeed.runtime.zero import partitioned_param_coordinator as coordinator
 
     chunk = losses.CHUNK_BYTES[device.type]
+    add = _add_in_place if device.type == "cpu" else losses._add_product_
     with (
+        patch.object(losses, "_add_product_", add),
         patch.dict(losses.CHUNK_BYTES, {"meta": chunk}),
         # DeepSpeed asks the other ranks whether they run the same modules; no other rank answers here.
         patch.object(coordinator, "assert_ints_same_as_other_ranks", lambda _: None),

@@ -218,6 +218,10 @@ class Shapes(TorchDispatchMode):
             ranks = CollectiveOp.get_process_group(func, args).size()
         call = Collective(kind, _nbytes(args[index]), ranks, self._phase)
         self.ledger.collectives.append(call)
+        if kind == "reduce_scatter" and self._device.type == "cpu":
+            # gloo sums a copy of the operand, which is released when the call returns.
+            copy = torch.empty(call.bytes, dtype=torch.uint8, device=META)
+            self._allocated(copy.untyped_storage())
 
 
 def _all_on_meta(args: Any) -> Any:

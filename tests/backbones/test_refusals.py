@@ -29,7 +29,13 @@ REFUSED = {
     "minicpm3": "heads are of two sizes, 96 for queries and 8 for values",
     "bloom": "takes no position_ids",
     "gpt2": "dropout on attention weights",
-    "falcon": "its code fails on packed rows",
+    "falcon": "its attention is not transformers' interface",
+    "gpt_oss": "a mixture of experts",
+    "aria_text": "a mixture of experts",
+    "gemma3": "it has several parts; name its language model alone, gemma3_text",
+    "gemma4_text": "its blocks look up token ids in tables of their own",
+    "hrm_text": "1 of its parameters, as model.z_L_init, have no part in a text's pass",
+    "modernbert-decoder": "its config always has a padding token",
     "t5": "transformers has no causal language model of it",
 }
 
@@ -57,6 +63,12 @@ def test_what_a_family_lacks_is_one_line(family: str, build: type) -> None:
             "num_key_value_head = 2: unknown field of qwen2; nearest known: num_key_value_heads",
         ),
         ({"model_type": "llama", "attention_dropout": 0.1}, "dropout on attention weights"),
+        (
+            {"model_type": "lfm2", "layer_types": ["conv", "full_attention"]},
+            "1 of its 2 blocks (0) mix tokens without",
+        ),
+        ({"model_type": "zamba2"}, "llm_config: ValueError: `num_hidden_layers` (2) must be equal"),
+        ({"model_type": "qwen3", "head_dim": "8"}, "llm_config: TypeError: Field 'head_dim'"),
         ({"model_type": "granite", "logits_scaling": 8.0}, "scaled or capped behind the head"),
         ({"model_type": "gemma3_text", "final_logit_softcapping": 30.0}, "scaled or capped"),
     ],

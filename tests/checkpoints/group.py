@@ -21,7 +21,9 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _serve(pipe: Connection, environment: dict[str, str], job: Callable, args: tuple) -> None:
+def _serve(
+    pipe: Connection, environment: dict[str, str], job: Callable, args: tuple, limit_s: float
+) -> None:
     import torch
 
     from showo_dist.runtime.ranks import joined
@@ -31,7 +33,7 @@ def _serve(pipe: Connection, environment: dict[str, str], job: Callable, args: t
     warnings.simplefilter("ignore", FutureWarning)  # DeepSpeed's use of torch's old names
     answer: tuple[Any, str | None]
     try:
-        with joined(timeout_s=LIMIT_S, always_group=True) as ranks:
+        with joined(timeout_s=limit_s, always_group=True) as ranks:
             answer = job(ranks, *args), None
     except BaseException:
         answer = None, traceback.format_exc()
@@ -40,7 +42,9 @@ def _serve(pipe: Connection, environment: dict[str, str], job: Callable, args: t
     )  # plainly: tensors in memory shared with a rank end with it
 
 
-def _start(world: int, job: Callable[..., Any], args: tuple) -> dict[Any, Connection]:
+def _start(
+    world: int, job: Callable[..., Any], args: tuple, limit_s: float = LIMIT_S
+) -> dict[Any, Connection]:
     """Processes of a new group and the pipes on which they will answer."""
     # The server imports once what the ranks, its forks, need.
     context = multiprocessing.get_context("forkserver")
@@ -56,7 +60,8 @@ def _start(world: int, job: Callable[..., Any], args: tuple) -> dict[Any, Connec
             "OMP_NUM_THREADS": "1",
         }
         ours, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs, environment, job, args), daemon=True)
+        serving = (theirs, environment, job, args, limit_s)
+        process = context.Process(target=_serve, args=serving, daemon=True)
         process.start()
         theirs.close()
         started[process] = ours
@@ -75,24 +80,26 @@ def started(world: int, job: Callable[..., Any], *args: Any) -> Iterator[list[An
             process.join()
 
 
-def on_ranks(world: int, job: Callable[..., Any], *args: Any) -> list[Any]:
+def on_ranks(
+    world: int, job: Callable[..., Any], *args: Any, limit_s: float = LIMIT_S
+) -> list[Any]:
     """What ``job(ranks, *args)`` returns on each rank.
 
     Raises:
         AssertionError: a rank failed, died, or was not done in time; all of them are killed.
     """
-    group = _start(world, job, args)
+    group = _start(world, job, args, limit_s)
     try:
-        return _collect(list(group.values()))
+        return _collect(list(group.values()), limit_s)
     finally:
         for process in group:
             process.kill()
             process.join()
 
 
-def _collect(pipes: list[Connection]) -> list[Any]:
+def _collect(pipes: list[Connection], limit_s: float) -> list[Any]:
     results: dict[Connection, Any] = {}
-    deadline = time.monotonic() + LIMIT_S
+    deadline = time.monotonic() + limit_s
     while len(results) < len(pipes):
         silent = [pipe for pipe in pipes if pipe not in results]
         ready = wait(silent, max(0.0, deadline - time.monotonic()))

@@ -36,7 +36,7 @@ ATTENTION, _ = select_backend("auto", CPU)
 RATES: list[str | None] = [None, "10mbit", "20mbit", "40mbit"]
 
 
-def _count_all_threads() -> None:
+def count_all_threads() -> None:
     """Let torch's CPU allocator count the releases of every thread.
 
     A profiler counts only the threads that it watches, and misses releases of gloo's threads. This flag of
@@ -46,7 +46,7 @@ def _count_all_threads() -> None:
     ctypes.c_bool.in_dll(library, "FLAGS_caffe2_report_cpu_memory_usage").value = True
 
 
-def _totals(measured: profile) -> list[tuple[int, int]]:
+def live_bytes(measured: profile) -> list[tuple[int, int]]:
     """(time in ns, live bytes) after every allocation; counts allocations since the profile began."""
     assert measured.profiler is not None and measured.profiler.kineto_results is not None
     nodes = list(measured.profiler.kineto_results.experimental_event_tree())
@@ -62,7 +62,7 @@ def _totals(measured: profile) -> list[tuple[int, int]]:
     return [(at, live - (total - size)) for at, live, _ in found]
 
 
-def _peaks(totals: list[tuple[int, int]], begins_ns: list[int]) -> list[int]:
+def peaks_between(totals: list[tuple[int, int]], begins_ns: list[int]) -> list[int]:
     """Largest number of live bytes in each step."""
     tops = [0] * len(begins_ns)
     for at, live in totals:
@@ -87,7 +87,7 @@ def peak_bytes(config: TrainConfig, steps: int = 6) -> int:
 
     The median of all steps but the first, in which ZeRO-3 does not prefetch yet.
     """
-    _count_all_threads()
+    count_all_threads()
     batch = AssumedSamples(config).micro_batch(TOKEN_MULTIPLE)
     begins_ns = []
     gc.collect()  # so that the previous case's garbage is not released during the measurement
@@ -98,7 +98,7 @@ def peak_bytes(config: TrainConfig, steps: int = 6) -> int:
             begins_ns.append(time.time_ns())
             train_step(engine, batch, config.training.gradient_accumulation_steps)
     engine.destroy()
-    return round(median(_peaks(_totals(measured), begins_ns)[1:]))
+    return round(median(peaks_between(live_bytes(measured), begins_ns)[1:]))
 
 
 def gpu_peak_bytes(config: TrainConfig, device: torch.device) -> int:

@@ -1,5 +1,6 @@
 """LoRA: peft adapters in the blocks of a model, and the record of their base weights in ``config.json``."""
 
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import torch
 from peft import LoraConfig as PeftConfig
 from peft import inject_adapter_in_model
-from torch import nn
+from torch import Tensor, nn
 
 from showo_dist.config.experiment import LoraConfig
 from showo_dist.models.showo import ShowO
@@ -31,7 +32,7 @@ def add_adapters(model: ShowO, lora: LoraConfig, seed: int) -> None:
     the adapters, and the parts that the config trains whole.
 
     Args:
-        model: with its weights, on the CPU.
+        model: on the CPU; of its weights, the adapted layers' decide where the adapters are, and their type.
         lora: with ``rank`` above 0.
         seed: of the adapters' A matrices and of dropout.
     """
@@ -89,34 +90,60 @@ def attach_adapters(
     lora: LoraConfig,
     base: str,
     seed: int,
+    dtype: torch.dtype,
     resume: Path | None = None,
-) -> str:
-    """Freeze a model, add adapters and, when resuming, read them from a checkpoint.
+) -> tuple[Callable[[str], Tensor], str]:
+    """Freeze a model that has no weights yet and add adapters, which are drawn, or read when resuming.
 
     Args:
-        model: on the CPU, filled with ``weights``.
+        model: on the meta device.
         weights: the base weights.
         lora: with ``rank`` above 0.
         base: folder or hub id of the base weights.
         seed: of new adapters and of dropout.
+        dtype: of the adapters.
         resume: the checkpoint that holds the adapters, if they are not new.
 
     Returns:
-        A note for the log: how much is trained.
+        What gives one whole weight by the model's new names, and a note for the log: how much is trained.
 
     Raises:
         ValueError: new rows of a table would never be trained, or the checkpoint has other adapters.
     """
     # Named in the record, so that a resumed run adapts the same ones.
     lora = replace(lora, target_modules=adapted_layers(model, lora))
+    _stand_in(model, lora.target_modules or [], dtype)
     add_adapters(model, lora, seed)
     _check_new_rows(model, weights)
     model.adapters = _record_of(model, lora, base, weights.source)
     if resume is not None:
         _check_same_adapters(model, resume)
-        _read_trained(model, resume)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return f"LoRA of rank {lora.rank}: {trained:,} parameters are trained"
+    note = f"LoRA of rank {lora.rank}: {trained:,} parameters are trained"
+    return _reader(model, weights, resume), note
+
+
+def _stand_in(model: ShowO, layers: list[str], dtype: torch.dtype) -> None:
+    """Give the layers weights of one number each, on the CPU: peft puts adapters where those are."""
+    for name, module in model.showo.named_modules():
+        if isinstance(module, nn.Linear) and name.rpartition(".")[2] in layers:
+            one = torch.zeros((), dtype=dtype)
+            module.weight = nn.Parameter(one.expand(module.weight.shape), requires_grad=False)
+
+
+def _reader(model: ShowO, weights: InitialWeights, resume: Path | None) -> Callable[[str], Tensor]:
+    """What gives the base's weights, and the trained ones of a verified checkpoint or as they were drawn."""
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    own = own_weights(resume, check=False) if resume is not None else None
+
+    def read(name: str) -> Tensor:
+        if own is not None and name in trained:
+            return own.read(name).clone()  # it may be a mapped file
+        if "lora_" in name:
+            return model.get_parameter(name).detach()
+        return weights.read(name.replace(".base_layer.", "."))
+
+    return read
 
 
 def _record_of(model: ShowO, lora: LoraConfig, base: str, weights: Weights) -> dict[str, Any]:
@@ -153,15 +180,6 @@ def _check_same_adapters(model: ShowO, resume: Path) -> None:
             f"lora.{changed[0]} = {own[changed[0]]}: {resume} was trained with "
             f"{record.get(changed[0])}"
         )
-
-
-def _read_trained(model: ShowO, resume: Path) -> None:
-    """Copy the adapters of a verified checkpoint into the model, before an engine is built around it."""
-    source = own_weights(resume, check=False)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                parameter.copy_(source.read(name))
 
 
 class _SeedDropout:

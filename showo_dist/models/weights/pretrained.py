@@ -94,10 +94,23 @@ def materialise(
         shard: called with each part (a block, or a module outside of the blocks) once it is filled, to keep
             this rank's share of it alone: then never more than the shares and one part are in memory.
     """
-    fill_buffers(model.showo)
-    for prefix, part in _parts(model):
+
+    def fill(prefix: str, part: nn.Module) -> None:
         weights = {name: read(prefix + name) for name in part.state_dict()}
         part.load_state_dict(weights, strict=True, assign=True)
+
+    fill_parts(model, fill, shard)
+
+
+def fill_parts(
+    model: ShowO,
+    fill: Callable[[str, nn.Module], None],
+    shard: Callable[[nn.Module], None] | None = None,
+) -> None:
+    """Call ``fill`` with the prefix of the names in each part, and the part; then ``shard`` with the part."""
+    fill_buffers(model.showo)
+    for prefix, part in _parts(model):
+        fill(prefix, part)
         if shard is not None:
             shard(part)
 

@@ -4,13 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from showo_dist.config import TrainConfig
 from showo_dist.config.model import ShowoConfig
 from showo_dist.models.backbone import backbone_config, windows_note
 from showo_dist.models.families import family_of
 from showo_dist.models.showo import ShowO, empty_model
+from showo_dist.models.weights.drawing import draw_weights
 from showo_dist.models.weights.folder import local_folder
 from showo_dist.models.weights.initial import InitialWeights
 from showo_dist.models.weights.language import LanguageStart
@@ -38,9 +39,8 @@ def load_initial(
         config: of the run.
         device: where it will train; decides attention backend and number format.
         resume: checkpoint to resume from.
-        shard: keeps this rank's share of a part of the model (ZeRO-3); used part by part where weights are
-            read, except below adapters. A model with random weights, and one that starts from phi-1.5, is
-            built whole first.
+        shard: keeps this rank's share of a part of the model (ZeRO-3), part by part. A Phi without Show-o
+            weights is built whole: its draws are those of the published code.
 
     Returns:
         The model, and notes for the log: the attention backend with its reason, resized or new weights,
@@ -68,12 +68,13 @@ def load_initial(
         weights = initial_weights(
             showo, source, config.training.seed, model, check=source is not resume
         )
-        # Read, cast and assigned one tensor at a time.
-        whole = None if config.lora.rank else shard
-        materialise(model, lambda name: weights.read(name).to(kept), whole)
+        read: Callable[[str], Tensor] = weights.read
         notes += weights.changes
         if config.lora.rank:
-            notes.append(_attach_adapters(model, weights, config, resume))
+            read, note = _attach_adapters(model, weights, config, kept, resume)
+            notes.append(note)
+        # Read, cast and assigned one tensor at a time.
+        materialise(model, lambda name: read(name).to(kept), shard)
     notes += filter(None, [windows_note(model.config)])
     model.label_smoothing = config.training.label_smoothing
     return model, "; ".join(notes)
@@ -83,18 +84,27 @@ def _from_language_model(
     config: TrainConfig, backend: str, dtype: torch.dtype, shard: Shard | None
 ) -> tuple[ShowO, str]:
     """A model without Show-o weights, and a note for the log."""
-    showo = config.model.showo
-    # Phi's draws are those of earlier versions; rows of other language models are drawn by name.
-    if showo.llm_config is not None or family_of(backbone_config(showo).model_type).padded_rows:
+    showo, seed = config.model.showo, config.training.seed
+    random = showo.llm_config is not None
+    note = "random weights" if random else f"starts from {showo.llm_model_path}"
+    if family_of(backbone_config(showo).model_type).drawn_whole:
         # On the CPU and before sharding, so that every rank initialises the same weights.
-        torch.manual_seed(config.training.seed)
-        random = showo.llm_config is not None
-        note = "random weights" if random else f"starts from {showo.llm_model_path}"
-        return from_language_model(showo, backend), note
+        torch.manual_seed(seed)
+        model = from_language_model(showo, backend)
+        return model, note + (_built_whole(model) if shard else "")
     model = empty_model(showo, backend)
-    start = LanguageStart(showo, model, config.training.seed)
-    materialise(model, lambda name: start.read(name).to(dtype), shard)
-    return model, f"starts from {showo.llm_model_path}"
+    if random:
+        draw_weights(model, seed, dtype, shard)
+    else:
+        start = LanguageStart(showo, model, seed)
+        materialise(model, lambda name: start.read(name).to(dtype), shard)
+    return model, note
+
+
+def _built_whole(model: ShowO) -> str:
+    """A note on the memory that part-by-part construction would have saved."""
+    held = sum(parameter.nbytes for parameter in model.parameters()) / 1e9
+    return f", built whole on every rank ({held:.1f} GB) because Phi's draws need it"
 
 
 def initial_weights(
@@ -142,13 +152,17 @@ def _check_kind(config: TrainConfig, resume: Path) -> None:
 
 
 def _attach_adapters(
-    model: ShowO, weights: InitialWeights, config: TrainConfig, resume: Path | None
-) -> str:
+    model: ShowO,
+    weights: InitialWeights,
+    config: TrainConfig,
+    dtype: torch.dtype,
+    resume: Path | None,
+) -> tuple[Callable[[str], Tensor], str]:
     try:  # peft is optional and takes a second to import
         from showo_dist.models.weights.lora import attach_adapters
     except ModuleNotFoundError as error:
         raise ValueError(f"lora.rank: pip install 'showo-dist[lora]' ({error})") from error
     assert config.start_from is not None, "a rule of the config"
     return attach_adapters(
-        model, weights, config.lora, config.start_from, config.training.seed, resume
+        model, weights, config.lora, config.start_from, config.training.seed, dtype, resume
     )
