@@ -122,8 +122,11 @@ def _accelerator_of_shapes() -> Any:
     """DeepSpeed's name of its device: what it moves there stays there; what goes to the CPU leaves it."""
     from deepspeed.accelerator import get_accelerator
 
-    names = {"current_device_name": lambda: "meta", "device_name": lambda *_: "meta"}
-    return patch.multiple(get_accelerator(), **names)
+    return patch.multiple(
+        get_accelerator(),
+        current_device_name=lambda: "meta",
+        device_name=lambda *_: "meta",
+    )
 
 
 # CLIP ViT-L/14-336, the tower of the published configs.
