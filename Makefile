@@ -7,6 +7,7 @@
 # make test-chaos       runs of which ranks, or data workers, are killed a hundred times
 # make test-learning    a small comparison of RecA with its alternatives, and its loss curve, in about ten minutes
 # make test-muon        Muon on every engine and number of ranks, in about two minutes
+# make test-backbones   every family on every engine, number of ranks and split, and all of transformers' families
 # make test-cluster     rehearsed hosts (root and the packages of docs/launchers/rehearse.md)
 # make test-cluster48   48 ranks on 6 rehearsed hosts (20 GB of memory)
 # make lint             ruff and mypy
@@ -20,7 +21,8 @@ BIN := .venv/bin
 FAST := $(addprefix tests/, house config sequences kernels parity data)
 SLOWER := $(addprefix --ignore=tests/kernels/test_, attention.py compiled.py native.py)
 
-.PHONY: train check test test-gpu test-fuzz test-chaos test-learning test-muon test-cluster test-cluster48 lint format clean
+.PHONY: train check test test-gpu test-fuzz test-chaos test-learning test-muon test-backbones test-cluster
+.PHONY: test-cluster48 lint format clean
 
 train: .venv/ready
 	$(BIN)/showo-dist mini $(if $(backbone),--backbone $(backbone))
@@ -47,6 +49,9 @@ test-learning: .venv/ready
 
 test-muon: .venv/ready
 	$(BIN)/python -m pytest tests -m muon
+
+test-backbones: .venv/ready
+	$(BIN)/python -m pytest tests -m backbones
 
 test-cluster: .venv/ready
 	$(BIN)/python -m pytest tests -rs -m "cluster and not cluster48"

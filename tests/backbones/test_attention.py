@@ -116,7 +116,11 @@ def influenced(visibility: Visibility, layers: int) -> Tensor:
 @families
 def test_a_token_moves_the_rows_that_see_it_and_no_other(family: str) -> None:
     """Text before and behind the image, the image's two sides, and another sequence of the row."""
-    model = tiny(family)
+    check_influence(tiny(family))
+
+
+def check_influence(model: ShowO) -> None:
+    """Fail unless a changed token moves exactly the rows that see it."""
     codes_N = torch.arange(9)
     masked = MaskedCodes(codes_N, codes_N.clone(), None, 1.0)
     text = list(range(5, 21))
@@ -129,7 +133,7 @@ def test_a_token_moves_the_rows_that_see_it_and_no_other(family: str) -> None:
         changed = packed(sequences, model)
         changed.ids_N[token] = VOCABULARY.text - 1
         moved_T = (logits(model, changed) != before).any(1)
-        assert torch.equal(moved_T, rows_TT[: len(before), token]), (family, token)
+        assert torch.equal(moved_T, rows_TT[: len(before), token]), token
 
 
 @families

@@ -38,9 +38,14 @@ def tiny_sizes(family: str | None = None) -> ShowoConfig:
 
 
 def build_tiny(seed: int = 0, family: str | None = None) -> ShowO:
-    """A tiny model with random weights; noise moves every parameter away from an initial 0 or 1."""
+    """A tiny model with random weights."""
+    return build_noisy(tiny_sizes(family), seed)
+
+
+def build_noisy(sizes: ShowoConfig, seed: int = 0) -> ShowO:
+    """A model with random weights; noise moves every parameter away from an initial 0 or 1."""
     torch.manual_seed(seed)
-    model = build_showo(tiny_sizes(family), attention=select_backend("auto", "cpu")[0])
+    model = build_showo(sizes, attention=select_backend("auto", "cpu")[0])
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.1)

@@ -17,7 +17,8 @@ def plain() -> oracle.Outcome:
     return oracle.train()
 
 
-def _cases() -> list[tuple[int, Case]]:
+def cases() -> list[tuple[int, Case]]:
+    """The number of ranks and the case of every combination."""
     return [
         (ranks, Case(engine, split, micro_steps))
         for ranks in (1, 2, 4)
@@ -29,7 +30,7 @@ def _cases() -> list[tuple[int, Case]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("group", "case"), _cases(), indirect=["group"], ids=str)
+@pytest.mark.parametrize(("group", "case"), cases(), indirect=["group"], ids=str)
 def test_one_step(group: RankGroup, case: Case, plain: oracle.Outcome) -> None:
     for report in group.run(case):
         assert_same(report, plain)
