@@ -10,7 +10,9 @@ from pathlib import Path
 from mini_paper.arms import QUICK, QUICK_ARMS, Paper, Scale, Step
 from mini_paper.running import digest, seconds_left
 
+from showo_dist.config import TrainConfig, load
 from showo_dist.recipe import Stage
+from showo_dist.training.rows import wants_system_prompt
 from tests.conftest import ROOT
 
 # Five stages that note their number; the third kills the command that started it, the first time.
@@ -118,3 +120,12 @@ def test_stages_of_a_comparison(tmp_path: Path) -> None:
     assert digest(list(full.steps())) == digest(list(full.steps())) != digest(list(quick.steps()))
     assert sum(step.seconds for step in full.steps()) < 3 * 3600
     assert sum(step.seconds for step in quick.steps()) < 11 * 60
+
+
+def test_conversations_have_room_for_answers(tmp_path: Path) -> None:
+    """The system prompt is longer than the text budget of the mini world, and answers behind it are cut."""
+    steps = Paper(tmp_path, Scale()).steps()
+    commands = [step.stage.commands[0] for step in steps if step.stage.name.endswith(": train")]
+    read = [load(c[c.index("showo_dist.train") + 1 :], TrainConfig, check=False) for c in commands]
+    assert any(config.model.showo.w_clip_vit for config in read)
+    assert not any(wants_system_prompt(config) for config in read)
