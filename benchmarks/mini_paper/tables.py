@@ -139,7 +139,7 @@ def _differences(results: Results, arms: Sequence[Arm]) -> list[Block]:
         rows.append([f"{arm.title} – {titles[control]}", *cells])
     words = (
         "Differences in points, by seed: equal seeds have equal prompts and sampling noise. * marks the "
-        f"{excluded} of {made} intervals that exclude 0; were they independent, about {made / 20:.1f} would by "
+        f"{excluded} of {made} intervals that exclude 0; of independent ones, about {made / 20:.1f} would by "
         "chance. All others cannot be told from 0 with so many seeds."
     )
     names = {**_SCORES, **_RARE, **_OTHER, f"{LONG}{RARE}": f"{LONG}{RARE}"}
