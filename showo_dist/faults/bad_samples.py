@@ -1,6 +1,6 @@
 """Count the bad samples of all ranks, log them as they grow, and stop a run that has too many."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable
 
 import torch.distributed as dist
 
@@ -43,3 +43,31 @@ class BadSampleWatch:
         if bad.total >= max(1, 2 * self._logged):
             self._logged = bad.total
             self.log(bad.summary())
+
+
+class Unlabelled:
+    """Notices flows that train nothing, because none of their tokens is supervised; called after every step.
+
+    Args:
+        flows: of the run.
+        log: takes a line for the log, once per series of such steps.
+        limit: steps in a row without a label over all ranks.
+    """
+
+    def __init__(self, flows: Iterable[str], log: Callable[[str], None], limit: int = 10) -> None:
+        self._steps = dict.fromkeys(flows, 0)
+        self.log, self.limit = log, limit
+
+    def __call__(self, labelled: Container[str]) -> None:
+        """Count a step.
+
+        Args:
+            labelled: the flows that had labels in it.
+        """
+        for flow, steps in self._steps.items():
+            self._steps[flow] = 0 if flow in labelled else steps + 1
+            if self._steps[flow] == self.limit:
+                self.log(
+                    f"{flow} TRAINS NOTHING: no token of it was supervised in {self.limit} steps. A limit "
+                    "(dataset.preprocessing.max_seq_length) or a long prompt may cut all of its answers"
+                )

@@ -23,7 +23,7 @@ from showo_dist.checkpoint.slices import EMA, Piece
 from showo_dist.checkpoint.writer import CheckpointWriter
 from showo_dist.config import TrainConfig, active_flows, to_yaml
 from showo_dist.config.rules import warnings_about
-from showo_dist.faults.bad_samples import BadSampleWatch, over_all_ranks
+from showo_dist.faults.bad_samples import BadSampleWatch, Unlabelled, over_all_ranks
 from showo_dist.faults.pace import Pace
 from showo_dist.faults.progress import Progress
 from showo_dist.faults.signals import StopRequest, stopped
@@ -116,6 +116,7 @@ class Trainer:
             *(self.run, config.fault.max_nonfinite_in_a_row, self.logger.event),
             *(ranks.rank, self.step),
         )
+        self.unlabelled = Unlabelled(active_flows(config), self.logger.event)
         self.stepper = self._stepper()
         self.validation = Validation(config, self.specs, self.maker, ranks, self.logger.event)
         self.images = ImageGrids(self.maker)
@@ -305,6 +306,7 @@ class Trainer:
             self._check_update()
         self.progress.enter("log")
         self.nonfinite(self.step, losses, self.batches.window_read)
+        self.unlabelled(losses.means)
         if self.nonfinite.are_too_many:
             self._end()
             raise self.nonfinite.end(self.step)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from showo_data.shards import write_shard
+from showo_dist.faults.bad_samples import Unlabelled
 from tests.training.conftest import TinyWorld, train
 from tests.training.test_mistakes import only_line
 
@@ -42,3 +43,27 @@ def test_too_many_stop_all_ranks_with_one_line(tiny_world: TinyWorld, tmp_path: 
     line = only_line(train(tiny_world, tmp_path / "run", *changes, launcher="deepspeed", ranks=2))
     assert line.startswith("showo_dist.train: data.max_bad_fraction = 0.05: ")
     assert "not-utf8" in line and shard in line
+
+
+def test_a_flow_of_which_no_token_is_supervised_is_named(
+    tiny_world: TinyWorld, tmp_path: Path
+) -> None:
+    """The system prompt is longer than a text may be, so all answers are cut."""
+    cut = ["dataset.add_system_prompt=true", "dataset.preprocessing.max_seq_length=5"]
+    steps = ["training.max_train_steps=12", "training.batch_size_t2i=-1"]
+    done = train(tiny_world, tmp_path / "run", *cut, *steps)
+    assert done.code == 0, done.stderr[-3000:]
+    assert "loss/mmu" not in done.losses[12] and "loss/lm" in done.losses[12]
+    lines = [line for line in done.stdout.splitlines() if "TRAINS NOTHING" in line]
+    assert len(lines) == 1 and "mmu TRAINS NOTHING" in lines[0] and "max_seq_length" in lines[0]
+
+
+def test_labels_end_a_series() -> None:
+    lines: list[str] = []
+    watch = Unlabelled(["t2i", "mmu"], lines.append, limit=3)
+    for labelled in [{"t2i"}, {"t2i"}, {"t2i", "mmu"}, {"t2i"}, {"t2i"}]:
+        watch(labelled)
+    assert not lines
+    for _ in range(5):
+        watch({"t2i"})
+    assert [line.split()[0] for line in lines] == ["mmu"]
