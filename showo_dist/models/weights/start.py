@@ -11,13 +11,18 @@ from showo_dist.config.model import ShowoConfig
 from showo_dist.models.backbone import backbone_config, windows_note
 from showo_dist.models.families import family_of
 from showo_dist.models.showo import ShowO, empty_model
-from showo_dist.models.weights.drawing import draw_weights
 from showo_dist.models.weights.folder import local_folder
-from showo_dist.models.weights.initial import InitialWeights
+from showo_dist.models.weights.initial import PROJECTOR, InitialWeights
 from showo_dist.models.weights.language import LanguageStart
-from showo_dist.models.weights.pretrained import from_language_model, materialise, read_config
+from showo_dist.models.weights.pretrained import (
+    fill_parts,
+    from_language_model,
+    materialise,
+    read_config,
+)
 from showo_dist.models.weights.sources import adapter_record, open_weights
 from showo_dist.runtime.precision import uses_bf16
+from showo_dist.runtime.rng import hashed_seed
 from showo_kernels import select_backend
 
 Shard = Callable[[nn.Module], None]
@@ -166,3 +171,43 @@ def _attach_adapters(
     return attach_adapters(
         model, weights, config.lora, config.start_from, config.training.seed, dtype, resume
     )
+
+
+def draw_weights(
+    model: ShowO,
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+    shard: Callable[[nn.Module], None] | None = None,
+) -> None:
+    """Fill a meta model with weights that are distributed as its family's own.
+
+    The weights of a part depend on the seed, the part's name and its sizes, not on ranks or on other parts.
+
+    Args:
+        model: on the meta device.
+        seed: of the run.
+        dtype: of the weights, which are drawn in fp32.
+        shard: as of :func:`~showo_dist.models.weights.pretrained.materialise`.
+
+    Raises:
+        ValueError: the family's code leaves a weight without values.
+    """
+
+    @torch.no_grad()
+    def fill(prefix: str, part: nn.Module) -> None:
+        torch.manual_seed(hashed_seed(f"{seed}/{prefix}".encode()))
+        unset = {name: torch.full(t.shape, torch.nan) for name, t in part.state_dict().items()}
+        part.load_state_dict(unset, assign=True)
+        if prefix.startswith(PROJECTOR):
+            part.reset_parameters()  # type: ignore[operator]  # nn.Linear's default
+        else:
+            part.apply(model.showo._init_weights)
+        for name, parameter in part.named_parameters():
+            if parameter.isnan().any():
+                kind = model.config.model_type
+                raise ValueError(
+                    f"{kind}'s code in transformers gives {prefix}{name} no first values"
+                )
+            parameter.data = parameter.data.to(dtype)
+
+    fill_parts(model, fill, shard)
