@@ -89,7 +89,7 @@ def flow_losses(
 class FusedChunk(nn.Module):
     """:func:`_loss_and_gradient` as a module, so that what runs inside can be followed."""
 
-    def forward(self, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, *arguments: Any) -> tuple[Tensor, Tensor, Tensor | None]:
         """As :func:`_loss_and_gradient`."""
         return _loss_and_gradient(*arguments)
 
@@ -104,7 +104,7 @@ def compiled_chunk() -> FusedChunk:
     compiled = torch.compile(forward, fullgraph=True)
 
     @wraps(forward)
-    def run(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def run(*arguments: Any) -> tuple[Tensor, Tensor, Tensor | None]:
         for tensor in arguments[:3]:
             torch._dynamo.maybe_mark_dynamic(tensor, 0)
         return compiled(*arguments)
@@ -122,7 +122,8 @@ def _loss_and_gradient(
     classes: int,
     smoothing: float,
     dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor]:
+    summed: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Compute the cross-entropies of a chunk and the gradient of their weighted sum, not in place.
 
     For ``torch.compile``; run as it is, it takes more memory than :func:`_cross_entropy_` and
@@ -136,9 +137,11 @@ def _loss_and_gradient(
         classes: number of classes.
         smoothing: label smoothing.
         dtype: of the gradient.
+        summed: whether its sum is wanted, the gradient of the head's bias.
 
     Returns:
-        Cross-entropies (C,), the logits' gradient (C, V) in ``dtype``, and its sum over positions (V,).
+        Cross-entropies (C,), the logits' gradient (C, V) in ``dtype``, and its sum over positions (V,) or
+        None.
     """
     if bias_V is not None:
         logits_CV = logits_CV + bias_V
@@ -157,7 +160,7 @@ def _loss_and_gradient(
     loss_C = (total_C1.log() - aim_C1).squeeze(1)
     grad_CV = grad_CV.to(dtype)
     # Of the rounded numbers, as the weight's gradient: the fp32 ones are then never written.
-    return loss_C, grad_CV, grad_CV.sum(0, dtype=logits_CV.dtype)
+    return loss_C, grad_CV, grad_CV.sum(0, dtype=logits_CV.dtype) if summed else None
 
 
 class FlowLosses(torch.autograd.Function):
@@ -268,15 +271,15 @@ def _chunk(
     buffer_CV = _product(hidden_CD, head.weight_VD.t(), accurate)
     if all(gradient is None for gradient in gradients):
         return _cross_entropy_(_biased_(buffer_CV, head), targets_C1, head.label_smoothing)
-    weight_C = weight_P[rows].to(accurate)
+    weight_C, summed = weight_P[rows].to(accurate), gradients.bias_V is not None
     if head.fused is None:
         loss_C = _cross_entropy_(_biased_(buffer_CV, head), targets_C1, head.label_smoothing)
         grad_CV = _logit_gradient_(buffer_CV, targets_C1, weight_C, head.label_smoothing)
-        sum_V = grad_CV.sum(0) if gradients.bias_V is not None else None
+        sum_V = grad_CV.sum(0) if summed else None
     else:
         # On a CPU the product that makes the weight's gradient takes fp32.
         dtype = accurate if buffer_CV.is_cpu else hidden_CD.dtype
-        settings = head.bias_V, head.classes, head.label_smoothing, dtype
+        settings = head.bias_V, head.classes, head.label_smoothing, dtype, summed
         loss_C, grad_CV, sum_V = head.fused(buffer_CV, targets_C1, weight_C, *settings)
     rounded_CV = _rounded(grad_CV, hidden_CD.dtype)
     if gradients.bias_V is not None and sum_V is not None:

@@ -136,11 +136,11 @@ def as_if(device: torch.device, shapes: Shapes) -> Iterator[None]:
         yield
 
 
-def _fused_loss(logits: Tensor, *settings: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _fused_loss(logits: Tensor, *settings: Any) -> tuple[Tensor, Tensor, Tensor | None]:
     """What the compiled passes over a chunk of logits allocate."""
-    positions, columns = logits.shape
-    gradient = torch.empty_like(logits, dtype=settings[-1])
-    return logits.new_empty(positions), gradient, logits.new_empty(columns)
+    (positions, columns), (dtype, summed) = logits.shape, settings[-2:]
+    gradient = torch.empty_like(logits, dtype=dtype)
+    return logits.new_empty(positions), gradient, logits.new_empty(columns) if summed else None
 
 
 class EngineOfShapes:

@@ -49,6 +49,7 @@ _MODULES = {
     "mlp": "MLP",
     "layers": "residuals",  # a block's own operations
     "lm_head": _HEAD,
+    "embed_out": _HEAD,
 }
 # Operations outside of all modules, by the phase of the step.
 _PHASES = {

@@ -101,6 +101,18 @@ def test_kernels_and_bytes_of_a_compiled_layer() -> None:
     assert rows <= COMPILED_ROWS
 
 
+def test_compiled_losses_move_fewer_bytes() -> None:
+    plain, compiled = (
+        sum(
+            e.cost.bytes
+            for e in step_of(1, *keys).ledger.entries
+            if e.part == "head and loss" and e.cost.kind != "product"
+        )
+        for keys in ((), ("model.compile=true",))
+    )
+    assert compiled < 0.55 * plain
+
+
 def test_compiled_blocks_of_zero_3_are_counted_with_whole_weights() -> None:
     """After a step the weights are partitioned."""
     two, three = (step_of(1, "model.compile=true", f"distributed.zero_stage={z}") for z in (2, 3))
