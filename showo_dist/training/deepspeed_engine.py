@@ -163,26 +163,30 @@ def _reduce_in_place(optimizer: Any) -> None:
     """Let ZeRO 1 and 2 reduce the gradients of a bucket where they are, instead of a copy of the bucket."""
     if not isinstance(optimizer, DeepSpeedZeroOptimizer):
         return
-    reduce = optimizer.allreduce_bucket
+    reduce, copied = optimizer.allreduce_bucket, optimizer.flatten
+
+    def flatten(tensors: list[Tensor]) -> Tensor:
+        found = end_to_end(tensors)
+        return copied(tensors) if found is None else found
 
     def reduced(*args: Any, **settings: Any) -> Tensor:
-        flatten, optimizer.flatten = optimizer.flatten, _end_to_end
+        optimizer.flatten = flatten
         try:
             return reduce(*args, **settings)
         finally:
-            optimizer.flatten = flatten
+            optimizer.flatten = copied
 
     optimizer.allreduce_bucket = reduced
 
 
-def _end_to_end(tensors: list[Tensor]) -> Tensor:
-    """The tensors in one dimension: a view if they lie end to end in memory, as those of a bucket do."""
+def end_to_end(tensors: list[Tensor]) -> Tensor | None:
+    """A view of tensors that lie end to end in memory, as those of a bucket do; None of others."""
     first, size = tensors[0], 0
     for tensor in tensors:
         storage = tensor.untyped_storage()._cdata == first.untyped_storage()._cdata
         place = tensor.storage_offset() == first.storage_offset() + size
         if not (storage and place and tensor.is_contiguous()):
-            return torch.cat([t.reshape(-1) for t in tensors])
+            return None
         size += tensor.numel()
     return first.as_strided((size,), (1,))
 

@@ -9,6 +9,7 @@ import torch
 
 from showo_dist.runtime.ranks import check_unused_gpu
 from showo_dist.training import metrics
+from showo_dist.training.deepspeed_engine import end_to_end
 from showo_dist.training.metrics import Peak
 from tests.training.conftest import TinyWorld
 
@@ -115,3 +116,13 @@ def test_image_grids_are_computed_in_the_format_of_the_training(
     assert len(queries) > 10  # the step's own two layers, and those of every round of the grid
     latents = [line.split()[1] for line in lines if line.startswith("latents ")]
     assert len(latents) > 1 and set(latents) == {"torch.float32"}, "other codes than in training"
+
+
+def test_a_bucket_is_a_view_and_other_tensors_are_none() -> None:
+    bucket = torch.arange(24.0)
+    parts = [bucket[2:8].view(2, 3), bucket[8:9], bucket[9:21].view(3, 4)]
+    view = end_to_end(parts)
+    assert view is not None and torch.equal(view, bucket[2:21])
+    assert view.data_ptr() == parts[0].data_ptr()
+    for others in (parts[::2], parts[::-1], [parts[0].t()], [parts[0], torch.ones(3)]):
+        assert end_to_end(others) is None
