@@ -231,7 +231,7 @@ class _Encoder:
         """Pixels of the only image, under the empty name, or of both of an edit; none if unreadable."""
         parts = [part for part in (SOURCE, TARGET) if first_of(within(part, sample.get), IMAGES)]
         if parts and self.encoders.vq is None:
-            return {}
+            raise ValueError("an edit's images become codes: name an image tokenizer (--tokenizer)")
         pixels = {part: self._pixels(within(part, sample.get)) for part in parts or [""]}
         return {part: p for part, p in pixels.items() if p is not None and all(pixels.values())}
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from showo_data import Skipped, Source, build_loader
 from showo_data.mini.edits import EditSettings, edit_sample, write_edits
@@ -79,6 +80,21 @@ def test_encoded_shards_stand_for_both_images(
     sample = source[0]
     assert not isinstance(sample, Skipped)
     assert sample.image_3HW is None and sample.source_3HW is None
+
+
+def test_features_alone_cannot_stand_for_edits(edits: Path, tmp_path: Path) -> None:
+    tower = CLIPVisionConfig(
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=16,
+    )
+    CLIPVisionModel(tower).save_pretrained(tmp_path / "clip")
+    clip = ["--clip", str(tmp_path / "clip"), "--out", str(tmp_path / "out")]
+    with pytest.raises(ValueError, match="--tokenizer"):
+        main_encode([f"{edits}/train-000000.tar", *clip])
 
 
 def test_an_edit_is_the_same_on_every_rank(tiny_world: TinyWorld, edits: Path) -> None:
