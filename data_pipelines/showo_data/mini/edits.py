@@ -14,10 +14,8 @@ from showo_data.mini.checker import Detected, read_image
 from showo_data.mini.drawing import draw, place
 from showo_data.mini.language import phrase
 from showo_data.mini.world import COLOURS, PLACES, RADII, SHAPES, Object, Scene, apart, scene
-from showo_data.shards import load_index, write_shard
+from showo_data.mini.writing import VALIDATION_FROM, parts_of, write_parts
 
-# First edit of the validation shards, beyond the numbers of any training shard.
-_VALIDATION_FROM = 10**9
 _SETTINGS = "edits.json"
 # Share of edits whose source shows one object; the others show two, of which one stays untouched.
 _ALONE = 0.25
@@ -220,16 +218,11 @@ def write_edits(
     """
     folder = Path(out)
     claim(folder, _SETTINGS, asdict(settings), "edits of the mini world")
-    kinds = (("train", 0, settings.edits), ("val", _VALIDATION_FROM, settings.validation))
-    total, done = settings.edits + settings.validation, 0
-    for name, first, count in kinds:
-        for number, begin in enumerate(range(0, count, settings.shard_size)):
-            numbers = range(first + begin, first + min(begin + settings.shard_size, count))
-            path = folder / f"{name}-{number:06d}.tar"
-            if not (path.is_file() and load_index(str(path))[0].samples == len(numbers)):
-                write_shard(path, (edit_sample(settings.seed, index) for index in numbers))
-            done += len(numbers)
-            progress(done, total)
+    kinds = (
+        ("train", 0, settings.edits, edit_sample),
+        ("val", VALIDATION_FROM, settings.validation, edit_sample),
+    )
+    write_parts(parts_of(folder, kinds, settings.shard_size), settings.seed, progress)
 
 
 def edit_sample(seed: int, index: int) -> dict[str, Any]:

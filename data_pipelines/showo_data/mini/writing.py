@@ -3,7 +3,7 @@
 import io
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from showo_data.mini.world import Scene, scene
 from showo_data.shards import index_path, load_index, write_shard
 
 # First scene of the validation shards, beyond the numbers of any training shard.
-_VALIDATION_FROM = 10**9
+VALIDATION_FROM = 10**9
 _SETTINGS = "mini.json"
 
 
@@ -61,7 +61,7 @@ class MiniSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
+class Part:
     """One shard to write, with the samples ``first`` to ``first + count - 1``."""
 
     path: Path
@@ -82,13 +82,7 @@ def write_mini(
     """
     folder = Path(out)
     claim(folder, _SETTINGS, _noted(settings), "a mini world")
-    parts = _parts(folder, settings)
-    total, done = sum(part.count for part in parts), 0
-    for part in parts:
-        if not _complete(part):
-            write_shard(part.path, _samples(part, settings.seed))
-        done += part.count
-        progress(done, total)
+    write_parts(_parts(folder, settings), settings.seed, progress)
     lines = [json.dumps(prompt) for prompt in prompts(settings.seed, settings.prompts_per_tag)]
     with written_aside(folder / "prompts.jsonl") as stream:
         stream.write("\n".join([*lines, ""]).encode())
@@ -104,7 +98,7 @@ def _noted(settings: MiniSettings) -> dict[str, Any]:
     }
 
 
-def _parts(folder: Path, settings: MiniSettings) -> list[_Part]:
+def _parts(folder: Path, settings: MiniSettings) -> list[Part]:
     wording = settings.captions
     told = "mixed" if wording == "mixed" else "complete"
     train = partial(image_sample, captions=wording, told=told, skew=settings.skew)
@@ -114,26 +108,51 @@ def _parts(folder: Path, settings: MiniSettings) -> list[_Part]:
         ("patchwork", 0, settings.images, patchwork_sample),
         (
             "val",
-            _VALIDATION_FROM,
+            VALIDATION_FROM,
             settings.validation,
             partial(image_sample, captions=told, told=told),
         ),
     )
+    return parts_of(folder, kinds, settings.shard_size)
+
+
+def parts_of(
+    folder: Path,
+    kinds: Iterable[tuple[str, int, int, Callable[[int, int], dict[str, Any]]]],
+    shard_size: int,
+) -> list[Part]:
+    """The shards of each kind, in order.
+
+    Args:
+        folder: of the shards.
+        kinds: name, first number, count, and what makes a sample of seed and number.
+        shard_size: samples per shard.
+    """
     parts = []
     for name, first, count, sample in kinds:
-        for number, begin in enumerate(range(0, count, settings.shard_size)):
-            length = min(settings.shard_size, count - begin)
-            parts.append(_Part(folder / f"{name}-{number:06d}.tar", first + begin, length, sample))
+        for number, begin in enumerate(range(0, count, shard_size)):
+            length = min(shard_size, count - begin)
+            parts.append(Part(folder / f"{name}-{number:06d}.tar", first + begin, length, sample))
     return parts
 
 
-def _complete(part: _Part) -> bool:
+def write_parts(parts: list[Part], seed: int, progress: Callable[[int, int], None]) -> None:
+    """Write the shards that are missing or incomplete; ``progress`` gets (samples done, all samples)."""
+    total, done = sum(part.count for part in parts), 0
+    for part in parts:
+        if not _complete(part):
+            write_shard(part.path, _samples(part, seed))
+        done += part.count
+        progress(done, total)
+
+
+def _complete(part: Part) -> bool:
     if not part.path.exists() or not index_path(str(part.path)).exists():
         return False
     return load_index(str(part.path))[0].samples == part.count
 
 
-def _samples(part: _Part, seed: int) -> Iterator[dict[str, Any]]:
+def _samples(part: Part, seed: int) -> Iterator[dict[str, Any]]:
     return (part.sample(seed, part.first + i) for i in range(part.count))
 
 
