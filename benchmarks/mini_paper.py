@@ -13,8 +13,9 @@ import time
 from pathlib import Path
 
 from mini_paper import clip, curve, prompts, scoring, tables
-from mini_paper.arms import HERE, QUICK, QUICK_ARMS, Paper, Scale, Step
+from mini_paper.arms import HERE, QUICK, QUICK_ARMS, Scale
 from mini_paper.running import digest, run
+from mini_paper.steps import Paper, Step
 
 from showo_data.files import claim
 

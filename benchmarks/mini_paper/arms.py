@@ -1,27 +1,19 @@
-"""The runs of the comparison, in order: what each is trained on, and the commands that train and score it.
+"""What is compared: the arms, and how large the comparison is.
 
 Every arm begins with the weights of one pre-training, takes as many updates as the others, and reads the
 same skewed images with sparse captions. The CLIP variants have a start of their own: the same pre-training
 after some updates that teach it to read CLIP features instead of codes.
 """
 
-import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from showo_dist.mini import CONFIGS, TEXT_TOKENS
-from showo_dist.recipe import Stage, launched, tool
-
-RANKS = 2
-SKEW = 0.6
 # Sides of the images of the CLIP encoders, whose patches have 8×8 pixels, and the width of their features.
 SIZES = (64, 32)
 PATCH = 8
 WIDTH = 128
 CONTROL = "no-recon"
 HERE = Path(__file__).parent
-SHARD = 1_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +67,7 @@ class Arm:
         title: in tables.
         start: pre-training it begins with.
         changes: of ``configs/mini/reca.yaml``; None: it is not trained.
+        captions: of its text-to-image samples.
         ablation: whether it has the seeds of ablations.
     """
 
@@ -82,6 +75,7 @@ class Arm:
     title: str
     start: str = "pretrain"
     changes: tuple[str, ...] | None = ()
+    captions: str = "sparse"
     ablation: bool = False
 
     @property
@@ -94,6 +88,7 @@ class Arm:
 RATE = "optimizer.params.learning_rate=1e-3"
 _NO_RECON = ("training.recon_coeff=0",)
 _SUPERVISED = ("training.recon_coeff=0", "training.batch_size_t2i=10")
+_ONE_PROMPT = (f"dataset.params.description_prompts_file={HERE}/one_prompt.txt",)
 # As published for 512 px: a code's cell keeps 2×2 of its pixels.
 _BLUR = ("training.down_scale=4", "training.resize_back=true")
 ARMS = (
@@ -101,7 +96,7 @@ ARMS = (
     Arm("reca", "RecA, VQ"),
     Arm("reca-blur", "RecA, VQ blur", changes=_BLUR),
     Arm(CONTROL, "without reconstruction", changes=_NO_RECON),
-    Arm("supervised", "complete captions", changes=_SUPERVISED),
+    Arm("supervised", "complete captions", changes=_SUPERVISED, captions="complete"),
     Arm("recon-10", "reconstruction 10 % from step 0", "pretrain-recon", None),
     *(
         arm
@@ -118,7 +113,7 @@ ARMS = (
         changes=("optimizer.params.learning_rate=1e-4",),
         ablation=True,
     ),
-    Arm("one-prompt", "one request for a description", ablation=True),
+    Arm("one-prompt", "one request for a description", changes=_ONE_PROMPT, ablation=True),
     Arm(
         "recon-0.25", "reconstruction × 0.25", changes=("training.recon_coeff=0.25",), ablation=True
     ),
@@ -132,213 +127,3 @@ QUICK_ARMS = tuple(
     for arm in ARMS
     if arm.name in ("before", "reca", CONTROL, "supervised", "before-clip-32", "reca-clip-32")
 )
-
-
-@dataclass(frozen=True)
-class Step:
-    """A stage, and its seconds on two idle cores for the first estimate of the time left."""
-
-    stage: Stage
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Paper:
-    """All steps of a comparison.
-
-    Attributes:
-        out: folder of data, runs and results.
-        scale: how large it is.
-        arms: to compare.
-    """
-
-    out: Path
-    scale: Scale
-    arms: tuple[Arm, ...] = field(default=ARMS)
-
-    def steps(self) -> Iterator[Step]:
-        """All steps in order: seeds outside, so that what exists when it is stopped has all arms."""
-        yield from self.shared_steps()
-        yield from self._clips()
-        yield from self._starts()
-        for seed in range(self.scale.seeds):
-            for arm in self.arms:
-                if seed < (self.scale.ablation_seeds if arm.ablation else self.scale.seeds):
-                    yield from self._run(arm, seed)
-
-    def shared_steps(self) -> Iterator[Step]:
-        """Data, tokenizers and image codes."""
-        yield from self._data()
-        yield from self._codes()
-
-    def curve_steps(self, count: int) -> Iterator[Step]:
-        """Pre-trainings that differ in their seed, 1 to ``count``."""
-        for seed in range(1, count + 1):
-            changes = [f"training.seed={seed}"]
-            yield self._train(f"curve-{seed}", "pretrain", self.scale.pretrain_steps, changes)
-
-    @property
-    def _used(self) -> set[str]:
-        """The pre-trainings that the arms begin with, and the one that all others begin with."""
-        return {"pretrain", *(arm.start for arm in self.arms)}
-
-    @property
-    def _sizes(self) -> list[int]:
-        return [size for size in SIZES if f"adapt-{size}" in self._used]
-
-    def result(self, arm: Arm, seed: int) -> Path:
-        """The JSON file with the result of a run."""
-        return self.out / "results" / f"{arm.name}-{seed}.json"
-
-    def shards(self, folder: str, name: str = "train") -> str:
-        count = {"train": self.scale.images // SHARD, "text": 4}.get(name, 1)
-        return f"{self.out}/{folder}/{name}-{{000000..{count - 1:06d}}}.tar"
-
-    def _data(self) -> Iterator[Step]:
-        images = ["--images", str(self.scale.images), "--skew", str(SKEW)]
-        for captions in ("sparse", "complete"):
-            command = tool("mini-data", f"{self.out}/{captions}", *images, "--captions", captions)
-            yield Step(Stage(f"data, {captions} captions", [command]), 2 + self.scale.images / 700)
-        texts = [self.shards("sparse"), self.shards("complete"), self.shards("sparse", "text")]
-        tokenizer = tool(
-            *("text-tokenizer", "--out", f"{self.out}/text_tokenizer", "--size", str(TEXT_TOKENS)),
-            *("--texts", *texts, "--conversations", texts[0]),
-        )
-        yield Step(Stage("text tokenizer", [tokenizer]), 8)
-        prompts = [*self._own("prompts"), "--out", f"{self.out}/prompts.jsonl"]
-        yield Step(Stage("prompts", [prompts]), 10)
-
-    def _codes(self) -> Iterator[Step]:
-        scale = self.scale
-        tokenizer = self._torchrun(
-            *("showo_dist.tokenizer", f"config={CONFIGS}/tokenizer.yaml"),
-            f"experiment.output_dir={self.out}/tokenizer",
-            f"training.max_train_steps={scale.tokenizer_steps}",
-            f"dataset.shards={self.shards('sparse', 'patchwork')}",
-            f"dataset.validation_shards={self.shards('sparse', 'val')}",
-        )
-        yield Step(Stage("image tokenizer", [tokenizer]), 20 + 0.075 * scale.tokenizer_steps)
-        for captions in ("sparse", "complete"):
-            encode = self._torchrun(
-                *("showo_dist.cli", "encode", self.shards(captions), "--keep-images"),
-                *("--out", f"{self.out}/encoded-{captions}"),
-                *("--tokenizer", f"{self.out}/tokenizer/final"),
-            )
-            seconds = 10 + scale.images / 600
-            yield Step(Stage(f"encode, {captions} captions", [encode]), seconds)
-
-    def _clips(self) -> Iterator[Step]:
-        scale = self.scale
-        for size in self._sizes:
-            clip = [*self._own("clip"), "--size", str(size)]
-            clip += [
-                "--shards",
-                self.shards("complete"),
-                "--held-out",
-                self.shards("sparse", "val"),
-            ]
-            clip += ["--tokenizer", f"{self.out}/text_tokenizer", "--steps", str(scale.clip_steps)]
-            clip += ["--out", f"{self.out}/clip-{size}"]
-            yield Step(
-                Stage(f"CLIP {size} px", [clip]), 10 + 0.3 * scale.clip_steps * (size / 64) ** 2
-            )
-
-    def _starts(self) -> Iterator[Step]:
-        scale = self.scale
-        # As many updates as an arm has in all, a tenth of the samples being reconstructions.
-        recon = ["training.batch_size_recon=3", "dataset.recon_type=mid", self._flow("recon")]
-        for name, steps, changes in (
-            ("pretrain", scale.pretrain_steps, []),
-            ("pretrain-recon", scale.pretrain_steps + scale.steps, recon),
-        ):
-            if name in self._used:
-                yield self._train(name, "pretrain", steps, changes)
-        for size in self._sizes:
-            start = f"experiment.init_from={self._checkpoint('pretrain')}"
-            changes = [start, *self._clip(size), "training.batch_size_mmu=10"]
-            yield self._train(f"adapt-{size}", "pretrain", scale.adapt_steps, changes)
-
-    def _run(self, arm: Arm, seed: int) -> Iterator[Step]:
-        name, scale = f"{arm.name}-{seed}", self.scale
-        trained = arm.start
-        if arm.changes is not None:
-            trained = name
-            changes = [
-                f"experiment.init_from={self._checkpoint(arm.start)}",
-                f"training.seed={seed}",
-                self._flow("recon"),
-                *(self._clip(arm.clip) if arm.clip else ()),
-                RATE,
-                *arm.changes,
-            ]
-            if arm.name == "one-prompt":
-                file = f"{HERE}/one_prompt.txt"
-                changes.append(f"dataset.params.description_prompts_file={file}")
-            yield self._train(name, "reca", scale.steps, changes)
-        checkpoint, folder = self._checkpoint(trained), f"{self.out}/evaluations/{name}"
-        asked = ["--prompts", f"{self.out}/prompts.jsonl", "--limit", str(scale.limit)]
-        shards = ["--shards", self.shards("sparse", "val"), "--seed", str(seed)]
-        evaluate = self._torchrun(
-            *("showo_dist.cli", "evaluate", "--framework", "mini", checkpoint),
-            *(*asked, *shards, "--steps", str(scale.rounds), "--out", folder),
-        )
-        generated = min(300, 11 * scale.limit)
-        yield Step(Stage(f"{name}: evaluate", [evaluate]), 15 + 0.006 * scale.rounds * generated)
-        score = [*self._own("score"), checkpoint, "--evaluation", folder]
-        score += [*asked, *shards, "--images", str(scale.reconstructed), "--arm", arm.name]
-        score += ["--out", str(self.result(arm, seed))]
-        yield Step(Stage(f"{name}: score", [score]), 8 + 0.1 * scale.reconstructed)
-
-    def _train(self, name: str, config: str, steps: int, changes: list[str]) -> Step:
-        captions = "complete" if name.startswith("supervised") else "sparse"
-        val = self.shards("sparse", "val")
-        settings = [
-            *("showo_dist.train", f"config={CONFIGS}/{config}.yaml", f"experiment.name={name}"),
-            f"experiment.output_dir={self.out}/runs/{name}",
-            f"training.max_train_steps={steps}",
-            f"experiment.eval_every={max(10, steps // 5)}",
-            "dataset.params.validation_samples=128",
-            f"experiment.save_every={max(steps // 4, 100)}",
-            *("experiment.generate_every=0", "experiment.keep_last=1", "wandb.mode=disabled"),
-            f"model.vq_model.vq_model_name={self.out}/tokenizer/final",
-            f"model.showo.tokenizer_path={self.out}/text_tokenizer",
-            *(self._flow("t2i", captions), self._flow("mmu")),
-            f"dataset.params.train_lm_shards_path_or_url={self.shards('sparse', 'text')}",
-            *(
-                f"dataset.params.validation_{f}_shards_path_or_url={val}"
-                for f in ("t2i", "mmu", "recon")
-            ),
-        ]
-        seconds = 20 + steps * (0.35 if config == "pretrain" else 0.3)
-        return Step(Stage(f"{name}: train", [self._torchrun(*settings, *changes)]), seconds)
-
-    def _flow(self, flow: str, captions: str = "sparse") -> str:
-        return (
-            f"dataset.params.train_{flow}_shards_path_or_url={self.shards(f'encoded-{captions}')}"
-        )
-
-    def _clip(self, size: int) -> list[str]:
-        return [
-            "model.showo.w_clip_vit=true",
-            # No system prompt as in the tuning phase: with this tokenizer it leaves no room for answers.
-            "dataset.und_type=llava_pretrain",
-            f"model.clip_model_name={self.out}/clip-{size}",
-            f"model.showo.clip_dim={WIDTH}",
-            f"model.showo.clip_tokens={(size // PATCH) ** 2}",
-        ]
-
-    def _checkpoint(self, name: str) -> str:
-        scale = self.scale
-        steps = {
-            "pretrain": scale.pretrain_steps,
-            "pretrain-recon": scale.pretrain_steps + scale.steps,
-            **{f"adapt-{size}": scale.adapt_steps for size in SIZES},
-        }.get(name, scale.steps)
-        return f"{self.out}/runs/{name}/checkpoint-{steps:06d}"
-
-    def _own(self, part: str) -> list[str]:
-        return [sys.executable, str(HERE.with_suffix(".py")), part]
-
-    def _torchrun(self, module: str, *arguments: str) -> list[str]:
-        start = ["torchrun", "--standalone", "--nproc-per-node", str(RANKS), "-m", module]
-        return launched(start, *arguments)

@@ -42,12 +42,17 @@ class Pairs:
 
     def read(self, start: int, count: int) -> dict[str, torch.Tensor]:
         """The arguments of ``CLIPModel`` for ``count`` pairs; texts end, and are padded, with eos."""
-        found = [self._source[start + i] for i in range(count)]
-        samples = [sample for sample in found if isinstance(sample, Sample)]
+        samples = [self._sample(start + i) for i in range(count)]
         ids = [self._text.encode(s.text or "", TEXT_LENGTH - 1) for s in samples]
         rows = [[*row, *[self._text.eos] * (TEXT_LENGTH - len(row))] for row in ids]
         pixels = torch.stack([s.image_3HW for s in samples if s.image_3HW is not None])
         return {"input_ids": torch.tensor(rows), "pixel_values": pixels}
+
+    def _sample(self, position: int) -> Sample:
+        found = self._source[position]
+        if not isinstance(found, Sample):
+            raise ValueError(f"{found.shard}: {found.reason}; write the data again")
+        return found
 
 
 def build(size: int, end: int) -> CLIPModel:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mini_paper.arms import Step
+from mini_paper.steps import Step
 from showo_dist.mini import CONFIGS
 from showo_dist.recipe import StageRunner
 

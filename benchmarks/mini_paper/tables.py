@@ -11,18 +11,19 @@ from statistics import fmean, stdev
 from matplotlib.figure import Figure as Plot
 from PIL import Image
 
-from mini_paper.arms import ARMS, CONTROL, QUICK, Arm, Paper
+from mini_paper.arms import ARMS, CONTROL, QUICK, Arm
 from mini_paper.clip import HELD_OUT
 from mini_paper.prompts import LONG, RARE
+from mini_paper.steps import Paper
 from showo_dist.logging.grids import labelled_grid
 from showo_dist.logging.records import read_metrics
 from showo_dist.report.curves import Curve, save_plot
 from showo_dist.report.document import Block, Code, Figure, Section, Table, Text, to_markdown
 from showo_dist.report.inputs import column
 
-# 97.5 % quantiles of Student's t distribution, by degrees of freedom.
+# 97.5 % quantiles of Student's t distribution, by degrees of freedom; the last one serves for more, a little
+# too wide.
 _T = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
-_MANY = 1.96
 _HELD_OUT_RECON = "validation/recon"
 _GRID_PROMPTS = 8
 _SCORES = {
@@ -78,7 +79,7 @@ def interval(values: Sequence[float]) -> Interval:
     count = len(values)
     if count < 2:
         return Interval(fmean(values), None)
-    quantile = _T[count - 2] if count - 2 < len(_T) else _MANY
+    quantile = _T[min(count - 2, len(_T) - 1)]
     return Interval(fmean(values), quantile * stdev(values) / sqrt(count))
 
 
@@ -142,7 +143,7 @@ def _differences(results: Results, arms: Sequence[Arm]) -> list[Block]:
         f"{excluded} of {made} intervals that exclude 0; of independent ones, about {made / 20:.1f} would by "
         "chance. All others cannot be told from 0 with so many seeds."
     )
-    names = {**_SCORES, **_RARE, **_OTHER, f"{LONG}{RARE}": f"{LONG}{RARE}"}
+    names = {**_SCORES, **_OTHER, "rare": _RARE["rare"]}
     header = ["", *(names.get(name, name) for name in _MAIN)]
     return [Text(words if made else "No intervals: each arm has one seed."), Table(header, rows)]
 

@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from mini_paper.arms import QUICK, QUICK_ARMS, Paper, Scale, Step
+from mini_paper.arms import QUICK, QUICK_ARMS, Scale
 from mini_paper.running import digest, seconds_left
+from mini_paper.steps import Paper, Step
 
 from showo_dist.config import TrainConfig, load
 from showo_dist.recipe import Stage
@@ -19,7 +20,7 @@ from tests.conftest import ROOT
 DRIVER = """
 import sys
 from pathlib import Path
-from mini_paper.arms import Step
+from mini_paper.steps import Step
 from mini_paper.running import run
 from showo_dist.recipe import Stage
 

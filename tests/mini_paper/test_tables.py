@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from mini_paper import curve
-from mini_paper.arms import ARMS, CONTROL, Paper, Scale
+from mini_paper.arms import ARMS, CONTROL, Scale
+from mini_paper.steps import Paper
 from mini_paper.tables import _T, control_of, interval, paired, read_results, write
 
 
