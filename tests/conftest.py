@@ -2,6 +2,8 @@
 
 import json
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,20 @@ from tests.damages import stop_case
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "parity" / "golden"
+
+
+def run_script(*command: object, folder: Path = ROOT, limit_s: float = 300) -> str:
+    """Run Python with these arguments in ``folder``; returns what it printed. It must succeed in time."""
+    done = subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=limit_s,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

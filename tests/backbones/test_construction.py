@@ -1,13 +1,11 @@
 """The benchmark of construction under ZeRO-3 at a small size: measured memory is the plan's."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import run_script
 
 
 @pytest.mark.slow
@@ -15,15 +13,7 @@ from tests.conftest import ROOT
 def test_measured_memory_is_the_plans(tmp_path: Path, dtype: str) -> None:
     out = tmp_path / "construction.json"
     sizes = ("--hidden", "512", "--layers", "2", "--ranks", "2", "--dtype", dtype)
-    done = subprocess.run(
-        [sys.executable, "benchmarks/construction.py", *sizes, "--json", out],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_script("benchmarks/construction.py", *sizes, "--json", out)
     result = json.loads(out.read_text())
     phases = [row["phase"] for row in result["rows"]]
     assert phases == ["construction", "engine", "first step", "second step"]

@@ -1,8 +1,6 @@
 """The notebook and the fine-tuning script run from end to end on a tiny checkpoint."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +8,7 @@ from PIL import Image
 
 from showo_data.mini import draw, scene
 from showo_dist.config import TrainConfig, load_file
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run_script
 
 NOTEBOOK = ROOT / "examples" / "quickstart.ipynb"
 
@@ -43,18 +41,10 @@ def test_fine_tuning_on_a_folder(checkpoint: Path, tmp_path: Path) -> None:
     for index in range(6):
         draw(scene(0, index)).save(folder / f"{index}.png")
         (folder / f"{index}.txt").write_text(f"a red circle and {index} rings")
-    command = [sys.executable, "examples/finetune_folder.py", str(folder), "--out", str(out)]
+    command = ["examples/finetune_folder.py", str(folder), "--out", str(out)]
     options = ["--model", str(checkpoint), "--steps", "3", "training.batch_size_t2i=2"]
-    done = subprocess.run(
-        [*command, *options, "training.mixed_precision=fp32", "wandb.mode=disabled"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "6 samples of 6 inputs" in done.stdout
+    printed = run_script(*command, *options, "training.mixed_precision=fp32", "wandb.mode=disabled")
+    assert "6 samples of 6 inputs" in printed
     config = load_file(out / "checkpoint-000003" / "config.yaml", TrainConfig)
     assert config.experiment.init_from == str(checkpoint)
     with Image.open(out / "before-after.png") as grid:

@@ -1,25 +1,15 @@
 """The benchmark runs, its tokens agree, and its JSON holds the rows that it prints."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
-from tests.conftest import ROOT
+from tests.conftest import run_script
 
 
 def test_table_and_json(tmp_path: Path) -> None:
     out = tmp_path / "generation.json"
     options = ["--size", "tiny", "--repeats", "1", "--dtype", "fp32", "--json", str(out)]
-    done = subprocess.run(
-        [sys.executable, "benchmarks/generation.py", *options],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    printed = run_script("benchmarks/generation.py", *options)
     result = json.loads(out.read_text())
     tasks = [row["task"] for row in result["rows"]]
     assert tasks[:4] == [
@@ -35,4 +25,4 @@ def test_table_and_json(tmp_path: Path) -> None:
     assert result["findings"]["equal answer tokens"] == 1
     assert result["findings"]["equal image codes"] > 0.9
     for task in tasks:
-        assert f"\n{task} " in done.stdout
+        assert f"\n{task} " in printed

@@ -1,14 +1,13 @@
 """The benchmarks run and write the rows that they print."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import run_script
+from tests.training.test_compiled import no_compiler
 
 # A bare GPU image has torch and little else: the packages of the first argument cannot be imported.
 WITHOUT = """
@@ -25,19 +24,13 @@ ABSENT = {
 }
 
 
-def _run(name: str, folder: Path) -> tuple[dict[str, Any], str]:
+def _run(name: str, folder: Path, *more: str) -> tuple[dict[str, Any], str]:
     out = folder / "new" / f"{name}.json"
-    options = ["--size", "tiny", "--repeats", "1", "--dtype", "fp32", "--json", str(out)]
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT, ABSENT[name], f"benchmarks/{name}.py", *options],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
+    options = ["--size", "tiny", "--repeats", "1", "--dtype", "fp32", *more, "--json", str(out)]
+    printed = run_script(
+        "-c", WITHOUT, ABSENT[name], f"benchmarks/{name}.py", *options, limit_s=120
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(out.read_text()), done.stdout
+    return json.loads(out.read_text()), printed
 
 
 @pytest.mark.parametrize(
@@ -59,3 +52,13 @@ def test_table_and_json(tmp_path: Path, name: str, first_column: str, wanted: se
     assert last.startswith(list(result["findings"])[-1])
     for label in rows:
         assert f"\n{label} " in printed
+
+
+@no_compiler
+def test_the_compiled_step_is_compared_too(tmp_path: Path) -> None:
+    """Its losses and gradients are checked against the packed step's before it is timed."""
+    result, _ = _run("single_pass", tmp_path, "--compiled")
+    steps = [row["step"] for row in result["rows"]]
+    assert steps == ["packed", "packed, compiled", "padded", "padded, fused gelu"]
+    for step in steps[:2]:
+        assert result["findings"][f"padded / {step}, tokens"] > 1

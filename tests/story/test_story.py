@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run_script
 
 COMMAND = (sys.executable, "-m", "showo_dist.cli", "mini")
 STEPS = {"tokenizer": 12, "pretrain": 6, "reca": 4}
@@ -115,15 +115,7 @@ def test_weak_scaling_is_measured_on_its_data(
     changes += ["model.vq_model.vq_model_name=out/tokenizer/final"]
     changes += ["model.showo.tokenizer_path=world/text_tokenizer"]
     options = ("--skip", "1", "--steps", "2", "--repeats", "1", "--json", "weak.json")
-    done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / "weak_scaling.py", *options, *changes],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_script(ROOT / "benchmarks" / "weak_scaling.py", *options, *changes, folder=folder)
     (row,) = json.loads((folder / "weak.json").read_text())["rows"]
     assert row["two / one"] == pytest.approx(row["one rank s"] / row["two ranks s"])
 

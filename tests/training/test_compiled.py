@@ -3,14 +3,12 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import run_script
 
 TINY = [
     "model.showo.llm_config.num_hidden_layers=2",
@@ -27,12 +25,9 @@ no_compiler = pytest.mark.skipif(
 
 def rows(folder: Path, *options: str) -> list[dict[str, Any]]:
     """The table of benchmarks/compiled.py for a tiny model."""
-    command = [sys.executable, "benchmarks/compiled.py", "--steps", "2", *options, "--set", *TINY]
     found = folder / "rows.json"
-    process = subprocess.run(
-        [*command, "--json", str(found)], cwd=ROOT, capture_output=True, text=True, timeout=1200
-    )
-    assert process.returncode == 0, process.stderr[-3000:]
+    settings = ["--steps", "2", *options, "--set", *TINY]
+    run_script("benchmarks/compiled.py", *settings, "--json", found, limit_s=1200)
     return json.loads(found.read_text())["rows"]
 
 
