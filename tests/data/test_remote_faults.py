@@ -1,5 +1,6 @@
 """Servers, stores and commands that do not answer, or wrongly: in time, counted, and never as data."""
 
+import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -13,6 +14,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 from showo_data import BadSamples, FlowSpec, Sample, Skipped, Source
 from showo_data.shards import Storage, load_index, write_shard
 from showo_data.shards.outages import OUTAGES
+from showo_data.shards.storage import UnreadableShardError
+from showo_data.shards.web import web_state
 from tests.data.server import Answer, Fault, FaultyServer, serving
 
 pytestmark = pytest.mark.usefixtures("time_limit")
@@ -255,6 +258,15 @@ def test_one_silent_shard_is_not_a_dead_server(server: FaultyServer, tmp_path: P
     items = [source[position] for position in range(4 * SAMPLES)]
     lost = [item for item in items if isinstance(item, Skipped)]
     assert {item.shard[-5:] for item in lost} == {"2.tar"} and len(lost) == SAMPLES
+
+
+def test_a_server_that_refuses_connections_is_unreachable() -> None:
+    """Not slow: the reason tells whether to raise ``data.timeout_s`` or to look for the server."""
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}/0.tar"
+    with pytest.raises(UnreadableShardError, match="refused") as refusal:
+        web_state(url, Storage(retries=1, pause_s=0.001, timeout_s=30.0))
+    assert refusal.value.reason == "http-unreachable"
 
 
 def test_what_is_skipped_is_not_replaced(server: FaultyServer, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def test_a_run_goes_on_without_its_server_and_ends_with_one_line(
             f"experiment.output_dir={run}",
             f"dataset.params.train_lm_shards_path_or_url={url}/text-000000.tar",
             f"data.cache_dir={tmp_path}/cache",
-            # Long enough for a busy machine: a dead server refuses at once.
+            # A dead server refuses at once, but retries and their pauses take seven seconds.
             "data.timeout_s=20",
             f"data.max_bad_fraction={LIMIT}",
             "training.max_train_steps=1000000",

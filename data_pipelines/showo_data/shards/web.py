@@ -26,7 +26,7 @@ from urllib3 import (
     Timeout,
 )
 from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import HTTPError, NewConnectionError
 from urllib3.exceptions import TimeoutError as HTTPTimeoutError
 
 from showo_data.shards.storage import UNKNOWN, RemoteState, Storage, UnreadableShardError
@@ -121,6 +121,8 @@ def _attempt(
             finally:
                 response.close()  # of a body that was read, the connection is back in the pool
             place = urljoin(place, location)
+    except NewConnectionError as error:  # refused, or no such host: urllib3 calls it a timeout too
+        raise _PassingError("http-unreachable", f"{url}: {error}") from error
     except HTTPTimeoutError as error:
         raise _PassingError("shard-timeout", f"{url}: {error}") from error
     except (HTTPError, client.HTTPException, ValueError, OSError) as error:
