@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from common import Clock, Timing, arguments, interleaved, peak_bytes, report
 from torch import Tensor
 
-from showo_dist.runtime.precision import uses_bf16
+from showo_dist.runtime.numerics import uses_bf16
 from showo_kernels import Span, Visibility, attend, build_plan, select_backend
 from showo_kernels.flash import FlashPlan, PlacedCall
 from showo_kernels.planned import PlannedAttention

@@ -25,7 +25,7 @@ from showo_dist.generation.answer import read, write
 from showo_dist.generation.sampling import ImageSampler, SamplingOptions, sample_codes
 from showo_dist.models.magvitv2 import MAGVITv2, MAGVITv2Config, StackConfig
 from showo_dist.models.showo import ShowO
-from showo_dist.runtime.precision import uses_bf16
+from showo_dist.runtime.numerics import uses_bf16
 from showo_dist.sequences import Sequence, Vocabulary
 from showo_dist.sequences.builders import mmu_llava, t2i_prompt
 from showo_dist.sequences.masking import mask_schedule

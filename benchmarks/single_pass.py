@@ -27,7 +27,7 @@ from transformers.activations import NewGELUActivation
 
 from showo_dist.models.backbone import ATTENTION
 from showo_dist.models.showo import ShowO
-from showo_dist.runtime.precision import uses_bf16
+from showo_dist.runtime.numerics import uses_bf16
 from showo_dist.sequences import FLOWS, PackedBatch, Sequence, Vocabulary, builders, pack
 from showo_dist.sequences.builders import CLIP_RECON_TEXT_WIDTH
 from showo_dist.sequences.masking import (

@@ -18,7 +18,7 @@ from showo_data import FlowSpec, Sample, Source, vq_transform
 from showo_data.images import to_images
 from showo_data.mini import read_image
 from showo_dist.models.magvitv2 import MAGVITv2
-from showo_dist.runtime.precision import autocast
+from showo_dist.runtime.numerics import autocast
 from showo_dist.tokenizer.metrics import evaluate
 
 CPU = torch.device("cpu")

@@ -30,6 +30,7 @@ AT_LEAST_ONE = Range("1 or more", lambda value: value >= 1)
 AT_LEAST_ZERO = Range("0 or more", lambda value: value >= 0)
 ABOVE_ZERO = Range("a number above 0", lambda value: value > 0)
 FRACTION = Range("0 to 1", lambda value: 0 <= value <= 1)
+SHARE = Range("above 0, at most 1", lambda value: 0 < value <= 1)
 BELOW_ONE = Range("0 to below 1", lambda value: 0 <= value < 1)
 
 

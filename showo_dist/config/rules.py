@@ -141,6 +141,15 @@ def eval_ratios_are_fractions(config: TrainConfig) -> Iterator[str]:
         yield f"training.eval_mask_ratios = {ratios}: expected fractions from 0 to 1, or null"
 
 
+def guidance_interval_is_one(config: TrainConfig) -> Iterator[str]:
+    """Two shares of the rounds, the first one not larger."""
+    match config.training.guidance_interval:
+        case [first, last] if 0 <= first <= last <= 1:
+            return
+        case other:
+            yield f"training.guidance_interval = {other}: expected two numbers from 0 to 1, in order"
+
+
 def vocabulary_adds_up(config: TrainConfig) -> Iterator[str]:
     """Text + special tokens + image codes + the mask token (docs/specification.md, section 1)."""
     showo = config.model.showo
@@ -461,6 +470,7 @@ def torch_engine_has_no_deepspeed_settings(config: TrainConfig) -> Iterator[str]
 RULES: tuple[Rule, ...] = (
     numbers_in_range,
     eval_ratios_are_fractions,
+    guidance_interval_is_one,
     vocabulary_adds_up,
     codebook_is_a_power_of_two,
     image_tokens_match_resolution,

@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from showo_dist.config.hints import ABOVE_ZERO, AT_LEAST_ONE, AT_LEAST_ZERO, BELOW_ONE, FRACTION
+from showo_dist.config.hints import (
+    ABOVE_ZERO,
+    AT_LEAST_ONE,
+    AT_LEAST_ZERO,
+    BELOW_ONE,
+    FRACTION,
+    SHARE,
+)
 
 
 @dataclass(kw_only=True)
@@ -177,6 +184,18 @@ class TrainingConfig:
     """Rounds of parallel decoding per image."""
     generation_temperature: Annotated[float, AT_LEAST_ZERO] = 1.0
     """Temperature T of the confidence noise (docs/specification.md, section 9)."""
+    generation_sampler: Literal[
+        "confidence", "halton", "random", "one-by-one", "remdm", "refine"
+    ] = "confidence"
+    """Which codes a round masks again: `confidence` as published; docs/generation.md describes the others."""
+    generation_top_p: Annotated[float, SHARE] = 1.0
+    """Codes are sampled among the most likely ones that together have this probability; 1: among all."""
+    generation_remask: Annotated[float, FRACTION] = 0.1
+    """Share of codes that the samplers `remdm` and `refine` mask again."""
+    guidance_schedule: Literal["constant", "linear"] = "constant"
+    """`linear`: guidance grows from 0 in the first round to `training.guidance_scale` in the last one."""
+    guidance_interval: list[float] = field(default_factory=lambda: [0.0, 1.0])
+    """Guidance is applied between these two shares of the rounds, 0 to 1, alone."""
     ema: EmaConfig = field(default_factory=EmaConfig)
     overfit_one_batch: bool = False
     """Train on the first batch only, to check that a setup can overfit."""

@@ -45,7 +45,7 @@ from showo_data.shards import (
 )
 from showo_dist.models.encoders import ClipTower, condition_pixels
 from showo_dist.models.magvitv2 import MAGVITv2
-from showo_dist.runtime.precision import autocast
+from showo_dist.runtime.numerics import autocast
 from showo_dist.runtime.ranks import Ranks
 
 SETTINGS_NAME = "encode.json"

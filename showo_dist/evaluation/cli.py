@@ -18,6 +18,7 @@ from showo_dist.evaluation.results import Outcome, conclude
 from showo_dist.evaluation.vqa import GQA, MME, POPE, VQAV2
 from showo_dist.evaluation.wise import WISE
 from showo_dist.generation.pipeline import Pipeline
+from showo_dist.generation.sampling import add_sampling_options
 from showo_dist.runtime.lock import held
 from showo_dist.runtime.ranks import Ranks, joined
 
@@ -80,8 +81,7 @@ def build_parser(argv: list[str]) -> argparse.ArgumentParser:
         "--replace", action="store_true", help="delete another evaluation in that folder"
     )
     if framework.generates:
-        parser.add_argument("--steps", type=int, help="rounds per image; default: the config's")
-        parser.add_argument("--guidance", type=float, help="w of guidance; default: the config's")
+        add_sampling_options(parser)
         parser.add_argument("--seed", type=int, default=0, help="of all random numbers")
     parser.add_argument(
         "--batch",

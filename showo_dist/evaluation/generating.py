@@ -15,7 +15,7 @@ from showo_dist.generation.conversation import Edit
 from showo_dist.generation.output import save_image
 from showo_dist.generation.pipeline import Pipeline, Prompt
 from showo_dist.generation.sampling import SamplingOptions, sample_codes
-from showo_dist.runtime.rng import image_generator
+from showo_dist.runtime.numerics import image_generator
 
 PARTS = "parts"  # folder of the answers, one file per batch
 MAX_NEW_TOKENS = 32

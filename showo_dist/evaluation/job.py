@@ -5,7 +5,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,23 +42,12 @@ class Job:
 
     def options(self) -> SamplingOptions:
         """The checkpoint's sampling options, changed as the command line says."""
-        changes: dict[str, Any] = {
-            "steps": self.arguments.steps,
-            "guidance": self.arguments.guidance,
-        }
-        given = {name: value for name, value in changes.items() if value is not None}
-        return replace(self.pipeline.options, **given)
+        return self.pipeline.options.changed(self.arguments)
 
     def sampling_settings(self) -> Json:
         """What decides the generated images beside the weights and the prompts; goes into every PNG."""
-        options = self.options()
-        return {
-            "seed": self.arguments.seed,
-            "batch": self.arguments.batch,
-            "steps": options.steps,
-            "guidance": options.guidance,
-            "temperature": options.temperature,
-        }
+        usual = {"seed": self.arguments.seed, "batch": self.arguments.batch}
+        return usual | self.options().record()
 
     def claim(self, settings: Mapping[str, object], inputs: object, owned: tuple[str, ...]) -> None:
         """Record in the output folder what its files are made with; see :func:`claim_folder`.

@@ -30,7 +30,7 @@ from showo_dist.models.magvitv2 import MAGVITv2
 from showo_dist.models.showo import ShowO
 from showo_dist.models.weights.folder import CONFIG_NAME, local_folder
 from showo_dist.models.weights.pretrained import load_showo, read_chat_template, read_config
-from showo_dist.runtime.precision import uses_bf16
+from showo_dist.runtime.numerics import uses_bf16
 from showo_dist.runtime.ranks import default_device
 from showo_dist.sequences import Sequence as TokenSequence
 from showo_dist.sequences import TextEncoder, Vocabulary

@@ -14,7 +14,7 @@ from showo_dist.generation.conversation import Edit, Part, Turn, assistant, user
 from showo_dist.generation.edits import check_direction, extend_grid, growth, masked_places
 from showo_dist.generation.networks import Networks
 from showo_dist.generation.sampling import ImageSampler, SamplingOptions, sample_codes
-from showo_dist.runtime.rng import image_generator
+from showo_dist.runtime.numerics import image_generator
 from showo_dist.sequences import Sequence as TokenSequence
 from showo_dist.sequences.text import description_prompts, question_prompt
 

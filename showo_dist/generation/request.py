@@ -3,7 +3,7 @@
 import argparse
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from showo_dist.generation.edits import read_image
 from showo_dist.generation.networks import read_model_config
 from showo_dist.generation.output import Album
 from showo_dist.generation.pipeline import Pipeline
-from showo_dist.generation.sampling import sampling_options
+from showo_dist.generation.sampling import add_sampling_options, sampling_options
 from showo_dist.logging.wandb_run import WandbRun
 
 # Published command lines join several texts with this.
@@ -29,6 +29,11 @@ _KEYS = {
     "guidance": "training.guidance_scale",
     "temperature": "training.generation_temperature",
     "schedule": "training.mask_schedule",
+    "sampler": "training.generation_sampler",
+    "top_p": "training.generation_top_p",
+    "remask": "training.generation_remask",
+    "guidance_schedule": "training.guidance_schedule",
+    "guidance_interval": "training.guidance_interval",
     "batch": "training.batch_size",
     "samples": "inference.samples",
     "precision": "inference.precision",
@@ -66,9 +71,7 @@ def parser(name: str, text: str) -> argparse.ArgumentParser:
 
 def add_sampling(made: argparse.ArgumentParser) -> None:
     """Add the options of image generation."""
-    made.add_argument("--steps", type=int, help="rounds per image; default: the config's")
-    made.add_argument("--guidance", type=float, help="guidance weight w; 0: none")
-    made.add_argument("--temperature", type=float, help="of the noise on the confidences")
+    add_sampling_options(made)
     made.add_argument("--schedule", help="cosine, linear, sigmoid, pow2 …")
     made.add_argument("--seeds", type=int, nargs="+", help="every image once per seed; default 0")
 
@@ -137,8 +140,8 @@ class Request:
 
     def sampling(self) -> dict[str, Any]:
         """Return the sampler settings for the record."""
-        options = asdict(sampling_options(self.config))
-        return {**options, "schedule": self.config.training.mask_schedule}
+        schedule = self.config.training.mask_schedule
+        return sampling_options(self.config).record() | {"schedule": schedule}
 
     def _wandb(self, folder: Path) -> WandbRun:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,29 +1,30 @@
 """Sampling of image codes by masked prediction (docs/specification.md, section 9).
 
-Every round predicts all masked codes of an image at once and masks the least certain ones again. The text
-before the image is read once and kept in a cache; a round computes the rows of the image alone.
+Every round predicts all masked codes of an image at once and masks some of them again, by default the least
+certain ones (``samplers``). The text before the image is read once and kept in a cache; a round computes the
+rows of the image alone.
 """
 
+import argparse
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from showo_dist.config import TrainConfig
 from showo_dist.generation.cache import PrefixCache
+from showo_dist.generation.samplers import SAMPLERS, Generators, Round, draw, nucleus
 from showo_dist.models.showo import ShowO
 from showo_dist.sequences import Sequence, Vocabulary
 from showo_dist.sequences.builders import t2i_prompt
 from showo_dist.sequences.masking import Schedule, mask_schedule
 from showo_kernels import Span
 
-# One generator for the batch (None: torch's global one), or one per image.
-Generators = torch.Generator | None | list[torch.Generator]
-
-_TINY = 1e-20  # keeps the logarithms of the published sampler finite
+GUIDANCE_SCHEDULES = ("constant", "linear")
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,83 @@ class SamplingOptions:
         guidance: w of ``(1+w)·cond - w·uncond``; 0 leaves out the unconditional half of the batch.
         temperature: scale of the noise on the confidences; it shrinks every round, cumulatively as published.
         schedule: share of codes that are still masked after a round.
+        sampler: a key of :data:`~showo_dist.generation.samplers.SAMPLERS`.
+        top_p: sample among the most likely codes that together have this probability; 1: among all.
+        remask: share of places that the samplers ``remdm`` and ``refine`` mask again.
+        guidance_schedule: ``constant``, or ``linear``: from 0 in the first round to w in the last one.
+        guidance_interval: guidance is applied between these shares of the rounds alone (arXiv 2404.07724).
     """
 
     steps: int = 16
     guidance: float = 1.75
     temperature: float = 1.0
     schedule: Schedule = field(default_factory=lambda: mask_schedule("cosine"))
+    sampler: str = "confidence"
+    top_p: float = 1.0
+    remask: float = 0.1
+    guidance_schedule: str = "constant"
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+
+    def weight(self, step: int, steps: int) -> float:
+        """Return the guidance w of a round, counted from 0."""
+        progress = step / max(steps - 1, 1)
+        first, last = self.guidance_interval
+        if not first <= progress <= last:
+            return 0.0
+        return self.guidance * (progress if self.guidance_schedule == "linear" else 1.0)
+
+    def __post_init__(self) -> None:
+        wrong = {
+            "sampler": self.sampler not in SAMPLERS,
+            "top_p": not 0 < self.top_p <= 1,
+            "remask": not 0 <= self.remask <= 1,
+            "guidance_schedule": self.guidance_schedule not in GUIDANCE_SCHEDULES,
+            "guidance_interval": not 0
+            <= self.guidance_interval[0]
+            <= self.guidance_interval[1]
+            <= 1,
+        }
+        for name in (name for name, is_wrong in wrong.items() if is_wrong):
+            raise ValueError(f"{name} = {getattr(self, name)!r}: see SamplingOptions")
+
+    def record(self) -> dict[str, Any]:
+        """Return the settings for a record of what made an image: the newer ones where they are not usual."""
+        usual = asdict(SamplingOptions())
+        return {
+            name: getattr(self, name)
+            for name in _NAMES
+            if name in ("steps", "guidance", "temperature") or getattr(self, name) != usual[name]
+        }
+
+    def changed(self, arguments: argparse.Namespace) -> "SamplingOptions":
+        """Return the options with those that a command line gives, see :func:`add_sampling_options`."""
+        given = {name: getattr(arguments, name, None) for name in _NAMES}
+        if given["guidance_interval"]:
+            given["guidance_interval"] = tuple(given["guidance_interval"])
+        return replace(self, **{name: value for name, value in given.items() if value is not None})
+
+
+_NAMES = [f.name for f in fields(SamplingOptions) if f.name != "schedule"]
+
+
+def add_sampling_options(parser: argparse.ArgumentParser) -> None:
+    """Add an option for each of the :class:`SamplingOptions` but the schedule; without it, it is None."""
+    parser.add_argument("--steps", type=int, help="rounds per image; default: the config's")
+    parser.add_argument("--guidance", type=float, help="guidance weight w; 0: none")
+    parser.add_argument("--temperature", type=float, help="of the noise on the confidences")
+    parser.add_argument("--sampler", choices=SAMPLERS, help="which places a round masks again")
+    parser.add_argument("--top-p", type=float, help="probability of the codes to sample among")
+    parser.add_argument("--remask", type=float, help="share of places masked again")
+    parser.add_argument(
+        "--guidance-schedule", choices=GUIDANCE_SCHEDULES, help="linear: from 0 to w"
+    )
+    parser.add_argument(
+        "--guidance-interval",
+        type=float,
+        nargs=2,
+        metavar=("FROM", "TO"),
+        help="shares of the rounds between which guidance is applied",
+    )
 
 
 def sampling_options(config: TrainConfig) -> SamplingOptions:
@@ -51,6 +123,11 @@ def sampling_options(config: TrainConfig) -> SamplingOptions:
         guidance=training.guidance_scale,
         temperature=training.generation_temperature,
         schedule=mask_schedule(training.mask_schedule),
+        sampler=training.generation_sampler,
+        top_p=training.generation_top_p,
+        remask=training.generation_remask,
+        guidance_schedule=training.guidance_schedule,
+        guidance_interval=(training.guidance_interval[0], training.guidance_interval[1]),
     )
 
 
@@ -175,6 +252,7 @@ class ImageSampler:
             self._sequences += nothing if unconditional is None else unconditional
         self.codes_BN = codes_BN.to(next(model.parameters()).device)
         self._given_BN = self.codes_BN != vocabulary.codebook
+        self._chosen_BN = torch.ones(self.codes_BN.shape, device=self.codes_BN.device)
 
     @cached_property
     def canvas(self) -> Canvas:
@@ -189,14 +267,14 @@ class ImageSampler:
         """
         return self.canvas.logits(self.codes_BN, ids)
 
-    def _code_logits(self) -> Tensor:
+    def _code_logits(self, guidance: float) -> Tensor:
         """Return guided logits (B, N, K) over the codebook, fp32."""
         codes = slice(self.vocabulary.image_offset, self.vocabulary.mask)
         logits = self.image_logits(codes).float()
         if self.options.guidance <= 0:
             return logits
         conditional, unconditional = logits.chunk(2)
-        return (1 + self.options.guidance) * conditional - self.options.guidance * unconditional
+        return (1 + guidance) * conditional - guidance * unconditional
 
     def rounds(self, generators: Generators = None) -> Iterator[Tensor]:
         """Yield the predicted codes (B, N) of every round; the last ones are the image.
@@ -204,23 +282,36 @@ class ImageSampler:
         Between rounds ``codes_BN`` holds the codes that were kept and ``vocabulary.codebook`` elsewhere.
         """
         temperature = self.options.temperature
-        for step in range(self.options.steps):
-            done = (step + 1) / self.options.steps
-            temperature *= 1.0 - done
-            yield self._round(done, temperature, generators)
+        places = int((~self._given_BN).sum(dim=1).max())
+        steps = SAMPLERS[self.options.sampler].rounds(self.options.steps, places)
+        for step in range(steps):
+            temperature *= 1.0 - (step + 1) / steps
+            yield self._round(step, steps, temperature, generators)
 
-    def _round(self, done: float, temperature: float, generators: Generators) -> Tensor:
-        probabilities_BNK = self._code_logits().softmax(dim=-1)
-        sampled_BN = _sampled(probabilities_BNK, generators)
+    def _round(self, step: int, steps: int, temperature: float, generators: Generators) -> Tensor:
+        options = self.options
+        probabilities_BNK = self._code_logits(options.weight(step, steps)).softmax(dim=-1)
+        drawn_BNK = probabilities_BNK
+        if options.top_p < 1:
+            drawn_BNK = nucleus(probabilities_BNK, options.top_p)
         unknown_BN = self.codes_BN == self.vocabulary.codebook
-        guess_BN = torch.where(unknown_BN, sampled_BN, self.codes_BN)
+        guess_BN = torch.where(unknown_BN, draw(drawn_BNK, generators), self.codes_BN)
         chosen_BN = probabilities_BNK.gather(-1, guess_BN[..., None]).squeeze(-1)
-        # Codes that are kept already get the highest confidence: they are never masked again.
-        chosen_BN = chosen_BN.where(unknown_BN, torch.finfo(chosen_BN.dtype).max)
-        confidence_BN = _log(chosen_BN) + temperature * _gumbel(chosen_BN, generators)
-        share = self.options.schedule(torch.tensor(done))
-        hidden_BN = _still_masked(confidence_BN, unknown_BN, share) & ~self._given_BN
-        self.codes_BN = guess_BN.masked_fill(hidden_BN, self.vocabulary.codebook)
+        self._chosen_BN = chosen_BN.where(unknown_BN, self._chosen_BN)
+        masked_BN = SAMPLERS[options.sampler].masked(
+            Round(
+                step=step,
+                steps=steps,
+                schedule=options.schedule,
+                unknown_BN=unknown_BN,
+                given_BN=self._given_BN,
+                chosen_BN=self._chosen_BN,
+                temperature=temperature,
+                remask=options.remask,
+                generators=generators,
+            )
+        )
+        self.codes_BN = guess_BN.masked_fill(masked_BN & ~self._given_BN, self.vocabulary.codebook)
         return guess_BN
 
 
@@ -237,39 +328,3 @@ def sample_codes(sampler: ImageSampler, generators: Generators = None) -> Tensor
     for guess in sampler.rounds(generators):
         codes = guess
     return codes
-
-
-def _log(value: Tensor) -> Tensor:
-    return value.clamp(min=_TINY).log()
-
-
-def _sampled(probabilities_BNK: Tensor, generators: Generators) -> Tensor:
-    """Sample one code per place, int64 (B, N)."""
-    if not isinstance(generators, list):
-        flat = probabilities_BNK.flatten(0, 1)
-        codes = torch.multinomial(flat, 1, generator=generators)
-        return codes.view(probabilities_BNK.shape[:2])
-    rows = zip(probabilities_BNK, generators, strict=True)
-    return torch.stack([torch.multinomial(p_NK, 1, generator=g)[:, 0] for p_NK, g in rows])
-
-
-def _gumbel(like_BN: Tensor, generators: Generators) -> Tensor:
-    """Sample Gumbel noise in the shape of ``like_BN``."""
-    noise_BN = torch.zeros_like(like_BN)
-    if isinstance(generators, list):
-        for row_N, generator in zip(noise_BN, generators, strict=True):
-            row_N.uniform_(0, 1, generator=generator)
-    else:
-        noise_BN.uniform_(0, 1, generator=generators)
-    return -_log(-_log(noise_BN))
-
-
-def _still_masked(confidence_BN: Tensor, unknown_BN: Tensor, share: Tensor) -> Tensor:
-    """Return the places to mask again, bool (B, N): the k of each row with the smallest confidence.
-
-    k is ``share`` of all places, at least 1 and at most the unknown places but one, as published.
-    """
-    wanted = (confidence_BN.shape[1] * share).floor().to(confidence_BN.device)
-    most = unknown_BN.sum(dim=1, keepdim=True) - 1
-    count_B1 = torch.minimum(most.float(), wanted).clamp(min=1).long()
-    return confidence_BN < confidence_BN.sort(dim=1).values.gather(1, count_B1)

@@ -27,7 +27,7 @@ from showo_dist.models.showo import ShowO, build_showo
 from showo_dist.plan.attention import attention_of_shapes
 from showo_dist.plan.batch import on_meta
 from showo_dist.plan.shapes import META, Collective, Shapes, storages_of
-from showo_dist.runtime.precision import uses_bf16
+from showo_dist.runtime.numerics import uses_bf16
 from showo_dist.sequences import FLOWS, PackedBatch
 from showo_kernels import losses, select_backend
 

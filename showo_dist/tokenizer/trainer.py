@@ -15,7 +15,7 @@ from showo_dist.config.loader import to_yaml
 from showo_dist.faults.bad_samples import over_all_ranks
 from showo_dist.logging import RunLogger
 from showo_dist.models.magvitv2 import MAGVITv2
-from showo_dist.runtime.precision import autocast
+from showo_dist.runtime.numerics import autocast
 from showo_dist.runtime.ranks import Ranks
 from showo_dist.tokenizer import checkpoint
 from showo_dist.tokenizer.batches import ImageBatch, training_batches, validation_images

@@ -20,7 +20,7 @@ from showo_dist.checkpoint.slices import Piece
 from showo_dist.config import TrainConfig, active_flows
 from showo_dist.config.training import DistributedConfig
 from showo_dist.models.showo import ShowO
-from showo_dist.runtime.precision import uses_bf16
+from showo_dist.runtime.numerics import uses_bf16
 from showo_dist.sequences import PackedBatch
 from showo_dist.training import deepspeed_state as state
 from showo_dist.training.optimizer import (

@@ -11,7 +11,7 @@ from showo_data.images import to_images
 from showo_dist.generation.sampling import ImageSampler, sample_codes, sampling_options
 from showo_dist.logging.grids import labelled_grid
 from showo_dist.models.showo import ShowO
-from showo_dist.runtime.precision import autocast
+from showo_dist.runtime.numerics import autocast
 from showo_dist.sequences import Sequence, pack
 from showo_dist.training.batches import SequenceMaker, read_prompts
 

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from showo_dist.checkpoint.slices import Piece, even_share
 from showo_dist.config import TrainConfig
 from showo_dist.models.showo import ShowO
-from showo_dist.runtime.precision import uses_bf16
+from showo_dist.runtime.numerics import uses_bf16
 from showo_dist.training.optimizer import (
     Ema,
     build_optimizer,

@@ -87,6 +87,7 @@ BROKEN = {
         (["training.lm_coeff=-0.1"], "training.lm_coeff = -0.1: expected 0 or more"),
         (["training.max_grad_norm=0"], "training.max_grad_norm = 0.0: expected a number above 0"),
         (["training.cond_dropout_prob=1.5"], "training.cond_dropout_prob = 1.5: expected 0 to 1"),
+        (["training.generation_top_p=0"], "generation_top_p = 0.0: expected above 0, at most 1"),
         (["training.label_smoothing=1"], "training.label_smoothing = 1.0: expected 0 to below 1"),
         (["optimizer.params.learning_rate=.nan"], "optimizer.params.learning_rate = nan"),
         (["data.window=0"], "data.window = 0: expected 1 or more"),
@@ -94,6 +95,11 @@ BROKEN = {
     "eval_ratios_are_fractions": [
         (["training.eval_mask_ratios=[0.5,2]"], "training.eval_mask_ratios = [0.5, 2.0]"),
         (["training.eval_mask_ratios=[]"], "training.eval_mask_ratios = []"),
+    ],
+    "guidance_interval_is_one": [
+        (["training.guidance_interval=[0.5]"], "training.guidance_interval = [0.5]: expected two"),
+        (["training.guidance_interval=[0.9,0.2]"], "training.guidance_interval = [0.9, 0.2]"),
+        (["training.guidance_interval=[0,1.5]"], "training.guidance_interval = [0.0, 1.5]"),
     ],
     "vocabulary_adds_up": [
         (

@@ -2,7 +2,7 @@
 
 import torch
 
-from showo_dist.runtime.rng import hashed_seed, image_generator, named_generator
+from showo_dist.runtime.numerics import hashed_seed, image_generator, named_generator
 
 CPU = torch.device("cpu")
 

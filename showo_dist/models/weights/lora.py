@@ -21,7 +21,7 @@ from showo_dist.models.weights.sources import (
     own_weights,
     weights_digest,
 )
-from showo_dist.runtime.rng import hashed_seed
+from showo_dist.runtime.numerics import hashed_seed
 from showo_dist.sequences.pack import PackedBatch
 
 

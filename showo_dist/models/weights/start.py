@@ -21,8 +21,7 @@ from showo_dist.models.weights.pretrained import (
     read_config,
 )
 from showo_dist.models.weights.sources import adapter_record, open_weights
-from showo_dist.runtime.precision import uses_bf16
-from showo_dist.runtime.rng import hashed_seed
+from showo_dist.runtime.numerics import hashed_seed, uses_bf16
 from showo_kernels import select_backend
 
 Shard = Callable[[nn.Module], None]

@@ -12,7 +12,7 @@ from showo_dist.evaluation.job import write_json
 from showo_dist.generation.pipeline import Pipeline
 from showo_dist.generation.sampling import SamplingOptions
 from showo_dist.report.gallery.checkpoints import Checkpoint
-from showo_dist.runtime.rng import image_generator
+from showo_dist.runtime.numerics import image_generator
 
 _ROUNDS = "rounds.json"
 _QUALITY = 88  # of WebP: a frame of 512 px takes about 40 kB

@@ -1,6 +1,7 @@
-"""Torch generators from a seed and what they are for, so that random numbers do not depend on rank or batch.
+"""Number formats, and torch generators that depend on neither rank nor batch.
 
-Checkpoints, goldens and published scores depend on the exact derivation: changing it changes every result.
+Generators come from a seed and their purpose. Checkpoints, goldens and published scores depend on the exact
+derivation: changing it changes every result.
 """
 
 import hashlib
@@ -30,3 +31,20 @@ def named_generator(seed: int, name: str) -> torch.Generator:
 def hashed_seed(data: bytes) -> int:
     """A seed of 63 bits from any bytes, for generators and :func:`torch.manual_seed`."""
     return int.from_bytes(hashlib.sha256(data).digest()[:8], "little") >> 1
+
+
+def autocast(setting: str, device: torch.device) -> torch.autocast:
+    """The autocast context of ``auto``, ``bf16`` or ``fp32``; ``auto`` is bf16 where that is fast."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=uses_bf16(setting, device))
+
+
+def uses_bf16(setting: str, device: torch.device) -> bool:
+    """Whether ``auto``, ``bf16`` or ``fp32`` means bf16 on this device."""
+    return setting == "bf16" or (setting == "auto" and has_fast_bf16(device))
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether the device has matrix instructions for bf16."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
