@@ -23,8 +23,8 @@ _GRID_ROWS = 2  # prompts of each category in the grid at the top
 _PER_TAG = 3  # prompts of each category on the sheet
 _ANSWERS = 12
 _GAP = 2  # pixels between images side by side
-# Settings that two evaluations must share to be compared.
-_COMPARED = ("prompts", "shards", "seed", "steps", "guidance", "temperature")
+# Settings that may differ between evaluations that are compared.
+_MAY_DIFFER = ("checkpoint", "batch")
 # Rows of the table of scores that the report opens with, and their names there.
 _HEADLINES = {
     "single object: colour": "colour of a single object",
@@ -221,9 +221,11 @@ def _explanation(evaluations: dict[str, Evaluation]) -> str:
         "Correct ones of all, with the 95 % Wilson interval. An image is correct when it shows what "
         "the prompt asks for and nothing else; “no other colour” accepts any number of objects from "
         "one on. Answers are compared word by word. "
-        f"Sampling: {first['steps']} rounds, guidance {first['guidance']:g}, seed {first['seed']}."
+        f"Sampling: {first['steps']} rounds, guidance {first['guidance']:g}, seed {first['seed']}"
+        f"{', sampler ' + first['sampler'] if 'sampler' in first else ''}."
     )
-    unlike = [name for name in _COMPARED if any(s[name] != first[name] for s in settings)]
+    names = {name: None for s in settings for name in s if name not in _MAY_DIFFER}
+    unlike = [name for name in names if any(s.get(name) != first.get(name) for s in settings)]
     if unlike:
         words += f" The columns are not comparable: they differ in {', '.join(unlike)}."
     return words
