@@ -21,6 +21,9 @@ BIN := .venv/bin
 FAST := $(addprefix tests/, house config sequences kernels parity data)
 SLOWER := $(addprefix --ignore=tests/kernels/test_, attention.py compiled.py native.py)
 
+# Many tests wait for processes, so two of their files are run at a time.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+
 .PHONY: train check test test-gpu test-fuzz test-chaos test-learning test-muon test-backbones test-cluster
 .PHONY: test-cluster48 lint format clean
 
@@ -28,10 +31,10 @@ train: .venv/ready
 	$(BIN)/showo-dist mini $(if $(backbone),--backbone $(backbone))
 
 check: lint
-	$(BIN)/python -m pytest $(FAST) $(SLOWER) -m "not slow and not gpu"
+	$(PYTEST) $(FAST) $(SLOWER) -m "not slow and not gpu"
 
 test: lint
-	$(BIN)/python -m pytest tests
+	$(PYTEST) tests
 
 # Installs nothing, so it also runs on a bare CUDA image with its own python.
 test-gpu:
@@ -51,7 +54,7 @@ test-muon: .venv/ready
 	$(BIN)/python -m pytest tests -m muon
 
 test-backbones: .venv/ready
-	$(BIN)/python -m pytest tests -m backbones
+	$(BIN)/python -m pytest -n 2 tests -m backbones
 
 test-cluster: .venv/ready
 	$(BIN)/python -m pytest tests -rs -m "cluster and not cluster48"
