@@ -1,4 +1,7 @@
-"""Samples, skipped samples and their counts, and the settings of a flow's data."""
+"""Samples, skipped samples and their counts, and the settings of a flow's data.
+
+Letters: M images of one sample; others as in docs/architecture.md.
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
