@@ -28,8 +28,7 @@ _BREAK = re.compile(r"(?<=\S)(?= \S)")
 
 
 # Noncharacters of Unicode, which texts do not contain: around answers, and in the place of an image.
-_START, _STOP, IMAGE_PLACE = "\ufdd0", "\ufdd1", "\ufdd2"
-_MARKS = dict.fromkeys(map(ord, (_START, _STOP, IMAGE_PLACE)))
+_MARKS = _START, _STOP, IMAGE_PLACE = "\ufdd0", "\ufdd1", "\ufdd2"
 # Llama 3's templates name a day, this one where there is no clock; the same conversation must give the same
 # ids on every day.
 _DAY = "26 Jul 2024"
@@ -171,7 +170,9 @@ class ChatTemplate:
 
 def plain(text: str) -> str:
     """The text without the characters that mark places in a template."""
-    return text.translate(_MARKS)
+    for mark in _MARKS:  # many times faster than str.translate
+        text = text.replace(mark, "")
+    return text
 
 
 class TextEncoder:
