@@ -28,6 +28,8 @@ TARGET: Final = "target."
 SOURCE_CODES: Final = "source.codes.npy"
 TARGET_CODES: Final = "target.codes.npy"
 JSON = "json"
+# Where the images of a conversation are that has numbered ones, 0.jpg, 1.jpg and so on.
+IMAGE_MARKER: Final = "<image>"
 EDIT_CODES: Final = (SOURCE_CODES, TARGET_CODES)
 Encoded = Literal[
     "codes.npy", "condition.npy", "features.npy", "source.codes.npy", "target.codes.npy"
@@ -204,8 +206,47 @@ def read_conversation(read: Reader) -> list[tuple[str, str]]:
     return turns
 
 
+def read_document(read: Reader) -> list[str | None] | None:
+    """Return the texts of an interleaved document, None where an image is; None if the JSON has no ``texts``.
+
+    Texts next to each other are joined by a blank line.
+    """
+    stored = _read_json(read, "no-conversation").get("texts")
+    if stored is None:
+        return None
+    if not isinstance(stored, list) or not all(isinstance(t, str | None) for t in stored):
+        raise BadSampleError("malformed-document")
+    texts: list[str | None] = []
+    for text in stored:
+        if text and texts and texts[-1]:
+            texts[-1] += f"\n\n{_encodable(text)}"
+        elif text != "":
+            texts.append(text and _encodable(text))
+    if all(text is None or is_blank(text) for text in texts):
+        raise BadSampleError("no-text")
+    return texts
+
+
+def check_places(places: int, present: list[int], limit: int) -> None:
+    """Compare the places of images in a text with the numbers of the images that are ``present``."""
+    if places > limit:
+        detail = f"{places} images, at most {limit} (dataset.max_images)"
+        raise BadSampleError("too-many-images", detail)
+    if len(present) > places:
+        raise BadSampleError("image-without-marker", f"more images than {places} markers")
+    if present != list(range(len(present))):
+        raise BadSampleError("no-image", f"of {places} images, only numbers {present}")
+    if len(present) < places:
+        raise BadSampleError("marker-without-image", f"{places} markers, {len(present)} images")
+
+
+def numbered(number: int) -> str:
+    """Return the beginning of the names of the members of image ``number``, counted from 0."""
+    return f"{number}."
+
+
 def within(part: str, read: Reader) -> Reader:
-    """Return a reader of the members of one image of an edit: of ``source.jpg`` under the name ``jpg``."""
+    """Return a reader of the members of one of several images: of ``source.jpg`` or ``0.jpg`` as ``jpg``."""
     return lambda extension: read(part + extension)
 
 

@@ -1,4 +1,7 @@
-"""Samples, skipped samples and their counts, and the settings of a flow's data."""
+"""Samples, skipped samples and their counts, and the settings of a flow's data.
+
+Letters: M images of one sample; others as in docs/architecture.md.
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -17,7 +20,10 @@ KINDS: tuple[Kind, ...] = ("caption", "conversation", "text", "image", "edit")
 # Reason of a sample that raises what no reader expects.
 UNEXPECTED = "unexpected-error"
 # Attributes of a sample.
-TENSORS = ("image_3HW", "source_3HW", "codes_N", "condition_codes_G", "features_SC")
+TENSORS = (
+    *("image_3HW", "source_3HW", "codes_N", "condition_codes_G", "features_SC"),
+    *("images_M3HW", "codes_MN", "features_MSC"),
+)
 
 
 @dataclass(slots=True)
@@ -33,8 +39,13 @@ class Sample:
         codes_N: int64, codes of the image.
         condition_codes_G: int64, codes of RecA's condition image, or of the source image of an edit.
         features_SC: fp32, CLIP features, S feature slots of C channels.
+        images_M3HW: the transformed numbered images of a conversation or document; None if it has a single
+            image without a number, or is encoded.
+        codes_MN, features_MSC: the same as codes, or as CLIP features.
         text: caption, plain text or instruction.
-        conversation: (role, value) in turn; roles as stored ("human", "gpt"), the first is "human".
+        conversation: (role, value) in turn; roles as stored ("human", "gpt"), the first is "human". With
+            numbered images, the values hold an ``<image>`` in the place of each.
+        document: texts of an interleaved document in order, None in the place of each image.
         shard: path or URL of the shard.
     """
 
@@ -46,9 +57,20 @@ class Sample:
     codes_N: Tensor | None = None
     condition_codes_G: Tensor | None = None
     features_SC: Tensor | None = None
+    images_M3HW: Tensor | None = None
+    codes_MN: Tensor | None = None
+    features_MSC: Tensor | None = None
     text: str | None = None
     conversation: list[tuple[str, str]] | None = None
+    document: list[str | None] | None = None
     shard: str = ""
+
+    @property
+    def numbered(self) -> bool:
+        """Whether the images are numbered, and their places marked."""
+        return not (
+            self.images_M3HW is None and self.codes_MN is None and self.features_MSC is None
+        )
 
     def pin_memory(self) -> "Sample":
         """Move the tensors to pinned memory (called by the data loader)."""
@@ -95,13 +117,14 @@ class FlowSpec:
 
     Attributes:
         flow: name, under which losses and positions are reported.
-        kind: "caption" (image, text), "conversation" (image, LLaVA rounds), "text", "image", or "edit"
-            (source image, target image, instruction).
+        kind: "caption" (image, text), "conversation" (image or numbered images, LLaVA rounds or document),
+            "text", "image", or "edit" (source image, target image, instruction).
         urls: shards, as paths, URLs or brace patterns.
         mixture: weighted sources, instead of ``urls``.
         batch: samples per rank and micro-step, including the skipped ones.
         transform: decoded image → ``Sample.image_3HW``; may be None for text and encoded shards.
         encoded: members that replace the image in a sample that has all of them.
+        max_images: most numbered images of a sample.
         fits: the sizes of encoded members that fit the model; other members are not compared.
         captions: where to find captions outside the shards; None: they are members of the samples.
         seed: of the order of the samples.
@@ -118,6 +141,7 @@ class FlowSpec:
     batch: int
     transform: Transform | None = None
     encoded: tuple[Encoded, ...] = (CODES,)
+    max_images: int = 1
     fits: Mapping[Encoded, Fit] = field(default_factory=dict)
     captions: ExternalCaptions | None = None
     seed: int = 0

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from PIL import Image, ImageOps
 
 from showo_data.members import (
+    IMAGE_MARKER,
     SOURCE,
     TARGET,
     BadSampleError,
+    numbered,
     read_conversation,
+    read_document,
     read_image,
     read_texts,
     within,
@@ -24,7 +27,7 @@ _SPACE = 4
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """One sample to show; ``image`` is None if it has none or a broken one, and both images of an edit."""
+    """One sample to show; ``image`` shows several side by side, and is None if none can be read."""
 
     shard: str
     key: str
@@ -69,8 +72,10 @@ def _preview(files: OpenShards, shard: str, index: int) -> Preview:
         lines += read_texts(read)
     with suppress(BadSampleError):
         lines += [f"{role}: {value}".replace("\n", " ") for role, value in read_conversation(read)]
+    with suppress(BadSampleError):
+        lines += [text or IMAGE_MARKER for text in read_document(read) or ()]
     images = []
-    for part in ("", SOURCE, TARGET):
+    for part in ("", SOURCE, TARGET, *map(numbered, range(_COLUMNS))):
         with suppress(BadSampleError):
             images.append(read_image(within(part, read)))
     image = contact_sheet(images, max(images[0].size)) if len(images) > 1 else None

@@ -2,8 +2,9 @@
 
 import random
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 
+import torch
 from torch import Tensor
 
 from showo_data.images import UnfitImageError
@@ -11,6 +12,7 @@ from showo_data.members import (
     CODES,
     CONDITION,
     FEATURES,
+    IMAGE_MARKER,
     IMAGES,
     SOURCE,
     SOURCE_CODES,
@@ -19,9 +21,12 @@ from showo_data.members import (
     BadSampleError,
     Encoded,
     Reader,
+    check_places,
     first_of,
+    numbered,
     read_codes,
     read_conversation,
+    read_document,
     read_features,
     read_image,
     read_texts,
@@ -43,8 +48,15 @@ _IMAGES: dict[Encoded, tuple[str, str]] = {
     SOURCE_CODES: (SOURCE, "source_3HW"),
     TARGET_CODES: (TARGET, "image_3HW"),
 }
+# Member of an encoded sample with numbered images → attribute of a Sample.
+_SEVERAL: dict[Encoded, str] = {CODES: "codes_MN", FEATURES: "features_MSC"}
 # Samples of which at least one must fit the model when a run starts.
 _FIRST = 8
+
+
+def _stored(reader: ExactReader) -> set[str]:
+    """The members of a single image in the first shard, numbered or not."""
+    return {name.removeprefix(numbered(0)) for name in reader.extensions()}
 
 
 class Source:
@@ -65,13 +77,13 @@ class Source:
             return
         self.reader = exact = ExactReader(spec)
         if spec.kind != "text" and spec.transform is None:
-            missing = next((m for m in spec.encoded if m not in exact.extensions()), None)
+            missing = next((m for m in spec.encoded if m not in _stored(exact)), None)
             if missing is not None:
                 raise ValueError(
                     f"flow {spec.flow!r} needs a transform: "
                     f"{exact.shards[0].path!r} holds images, not {missing!r}"
                 )
-        if spec.fits and set(spec.fits).intersection(exact.extensions()):
+        if spec.fits and _stored(exact).intersection(spec.fits):
             self._check_first()
 
     def __len__(self) -> int:
@@ -107,6 +119,7 @@ class Source:
                 raw = self.reader.read(position)
                 for member, fit in self.spec.fits.items():
                     _ENCODED[member][1](raw.read, fit=fit)
+                    _ENCODED[member][1](within(numbered(0), raw.read), fit=fit)
                 return
             except BadSampleError as error:
                 bad = bad or (error, raw)
@@ -122,6 +135,9 @@ class Source:
 
     def _build(self, position: int, shard: str, key: str, read: Reader) -> Sample:
         sample = Sample(self.spec.flow, position, key, shard=shard)
+        if self.spec.kind == "conversation" and self._has(0, read):
+            self._add_numbered(sample, cache(read))
+            return sample
         if self.spec.kind != "text":
             self._add_image(sample, read)
         if self.spec.kind in ("caption", "text", "edit"):
@@ -141,6 +157,35 @@ class Source:
         # From the position alone, so that a resumed run chooses the same on any number of ranks.
         draw = random.Random(f"text/{self.spec.seed}/{self.spec.flow}/{position}")
         return draw.choice(texts)
+
+    def _has(self, number: int, read: Reader) -> bool:
+        """Whether a sample has a numbered image, or what replaces it."""
+        members = within(numbered(number), read)
+        return any(members(extension) for extension in (*self.spec.encoded, *IMAGES))
+
+    def _add_numbered(self, sample: Sample, read: Reader) -> None:
+        """Add the texts of a conversation or document, and its numbered images, or what replaces them all."""
+        sample.document = read_document(read)
+        if sample.document is None:
+            sample.conversation = read_conversation(read)
+            places = sum(value.count(IMAGE_MARKER) for _, value in sample.conversation)
+        else:
+            places = sample.document.count(None)
+        limit = self.spec.max_images
+        present = [n for n in range(min(places, limit) + 1) if self._has(n, read)]
+        check_places(places, present, limit)
+        images = [within(numbered(number), read) for number in present]
+        (member,) = self.spec.encoded
+        fit = self.spec.fits.get(member)
+        read_member = _ENCODED[member][1]
+        found = [tensor for image in images if (tensor := read_member(image, fit=fit)) is not None]
+        if len(found) == len(images):
+            setattr(sample, _SEVERAL[member], torch.stack(found))
+            return
+        transform = self.spec.transform
+        if transform is None or any(first_of(image, IMAGES) is None for image in images):
+            raise BadSampleError(f"no-{member.partition('.')[0]}")
+        sample.images_M3HW = torch.stack([transform(read_image(image)) for image in images])
 
     def _add_image(self, sample: Sample, read: Reader) -> None:
         """Add the encoded members, and the transformed image that a missing one would replace."""

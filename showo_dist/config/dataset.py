@@ -100,6 +100,9 @@ class DatasetConfig:
     """Without effect: streams are endless."""
     add_system_prompt: bool = False
     """System prompt before LLaVA conversations (docs/specification.md, sections 3 and 7)."""
+    max_images: Annotated[int, AT_LEAST_ONE] = 1
+    """Most numbered images of a conversation or interleaved document (docs/data.md); a sample with more is
+    skipped. The longest understanding sequence grows with it."""
     chat_template: bool = False
     """Lay out conversations and questions by the tokenizer's own chat template instead of `USER: …
     ASSISTANT:`; needs `und_type: llava_pretrain` or `llava_tuning` (docs/backbones.md)."""

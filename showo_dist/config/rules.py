@@ -311,6 +311,15 @@ def templates_have_turns(config: TrainConfig) -> Iterator[str]:
         )
 
 
+def captions_have_one_image(config: TrainConfig) -> Iterator[str]:
+    """Only conversations and documents mark the places of images."""
+    if config.dataset.max_images > 1 and config.dataset.und_type == "captioning":
+        yield (
+            f"dataset.max_images = {config.dataset.max_images}: only with dataset.und_type = llava_pretrain "
+            "or llava_tuning; a caption has one image"
+        )
+
+
 def resume_names_a_checkpoint(config: TrainConfig) -> Iterator[str]:
     """``true`` names no checkpoint."""
     if config.experiment.resume_from_checkpoint is True:
@@ -484,6 +493,7 @@ RULES: tuple[Rule, ...] = (
     one_learning_rate,
     budget_needs_global_means,
     templates_have_turns,
+    captions_have_one_image,
     resume_names_a_checkpoint,
     backbone_has_a_source,
     backbone_keys_are_known,

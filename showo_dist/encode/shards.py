@@ -2,7 +2,8 @@
 
 An encoded shard holds the samples of its image shard under the same keys and in the same order, with
 ``codes.npy`` or ``features.npy`` in place of the image, so a stream visits the same samples in the same order
-in both; of an edit, ``source.codes.npy`` and ``target.codes.npy`` replace the two images. A sample whose
+in both; of an edit, ``source.codes.npy`` and ``target.codes.npy`` replace the two images, and of numbered
+images, each is replaced by ``0.codes.npy``, ``1.codes.npy`` and so on, or by features. A sample of which an
 image cannot be read is copied unchanged; training skips it as before. Of one that cannot be copied (a sparse
 or truncated member, two of one name), a mark keeps the place: training skips it.
 """
@@ -11,6 +12,7 @@ import io
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +32,7 @@ from showo_data.members import (
     BadSampleError,
     Reader,
     first_of,
+    numbered,
     read_image,
     within,
 )
@@ -188,7 +191,8 @@ class _Encoder:
         files = OpenShards(limit=1, storage=self.storage)
         for start in range(0, header.samples, batch_size):
             numbers = range(start, min(start + batch_size, header.samples))
-            yield from self._encoded([self._read(files, header.path, i) for i in numbers])
+            samples = [self._read(files, header.path, i) for i in numbers]
+            yield from self._encoded(samples, batch_size)
         files.close()
 
     def _read(self, files: OpenShards, shard: str, number: int) -> dict[str, Any]:
@@ -210,7 +214,8 @@ class _Encoder:
             self.report.first_bad = self.report.first_bad or f"{shard}, {key!r}"
             return {"__key__": key, DAMAGED: b""}
 
-    def _encoded(self, samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def _encoded(self, samples: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
+        """Encode all images of the samples, up to ``most`` images at a time."""
         read = [self._images(sample) for sample in samples]
         self.report.samples += len(samples)
         self.report.unreadable += sum(not images for images in read)
@@ -219,18 +224,28 @@ class _Encoder:
             for sample, parts in zip(samples, read, strict=True)
             for part, pixels in parts.items()
         ]
-        if images:
-            columns = self._columns([pixels for _, _, pixels in images])
-            for i, (sample, part, _) in enumerate(images):
+        for start in range(0, len(images), most):
+            batch = images[start : start + most]
+            columns = self._columns([pixels for _, _, pixels in batch])
+            for i, (sample, part, _) in enumerate(batch):
                 members = {name: _npy(values_B[i]) for name, values_B in columns.items()}
                 # The two images of an edit are codes in every model.
-                self._replace(sample, part, {CODES: members[CODES]} if part else members)
+                edit = part in (SOURCE, TARGET)
+                self._replace(sample, part, {CODES: members[CODES]} if edit else members)
         return samples
 
     def _images(self, sample: dict[str, Any]) -> dict[str, dict[str, Tensor]]:
-        """Pixels of the only image, under the empty name, or of both of an edit; none if unreadable."""
-        parts = [part for part in (SOURCE, TARGET) if first_of(within(part, sample.get), IMAGES)]
-        if parts and self.encoders.vq is None:
+        """Pixels of the only image, under the empty name, of both of an edit, or of the numbered ones.
+
+        None if one is unreadable.
+        """
+
+        def is_there(part: str) -> bool:
+            return first_of(within(part, sample.get), IMAGES) is not None
+
+        edit = list(filter(is_there, (SOURCE, TARGET)))
+        parts = edit or list(takewhile(is_there, map(numbered, count())))
+        if edit and self.encoders.vq is None:
             raise ValueError("an edit's images become codes: name an image tokenizer (--tokenizer)")
         pixels = {part: self._pixels(within(part, sample.get)) for part in parts or [""]}
         return {part: p for part, p in pixels.items() if p is not None and all(pixels.values())}

@@ -16,9 +16,7 @@ from showo_dist.config import TrainConfig, load_file
 from showo_dist.generation.conversation import (
     Edit,
     Part,
-    Piece,
     Turn,
-    answer_prompt,
     flatten,
     flatten_by_template,
     image_prompt,
@@ -34,7 +32,7 @@ from showo_dist.runtime.numerics import uses_bf16
 from showo_dist.runtime.ranks import default_device
 from showo_dist.sequences import Sequence as TokenSequence
 from showo_dist.sequences import TextEncoder, Vocabulary
-from showo_dist.sequences.builders import edit_prompt
+from showo_dist.sequences.builders import Piece, answer_prompt, edit_prompt
 from showo_dist.sequences.text import SYSTEM_PROMPT
 from showo_kernels import select_backend
 

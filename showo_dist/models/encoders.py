@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
+from itertools import islice, zip_longest
 
 import torch
 import torch.nn.functional as F
@@ -133,6 +134,24 @@ class Encoders:
             [s.features_SC for s in samples], [s.image_3HW for s in samples], self._extract
         )
 
+    def of_conversations(self, samples: Seq[Sample]) -> list[list[Tensor]]:
+        """Encode the images of each sample, numbered or not.
+
+        Returns:
+            For each image CLIP features (S, C), fp32, or without a tower codes (N,), int64; on the CPU.
+        """
+        if self.clip is not None:
+            encode, known = self._extract, [(s.features_MSC, s.features_SC) for s in samples]
+        else:
+            encode, known = self._encode, [(s.codes_MN, s.codes_N) for s in samples]
+        own = [
+            list(zip_longest(_unstacked(*k), _unstacked(s.images_M3HW, s.image_3HW)))
+            for s, k in zip(samples, known, strict=True)
+        ]
+        every = [image for images in own for image in images]
+        encoded = iter(_filled([k for k, _ in every], [p for _, p in every], encode))
+        return [list(islice(encoded, len(images))) for images in own]
+
     def _encode(self, pixels_B3HW: Tensor) -> Tensor:
         assert self.vq is not None, "images need the image tokenizer"
         device = next(self.vq.parameters()).device
@@ -142,6 +161,11 @@ class Encoders:
         assert self.clip is not None
         device = next(self.clip.parameters()).device
         return self.clip(pixels_B3HW.to(device)).float().cpu()
+
+
+def _unstacked(several: Tensor | None, one: Tensor | None) -> list[Tensor]:
+    """The tensors of numbered images, or of the only one; none if there is neither."""
+    return list(several) if several is not None else [one] if one is not None else []
 
 
 def _filled(

@@ -12,6 +12,7 @@ from showo_dist.config import TrainConfig, active_flows
 from showo_dist.plan.shapes import META
 from showo_dist.sequences import PackedBatch, Sequence, Vocabulary, builders, pack
 from showo_dist.sequences.masking import IGNORE, MaskedCodes, mask_schedule
+from showo_dist.sequences.text import Words
 from showo_dist.training.rows import cut, micro_steps_of
 
 # Tokens of a reconstruction prompt and of the system prompt (docs/specification.md, section 7).
@@ -122,19 +123,16 @@ class AssumedSamples:
         text = self._text(budget)
         if self.config.dataset.und_type == "captioning":
             return builders.mmu_caption(text, self._codes(), budget, self.vocabulary)
-        answers = [True] * len(text)
-        if not self.config.model.showo.w_clip_vit:
-            return builders.mmu_llava(text, answers, self._codes(), budget, self.vocabulary)
-        tuning = self.config.dataset.und_type == "llava_tuning"
-        length = budget + self.config.model.showo.num_vq_tokens + 3
-        return builders.mmu_clip(
-            text,
-            answers,
-            [1] * SYSTEM_TOKENS if tuning else [],
-            self._features(),
-            length,
-            self.vocabulary,
-        )
+        system: list[int] = []
+        image = self._codes()
+        if self.config.model.showo.w_clip_vit:
+            image = self._features()
+            system = [1] * (SYSTEM_TOKENS if self.config.dataset.und_type == "llava_tuning" else 0)
+            room = budget + self.config.model.showo.num_vq_tokens - len(system) - len(image)
+            text = text[: max(0, room)]
+        images = [image] * self.config.dataset.max_images
+        words = Words(text, [True] * len(text))
+        return builders.answer_prompt([*images, words], self.vocabulary, system)
 
     def _edit(self, budget: int) -> Sequence:
         text, codes = self._text(budget), self._codes()

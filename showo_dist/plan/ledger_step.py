@@ -161,9 +161,8 @@ def _encode(encoders: Encoders, config: TrainConfig) -> None:
         if name == "lm":
             continue
         image = torch.zeros(3, side, side, device=META)
-        samples = [
-            Sample(name, 0, "", image_3HW=image, source_3HW=image) for _ in range(flow.batch_size)
-        ]
+        images = flow.batch_size * (config.dataset.max_images if name == "mmu" else 1)
+        samples = [Sample(name, 0, "", image_3HW=image, source_3HW=image) for _ in range(images)]
         if not (name == "mmu" and encoders.clip):
             encoders.codes(samples)
         if name in ("mmu", "recon") and encoders.clip:

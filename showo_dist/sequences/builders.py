@@ -1,22 +1,159 @@
 """One builder per task: from text ids and image codes to an unpadded :class:`Sequence`.
 
+:class:`Row` and :func:`answer_prompt` lay out texts and images in any order, for training and generation.
+
 Token layout, truncation and labels are those of docs/specification.md, sections 3 to 5. ``budget`` is the
 largest number of text tokens (``max_seq_length``); an image has N tokens, a condition image G, and CLIP
 features fill S rows. Attention spans are causal unless they are marked bidirectional.
 """
 
-from dataclasses import replace
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from showo_dist.sequences.masking import IGNORE, MaskedCodes
 from showo_dist.sequences.pack import Sequence
+from showo_dist.sequences.text import Words
 from showo_dist.sequences.vocabulary import Vocabulary
 from showo_kernels import Span
 
 # The published CLIP reconstruction pads everything before its second soi, except the features, to this width.
 CLIP_RECON_TEXT_WIDTH = 128
+
+
+# Text ids, int64 image codes (N,), or float CLIP features (S, C).
+Piece = list[int] | Tensor
+
+
+@dataclass
+class Row:
+    """Builds a sequence part by part."""
+
+    vocabulary: Vocabulary
+    ids: list[int] = field(default_factory=list)
+    spans: list[Span] = field(default_factory=list)
+    features: list[Tensor] = field(default_factory=list)
+    feature_rows: list[Tensor] = field(default_factory=list)
+    predicted: list[int] = field(default_factory=list)
+
+    def text(self, ids: Seq[int], supervised: Seq[bool] = ()) -> None:
+        """Append causal tokens; they extend a causal span that they follow."""
+        self.predicted += [len(self.ids) + i for i, counts in enumerate(supervised) if counts]
+        self.ids += ids
+        last = self.spans[-1] if self.spans else None
+        if last is not None and not (last.bidirectional or last.is_global):
+            self.spans[-1] = Span(last.length + len(ids))
+        elif ids:
+            self.spans.append(Span(len(ids)))
+
+    def codes(self, codes_N: Tensor, joined: bool = False) -> None:
+        """Append ``soi IMAGE eoi`` as a bidirectional span.
+
+        Args:
+            codes_N: int64 image codes.
+            joined: extend the span to everything before the image.
+        """
+        image = [self.vocabulary.soi, *(codes_N + self.vocabulary.image_offset).tolist()]
+        image.append(self.vocabulary.eoi)
+        self.ids += image
+        if joined:
+            self.spans = [Span(len(self.ids), bidirectional=True)]
+        else:
+            self.spans.append(Span(len(image), bidirectional=True))
+
+    def clip(self, features_SC: Tensor, is_global: bool = False) -> None:
+        """Append ``soi CLIP eoi`` with a bidirectional span for the features (S, C), global on request."""
+        self.text([self.vocabulary.soi])
+        count = len(features_SC)
+        self.feature_rows.append(torch.arange(len(self.ids), len(self.ids) + count))
+        self.ids += [self.vocabulary.pad] * count
+        self.spans.append(Span(count, True, is_global))
+        self.features.append(features_SC)
+        self.text([self.vocabulary.eoi])
+
+    def piece(self, piece: Words | Piece, first: bool = False, joined: bool = False) -> None:
+        """Append a text or an image.
+
+        Args:
+            piece: to append.
+            first: CLIP features become global. Only an image before all texts may be: one behind a text must
+                not change the keys and values of that text, nor show what follows it.
+            joined: as in :meth:`codes`.
+        """
+        if isinstance(piece, Words):
+            self.text(*piece)
+        elif not isinstance(piece, Tensor):
+            self.text(piece)
+        elif piece.is_floating_point():
+            self.clip(piece, first)
+        else:
+            self.codes(piece, joined)
+
+    def sequence(self, flow: str, positions_L: Tensor | None = None) -> Sequence:
+        """Return the finished sequence."""
+        ids_L = torch.tensor(self.ids)
+        predicted_P = torch.tensor(self.predicted, dtype=torch.int64)
+        one = len(self.features) == 1
+        return Sequence(
+            flow=flow,
+            ids_L=ids_L,
+            spans=self.spans,
+            # The logits of a row predict the token of the next row.
+            label_rows_P=predicted_P - 1,
+            targets_P=ids_L[predicted_P],
+            position_ids_L=positions_L,
+            features_SC=torch.cat(self.features) if self.features else None,
+            feature_start=int(self.feature_rows[0][0]) if one else 0,
+            feature_rows_S=torch.cat(self.feature_rows) if self.features and not one else None,
+        )
+
+
+def answer_prompt(
+    pieces: Seq[Words | Piece], vocabulary: Vocabulary, system: Seq[int] = (), *, bos: bool = False
+) -> Sequence:
+    """Return ``mmu [system] (soi IMAGE eoi | text)…``, a prompt that an answer continues, or all of it.
+
+    Args:
+        pieces: texts and images in reading order; of :class:`Words`, the supervised ones are predicted.
+        vocabulary: the model's ids.
+        system: ids of a system prompt.
+        bos: put bos before the first text (the published question prompt).
+    """
+    row = Row(vocabulary)
+    row.text([vocabulary.mmu, *system])
+    start_of_text = [vocabulary.bos] if bos else []
+    for number, piece in enumerate(pieces):
+        if isinstance(piece, list):
+            piece, start_of_text = [*start_of_text, *piece], []
+        # Codes at the beginning share their span with mmu and the system prompt, as in training.
+        row.piece(piece, first=number == 0, joined=number == 0)
+    return row.sequence("mmu")
+
+
+def around(texts: Seq[Words], images: Seq[Tensor]) -> list[Words | Tensor]:
+    """Texts and images in reading order: a text is before the first image, one behind each; empty ones not.
+
+    Images behind the last text are left out.
+    """
+    pieces: list[Words | Tensor] = [texts[0]]
+    for image, words in zip(images, texts[1:], strict=False):
+        pieces += [image, words]
+    return [piece for piece in pieces if not isinstance(piece, Words) or piece.ids]
+
+
+def cut(pieces: Seq[Words | Tensor], budget: int) -> list[Words | Tensor]:
+    """The first ``budget`` tokens of the texts, and the images before the end of these."""
+    kept: list[Words | Tensor] = []
+    for piece in pieces:
+        if isinstance(piece, Words):
+            piece = piece.cut(budget)
+            budget -= len(piece.ids)
+        kept.append(piece)
+        if isinstance(piece, Words) and not budget:
+            break
+    return kept
 
 
 def _with_bos(text: list[int], vocabulary: Vocabulary) -> list[int]:
@@ -38,24 +175,6 @@ def _image_labels(
     places = (masked.labels_N != IGNORE).nonzero().flatten()
     weights = None if masked.weights_N is None else masked.weights_N[places]
     return places + start, masked.labels_N[places] + vocabulary.image_offset, weights
-
-
-def _next_token_labels(
-    ids: list[int], first: int, supervised: list[bool] | None = None
-) -> tuple[Tensor, Tensor]:
-    """Rows and target ids for next-token prediction of ``ids[first:]``, each token from the row before it.
-
-    Args:
-        ids: of the whole sequence.
-        first: index of the first token to predict.
-        supervised: for each token from ``first`` on, whether it is predicted; None means all.
-    """
-    targets = [
-        i for i in range(max(first, 1), len(ids)) if supervised is None or supervised[i - first]
-    ]
-    # The logits of a row predict the token of the next row.
-    rows = torch.tensor(targets, dtype=torch.int64) - 1
-    return rows, torch.tensor([ids[i] for i in targets], dtype=torch.int64)
 
 
 def _t2i_text(text: list[int], budget: int, vocabulary: Vocabulary) -> list[int]:
@@ -109,16 +228,10 @@ def lm(text: list[int], length: int, vocabulary: Vocabulary) -> Sequence:
 
     A longer text is cut to ``length`` tokens and then has no eos.
     """
-    ids = [*_with_bos(text, vocabulary), vocabulary.eos][:length]
-    rows, targets = _next_token_labels(ids, 1)
-    return Sequence("lm", torch.tensor(ids), [Span(len(ids))], rows, targets)
-
-
-def _mmu_image(
-    codes_N: Tensor, vocabulary: Vocabulary, system: list[int] | None = None
-) -> list[int]:
-    start = [vocabulary.mmu, *(system or []), vocabulary.soi]
-    return [*start, *_image_ids(codes_N, vocabulary), vocabulary.eoi]
+    ids_L = torch.tensor([*_with_bos(text, vocabulary), vocabulary.eos][:length])
+    # The logits of a row predict the token of the next row.
+    rows = torch.arange(len(ids_L) - 1)
+    return Sequence("lm", ids_L, [Span(len(ids_L))], rows, ids_L[1:])
 
 
 def mmu_caption(text: list[int], codes_N: Tensor, budget: int, vocabulary: Vocabulary) -> Sequence:
@@ -126,12 +239,8 @@ def mmu_caption(text: list[int], codes_N: Tensor, budget: int, vocabulary: Vocab
 
     A longer text is cut to ``budget`` tokens, bos and eos included.
     """
-    before = _mmu_image(codes_N, vocabulary)
     answer = [*_with_bos(text, vocabulary)[: budget - 1], vocabulary.eos]
-    ids = before + answer
-    rows, targets = _next_token_labels(ids, len(before))
-    spans = [Span(len(before), bidirectional=True), Span(len(answer))]
-    return Sequence("mmu", torch.tensor(ids), spans, rows, targets)
+    return answer_prompt([codes_N, Words(answer, [True] * len(answer))], vocabulary)
 
 
 def mmu_llava(
@@ -149,12 +258,8 @@ def mmu_llava(
         supervised: for each text id, whether it belongs to an answer.
         system: ids of a system prompt (``dataset.add_system_prompt``); None for none, the usual case.
     """
-    before = _mmu_image(codes_N, vocabulary, system)
-    text = text[:budget]
-    ids = before + text
-    rows, targets = _next_token_labels(ids, len(before), supervised)
-    spans = [Span(len(before), bidirectional=True), Span(len(text))]
-    return Sequence("mmu", torch.tensor(ids), [s for s in spans if s.length], rows, targets)
+    pieces = cut([codes_N, Words(text, supervised)], budget)
+    return answer_prompt(pieces, vocabulary, system or ())
 
 
 def mmu_clip(
@@ -176,23 +281,9 @@ def mmu_clip(
         features_SC: CLIP features.
         length: maximum length of the sequence; the text is cut to fit.
     """
-    before = [vocabulary.mmu, *system, vocabulary.soi]
-    slots = len(features_SC)
-    text = text[: max(0, length - len(before) - slots - 1)]  # 1 for eoi
-    # The pad ids only keep the rows of the features; the packed batch never looks them up.
-    ids = [*before, *[vocabulary.pad] * slots, vocabulary.eoi, *text]
-    rows, targets = _next_token_labels(ids, len(ids) - len(text), supervised)
-    # bidirectional, and global: visible to the rows before it as well
-    spans = [Span(len(before)), Span(slots, True, True), Span(1 + len(text))]
-    return Sequence(
-        "mmu",
-        torch.tensor(ids),
-        spans,
-        rows,
-        targets,
-        features_SC=features_SC,
-        feature_start=len(before),
-    )
+    budget = max(0, length - 3 - len(system) - len(features_SC))  # 3 for mmu, soi and eoi
+    pieces = cut([features_SC, Words(text, supervised)], budget)
+    return answer_prompt(pieces, vocabulary, system)
 
 
 def recon_vq(

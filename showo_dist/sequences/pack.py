@@ -71,13 +71,16 @@ def image_first(sequence: Sequence) -> Sequence:
         [before.length, before.length + image.length]
     )
     order_L = torch.cat([image_L, head, tail])
+    place_L = order_L.argsort()
+    rows_S = sequence.feature_rows_S
     return replace(
         sequence,
         ids_L=sequence.ids_L[order_L],
         spans=[Span(image.length, bidirectional=True, ahead=before.length), before, *behind],
-        label_rows_P=order_L.argsort()[sequence.label_rows_P],
+        label_rows_P=place_L[sequence.label_rows_P],
         position_ids_L=_positions(sequence)[order_L],
         feature_start=0,
+        feature_rows_S=None if rows_S is None else place_L[rows_S],
     )
 
 

@@ -2,10 +2,11 @@
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
+from typing import NamedTuple
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -27,13 +28,31 @@ _BREAK = re.compile(r"(?<=\S)(?= \S)")
 
 
 # Noncharacters of Unicode, which texts do not contain: around answers, and in the place of an image.
-_START, _STOP, IMAGE_PLACE = "\ufdd0", "\ufdd1", "\ufdd2"
-_MARKS = dict.fromkeys(map(ord, (_START, _STOP, IMAGE_PLACE)))
+_MARKS = _START, _STOP, IMAGE_PLACE = "\ufdd0", "\ufdd1", "\ufdd2"
 # Llama 3's templates name a day, this one where there is no clock; the same conversation must give the same
 # ids on every day.
 _DAY = "26 Jul 2024"
 
-Message = tuple[str, str]  # role, "user" or "assistant", and text
+# Role, "user" or "assistant", and text, with IMAGE_PLACE for each image.
+Message = tuple[str, str]
+# Ranges of characters of a text.
+Ranges = list[tuple[int, int]]
+
+
+class Words(NamedTuple):
+    """Ids of a text, and for each of them, whether training predicts it."""
+
+    ids: list[int]
+    supervised: list[bool]
+
+    def cut(self, limit: int) -> "Words":
+        """The first ``limit`` ids."""
+        return Words(self.ids[:limit], self.supervised[:limit])
+
+
+def llava_question(text: str) -> str:
+    """Wrap a question as LLaVA conversations do (docs/specification.md, section 7)."""
+    return f"USER: {text} ASSISTANT:"
 
 
 def question_prompt(question: str) -> str:
@@ -76,8 +95,10 @@ class ChatTemplate:
             raise self._refused("an answer does not follow its generation prompt")
         self.end, self._closing = self._closed_by(after)
 
-    def render(self, messages: Sequence[Message]) -> tuple[str, list[tuple[int, int]]]:
+    def render(self, messages: Sequence[Message]) -> tuple[str, Ranges]:
         """Render messages; the text ends where an answer begins if the last one is the user's.
+
+        Images at the beginning of the first message come before the text, as in training.
 
         Returns:
             The text, and for each answer its range of characters, its end token included.
@@ -89,10 +110,12 @@ class ChatTemplate:
             (role, f"{_START}{words}{_STOP}" if role == "assistant" else words)
             for role, words in messages
         ]
+        (role, first), *rest = marked
+        text, first = _leading(first)
         answers = sum(role == "assistant" for role, _ in messages)
-        pieces = self._split(self._render(marked, messages[-1][0] == "user"), answers)
-        ranges: list[tuple[int, int]] = []
-        text = ""
+        whole = self._render([(role, first), *rest], messages[-1][0] == "user")
+        pieces = self._split(whole, answers)
+        ranges: Ranges = []
         for number, piece in enumerate(pieces):
             if number % 2:
                 ahead, behind = pieces[number - 1], pieces[number + 1]
@@ -147,7 +170,9 @@ class ChatTemplate:
 
 def plain(text: str) -> str:
     """The text without the characters that mark places in a template."""
-    return text.translate(_MARKS)
+    for mark in _MARKS:  # many times faster than str.translate
+        text = text.replace(mark, "")
+    return text
 
 
 class TextEncoder:
@@ -221,10 +246,8 @@ class TextEncoder:
         """Text of the ids; the tokenizer's special tokens are left out."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
-    def conversation(
-        self, turns: Iterable[tuple[str, str]], limit: int | None = None
-    ) -> tuple[list[int], list[bool]]:
-        """Encode a LLaVA conversation and mark its answers.
+    def conversation(self, turns: Iterable[tuple[str, str]], limit: int | None = None) -> Words:
+        """Encode a LLaVA conversation whose image comes before it, and mark its answers.
 
         Args:
             turns: alternating (role, value) pairs, starting with a human; ``<image>`` markers are removed.
@@ -237,21 +260,61 @@ class TextEncoder:
         Raises:
             ValueError: the chat template cannot lay out the conversation.
         """
+        unmarked = ((role, value.replace(IMAGE_MARKER, "")) for role, value in turns)
+        (words,) = self.around_images(unmarked, limit)
+        return words
+
+    def around_images(
+        self, turns: Iterable[tuple[str, str]], limit: int | None = None
+    ) -> list[Words]:
+        """Encode the texts before, between and behind the images of a conversation, and mark its answers.
+
+        Args:
+            turns: as in :meth:`conversation`, with ``<image>`` where an image is.
+            limit: as in :meth:`encode`, for all texts together; images behind it have no text behind them.
+
+        Raises:
+            ValueError: as :meth:`conversation`.
+        """
         longest = None if limit is None else limit * self._longest
         if self.template:
-            text, answers = self.template.render(_messages(turns, longest))
+            text, answers = self.template.render(_messages(turns, longest, behind=2))
         else:
-            text, answers = _conversation_text(turns, longest, self.end_of_text)
+            messages = _messages(turns, longest)
+            text, answers = conversation_text(messages, llava_question, self.end_of_text)
+        return [self._marked(*part) for part in split_at_images(text, answers)]
+
+    def document(self, texts: Iterable[str | None], limit: int) -> list[Words]:
+        """Encode the texts before, between and behind the images of a document, with bos and eos; all count.
+
+        Args:
+            texts: in order, None where an image is.
+            limit: as in :meth:`encode`.
+        """
+        ids: list[list[int]] = [[]]
+        started = False
+        for text in texts:
+            if text is None:
+                ids.append([])
+            elif words := text.strip():
+                ids[-1] += ([] if started else [self.bos]) + self.encode(words, limit)
+                started = True
+        ids[-1].append(self.eos)
+        return [Words(part, [True] * len(part)) for part in ids]
+
+    def _marked(self, text: str, answers: Ranges) -> Words:
+        """Encode a text as a whole, so that the ids where two turns meet are those of the whole.
+
+        A token is supervised only if it lies inside an answer: one across the boundary is also part of the
+        question.
+        """
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        offsets = encoded["offset_mapping"]
-        # Encoded as one string, so that the ids where two turns meet are those of the whole text. A token is
-        # supervised only if it lies inside an answer: one across the boundary is also part of the question.
         starts = [start for start, _ in answers]
         supervised = []
-        for start, end in offsets:
+        for start, end in encoded["offset_mapping"]:
             last = bisect_right(starts, start) - 1  # the last answer that begins before the token
             supervised.append(last >= 0 and end <= answers[last][1])
-        return encoded["input_ids"], supervised
+        return Words(encoded["input_ids"], supervised)
 
 
 def _load_tokenizer(path: str) -> PreTrainedTokenizerBase:
@@ -277,45 +340,71 @@ def _beginning(text: str, longest: int) -> str:
     return text[: found.start() if found else 2 * longest]
 
 
-def _conversation_text(
-    turns: Iterable[tuple[str, str]], longest: int | None, end: str
-) -> tuple[str, list[tuple[int, int]]]:
-    """Join the turns to one string; also return the character ranges of the answers with their end marks.
+def conversation_text(
+    messages: Iterable[Message], question: Callable[[str], str], end: str
+) -> tuple[str, Ranges]:
+    """Join messages to one text; also return the character ranges of the answers with their end marks.
 
-    Turns behind ``longest`` characters are left out; ``end`` follows each answer.
+    Images at the beginning of a question come before all of its text.
+
+    Args:
+        messages: in order.
+        question: puts the text around a question.
+        end: follows each answer.
     """
+    before, _, after = question("\0").partition("\0")
     text = ""
     answers = []
-    for role, value in turns:
-        value = value.replace(IMAGE_MARKER, "").strip()
-        if longest is not None:
-            if len(text) > longest:
-                break
-            value = _beginning(value, longest)
-        if role in HUMAN:
-            text += f"USER: {value} ASSISTANT:"
+    for role, words in messages:
+        if role == "user":
+            images, words = _leading(words)
+            text += f"{images}{before}{words}{after}"
         else:
             start = len(text)
-            text += f" {value}{end}"
+            text += f" {words}{end}"
             answers.append((start, len(text)))
     return text, answers
 
 
-def _messages(turns: Iterable[tuple[str, str]], longest: int | None) -> list[Message]:
-    """The turns as messages of a chat template, up to a round behind ``longest`` characters.
+def _leading(words: str) -> tuple[str, str]:
+    """The images at the beginning of a text, and the rest."""
+    rest = words.lstrip(IMAGE_PLACE)
+    return words[: len(words) - len(rest)], rest
 
-    Templates lay out the last turns in their own way; the round behind leaves those within as they are.
+
+def split_at_images(text: str, answers: Ranges) -> list[tuple[str, Ranges]]:
+    """The texts before, between and behind the images, each with the ranges of answers in it."""
+    parts, start = [], 0
+    for words in text.split(IMAGE_PLACE):
+        stop = start + len(words)
+        inside = [
+            (max(first, start) - start, min(last, stop) - start)
+            for first, last in answers
+            if first < stop and last > start
+        ]
+        parts.append((words, inside))
+        start = stop + 1
+    return parts
+
+
+def _messages(
+    turns: Iterable[tuple[str, str]], longest: int | None, behind: int = 0
+) -> list[Message]:
+    """The turns as messages, up to ``behind`` turns behind ``longest`` characters.
+
+    Chat templates lay out the last turns in their own way; a round behind leaves those within as they are.
     """
     messages: list[Message] = []
     length = beyond = 0
     for role, value in turns:
-        words = plain(value.replace(IMAGE_MARKER, "")).strip()
+        # Each text loses its outer whitespace, as in generation.
+        words = IMAGE_PLACE.join(plain(part).strip() for part in value.split(IMAGE_MARKER))
         if longest is not None:
             beyond += length > longest
-            if beyond > 2:
+            if beyond > behind:
                 break
-            words = _beginning(words, longest)
-        length += len(words)
+            words = _beginning(words, longest + words.count(IMAGE_PLACE))
+        length += len(words) - words.count(IMAGE_PLACE) + 1  # 1: rounds of blank texts end, too
         messages.append(("user" if role in HUMAN else "assistant", words))
     return messages
 

@@ -4,6 +4,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from showo_data import BadSamples, Loader, MicroBatch, Sample
+from showo_data import BadSamples, Loader, MicroBatch, Sample, Skipped
 from showo_data.text import read_lines
 from showo_dist.checkpoint import BatchShape
 from showo_dist.config import TrainConfig
@@ -109,13 +110,26 @@ class SequenceMaker:
     masking: MaskingOptions | None = None
 
     def __call__(self, batch: MicroBatch) -> list[Sequence]:
-        sequences = []
+        sequences: list[Sequence] = []
         # The order of flows is fixed, so that a batch is the same whatever order the loader delivers.
         for flow in FLOWS:
             samples = batch.samples.get(flow, [])
             if samples:
-                sequences += getattr(self, f"_{flow}")(samples)
+                made = getattr(self, f"_{flow}")(samples)
+                self._leave_out(batch, flow, made)
+                sequences += filter(None, made)
         return sequences
+
+    def _leave_out(self, batch: MicroBatch, flow: str, made: list[Sequence | None]) -> None:
+        """Count the samples that gave no sequence as skipped."""
+        pairs = list(zip(batch.samples[flow], made, strict=True))
+        detail = "nothing to predict in the text that dataset.preprocessing.max_seq_length leaves"
+        batch.samples[flow] = [sample for sample, sequence in pairs if sequence is not None]
+        batch.skipped += [
+            Skipped(flow, s.position, s.shard, s.key, "too-long", detail)
+            for s, sequence in pairs
+            if sequence is None
+        ]
 
     @cached_property
     def _masking(self) -> MaskingOptions:
@@ -175,10 +189,11 @@ class SequenceMaker:
             for s in samples
         ]
 
-    def _mmu(self, samples: list[Sample]) -> list[Sequence]:
+    def _mmu(self, samples: list[Sample]) -> Seq[Sequence | None]:
         if self.config.dataset.und_type == "captioning":
             return self._captioning(samples)
-        return self._mmu_clip(samples) if self.encoders.clip else self._mmu_vq(samples)
+        own = self.encoders.of_conversations(samples)
+        return [self._conversation(s, images) for s, images in zip(samples, own, strict=True)]
 
     def _captioning(self, samples: list[Sample]) -> list[Sequence]:
         sequences = []
@@ -192,27 +207,23 @@ class SequenceMaker:
             sequences.append(builders.mmu_caption(caption, codes, self._budget, self.vocabulary))
         return sequences
 
-    def _mmu_vq(self, samples: list[Sample]) -> list[Sequence]:
-        sequences = []
-        for sample, codes in zip(samples, self.encoders.codes(samples), strict=True):
-            ids, supervised = self.text.conversation(sample.conversation or [], self._budget)
-            sequences.append(
-                builders.mmu_llava(
-                    ids, supervised, codes, self._budget, self.vocabulary, self._system
-                )
+    def _conversation(self, sample: Sample, images: list[Tensor]) -> Sequence | None:
+        """A conversation or document with its images; None if nothing that is predicted is left of it."""
+        system = [] if sample.document else self._system
+        budget = self._budget
+        if self.encoders.clip:  # the room that one image leaves; 3 for mmu, soi and eoi
+            budget = max(0, self._length - 3 - len(system) - len(images[0]))
+        limit = max(budget, 1)
+        if sample.document:
+            pieces = builders.around(self.text.document(sample.document, limit), images)
+        elif sample.numbered:
+            pieces = builders.around(
+                self.text.around_images(sample.conversation or [], limit), images
             )
-        return sequences
-
-    def _mmu_clip(self, samples: list[Sample]) -> list[Sequence]:
-        sequences = []
-        for sample, features in zip(samples, self.encoders.features(samples), strict=True):
-            ids, supervised = self.text.conversation(sample.conversation or [], self._length)
-            sequences.append(
-                builders.mmu_clip(
-                    ids, supervised, self._system, features, self._length, self.vocabulary
-                )
-            )
-        return sequences
+        else:
+            pieces = [images[0], self.text.conversation(sample.conversation or [], limit)]
+        sequence = builders.answer_prompt(builders.cut(pieces, budget), self.vocabulary, system)
+        return sequence if len(sequence.label_rows_P) or not sample.numbered else None
 
     def _edit(self, samples: list[Sample]) -> list[Sequence]:
         sequences = []

@@ -59,12 +59,14 @@ def longest_samples(config: TrainConfig, prompt: int, system: int) -> dict[str, 
     else:
         condition = image if training.resize_back else image // training.down_scale**2
         text = prompt + 2
+    further = config.dataset.max_images - 1  # images, with soi and eoi
     if config.dataset.und_type == "captioning":
         understanding = whole
     elif showo.w_clip_vit:
         understanding = max(whole, showo.clip_tokens + system + 3)
+        understanding += further * (showo.clip_tokens + 2)
     else:
-        understanding = whole + system
+        understanding = whole + system + further * (image + 2)
     lengths = {
         "t2i": whole,
         "lm": whole,

@@ -41,6 +41,7 @@ from showo_dist.training.engine import Engine
 _IMAGENET_TAR = "ILSVRC2012_img_train.tar"
 _TEXT_FILES = (".parquet", ".jsonl", ".jsonl.gz")
 _EDIT_FILES = (".parquet", ".jsonl")
+_DOCUMENT_FILES = (".parquet", ".jsonl", ".jsonl.gz")
 # Keys of captions outside the shards, and the word in a shard's path that identifies the data set.
 _WORDS = {
     "external_caption_path": "",  # identified by the keys of the samples
@@ -94,6 +95,8 @@ def _converter(config: TrainConfig, flow: str, path: str) -> str | None:
     if flow == "edit":
         return f"from-edits {quoted}" if lower.endswith(_EDIT_FILES) else None
     if flow == "mmu" and config.dataset.und_type != "captioning":
+        if lower.endswith(_DOCUMENT_FILES):
+            return f"from-interleaved {quoted} --images FOLDER"
         return f"from-llava {quoted} --images FOLDER" if lower.endswith(".json") else None
     # Class tars hold images without captions; the converter adds the class names.
     if flow == "t2i" and config.dataset.gen_type == "imagenet1k":
@@ -227,6 +230,7 @@ def flow_specs(config: TrainConfig, clip_size: int | None = None) -> list[FlowSp
             batch=flow.batch_size,
             transform=transforms.get(name),
             encoded=encoded.get(name, (CODES,)),
+            max_images=config.dataset.max_images,
             fits={member: fits[member] for member in encoded.get(name, (CODES,))},
             captions=external_captions(config, name),
             seed=config.data_seed,

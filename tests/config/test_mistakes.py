@@ -181,6 +181,9 @@ BROKEN = {
     "templates_have_turns": [
         (["dataset.chat_template=true"], "only with dataset.und_type = llava_pretrain"),
     ],
+    "captions_have_one_image": [
+        (["dataset.max_images=2"], "only with dataset.und_type = llava_pretrain or llava_tuning"),
+    ],
     "resume_names_a_checkpoint": [
         (["experiment.resume_from_checkpoint=true"], "expected latest, false or a path"),
     ],

@@ -131,7 +131,7 @@ BAD_ENTRIES = {
     _entry("[]"): "text-only",
     _entry('""'): "text-only",
     _entry("[null]"): "text-only",
-    _entry('["x.jpg", "x.jpg"]'): "several-images",
+    _entry('["x.jpg", "x.jpg"]'): "image-without-marker",
     _entry("3"): "malformed-item",
     _entry("[3]"): "malformed-item",
     "3": "malformed-item",

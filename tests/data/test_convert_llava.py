@@ -9,7 +9,8 @@ import pytest
 from showo_data.cli import main_shards
 from showo_data.convert import Target, convert, llava_items
 from showo_data.convert.elements import read_array
-from tests.data.converting import files, image, same_image, samples
+from showo_data.images import decode
+from tests.data.converting import TRANSFORM, files, image, same_image, samples
 
 
 def _rounds(number: int, count: int = 1) -> list[dict[str, str]]:
@@ -93,6 +94,40 @@ def test_absolute_paths_outside_the_folder_are_not_followed(tmp_path: Path) -> N
     path.write_text(json.dumps(entries))
     with pytest.raises(ValueError, match="image-outside-folder"):
         convert(llava_items(path, tmp_path / "images"), Target(out=tmp_path / "out"))
+
+
+def test_several_images_are_numbered(tmp_path: Path) -> None:
+    """As in M4-Instruct: ``image`` is a list, and every image has a marker."""
+    names = ["a/1.jpg", "b/2.png", "a/3.jpg"]
+    for number, name in enumerate(names):
+        path = tmp_path / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(image(number, "PNG" if name.endswith("png") else "JPEG"))
+    ask = [
+        {"from": "human", "value": "<image>\n<image>\nwhich is red?"},
+        {"from": "gpt", "value": "the first"},
+        {"from": "human", "value": "and this <image>?"},
+        {"from": "gpt", "value": "no"},
+    ]
+    bad = [
+        ("marker-without-image", {"image": names[:2], "conversations": ask}),
+        ("image-without-marker", {"image": names, "conversations": ask[:2]}),
+        ("no-image", {"image": [*names[:2], "gone.jpg"], "conversations": ask}),
+        ("malformed-item", {"image": [*names[:2], 3], "conversations": ask}),
+    ]
+    entries = [{"image": names, "conversations": ask}, *(entry for _, entry in bad)]
+    path = tmp_path / "set.json"
+    path.write_text(json.dumps(entries))
+    report = convert(llava_items(path, tmp_path / "images"), Target(out=tmp_path / "out"))
+    assert report.skipped == dict.fromkeys([reason for reason, _ in bad], 1)
+    stored = files(tmp_path / "out")
+    assert set(stored) == {f"0000000000.{n}" for n in ("0.jpg", "1.png", "2.jpg", "json")}
+    (sample,) = samples(tmp_path / "out", "conversation", max_images=3).values()
+    assert sample.conversation == [(turn["from"], turn["value"]) for turn in ask]
+    assert sample.images_M3HW is not None
+    for number, pixels in enumerate(sample.images_M3HW):
+        kind = "PNG" if number == 1 else "JPEG"
+        assert (pixels == TRANSFORM(decode(image(number, kind)))).all()
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 64, 1 << 20])

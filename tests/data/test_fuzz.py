@@ -7,6 +7,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -178,6 +179,36 @@ def test_damaged_members(tmp_path: Path, part: int) -> None:
                 else:
                     assert _unlike(item, _good(members, *flow)) <= {damage}, (case, item)
             _check(_spec(shard, *flow), chunk[0])
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_damaged_members_of_several_images(tmp_path: Path, part: int) -> None:
+    """A sample of which one image or the JSON is damaged is skipped, or differs in that alone."""
+    shard, image = tmp_path / "a.tar", _members()["png"]
+    good = {"0.png": image, "1.jpg": _members()["jpg"], "2.png": image}
+    texts = [None, "text 0", None, "text 1", None, "text 2"]
+    members = {"json": json.dumps({"texts": texts}).encode(), **good}
+    numbers = cases(part)
+    for chunk in limited((numbers[i : i + 50] for i in range(0, len(numbers), 50)), IMAGE_MB):
+        names: list[str] = []
+        samples = []
+        for case in chunk:
+            rng = random.Random(f"several/{case}")
+            names.append(rng.choice(list(members)))
+            data = damaged(members[names[-1]], rng, [*RANDOM, digits, words])
+            samples.append({"__key__": f"case{case}", **members, names[-1]: data})
+        write_shard(shard, samples)
+        source = Source(replace(_spec(shard, "conversation", (FEATURES,)), max_images=3))
+        for position, (case, name) in enumerate(zip(chunk, names, strict=True)):
+            item = source[position]
+            if isinstance(item, Skipped):
+                assert item.reason != UNEXPECTED, (case, item)
+                continue
+            assert item.images_M3HW is not None and len(item.images_M3HW) == 3, case
+            assert item.document is not None and item.document.count(None) == 3, case
+            assert name == "json" or item.document == texts, case
+            same = torch.equal(item.images_M3HW[0], item.images_M3HW[2])
+            assert same or name in ("0.png", "2.png"), case
 
 
 def _headers(data: bytes) -> Counter[bytes]:

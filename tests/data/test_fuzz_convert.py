@@ -22,6 +22,7 @@ from showo_data.convert import (
     folder_items,
     image_items,
     imagenet_items,
+    interleaved_items,
     llava_items,
     recaptioned_items,
     text_items,
@@ -78,6 +79,19 @@ def _llava() -> bytes:
     return json.dumps(entries).encode()
 
 
+def _several() -> bytes:
+    turns = [{"from": "human", "value": "<image> or <image>?"}, {"from": "gpt", "value": "both"}]
+    entry = {"image": ["0.jpg", "1.jpg"], "conversations": turns}
+    return json.dumps([entry] * 4).encode()
+
+
+def _documents() -> bytes:
+    match = [{"image_name": f"{n}.jpg", "matched_text_index": n} for n in range(2)]
+    matched = {"text_list": ["one", "two", "three"], "image_info": match}
+    parallel = {"images": ["0.jpg", None, "1.jpg"], "texts": [None, "one", None]}
+    return "".join(json.dumps(entry) + "\n" for entry in [matched, parallel] * 3).encode()
+
+
 def _class_tar(name: str) -> bytes:
     return tar_of({f"{name}_{n}.JPEG": data for n, data in enumerate(IMAGES[:3])})
 
@@ -132,6 +146,18 @@ def _conversions() -> list[Conversion]:
             image_files | {"a.json": _llava()},
             lambda f: llava_items(f / "a.json", f / "images"),
             ("a.json",),
+            JSON_WAYS,
+        ),
+        Conversion(
+            image_files | {"a.json": _several()},
+            lambda f: llava_items(f / "a.json", f / "images"),
+            ("a.json",),
+            JSON_WAYS,
+        ),
+        Conversion(
+            image_files | {"a.jsonl": _documents()},
+            lambda f: interleaved_items([f"{f}/a.jsonl"], images=f / "images"),
+            ("a.jsonl", "images/0.jpg"),
             JSON_WAYS,
         ),
         Conversion(

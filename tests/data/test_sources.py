@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from showo_data import BadSamples, FlowSpec, Sample, Skipped, Source, vq_transform
-from showo_data.members import CODES, CONDITION, FEATURES
+from showo_data.members import CODES, CONDITION, FEATURES, Fit
 from showo_data.shards import load_index, write_shard
 
 
@@ -324,3 +324,94 @@ def test_json_that_is_no_text_is_kept_apart(tmp_path: Path) -> None:
     """Objects of the mini world beside the conversation do not disturb it."""
     members = {"png": _png(), "json": json.dumps({"conversations": CHAT, "objects": [1]}).encode()}
     assert isinstance(_only(tmp_path, "conversation", members), Sample)
+
+
+def _several(count: int, **others: Any) -> dict[str, Any]:
+    colours = ("red", "green", "blue", "white")
+    return {f"{number}.png": _png(colours[number]) for number in range(count)} | others
+
+
+def _asked(question: str) -> dict[str, Any]:
+    turns = [("human", question), ("gpt", "that")]
+    return {"conversations": [{"from": role, "value": value} for role, value in turns]}
+
+
+DOCUMENT = {"texts": ["", "a", None, "b", "c", None, None, "d"]}
+
+
+@pytest.mark.parametrize(
+    "content", [_asked("<image>a <image> or <image>?"), DOCUMENT], ids=["rounds", "document"]
+)
+def test_numbered_images(tmp_path: Path, content: dict[str, Any]) -> None:
+    sample = _only(tmp_path, "conversation", _several(3, json=content), max_images=3)
+    assert isinstance(sample, Sample) and sample.numbered and sample.image_3HW is None
+    assert sample.images_M3HW is not None and sample.images_M3HW.shape == (3, 3, 8, 8)
+    transform = vq_transform(8)
+    for number, colour in enumerate(("red", "green", "blue")):
+        wanted = transform(Image.new("RGB", (16, 16), colour))
+        assert torch.equal(sample.images_M3HW[number], wanted)
+    if content is DOCUMENT:
+        assert sample.document == ["a", None, "b\n\nc", None, None, "d"]
+        assert sample.conversation is None
+    else:
+        assert sample.document is None
+        assert sample.conversation == [("human", "<image>a <image> or <image>?"), ("gpt", "that")]
+
+
+@pytest.mark.parametrize("keeps_images", [False, True])
+def test_encoded_members_replace_all_numbered_images_or_none(
+    tmp_path: Path, keeps_images: bool
+) -> None:
+    codes = {f"{number}.codes.npy": _npy(np.full(4, number)) for number in range(2)}
+    images = _several(2) if keeps_images else {}
+    members = {**codes, **images, "json": _asked("<image> <image>")}
+    sample = _only(tmp_path, "conversation", members, max_images=2)
+    assert isinstance(sample, Sample) and sample.images_M3HW is None
+    assert sample.codes_MN is not None and sample.codes_MN.tolist() == [[0] * 4, [1] * 4]
+    del members["1.codes.npy"]
+    (tmp_path / "b").mkdir()
+    sample = _only(tmp_path / "b", "conversation", members, max_images=2)
+    if keeps_images:
+        assert isinstance(sample, Sample) and sample.codes_MN is None
+        assert sample.images_M3HW is not None and len(sample.images_M3HW) == 2
+    else:
+        assert isinstance(sample, Skipped) and sample.reason == "marker-without-image"
+
+
+THREE = _asked("<image><image><image>")
+NUMBERED_FAULTS: list[tuple[str, dict[str, Any]]] = [
+    ("marker-without-image", _several(2, json=THREE)),
+    ("image-without-marker", _several(4, json=THREE)),
+    ("image-without-marker", _several(1, json=_asked("none"))),
+    ("no-image", {k: v for k, v in _several(3, json=THREE).items() if k != "1.png"}),
+    ("no-image", {k: v for k, v in _several(3, json=THREE).items() if k != "0.png"}),
+    ("marker-without-image", _several(3, json=THREE) | {"2.png": b""}),
+    ("broken-image", _several(3, json=THREE) | {"1.png": b"rubbish"}),
+    ("too-many-images", _several(4, json=_asked("<image>" * 4))),
+    ("too-many-images", _several(3, json={"texts": ["a", *[None] * 9_999]})),
+    ("marker-without-image", _several(1, json={"texts": ["a", None, None]})),
+    ("malformed-document", _several(1, json={"texts": [None, 3]})),
+    ("malformed-document", _several(1, json={"texts": {"a": None}})),
+    ("no-text", _several(1, json={"texts": [None, " \n"]})),
+    ("not-utf8", _several(1, json={"texts": [None, "\ud800"]})),
+    ("no-conversation", _several(1)),
+    ("broken-json", _several(1, json=b"{")),
+    ("broken-codes", {"0.codes.npy": b"no array", "json": _asked("<image>")}),
+    ("no-codes", {"0.codes.npy": _npy([1]), "1.png": _png(), "json": _asked("<image><image>")}),
+]
+
+
+@pytest.mark.parametrize(("reason", "members"), NUMBERED_FAULTS)
+def test_numbered_images_that_cannot_be_used(
+    tmp_path: Path, reason: str, members: dict[str, Any]
+) -> None:
+    found = _only(tmp_path, "conversation", members, max_images=3)
+    assert isinstance(found, Skipped) and found.reason == reason, found
+    if reason == "too-many-images":
+        assert "dataset.max_images" in found.detail
+
+
+def test_a_misfit_of_numbered_codes_is_found_at_the_start(tmp_path: Path) -> None:
+    members = {"0.codes.npy": _npy([1, 2, 3]), "json": _asked("<image>")}
+    with pytest.raises(ValueError, match=r"codes\.npy has 3 codes, expected 4 codes"):
+        _only(tmp_path, "conversation", members, fits={CODES: Fit((4,), 9)})

@@ -1,11 +1,14 @@
 """Packing: every sequence is recovered, empty batches and padding included."""
 
 import torch
+from torch import Tensor
 from transformers import PhiConfig
 
 from showo_dist.models.showo import ShowO
 from showo_dist.sequences import FLOWS, Sequence, Vocabulary, builders, image_first, pack
+from showo_dist.sequences.builders import answer_prompt
 from showo_dist.sequences.masking import MaskingOptions, mask_codes, mask_schedule, sample_rng
+from showo_dist.sequences.text import Words
 from showo_kernels import Visibility
 from showo_kernels.runs import find_runs
 
@@ -25,7 +28,20 @@ def some_of_everything() -> list[Sequence]:
         builders.mmu_clip([3, 4, 0], [False, True, True], [11, 12], features, 40, VOCABULARY),
         builders.recon_clip([5], features + 100, masked(1), VOCABULARY, frozen_inputs=True),
         builders.mmu_caption([2, 3], torch.arange(9), 10, VOCABULARY),
+        several_images(features),
     ]
+
+
+def several_images(features: Tensor) -> Sequence:
+    """Two images, a text, an image, a text; only the first image is global."""
+    pieces = [features, features + 7, Words([5, 6], [True, True]), features + 9, Words([3], [True])]
+    return answer_prompt(pieces, VOCABULARY, [11, 12])
+
+
+def feature_rows(sequence: Sequence) -> Tensor:
+    if sequence.feature_rows_S is not None:
+        return sequence.feature_rows_S
+    return torch.arange(4) + sequence.feature_start
 
 
 def test_every_sequence_is_found_again() -> None:
@@ -48,7 +64,7 @@ def test_every_sequence_is_found_again() -> None:
         assert torch.equal(ids[ids >= 0], sequence.ids_L[ids >= 0])
         if sequence.features_SC is not None:
             assert torch.equal(batch.features_FC[slots], sequence.features_SC)
-            assert int(batch.feature_rows_F[slots][0]) - start == sequence.feature_start
+            assert torch.equal(batch.feature_rows_F[slots] - start, feature_rows(sequence))
         assert batch.keep_grad_T is not None
         assert (batch.keep_grad_T[rows] != sequence.frozen_inputs).all()
         start += len(sequence)
@@ -96,9 +112,7 @@ def test_image_first_is_the_same_sequence_in_another_order() -> None:
         assert torch.equal(moved.position_ids_L[order], wanted)
         assert torch.equal(moved.ids_L[order], sequence.ids_L)
         assert moved.feature_start == 0
-        assert torch.equal(
-            order[sequence.feature_start : sequence.feature_start + 4], torch.arange(4)
-        )
+        assert torch.equal(order[feature_rows(sequence)], feature_rows(moved))
         assert torch.equal(moved.label_rows_P, order[sequence.label_rows_P])
         assert torch.equal(moved.targets_P, sequence.targets_P)
         before, after = (Visibility.from_documents([s.spans]) for s in (sequence, moved))

@@ -3,6 +3,7 @@
 from showo_data.convert.edits import edit_items
 from showo_data.convert.imagenet import imagenet_items
 from showo_data.convert.images import folder_items, image_items
+from showo_data.convert.interleaved import interleaved_items
 from showo_data.convert.items import Item
 from showo_data.convert.llava import llava_items
 from showo_data.convert.recaption import recaptioned_items
@@ -18,6 +19,7 @@ __all__ = [
     "folder_items",
     "image_items",
     "imagenet_items",
+    "interleaved_items",
     "llava_items",
     "recaptioned_items",
     "text_items",

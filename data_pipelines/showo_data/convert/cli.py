@@ -14,6 +14,7 @@ from showo_data.captions import ExternalCaptions
 from showo_data.convert.edits import NAMES, edit_items
 from showo_data.convert.imagenet import imagenet_items
 from showo_data.convert.images import folder_items, image_items
+from showo_data.convert.interleaved import interleaved_items
 from showo_data.convert.items import Item
 from showo_data.convert.llava import llava_items
 from showo_data.convert.recaption import recaptioned_items
@@ -168,6 +169,18 @@ def _llava(a: argparse.Namespace) -> Iterator[Item]:
     return llava_items(a.json, a.images, max_side=a.max_side)
 
 
+def _interleaved_arguments(parser: Parser) -> None:
+    parser.add_argument("files", nargs="+", metavar="FILES", help=f".parquet or .jsonl: {_FILES}")
+    parser.add_argument("--images", help="folder of the images' paths; default: the file's own")
+    parser.add_argument(
+        "--max-images", type=int, metavar="N", help="cut documents into pieces of at most N images"
+    )
+
+
+def _interleaved(a: argparse.Namespace) -> Iterator[Item]:
+    return interleaved_items(a.files, images=a.images, max_images=a.max_images, max_side=a.max_side)
+
+
 def _edits_arguments(parser: Parser) -> None:
     parser.add_argument("files", nargs="+", metavar="FILES", help=f".parquet or .jsonl: {_FILES}")
     parser.add_argument("--images", help="folder of the paths in .jsonl; default: the file's own")
@@ -212,6 +225,9 @@ CONVERTERS = {
         "plain text in Parquet or JSON lines", _text_arguments, _text, images=False
     ),
     "from-llava": Converter("LLaVA JSON and its images", _llava_arguments, _llava),
+    "from-interleaved": Converter(
+        "documents with images among the text (OBELICS, MMC4)", _interleaved_arguments, _interleaved
+    ),
     "from-edits": Converter(
         "source images, instructions and target images", _edits_arguments, _edits
     ),

@@ -3,7 +3,7 @@
 import io
 import os
 from codecs import BOM_UTF8
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from PIL import Image
 from showo_data.convert.items import Item, Members, find_files, text_of
 from showo_data.convert.parquet import ParquetFiles
 from showo_data.images import UnfitImageError, open_image
-from showo_data.members import TEXTS, BadSampleError, read_image
+from showo_data.members import TEXTS, BadSampleError, numbered, read_image
 from showo_data.text import is_apple_double
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
@@ -38,6 +38,15 @@ def image_member(data: bytes, max_side: int | None = None) -> dict[str, bytes]:
     if kind in _EXTENSIONS:
         return {_EXTENSIONS[kind]: data}
     return {"png": _encoded(read_image({"png": data}.get), "PNG")}
+
+
+def numbered_members(images: Iterable[bytes], max_side: int | None = None) -> dict[str, bytes]:
+    """Return the members ``0.jpg``, ``1.jpg`` … of several images; as :func:`image_member`."""
+    return {
+        numbered(number) + extension: member
+        for number, data in enumerate(images)
+        for extension, member in image_member(data, max_side).items()
+    }
 
 
 def read_bytes(path: Path, what: str = "image") -> bytes:

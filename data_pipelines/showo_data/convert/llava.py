@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from showo_data.convert.elements import BROKEN, BrokenFileError, read_array
-from showo_data.convert.images import image_member, read_bytes
+from showo_data.convert.images import image_member, numbered_members, read_bytes
 from showo_data.convert.items import REST, Item, Members, bad_item
-from showo_data.members import BadSampleError, read_conversation
+from showo_data.members import IMAGE_MARKER, BadSampleError, check_places, read_conversation
 
 # Roles of other chat formats → LLaVA's.
 _ROLES = {"user": "human", "assistant": "gpt"}
@@ -18,14 +18,15 @@ _ROLES = {"user": "human", "assistant": "gpt"}
 def llava_items(
     path: str | Path, images: str | Path, *, max_side: int | None = None
 ) -> Iterator[Item]:
-    """Yield conversations about images.
+    """Yield conversations about images; several ones are numbered, in the order of their markers.
 
     Items without an image are skipped, as in the published loader, and counted as ``text-only``. Items whose
     image cannot be read are skipped as well, where the published loader uses a black image. Where the JSON
     is broken for good, the items before are converted, and the rest counts as one ``unreadable-rest``.
 
     Args:
-        path: a JSON list of ``{"id": …, "image": "coco/…/x.jpg", "conversations": […]}``.
+        path: a JSON list of ``{"id": …, "image": "coco/…/x.jpg", "conversations": […]}``; ``image`` may be a
+            list.
         images: the folder that ``image`` is relative to.
         max_side: see :func:`showo_data.convert.images.image_member`.
 
@@ -48,22 +49,26 @@ def _load(entry: Any, folder: Path, max_side: int | None) -> list[Members]:
         raise BadSampleError("broken-json")
     if not isinstance(entry, dict):
         raise BadSampleError("malformed-item")
-    name = _image_name(entry.get("image"))
+    names = _image_names(entry.get("image"))
     data = _conversation(entry)
-    return [{**image_member(read_bytes(inside_folder(folder, name)), max_side), "json": data}]
+    if len(names) > 1:
+        places = sum(turn["value"].count(IMAGE_MARKER) for turn in entry["conversations"])
+        check_places(places, list(range(len(names))), places)
+    images = [read_bytes(inside_folder(folder, name)) for name in names]
+    single = len(images) == 1
+    found = image_member(images[0], max_side) if single else numbered_members(images, max_side)
+    return [{**found, "json": data}]
 
 
-def _image_name(value: Any) -> str:
-    """Return the path of the item's only image, which may be in a list."""
+def _image_names(value: Any) -> list[str]:
+    """Return the paths of the item's images."""
     names = value if isinstance(value, list) else [value]
     names = [name for name in names if name is not None and name != ""]
     if not names:
         raise BadSampleError("text-only")
-    if len(names) > 1:
-        raise BadSampleError("several-images")
-    if not isinstance(names[0], str):
+    if not all(isinstance(name, str) for name in names):
         raise BadSampleError("malformed-item")
-    return names[0]
+    return names
 
 
 def _conversation(entry: dict[str, Any]) -> bytes:
