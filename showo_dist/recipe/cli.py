@@ -154,7 +154,7 @@ def _stage_config(file: Path, name: str, values: Any) -> StageConfig:
 def _ready(
     file: Path, recipe: RecipeConfig, name: str, settings: StageConfig, source: str | Path | None
 ) -> TrainingStage:
-    wanted = _flat(recipe.changes) | _flat(settings.changes)
+    wanted = flattened(recipe.changes) | flattened(settings.changes)
     wanted["experiment.output_dir"] = f"{recipe.runs}/{name}"
     if source is not None:
         wanted["experiment.init_from"] = str(source)
@@ -202,15 +202,15 @@ def launcher_of(file: Path, launch: str, ranks: int) -> list[str]:
 
 def as_arguments(changes: Mapping[str, Any]) -> list[str]:
     """The ``key=value`` arguments that make the same changes to a config."""
-    return [f"{key}={_text(value)}" for key, value in _flat(changes).items()]
+    return [f"{key}={_text(value)}" for key, value in flattened(changes).items()]
 
 
-def _flat(changes: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten to dotted keys and their values; nulls are left out."""
+def flattened(changes: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten sections to dotted keys and their values; nulls are left out."""
     flat: dict[str, Any] = {}
     for key, value in changes.items():
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
+            flat |= flattened(value, f"{prefix}{key}.")
         elif value is not None:
             flat[f"{prefix}{key}"] = value
     return flat

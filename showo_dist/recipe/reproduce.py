@@ -10,13 +10,14 @@ import glob
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 from braceexpand import braceexpand
 
+from showo_data.files import claim
 from showo_dist.config.loader import load_file
 from showo_dist.evaluation.cli import output_folders
 from showo_dist.recipe.cli import (
@@ -283,15 +284,17 @@ def missing(config: ReproductionConfig) -> list[str]:
     return lines
 
 
-def run(kit: Kit, runner: StageRunner) -> None:
-    """Run all steps that are not done.
+def run(kit: Kit) -> None:
+    """Run all steps that are not done, in the working folder.
 
     Raises:
         RuntimeError: a command failed.
     """
+    runner = StageRunner(WORK / "stages.json", lambda _: "")
     for step in kit.steps():
         if isinstance(step, TrainingStage):
-            run_training(step, runner)
+            # The folder's own record has been compared with the configs, on any number of ranks.
+            run_training(replace(step, digest=""), runner)
         else:
             runner.run(step)
 
@@ -313,7 +316,8 @@ def main(argv: Sequence[str]) -> int:
     """``showo-dist reproduce NAME [--out DIR] [--dry-run] [--miniature] [key=value …]``.
 
     Raises:
-        ValueError: the recipe, an input or a scorer's result file is wrong.
+        ValueError: the recipe, an input or a scorer's result file is wrong, or the folder was begun with
+            another recipe or version of the project.
     """
     arguments = _parser().parse_intermixed_args(argv)
     kit = read_kit(arguments.name, arguments.changes, arguments.miniature)
@@ -328,18 +332,19 @@ def main(argv: Sequence[str]) -> int:
         return show_plan(kit, out, arguments.gpu, lacking)
     if lacking:
         raise ValueError("\n".join(lacking))
-    kit.trainings()  # a mistake in their configs ends the command before the conversions
+    kit.trainings()  # before anything is written: a mistake in their configs is an error
     out.mkdir(parents=True, exist_ok=True)
     os.chdir(out)
+    from showo_dist.recipe.reproduction import settings, write_reproduction
+
+    claim(WORK, "begun-with.json", settings(kit), "a reproduction")
     if kit.miniature:
         # Sums depend on the number of threads, and torchrun gives several ranks one thread each.
         os.environ["OMP_NUM_THREADS"] = "1"
     try:
-        run(kit, StageRunner(WORK / "stages.json", lambda _: ""))
+        run(kit)
     except RuntimeError as error:
         print(f"showo-dist reproduce: {error}", file=sys.stderr)
         return 1
-    from showo_dist.recipe.reproduction import write_reproduction
-
     print(f"== {out / write_reproduction(kit)}")
     return 0

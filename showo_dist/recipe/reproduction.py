@@ -17,12 +17,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from showo_data.shards import load_index
 from showo_dist.checkpoint.state import versions
 from showo_dist.config import to_yaml
 from showo_dist.evaluation.cli import IMAGES
 from showo_dist.evaluation.job import RECORD_NAME, Json, write_json, write_text
 from showo_dist.evaluation.results import OVERALL, Outcome, references, to_json
+from showo_dist.recipe.cli import flattened
 from showo_dist.recipe.reproduce import WORK, Kit, pattern_of, shards_of
 
 ROLES = ("start", "trained")
@@ -45,11 +48,7 @@ def write_reproduction(kit: Kit) -> Path:
         "stand_ins": kit.miniature,
         "recipe": kit.file.stem,
         "commit": commit(),
-        "versions": {
-            "showo-dist": version("showo-dist"),
-            "python": platform.python_version(),
-            **versions(),
-        },
+        "versions": _versions(),
         "seeds": {"training": config.training.seed, "generation": kit.config.seed},
         "data": {flow: shards(pattern_of(shards_of(flow))) for flow in kit.config.convert},
         "weights": dict(zip(ROLES, kit.checkpoints(), strict=True)),
@@ -59,6 +58,22 @@ def write_reproduction(kit: Kit) -> Path:
     write_text(PAGE, page(result))
     write_json(WORK / "machine.json", machine(kit), indent=2)
     return PAGE
+
+
+def settings(kit: Kit) -> Json:
+    """What a folder is begun with, by key: the code and the trainings, not how ranks share the work."""
+    found: Json = {"commit": commit(), **_versions()}
+    for ready in kit.trainings():
+        keys = flattened(yaml.safe_load(to_yaml(ready.config)))
+        own = (f"{ready.stage.name}: {key}" for key in keys)
+        found |= dict(zip(own, keys.values(), strict=True))
+    shared = ("training.gradient_accumulation_steps", "dataset.params.train_")
+    return {key: value for key, value in found.items() if not any(one in key for one in shared)}
+
+
+def _versions() -> dict[str, str]:
+    own = {"showo-dist": version("showo-dist"), "python": platform.python_version()}
+    return own | versions()
 
 
 def outcomes(kit: Kit, name: str) -> Iterator[Json]:

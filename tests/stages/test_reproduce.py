@@ -11,12 +11,14 @@ import pytest
 import yaml
 from PIL import Image
 
+from showo_data.files import claim
 from showo_dist.evaluation import dpg, geneval, wise
 from showo_dist.evaluation.results import REFERENCES
 from showo_dist.recipe import stand_in_scorers
 from showo_dist.recipe.cli import as_arguments
 from showo_dist.recipe.estimate import show_plan
 from showo_dist.recipe.reproduce import CONFIGS, MINIATURE, WANTED, main, pattern_of, read_kit
+from showo_dist.recipe.reproduction import settings
 from tests.conftest import ROOT
 
 ROWS = sorted(path.stem for path in (ROOT / CONFIGS).glob("*.yaml"))
@@ -104,6 +106,17 @@ def test_rows_of_the_paper(name: str) -> None:
 
 def resolution(config: Any) -> int:
     return int(config.dataset.preprocessing.resolution)
+
+
+def test_a_folder_holds_one_reproduction(tmp_path: Path) -> None:
+    """The ranks may change between calls; the training may not."""
+    begun = settings(read_kit("reca-512-clip", [], miniature=True))
+    for same in (["ranks=2"], ["generation_ranks=3", "geneval.scorer=null"]):
+        assert settings(read_kit("reca-512-clip", same, miniature=True)) == begun
+    claim(tmp_path, "begun-with.json", begun, "a reproduction")
+    other = settings(read_kit("reca-512-clip", ["changes.training.seed=3"], miniature=True))
+    with pytest.raises(ValueError, match=r"reca: training\.seed 10086, not 3"):
+        claim(tmp_path, "begun-with.json", other, "a reproduction")
 
 
 def test_inputs_are_found_from_the_reproductions_folder(
