@@ -53,6 +53,7 @@ NEEDS = {
     "scontrol": r"Slurm",
     "scancel": r"Slurm",
     "pip": r"pip install",
+    "lmms-eval": r"pip install lmms-eval",
     "pre-commit": r"pre-commit",
 }
 LAUNCHERS = {
