@@ -19,7 +19,7 @@ from braceexpand import braceexpand
 
 from showo_data.files import claim
 from showo_dist.config.loader import load_file
-from showo_dist.evaluation.cli import output_folders
+from showo_dist.evaluation.cli import IMAGES, output_folders
 from showo_dist.recipe.cli import (
     TRAIN,
     RecipeConfig,
@@ -252,6 +252,10 @@ def read_kit(name: str, overrides: Sequence[str], miniature: bool) -> Kit:
     config = load_file(file, ReproductionConfig, layers)
     if unknown := set(config.benchmarks) - set(BENCHMARKS):
         raise ValueError(f"benchmarks: no {unknown.pop()}; there are {', '.join(BENCHMARKS)}")
+    for one in config.benchmarks:
+        if config.preset not in IMAGES[one].presets:
+            known = ", ".join(IMAGES[one].presets)
+            raise ValueError(f"preset = {config.preset}: {one} has no such one; there are {known}")
     # Read again, because conversions refer to these keys.
     absolute = [f"{k}={Path(v).absolute()}" for k, v in paths(config) if v is not None and found(v)]
     config = load_file(file, ReproductionConfig, [*layers, *absolute])

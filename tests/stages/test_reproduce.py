@@ -66,6 +66,7 @@ def test_every_missing_input_is_a_line_with_its_key(inputs: dict[str, str], tmp_
     [
         ("reca-512-cli", [], ["reca-512-cli", "reca-512-clip"]),
         ("reca-512-clip", ["benchmarks=[geneva]"], ["benchmarks", "geneva", "geneval"]),
+        ("reca-512-clip", ["preset=rec"], ["preset = rec", "geneval", "reca"]),
         ("reca-512-clip", ["data.recom=a"], ["data.recom", "data.recon"]),
         ("reca-512-clip", ["weights.start=null"], ["weights.start"]),
         ("reca-512-clip", ["changes.training.sed=1"], ["training.sed", "training.seed"]),
