@@ -16,6 +16,11 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
         "mini": ("showo_dist.mini", "main", "train and evaluate the mini world, all stages"),
         "train": ("showo_dist.train", "main", "train Show-o or RecA in this one process"),
         "recipe": ("showo_dist.recipe.cli", "main", "run training stages one after the other"),
+        "reproduce": (
+            "showo_dist.recipe.reproduce",
+            "main",
+            "run a row of a paper, from data conversion to scores",
+        ),
         "tokenizer": ("showo_dist.tokenizer.__main__", "main", "train an image tokenizer"),
         "text-tokenizer": (
             "showo_dist.sequences.train_tokenizer",
@@ -63,7 +68,7 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
         "doctor": ("showo_launch.doctor", "main", "check whether hosts are fit for a run"),
     },
 }
-_LONG = ("mini", "train", "recipe", "tokenizer")  # what they print is only progress
+_LONG = ("mini", "train", "recipe", "reproduce", "tokenizer")  # what they print is only progress
 COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
 
 

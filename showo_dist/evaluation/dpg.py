@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 
 from PIL import Image
 
@@ -13,7 +14,14 @@ from showo_data.text import is_apple_double, read_text
 from showo_dist.evaluation.generating import ImageFile
 from showo_dist.evaluation.job import Job
 from showo_dist.evaluation.results import OVERALL, Scores
-from showo_dist.evaluation.text_to_image import Prompt, TextToImage, check_count, keys
+from showo_dist.evaluation.text_to_image import (
+    Chances,
+    Prompt,
+    TextToImage,
+    check_count,
+    keys,
+    reca,
+)
 
 _COLUMNS = 2
 _SCORE = re.compile(r"DPG-Bench score:\s*([\d.]+)")
@@ -100,10 +108,24 @@ def scores(out: Path, prompts: int, samples: int) -> Scores:
     score = _SCORE.search(text)
     if score is None:
         raise ValueError(f"{path}: no line 'DPG-Bench score: …'; the scorer has not finished")
-    check_count(path, len(re.findall(r"^[^\t\n]*\.png, ", text, re.MULTILINE)), prompts)
+    check_count(path, len(_rows(text)), prompts)
     broad, _, _ = text.partition("L2 category scores")
     groups = (_GROUP.match(line) for line in broad.splitlines())
     return {OVERALL: float(score[1]), **{m[1]: float(m[2]) for m in groups if m is not None}}
+
+
+def chances(out: Path) -> Chances:
+    """The score of the first sample of every prompt, of the second, and so on."""
+    rows = _rows(read_text(out / "results.txt"))
+    # A row is an image's path, the score of each of its samples, and their mean.
+    numbers = (row.rpartition(".png, ")[2].split(", ")[:-1] for row in rows)
+    samples = zip(*(map(float, row) for row in numbers), strict=True)
+    return Chances("samples", [100 * fmean(scores) for scores in samples])
+
+
+def _rows(text: str) -> list[str]:
+    """The lines of a result file that are about one image."""
+    return re.findall(r"^[^\t\n]*\.png, .*$", text, re.MULTILINE)
 
 
 DPG = TextToImage(
@@ -117,4 +139,6 @@ DPG = TextToImage(
     scorer=scorer,
     scores=scores,
     compose=grid,
+    presets=reca(4),
+    chances=chances,
 )

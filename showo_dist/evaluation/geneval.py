@@ -1,14 +1,23 @@
 """GenEval (arXiv 2310.11513): per prompt ``00000/metadata.jsonl`` and ``00000/samples/00000.png`` …"""
 
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import fmean
 
 from showo_data.text import parse_json, read_lines
 from showo_dist.evaluation.generating import ImageFile
-from showo_dist.evaluation.job import Job, write_json
+from showo_dist.evaluation.job import Job, Json, write_json
 from showo_dist.evaluation.results import OVERALL, Scores
-from showo_dist.evaluation.text_to_image import Prompt, TextToImage, check_count, json_lines, keys
+from showo_dist.evaluation.text_to_image import (
+    Chances,
+    Prompt,
+    TextToImage,
+    check_count,
+    json_lines,
+    keys,
+    reca,
+)
 
 
 def read_prompts(path: Path) -> list[Prompt]:
@@ -60,12 +69,25 @@ def scores(out: Path, prompts: int, samples: int) -> Scores:
     path = out / "results.jsonl"
     if not path.is_file():
         return {}
+    records = json_lines(path)
+    check_count(path, len(records), prompts * samples)
+    return _shares(records)
+
+
+def _shares(records: Iterable[Json]) -> Scores:
     tags: dict[str, list[bool]] = {}
-    for record in json_lines(path):
+    for record in records:
         tags.setdefault(record["tag"], []).append(bool(record["correct"]))
-    check_count(path, sum(map(len, tags.values())), prompts * samples)
     shares = {tag: 100 * fmean(verdicts) for tag, verdicts in tags.items()}
     return {OVERALL: fmean(shares.values()), **shares}
+
+
+def chances(out: Path) -> Chances:
+    """The overall score of the first sample of every prompt, of the second, and so on."""
+    by_sample: dict[str, list[Json]] = {}
+    for record in json_lines(out / "results.jsonl"):
+        by_sample.setdefault(Path(record["filename"]).stem, []).append(record)
+    return Chances("samples", [_shares(by_sample[name])[OVERALL] for name in sorted(by_sample)])
 
 
 GENEVAL = TextToImage(
@@ -79,4 +101,6 @@ GENEVAL = TextToImage(
     scorer=scorer,
     scores=scores,
     prepare=write_metadata,
+    presets=reca(12),
+    chances=chances,
 )

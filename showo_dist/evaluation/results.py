@@ -49,12 +49,14 @@ class Reference:
 
 
 _RECA = "RecA, arXiv 2509.07295"
+_USER = "a user at default settings, RecA issue 18"
 _WISE = "leaderboard of WISE, arXiv 2503.07265"
 REFERENCES = (
     Reference("Show-o 256 CLIP", "geneval", 56.6, _RECA),
     Reference("Show-o 256 CLIP + RecA", "geneval", 61.9, _RECA),
     Reference("Show-o 512 CLIP", "geneval", 66.2, _RECA),
     Reference("Show-o 512 CLIP + RecA", "geneval", 72.3, _RECA),
+    Reference("Show-o 512 CLIP + RecA", "geneval", 70.0, _USER),
     Reference("Show-o 256 CLIP", "dpg", 70.65, _RECA),
     Reference("Show-o 256 CLIP + RecA", "dpg", 75.70, _RECA),
     Reference("Show-o 512 CLIP", "dpg", 82.21, _RECA),

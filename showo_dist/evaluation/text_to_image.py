@@ -2,9 +2,11 @@
 
 import argparse
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from math import sqrt
 from pathlib import Path
+from statistics import NormalDist, fmean, stdev
 from typing import Any
 
 from PIL import Image
@@ -45,6 +47,51 @@ class Prompt:
 
 
 @dataclass(frozen=True)
+class Preset:
+    """Settings that a publication used; options of the command line take precedence."""
+
+    samples: int
+    steps: int
+    guidance: float
+
+
+def reca(samples: int) -> dict[str, Preset]:
+    """The preset ``reca``: the released rounds and guidance (docs/specification.md, section 10)."""
+    return {"reca": Preset(samples, steps=50, guidance=5.0)}
+
+
+@dataclass(frozen=True)
+class Chances:
+    """Scores that differ by chance alone, in percent; their mean is the overall score.
+
+    Attributes:
+        what: ``samples``: one score per sample of each prompt, over all prompts; ``prompts``: one per prompt.
+        scores: of each.
+    """
+
+    what: str
+    scores: list[float]
+
+    def interval(self) -> tuple[float, float] | None:
+        """95 % interval of the mean by Student's t, within 0 to 100; None for fewer than two scores."""
+        if len(self.scores) < 2:
+            return None
+        degrees = len(self.scores) - 1
+        quantile = _T[degrees - 1] if degrees <= len(_T) else NormalDist().inv_cdf(0.975)
+        half = quantile * stdev(self.scores) / sqrt(len(self.scores))
+        middle = fmean(self.scores)
+        return max(0.0, middle - half), min(100.0, middle + half)
+
+
+# 97.5 % quantiles of Student's t for 1 to 30 degrees of freedom.
+_T = (
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
+    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
+    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
+)
+
+
+@dataclass(frozen=True)
 class TextToImage:
     """A benchmark whose scorer reads generated images.
 
@@ -63,6 +110,8 @@ class TextToImage:
         compose: makes the image of a file from its samples.
         prepare: (prompts, output folder): writes other files that the scorer needs.
         images_help: which folder the images to edit are in; empty: it needs none.
+        presets: settings of publications, by name.
+        chances: (output folder) -> scores that differ by chance, from a result file that ``scores`` accepts.
     """
 
     help: str
@@ -77,13 +126,16 @@ class TextToImage:
     compose: Callable[[Sequence[Image.Image]], Image.Image] = one_image
     prepare: Callable[[list[Prompt], Path], None] | None = None
     images_help: str = ""
+    presets: Mapping[str, Preset] = field(default_factory=dict)
+    chances: Callable[[Path], Chances] | None = None
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the options that all of these benchmarks have."""
         parser.add_argument("--prompts", type=Path, required=True, help=self.prompts_help)
-        parser.add_argument(
-            "--samples", type=int, default=self.samples, help="images per prompt (%(default)s)"
-        )
+        parser.add_argument("--samples", type=int, help=f"images per prompt ({self.samples})")
+        if self.presets:
+            listed = [f"{name}: {asdict(preset)}" for name, preset in self.presets.items()]
+            parser.add_argument("--preset", choices=self.presets, help="; ".join(listed))
         parser.add_argument("--limit", type=int, help="only the first so many prompts")
         if self.images_help:
             parser.add_argument("--images", type=Path, required=True, help=self.images_help)
@@ -95,6 +147,7 @@ class TextToImage:
             ValueError, OSError: the prompts cannot be read, the output folder holds another evaluation, or
                 a rank failed.
         """
+        self._fill(job.arguments)
         samples = job.arguments.samples
         prompts = self._read_prompts(job.arguments)
         settings = {"checkpoint": job.checkpoint, "samples": samples, **job.sampling_settings()}
@@ -112,6 +165,13 @@ class TextToImage:
         generate_files(job, files, settings, self.compose)
         scores = self.scores(job.out, len(prompts), samples) if job.ranks.is_first else {}
         return Outcome(job.checkpoint, job.out, self.scorer(job, job.out.resolve()), scores)
+
+    def _fill(self, arguments: argparse.Namespace) -> None:
+        """Fill in the options that the command line left open: from the preset, or the number of samples."""
+        preset = self.presets.get(getattr(arguments, "preset", None) or "")
+        for name, value in (asdict(preset) if preset else {"samples": self.samples}).items():
+            if getattr(arguments, name) is None:
+                setattr(arguments, name, value)
 
     def _read_prompts(self, arguments: argparse.Namespace) -> list[Prompt]:
         if self.most_samples is not None and arguments.samples > self.most_samples:

@@ -9,7 +9,15 @@ from showo_data.text import is_apple_double, parse_json, read_text
 from showo_dist.evaluation.generating import ImageFile
 from showo_dist.evaluation.job import Job
 from showo_dist.evaluation.results import OVERALL, Scores
-from showo_dist.evaluation.text_to_image import Prompt, TextToImage, check_count, json_lines, keys
+from showo_dist.evaluation.text_to_image import (
+    Chances,
+    Prompt,
+    TextToImage,
+    check_count,
+    json_lines,
+    keys,
+    reca,
+)
 
 # WISE (its README): the weights of an image's three marks, each 0, 1 or 2.
 _WEIGHTS = {"consistency": 0.7, "realism": 0.2, "aesthetic_quality": 0.1}
@@ -88,16 +96,32 @@ def scores(out: Path, prompts: int, samples: int) -> Scores:
     Raises:
         ValueError: not all prompts were judged.
     """
-    marks: dict[int, dict[str, Any]] = {}
-    paths = sorted((out / "results").glob("*_scores.jsonl"))
-    for path in paths:
-        marks |= {record["prompt_id"]: record for record in json_lines(path)}
-    if not paths:
+    if not _result_files(out):
         return {}
-    judged = [record for record in marks.values() if _is_judged(record)]
-    check_count(paths[0].parent, len(judged), prompts)
-    values = (sum(weight * record[name] for name, weight in _WEIGHTS.items()) for record in judged)
-    return {OVERALL: 100 * fmean(values) / _BEST_MARK}
+    judged = [record for record in _marks(out) if _is_judged(record)]
+    check_count(out / "results", len(judged), prompts)
+    return {OVERALL: fmean(map(_score, judged))}
+
+
+def chances(out: Path) -> Chances:
+    """The score of every prompt: with one sample of each, their spread is all that is known of chance."""
+    return Chances("prompts", list(map(_score, _marks(out))))
+
+
+def _result_files(out: Path) -> list[Path]:
+    return sorted((out / "results").glob("*_scores.jsonl"))
+
+
+def _marks(out: Path) -> list[dict[str, Any]]:
+    """The records of all result files, one per prompt."""
+    marks: dict[int, dict[str, Any]] = {}
+    for path in _result_files(out):
+        marks |= {record["prompt_id"]: record for record in json_lines(path)}
+    return list(marks.values())
+
+
+def _score(record: dict[str, Any]) -> float:
+    return 100 * sum(weight * record[name] for name, weight in _WEIGHTS.items()) / _BEST_MARK
 
 
 def _is_judged(record: dict[str, Any]) -> bool:
@@ -115,4 +139,6 @@ WISE = TextToImage(
     owned=("images", "images-*"),
     scorer=scorer,
     scores=scores,
+    presets=reca(1),
+    chances=chances,
 )

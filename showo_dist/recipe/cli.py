@@ -91,13 +91,26 @@ def read_recipe(file: Path, overrides: Sequence[str] = ()) -> tuple[Path, list[T
         ValueError: the file or a stage is wrong; one line per problem names it.
     """
     recipe = load_file(file, RecipeConfig, overrides)
+    return Path(recipe.runs), training_stages(file, recipe)
+
+
+def training_stages(file: Path, recipe: RecipeConfig) -> list[TrainingStage]:
+    """Resolve and check the configs of all stages of a recipe.
+
+    Args:
+        file: the recipe's; paths of configs are relative to it.
+        recipe: its content.
+
+    Raises:
+        ValueError: as :func:`read_recipe`.
+    """
     if not recipe.runs or not recipe.stages:
         raise ValueError(f"{file}: a recipe needs runs (a folder) and stages")
     stages = list(_stages(file, recipe))
     problems = [line for ready in stages for line in _problems(file, ready)]
     if problems:
         raise ValueError("\n".join(problems))
-    return Path(recipe.runs), stages
+    return stages
 
 
 def _problems(file: Path, ready: TrainingStage) -> list[str]:
@@ -141,7 +154,7 @@ def _stage_config(file: Path, name: str, values: Any) -> StageConfig:
 def _ready(
     file: Path, recipe: RecipeConfig, name: str, settings: StageConfig, source: str | Path | None
 ) -> TrainingStage:
-    wanted = _flat(recipe.changes) | _flat(settings.changes)
+    wanted = flattened(recipe.changes) | flattened(settings.changes)
     wanted["experiment.output_dir"] = f"{recipe.runs}/{name}"
     if source is not None:
         wanted["experiment.init_from"] = str(source)
@@ -151,7 +164,7 @@ def _ready(
         config = load(arguments, TrainConfig, check=False)
     except ValueError as error:
         raise ValueError(f"{file}: stage {name}: {error}") from None
-    launcher = _launcher(file, settings.launch or recipe.launch, settings.ranks or recipe.ranks)
+    launcher = launcher_of(file, settings.launch or recipe.launch, settings.ranks or recipe.ranks)
     digest = hashlib.sha256(to_yaml(config).encode()).hexdigest()
     run, steps = Path(config.experiment.output_dir), config.training.max_train_steps
     stage = Stage(name, [launched(launcher, TRAIN, *arguments)])
@@ -170,7 +183,12 @@ def _beside(file: Path, name: str) -> Path:
     return Path(*parts)
 
 
-def _launcher(file: Path, launch: str, ranks: int) -> list[str]:
+def launcher_of(file: Path, launch: str, ranks: int) -> list[str]:
+    """The words of a recipe's ``launch`` for a number of ranks.
+
+    Raises:
+        ValueError: it is no command, or asks for anything but ``{ranks}``.
+    """
     try:
         words = shlex.split(launch.format(ranks=ranks))
     except (KeyError, IndexError, ValueError) as error:
@@ -184,15 +202,15 @@ def _launcher(file: Path, launch: str, ranks: int) -> list[str]:
 
 def as_arguments(changes: Mapping[str, Any]) -> list[str]:
     """The ``key=value`` arguments that make the same changes to a config."""
-    return [f"{key}={_text(value)}" for key, value in _flat(changes).items()]
+    return [f"{key}={_text(value)}" for key, value in flattened(changes).items()]
 
 
-def _flat(changes: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten to dotted keys and their values; nulls are left out."""
+def flattened(changes: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten sections to dotted keys and their values; nulls are left out."""
     flat: dict[str, Any] = {}
     for key, value in changes.items():
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
+            flat |= flattened(value, f"{prefix}{key}.")
         elif value is not None:
             flat[f"{prefix}{key}"] = value
     return flat
@@ -215,7 +233,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(ready: TrainingStage, runner: StageRunner) -> None:
+def run_training(ready: TrainingStage, runner: StageRunner) -> None:
+    """Run a training unless its last checkpoint exists.
+
+    Raises:
+        RuntimeError: it failed, or ended without that checkpoint.
+    """
     name = ready.stage.name
     if ready.final.is_dir():
         print(f"== {name}: done before, {ready.final} exists", flush=True)
@@ -230,7 +253,7 @@ def _run(ready: TrainingStage, runner: StageRunner) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """``showo-dist recipe FILE [--dry-run] [key=value …]``."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parser().parse_intermixed_args(argv)
     runs, stages = read_recipe(arguments.recipe, arguments.changes)
     if arguments.dry_run:
         for ready in stages:
@@ -241,7 +264,7 @@ def main(argv: Sequence[str]) -> int:
     runner = StageRunner(runs / "stages.json", lambda stage: digests[stage.name])
     try:
         for ready in stages:
-            _run(ready, runner)
+            run_training(ready, runner)
     except RuntimeError as error:
         print(f"showo-dist recipe: {error}", file=sys.stderr)
         return 1

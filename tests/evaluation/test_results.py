@@ -2,10 +2,12 @@
 
 import json
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
 from showo_dist.evaluation import dpg, geneval, wise
+from showo_dist.evaluation.text_to_image import Chances
 
 # The end of what DPG-Bench's scorer appends after one line per image.
 DPG_TAIL = (
@@ -41,6 +43,35 @@ def test_dpg_score_needs_all_images(tmp_path: Path) -> None:
         dpg.scores(tmp_path, 2, 4)
 
 
+def test_chances_of_the_samples(tmp_path: Path) -> None:
+    """Each sample of all prompts is a score of its own; their mean is the score."""
+    verdicts = {"00000/samples/00000": ("a", 1), "00000/samples/00001": ("a", 0)}
+    verdicts |= {"00001/samples/00000": ("a", 0), "00001/samples/00001": ("a", 0)}
+    verdicts |= {"00002/samples/00000": ("b", 1), "00002/samples/00001": ("b", 1)}
+    lines = [
+        json.dumps({"filename": f"/x/{name}.png", "tag": tag, "correct": bool(right)})
+        for name, (tag, right) in verdicts.items()
+    ]
+    (tmp_path / "results.jsonl").write_text("\n".join(reversed(lines)))
+    found = geneval.chances(tmp_path)
+    assert found.what == "samples" and found.scores == [75.0, 50.0]
+    assert fmean(found.scores) == geneval.scores(tmp_path, 3, 2)["overall"]
+    rows = "/x, y.png, 0.5, 1.0, 0.25, 1.0, 0.6875\n/x/2.png, 1.0, 1.0, 1.0, 1.0, 1.0\n"
+    (tmp_path / "results.txt").write_text(rows + DPG_TAIL)
+    assert dpg.chances(tmp_path).scores == [75.0, 100.0, 62.5, 100.0]
+
+
+def test_interval_of_chances() -> None:
+    # Student's t for 3 degrees of freedom is 3.182; the standard deviation of 1, 2, 3, 4 is 1.290994.
+    low, high = Chances("samples", [51.0, 52.0, 53.0, 54.0]).interval() or (0, 0)
+    assert (low, high) == pytest.approx((52.5 - 2.0540, 52.5 + 2.0540), abs=1e-3)
+    assert Chances("prompts", [0.0] * 30 + [100.0]).interval() == pytest.approx(
+        (0, 9.814), abs=1e-2
+    )
+    assert Chances("prompts", [3.0] * 200).interval() == (3.0, 3.0)
+    assert Chances("samples", [3.0]).interval() is None
+
+
 def _marks(number: int, *values: float) -> str:
     names = ("consistency", "realism", "aesthetic_quality")
     return json.dumps({"prompt_id": number, **dict(zip(names, values, strict=True))})
@@ -53,6 +84,7 @@ def test_wise_weighs_the_marks(tmp_path: Path) -> None:
     (folder / "two_scores.jsonl").write_text(_marks(3, 0, 1, 1))
     wanted = 100 * (1.0 + 0.7 + 0.15) / 3
     assert wise.scores(tmp_path, 3, 1) == {"overall": pytest.approx(wanted)}
+    assert wise.chances(tmp_path).scores == pytest.approx([100.0, 70.0, 15.0])
     (folder / "two_scores.jsonl").write_text(_marks(3, 999, 999, 999))
     with pytest.raises(ValueError, match="2 of 3 images"):
         wise.scores(tmp_path, 3, 1)

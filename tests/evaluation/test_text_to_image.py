@@ -55,6 +55,33 @@ def test_a_sample_does_not_depend_on_how_many_there_are(
         assert _pixels(few / name) == _pixels(many / name)
 
 
+@pytest.mark.parametrize(
+    ("more", "samples", "steps", "guidance"),
+    [
+        (["--preset", "reca"], 12, 50, 5.0),
+        (["--samples", "2", "--preset", "reca", "--steps", "3"], 2, 3, 5.0),
+        ([], 4, 3, 1.5),
+    ],
+)
+def test_presets(
+    checkpoint: Path,
+    geneval_prompts: Path,
+    tmp_path: Path,
+    more: list[str],
+    samples: int,
+    steps: int,
+    guidance: float,
+) -> None:
+    """The preset gives what the command line leaves open; without it, rounds are the config's."""
+    asked = ["--prompts", str(geneval_prompts), "--limit", "1", "--device", "cpu"]
+    arguments = ["--framework", "geneval", str(checkpoint), *asked, "--out", str(tmp_path / "out")]
+    assert main([*arguments, *more]) == 0
+    record = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    found = record["samples"], record["steps"], record["guidance"]
+    assert found == (samples, steps, guidance)
+    assert len(list((tmp_path / "out" / "00000" / "samples").iterdir())) == samples
+
+
 def test_dpg_grids(checkpoint: Path, geneval_prompts: Path, tmp_path: Path) -> None:
     folder = tmp_path / "prompts"
     folder.mkdir()

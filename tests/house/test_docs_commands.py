@@ -27,13 +27,20 @@ from showo_dist.config.hints import known_keys
 from showo_dist.config.loader import OVERRIDE, load_file
 from showo_dist.config.schema import PUBLISHED_TOP_LEVEL_KEYS
 from showo_dist.recipe.cli import RecipeConfig
+from showo_dist.recipe.reproduce import ReproductionConfig
 from showo_dist.runtime import exits
 from showo_dist.tokenizer.config import TokenizerConfig
 from tests.conftest import ROOT
 from tests.house.markdown import HISTORY, Block, Page, logical_lines, pages, words
 
 PAGES = {page.name: page for page in pages() if page.name not in HISTORY}
-SCHEMAS: dict[str, type] = {"tokenizer": TokenizerConfig, "recipe": RecipeConfig}
+SCHEMAS: dict[str, type] = {
+    "tokenizer": TokenizerConfig,
+    "recipe": RecipeConfig,
+    "reproduce": ReproductionConfig,
+}
+# The schema of pages that are about another config than a training's.
+PAGE_SCHEMAS = {"docs/tokenizer.md": TokenizerConfig, "docs/reproduce.md": ReproductionConfig}
 # Commands whose whole command line is a config.
 ONLY_CONFIG = ("train", "config", "tokenizer")
 # Programs of others: what their section must say they need.
@@ -46,6 +53,7 @@ NEEDS = {
     "scontrol": r"Slurm",
     "scancel": r"Slurm",
     "pip": r"pip install",
+    "lmms-eval": r"pip install lmms-eval",
     "pre-commit": r"pre-commit",
 }
 LAUNCHERS = {
@@ -387,8 +395,8 @@ KEY = re.compile(r"[a-z_0-9]+(\.[a-z_0-9]+)+(_?\*)?")
 
 
 def _keys(page: Page) -> set[str]:
-    schemas: list[type] = [TrainConfig]
-    if page.name == "docs/tokenizer.md" or page.name == "docs/results.md":
+    schemas: list[type] = [TrainConfig, PAGE_SCHEMAS.get(page.name, TrainConfig)]
+    if page.name == "docs/results.md":
         schemas.append(TokenizerConfig)
     return {key for schema in schemas for key in known_keys(schema)}
 
@@ -419,7 +427,7 @@ def test_settings_in_blocks_are_accepted(
 ) -> None:
     """Lines of ``key=value`` alone, and blocks of YAML."""
     monkeypatch.chdir(ROOT)
-    schema = TokenizerConfig if name == "docs/tokenizer.md" else TrainConfig
+    schema = PAGE_SCHEMAS.get(name, TrainConfig)
     for block in PAGES[name].blocks:
         for line in logical_lines(block.lines):
             found = words(line)

@@ -172,7 +172,8 @@ def test_a_dry_run_prints_commands(
     tiny_world: TinyWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = tiny_arguments(tiny_world, tmp_path / "runs")
-    assert main([*arguments, "--dry-run"]) == 0
+    # As the help has it: options between the file and the changes.
+    assert main([arguments[0], "--dry-run", *arguments[1:]]) == 0
     printed = capsys.readouterr().out
     assert printed.count("to run") == len(NAMES) and "experiment.init_from=" in printed
     assert not (tmp_path / "runs").exists()
