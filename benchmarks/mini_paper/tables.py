@@ -15,15 +15,13 @@ from mini_paper.arms import ARMS, CONTROL, QUICK, Arm
 from mini_paper.clip import HELD_OUT
 from mini_paper.prompts import LONG, RARE
 from mini_paper.steps import Paper
+from showo_dist.evaluation.text_to_image import t_quantile
 from showo_dist.logging.grids import labelled_grid
 from showo_dist.logging.records import read_metrics
 from showo_dist.report.curves import Curve, save_plot
 from showo_dist.report.document import Block, Code, Figure, Section, Table, Text, to_markdown
 from showo_dist.report.inputs import column
 
-# 97.5 % quantiles of Student's t distribution, by degrees of freedom; the last one serves for more, a little
-# too wide.
-_T = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
 _HELD_OUT_RECON = "validation/recon"
 _GRID_PROMPTS = 8
 _SCORES = {
@@ -79,8 +77,7 @@ def interval(values: Sequence[float]) -> Interval:
     count = len(values)
     if count < 2:
         return Interval(fmean(values), None)
-    quantile = _T[min(count - 2, len(_T) - 1)]
-    return Interval(fmean(values), quantile * stdev(values) / sqrt(count))
+    return Interval(fmean(values), t_quantile(count - 1) * stdev(values) / sqrt(count))
 
 
 def paired(values: Mapping[int, float], others: Mapping[int, float]) -> Interval | None:

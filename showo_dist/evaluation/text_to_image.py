@@ -76,16 +76,18 @@ class Chances:
         """95 % interval of the mean by Student's t, within 0 to 100; None for fewer than two scores."""
         if len(self.scores) < 2:
             return None
-        degrees = len(self.scores) - 1
-        quantile = _T[degrees - 1] if degrees <= len(_T) else NormalDist().inv_cdf(0.975)
-        half = quantile * stdev(self.scores) / sqrt(len(self.scores))
+        half = t_quantile(len(self.scores) - 1) * stdev(self.scores) / sqrt(len(self.scores))
         middle = fmean(self.scores)
         return max(0.0, middle - half), min(100.0, middle + half)
 
 
-# 97.5 % quantiles of Student's t for 1 to 30 degrees of freedom.
+def t_quantile(degrees: int) -> float:
+    """The 97.5 % quantile of Student's t distribution; beyond 30 degrees of freedom the normal one's."""
+    return _T[degrees - 1] if degrees <= len(_T) else NormalDist().inv_cdf(0.975)
+
+
 _T = (
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
+    *(12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281),
     *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
     *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
 )

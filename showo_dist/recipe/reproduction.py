@@ -30,7 +30,7 @@ from showo_dist.recipe.reproduce import WORK, Kit, pattern_of, shards_of
 
 ROLES = ("start", "trained")
 PAGE = Path("REPRODUCTION.md")
-_SETTINGS = ("samples", "seed", "batch", "steps", "guidance", "temperature")
+_NO_SETTINGS = ("framework", "checkpoint", "weights", "inputs")  # of an evaluation's record
 
 
 def write_reproduction(kit: Kit) -> Path:
@@ -86,7 +86,7 @@ def outcomes(kit: Kit, name: str) -> Iterator[Json]:
             "folder": str(folder),
             "weights_sha256": made_with["weights"],
             "prompts_sha256": made_with["inputs"],
-            "settings": {key: made_with[key] for key in _SETTINGS},
+            "settings": {k: v for k, v in made_with.items() if k not in _NO_SETTINGS},
             "images_sha256": digest_of(folder),
             **_scored(kit, name, checkpoint, folder, made_with["samples"]),
             "published": _published(
