@@ -7,7 +7,8 @@ The package lmms-eval (0.7) finds :data:`MANIFEST` by an entry point; nothing el
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 from lmms_eval.api.instance import Instance
@@ -33,16 +34,25 @@ class ShowoModel(lmms):
     Args:
         pretrained: a checkpoint, an export, a released folder or a hub id.
         batch_size: questions computed together.
+        max_batch_size: without effect; lmms-eval gives it to every model.
         options: of ``Pipeline.load``: device, vq_model, tokenizer, clip_model, precision.
     """
 
     is_simple = True
 
-    def __init__(self, pretrained: str, batch_size: int | str = 1, **options: Any) -> None:
+    def __init__(
+        self,
+        pretrained: str,
+        batch_size: int | str = 1,
+        max_batch_size: int | str | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__()
         options.setdefault("device", default_device(int(os.environ.get("LOCAL_RANK", 0))))
         self.pipeline = Pipeline.load(pretrained, **options)
         self.device = self.pipeline.device
+        if not str(batch_size).isdecimal():
+            raise ValueError(f"batch_size={batch_size}: expected a number of questions")
         self._batch = int(batch_size)
 
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
@@ -54,16 +64,25 @@ class ShowoModel(lmms):
         if any(request.args[1].get("do_sample") for request in requests):
             log.warning("do_sample is ignored: answers are the most likely tokens")
         answers: list[str] = []
-        for start in range(0, len(requests), self._batch):
-            part = requests[start : start + self._batch]
+        for limit, part in self._parts(requests):
             turns = [[user(*self._images(request), request.args[0])] for request in part]
-            limits = [request.args[1].get("max_new_tokens", MAX_NEW_TOKENS) for request in part]
-            found = self.pipeline.reply(turns, max(limits), self._batch)
+            found = self.pipeline.reply(turns, limit, self._batch)
             answers += [
                 _cut(answer, request.args[1].get("until") or [])
                 for answer, request in zip(found, part, strict=True)
             ]
         return answers
+
+    def _parts(self, requests: Sequence[Instance]) -> Iterator[tuple[int, list[Instance]]]:
+        """Batches of requests that share their longest answer, in order."""
+
+        def limit(request: Instance) -> int:
+            return request.args[1].get("max_new_tokens", MAX_NEW_TOKENS)
+
+        for most, alike in groupby(requests, limit):
+            part = list(alike)
+            for start in range(0, len(part), self._batch):
+                yield most, part[start : start + self._batch]
 
     def _images(self, request: Instance) -> list[Image.Image]:
         _, _, doc_to_visual, doc_id, task, split = request.args

@@ -98,9 +98,9 @@ def scores(out: Path, prompts: int, samples: int) -> Scores:
     """
     if not _result_files(out):
         return {}
-    judged = [record for record in _marks(out) if _is_judged(record)]
-    check_count(out / "results", len(judged), prompts)
-    return {OVERALL: fmean(map(_score, judged))}
+    marks = _marks(out)
+    check_count(out / "results", len(marks), prompts)
+    return {OVERALL: fmean(map(_score, marks))}
 
 
 def chances(out: Path) -> Chances:
@@ -113,11 +113,11 @@ def _result_files(out: Path) -> list[Path]:
 
 
 def _marks(out: Path) -> list[dict[str, Any]]:
-    """The records of all result files, one per prompt."""
+    """The records of all result files that hold marks, one per prompt."""
     marks: dict[int, dict[str, Any]] = {}
     for path in _result_files(out):
         marks |= {record["prompt_id"]: record for record in json_lines(path)}
-    return list(marks.values())
+    return list(filter(_is_judged, marks.values()))
 
 
 def _score(record: dict[str, Any]) -> float:

@@ -21,6 +21,7 @@ from showo_dist.sequences.masking import Schedule
 Generators = torch.Generator | None | list[torch.Generator]
 
 _TINY = 1e-20  # keeps the logarithms of the published sampler finite
+ONE_BY_ONE = "one-by-one"
 _REFINING = 6  # one of so many rounds of ``refine`` corrects the finished image
 
 
@@ -128,7 +129,7 @@ SAMPLERS: dict[str, Sampler] = {
     "confidence": Sampler(_confidence),
     "halton": Sampler(_halton),
     "random": Sampler(_random),
-    "one-by-one": Sampler(_one_by_one, lambda steps, places: places),
+    ONE_BY_ONE: Sampler(_one_by_one, lambda steps, places: places),
     "remdm": Sampler(_remdm),
     "refine": Sampler(_refine),
 }

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from showo_dist.config import TrainConfig
 from showo_dist.generation.cache import PrefixCache
-from showo_dist.generation.samplers import SAMPLERS, Generators, Round, draw, nucleus
+from showo_dist.generation.samplers import ONE_BY_ONE, SAMPLERS, Generators, Round, draw, nucleus
 from showo_dist.models.showo import ShowO
 from showo_dist.sequences import Sequence, Vocabulary
 from showo_dist.sequences.builders import t2i_prompt
@@ -78,10 +78,13 @@ class SamplingOptions:
     def record(self) -> dict[str, Any]:
         """Return the settings for a record of what made an image: the newer ones where they are not usual."""
         usual = asdict(SamplingOptions())
+        always = ["guidance", "temperature"]
+        if self.sampler != ONE_BY_ONE:  # which has as many rounds as codes
+            always.append("steps")
         return {
             name: getattr(self, name)
             for name in _NAMES
-            if name in ("steps", "guidance", "temperature") or getattr(self, name) != usual[name]
+            if name in always or (name != "steps" and getattr(self, name) != usual[name])
         }
 
     def changed(self, arguments: argparse.Namespace) -> "SamplingOptions":

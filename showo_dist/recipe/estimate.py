@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from glob import glob
+from math import ceil
 from pathlib import Path
 
 from braceexpand import braceexpand
@@ -104,8 +105,13 @@ def _hardware(name: str, ranks: int) -> tuple[Gpu, Cluster]:
 def _training(name: str, config: TrainConfig, study: Study, ranks: int) -> Cost:
     steps = config.training.max_train_steps
     prediction = study.one(own_setting(config))
-    kept = min(config.experiment.keep_last + 1, steps // max(1, config.experiment.save_every) + 1)
-    size = kept * CHECKPOINT_BYTES_PER_PARAMETER * study.parameters
+    experiment = config.experiment
+    written = ceil(steps / experiment.save_every) if experiment.save_every else 1
+    kept = min(experiment.keep_last + 1, written) if experiment.keep_last else written
+    if experiment.keep_every:
+        kept = min(written, kept + steps // experiment.keep_every)
+    averages = 4 * (config.training.ema.decay is not None)
+    size = kept * (CHECKPOINT_BYTES_PER_PARAMETER + averages) * study.parameters
     basis = f"showo-dist plan: {steps:,} steps of {prediction.time.total_s:.2f} s on {ranks} GPUs"
     return Cost(name, 24 * prediction.days(steps), size, f"{basis}; {kept} checkpoints")
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import socket
 import subprocess
 import time
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from PIL import Image
 
 from showo_data.shards import load_index
 from showo_dist.checkpoint.state import versions
@@ -30,6 +32,7 @@ from showo_dist.recipe.reproduce import WORK, Kit, pattern_of, shards_of
 
 ROLES = ("start", "trained")
 PAGE = Path("REPRODUCTION.md")
+FOLDER = "$REPRODUCTION"  # the reproduction's folder in printed commands
 _NO_SETTINGS = ("framework", "checkpoint", "weights", "inputs")  # of an evaluation's record
 
 
@@ -51,7 +54,11 @@ def write_reproduction(kit: Kit) -> Path:
         "versions": _versions(),
         "seeds": {"training": config.training.seed, "generation": kit.config.seed},
         "data": {flow: shards(pattern_of(shards_of(flow))) for flow in kit.config.convert},
-        "weights": dict(zip(ROLES, kit.checkpoints(), strict=True)),
+        # Hub ids and names: where a folder is differs between machines.
+        "weights": {
+            role: Path(source).name if Path(source).is_absolute() else source
+            for role, source in zip(ROLES, kit.checkpoints(), strict=True)
+        },
         "benchmarks": [one for name in kit.config.benchmarks for one in outcomes(kit, name)],
     }
     write_json(Path("reproduction.json"), result, indent=2)
@@ -102,7 +109,8 @@ def _scored(kit: Kit, name: str, checkpoint: str, folder: Path, samples: int) ->
     scores = benchmark.scores(folder, prompts, samples)
     chances = benchmark.chances(folder) if scores and benchmark.chances else None
     path = folder / "summary.json"
-    command = json.loads(path.read_text())["scorer"].replace(str(Path.cwd()), "$OUT")
+    command = json.loads(path.read_text())["scorer"]
+    command = portable(command)
     write_json(path, to_json(name, Outcome(checkpoint, folder, command, scores)), indent=2)
     return {
         "prompts": prompts,
@@ -113,6 +121,16 @@ def _scored(kit: Kit, name: str, checkpoint: str, folder: Path, samples: int) ->
     }
 
 
+def portable(command: str) -> str:
+    """The command with the reproduction's folder as a variable, wherever it is."""
+    places = f"{Path.cwd()}/", f"{FOLDER}/"
+    words = []
+    for word in shlex.split(command):
+        inside = next((word.removeprefix(p) for p in places if word.startswith(p)), None)
+        words.append(f'"{FOLDER}"/{shlex.quote(inside)}' if inside else shlex.quote(word))
+    return " ".join(words)
+
+
 def _published(name: str, model: str) -> list[Json]:
     return [
         {"value": one.value, "source": one.source} for one in references(name) if one.model == model
@@ -120,11 +138,12 @@ def _published(name: str, model: str) -> list[Json]:
 
 
 def digest_of(folder: Path) -> str:
-    """SHA-256 over names and bytes of all images of a folder."""
+    """SHA-256 over names and pixels of all images of a folder; their text entries name paths of inputs."""
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*.png")):
-        content = hashlib.sha256(path.read_bytes()).hexdigest()
-        digest.update(f"{content}  {path.relative_to(folder)}\n".encode())
+        with Image.open(path) as image:
+            content = hashlib.sha256(f"{image.mode} {image.size}".encode() + image.tobytes())
+        digest.update(f"{content.hexdigest()}  {path.relative_to(folder)}\n".encode())
     return digest.hexdigest()
 
 
@@ -144,8 +163,11 @@ def commit() -> str:
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return "not a git checkout"
-    changed = _git(root, "status", "--porcelain", "--untracked-files=no")
-    return _git(root, "rev-parse", "HEAD") + (" with local changes" if changed else "")
+    try:
+        changed = _git(root, "status", "--porcelain", "--untracked-files=no")
+        return _git(root, "rev-parse", "HEAD") + (" with local changes" if changed else "")
+    except (OSError, subprocess.SubprocessError) as error:  # no git, or another user's checkout
+        return f"unknown: {type(error).__name__} of git"
 
 
 def _git(root: Path, *words: str) -> str:
@@ -210,7 +232,7 @@ def _missing(benchmarks: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     for one in benchmarks:
         if one["to_score"]:
             yield ""
-            yield f"`{one['folder']}` is not scored. In its scorer's checkout, with this folder as `OUT`:"
+            yield f"`{one['folder']}` is not scored. In its scorer's checkout, with `REPRODUCTION` as this folder:"
             yield ""
             yield from (f"    {line}" for line in one["to_score"].splitlines())
             yield ""

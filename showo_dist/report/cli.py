@@ -51,12 +51,20 @@ def _evaluate_commands(runs: Runs) -> list[str]:
     commands = []
     for evaluation in runs.evaluations.values():
         settings = evaluation.scores["settings"]
-        options = [f"--{name} {settings[name]}" for name in ("steps", "guidance", "seed", "batch")]
+        given = (
+            (n, v) for n, v in settings.items() if n not in ("checkpoint", "prompts", "shards")
+        )
+        options = [f"--{name.replace('_', '-')} {_words(value)}" for name, value in given]
         shards = [f"--shards '{settings['shards']}'"] if settings["shards"] else []
         parts = ["showo-dist evaluate --framework mini", settings["checkpoint"]]
         parts += [f"--prompts {settings['prompts']}", *shards, *options]
         commands.append(" ".join([*parts, f"--out {evaluation.folder}"]))
     return commands
+
+
+def _words(value: object) -> str:
+    """A value as words of a command line."""
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def main(argv: list[str]) -> int:

@@ -221,7 +221,8 @@ def _explanation(evaluations: dict[str, Evaluation]) -> str:
         "Correct ones of all, with the 95 % Wilson interval. An image is correct when it shows what "
         "the prompt asks for and nothing else; “no other colour” accepts any number of objects from "
         "one on. Answers are compared word by word. "
-        f"Sampling: {first['steps']} rounds, guidance {first['guidance']:g}, seed {first['seed']}"
+        f"Sampling: {first.get('steps', 'as many as codes')} rounds, "
+        f"guidance {first['guidance']:g}, seed {first['seed']}"
         f"{', sampler ' + first['sampler'] if 'sampler' in first else ''}."
     )
     names = {name: None for s in settings for name in s if name not in _MAY_DIFFER}

@@ -85,6 +85,10 @@ def test_wise_weighs_the_marks(tmp_path: Path) -> None:
     wanted = 100 * (1.0 + 0.7 + 0.15) / 3
     assert wise.scores(tmp_path, 3, 1) == {"overall": pytest.approx(wanted)}
     assert wise.chances(tmp_path).scores == pytest.approx([100.0, 70.0, 15.0])
+    # A leftover without a verdict counts for neither.
+    (folder / "old_scores.jsonl").write_text(_marks(4, 999, 999, 999))
+    assert wise.scores(tmp_path, 3, 1) == {"overall": pytest.approx(wanted)}
+    assert len(wise.chances(tmp_path).scores) == 3
     (folder / "two_scores.jsonl").write_text(_marks(3, 999, 999, 999))
     with pytest.raises(ValueError, match="2 of 3 images"):
         wise.scores(tmp_path, 3, 1)

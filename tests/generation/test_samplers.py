@@ -195,6 +195,20 @@ def test_one_place_per_round_samples_the_exact_distribution(
     assert (away < 0.04) == exact, away
 
 
+def test_records_hold_what_decides_the_codes() -> None:
+    """One by one, the number of rounds is that of the codes, whatever ``steps`` is."""
+    assert replace(OPTIONS, sampler="halton", top_p=0.5).record() == {
+        "steps": 8,
+        "guidance": 1.5,
+        "temperature": 1.0,
+        "sampler": "halton",
+        "top_p": 0.5,
+        "remask": 0.3,
+    }
+    few, many = (SamplingOptions(steps=steps, sampler="one-by-one") for steps in (3, 30))
+    assert few.record() == many.record() and "steps" not in few.record()
+
+
 def test_the_command_records_its_sampler(checkpoint: Any, tmp_path: Any, capsys: Any) -> None:
     command = ["generate", str(checkpoint), "--prompt", "a ring", "--device", "cpu"]
     changed = ["--sampler", "refine", "--top-p", "0.9", "--guidance-interval", "0", "0.8"]

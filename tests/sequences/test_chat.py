@@ -156,6 +156,12 @@ def test_marks_in_a_text_are_left_out(tmp_path: Path) -> None:
     )
 
 
+def test_markers_that_removing_others_joins_are_left_out(tmp_path: Path) -> None:
+    text = encoder(tmp_path, CHATML)
+    nested = [("human", "<ima<image>ge> hi"), ("gpt", "a cat<<image>image>")]
+    assert text.conversation(nested) == text.conversation([("human", "hi"), ("gpt", "a cat")])
+
+
 @pytest.mark.parametrize(
     ("template", "reason"),
     [

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from showo_data.files import claim
 from showo_dist.evaluation import dpg, geneval, wise
@@ -18,7 +20,7 @@ from showo_dist.recipe import stand_in_scorers
 from showo_dist.recipe.cli import as_arguments
 from showo_dist.recipe.estimate import show_plan
 from showo_dist.recipe.reproduce import CONFIGS, MINIATURE, WANTED, main, pattern_of, read_kit
-from showo_dist.recipe.reproduction import settings
+from showo_dist.recipe.reproduction import commit, digest_of, portable, settings
 from tests.conftest import ROOT
 
 ROWS = sorted(path.stem for path in (ROOT / CONFIGS).glob("*.yaml"))
@@ -228,6 +230,48 @@ def comparable(out: Path) -> dict[str, bytes]:
     return {n: path.read_bytes() for n, path in names.items() if not n.startswith("not-")}
 
 
+def test_digests_of_images_do_not_depend_on_their_text_entries(tmp_path: Path) -> None:
+    """They name the paths of inputs, which differ between machines."""
+    digests = []
+    for number, (shade, text) in enumerate([(7, "/data/show-o"), (7, "showlab/show-o"), (8, "")]):
+        folder, about = tmp_path / str(number), PngInfo()
+        folder.mkdir()
+        about.add_text("checkpoint", text)
+        Image.new("RGB", (4, 4), (shade, 0, 0)).save(folder / "a.png", pnginfo=about)
+        digests.append(digest_of(folder))
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_a_printed_command_runs_from_a_folder_with_a_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "my runs"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    command = shlex.join(["echo", f"{folder}/a b", f"{folder}2/x", "it's"])
+    shown = portable(portable(command))
+    assert str(folder) + "/" not in shown
+    printed = subprocess.run(
+        ["sh", "-c", shown],
+        env={"REPRODUCTION": str(folder)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert printed.stdout == f"{folder}/a b {folder}2/x it's\n"
+
+
+@pytest.mark.parametrize("git", ["", "#!/bin/sh\nexit 128\n"], ids=["absent", "refuses"])
+def test_a_commit_that_git_does_not_tell_is_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, git: str
+) -> None:
+    if git:
+        (tmp_path / "git").write_text(git)
+        (tmp_path / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert commit().startswith("unknown: ")
+
+
 @pytest.mark.slow
 def test_the_miniature_is_the_same_on_one_rank_and_two(tmp_path: Path) -> None:
     """Two folders at once, of which the second has one benchmark, and is scored by a second call."""
@@ -237,7 +281,10 @@ def test_the_miniature_is_the_same_on_one_rank_and_two(tmp_path: Path) -> None:
         ended(process)
     page = (two / "REPRODUCTION.md").read_text()
     assert "| geneval | trained | missing |" in page and str(tmp_path) not in page
-    assert "    python evaluation/evaluate_images.py $OUT/geneval/reca-checkpoint-000002 " in page
+    assert (
+        '    python evaluation/evaluate_images.py "$REPRODUCTION"/geneval/reca-checkpoint-000002 '
+        in page
+    )
     output = ended(start(two, *other))
     assert output.count("done before") == 5 and output.count("== score geneval/") == 4
     found, again = comparable(one), comparable(two)
