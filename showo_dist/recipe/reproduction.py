@@ -232,7 +232,8 @@ def _missing(benchmarks: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     for one in benchmarks:
         if one["to_score"]:
             yield ""
-            yield f"`{one['folder']}` is not scored. In its scorer's checkout, with `REPRODUCTION` as this folder:"
+            place = "in its scorer's checkout, with this folder as `REPRODUCTION`"
+            yield f"`{one['folder']}` is not scored. Run {place}:"
             yield ""
             yield from (f"    {line}" for line in one["to_score"].splitlines())
             yield ""
