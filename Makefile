@@ -5,9 +5,9 @@
 # make test-gpu         the tests that need a GPU
 # make test-fuzz        100,000 random damages; a later call resumes; rm runs/fuzz.json starts again
 # make test-chaos       runs of which ranks, or data workers, are killed a hundred times
-# make test-learning    a small comparison of RecA with its alternatives, and its loss curve, in about ten minutes
+# make test-learning    a small comparison of RecA with its alternatives, and its loss curve, in about twelve minutes
 # make test-muon        Muon on every engine and number of ranks, in about two minutes
-# make test-backbones   every family on every engine, number of ranks and split, and all of transformers' families
+# make test-backbones   every family on every engine, number of ranks and split, and all of transformers' families; 45 minutes
 # make test-cluster     rehearsed hosts (root and the packages of docs/launchers/rehearse.md)
 # make test-cluster48   48 ranks on 6 rehearsed hosts (20 GB of memory)
 # make lint             ruff and mypy
