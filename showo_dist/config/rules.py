@@ -18,7 +18,7 @@ from showo_dist.config import flows as data
 from showo_dist.config.flows import FLOWS, active_flows, flow_settings
 from showo_dist.config.hints import out_of_range
 from showo_dist.config.schema import WITHOUT_EFFECT, TrainConfig
-from showo_dist.config.training import MuonParams
+from showo_dist.config.training import REMASKING, MuonParams
 
 Rule = Callable[[TrainConfig], Iterator[str]]
 
@@ -148,6 +148,17 @@ def guidance_interval_is_one(config: TrainConfig) -> Iterator[str]:
             return
         case other:
             yield f"training.guidance_interval = {other}: expected two numbers from 0 to 1, in order"
+
+
+def remasking_has_a_sampler(config: TrainConfig) -> Iterator[str]:
+    """Other samplers never mask a generated code again."""
+    training = config.training
+    usual = type(training)().generation_remask
+    if training.generation_remask != usual and training.generation_sampler not in REMASKING:
+        yield (
+            f"training.generation_remask = {training.generation_remask}: without effect with "
+            f"training.generation_sampler = {training.generation_sampler}"
+        )
 
 
 def vocabulary_adds_up(config: TrainConfig) -> Iterator[str]:
@@ -480,6 +491,7 @@ RULES: tuple[Rule, ...] = (
     numbers_in_range,
     eval_ratios_are_fractions,
     guidance_interval_is_one,
+    remasking_has_a_sampler,
     vocabulary_adds_up,
     codebook_is_a_power_of_two,
     image_tokens_match_resolution,

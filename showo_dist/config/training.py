@@ -98,6 +98,10 @@ class EmaConfig:
     """Validation and image grids use the averaged weights."""
 
 
+# Samplers that mask generated codes again.
+REMASKING = ("remdm", "refine")
+
+
 @dataclass(kw_only=True)
 class TrainingConfig:
     """Flows, losses, masking, precision and length of a run."""

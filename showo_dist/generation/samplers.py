@@ -2,7 +2,7 @@
 
 ``confidence`` is the published one (docs/specification.md, section 9). ``halton`` and ``random`` generate
 places in an order that does not depend on the codes; ``one-by-one`` generates a single place per round in
-random order, which samples the model's own distribution without the error of places generated together.
+random order: each code is sampled given all before it, without the error of places generated together.
 ``remdm`` and ``refine`` also mask generated places again, so that later rounds can correct them.
 """
 
@@ -57,11 +57,12 @@ class Round:
         """
         share = self.schedule(torch.tensor((self.step + 1) / steps))
         wanted = (self.unknown_BN.shape[1] * share).floor().to(self.unknown_BN.device)
-        return torch.minimum(self._most.float(), wanted).clamp(min=1)
+        return torch.minimum(self.all_but_one, wanted).clamp(min=1)
 
     @property
-    def _most(self) -> Tensor:
-        return self.unknown_BN.sum(dim=1, keepdim=True) - 1
+    def all_but_one(self) -> Tensor:
+        """The number of unknown places less one, (B, 1), fp32."""
+        return self.unknown_BN.sum(dim=1, keepdim=True).float() - 1
 
     def confidences(self) -> Tensor:
         """Return the published confidences (B, N), with noise; those of known places are the highest."""
@@ -101,7 +102,7 @@ def _random(round: Round) -> Tensor:
 
 def _one_by_one(round: Round) -> Tensor:
     score_BN = gumbel(round.chosen_BN, round.generators).where(round.unknown_BN, math.inf)
-    return _lowest(score_BN, (round.unknown_BN.sum(dim=1, keepdim=True) - 1).float())
+    return _lowest(score_BN, round.all_but_one)
 
 
 def _remdm(round: Round) -> Tensor:

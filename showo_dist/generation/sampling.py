@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from showo_dist.config import TrainConfig
+from showo_dist.config.training import REMASKING
 from showo_dist.generation.cache import PrefixCache
 from showo_dist.generation.samplers import ONE_BY_ONE, SAMPLERS, Generators, Round, draw, nucleus
 from showo_dist.models.showo import ShowO
@@ -62,18 +63,18 @@ class SamplingOptions:
         return self.guidance * (progress if self.guidance_schedule == "linear" else 1.0)
 
     def __post_init__(self) -> None:
-        wrong = {
-            "sampler": self.sampler not in SAMPLERS,
-            "top_p": not 0 < self.top_p <= 1,
-            "remask": not 0 <= self.remask <= 1,
-            "guidance_schedule": self.guidance_schedule not in GUIDANCE_SCHEDULES,
-            "guidance_interval": not 0
-            <= self.guidance_interval[0]
-            <= self.guidance_interval[1]
-            <= 1,
+        first, last = self.guidance_interval
+        samplers, schedules = ", ".join(SAMPLERS), ", ".join(GUIDANCE_SCHEDULES)
+        expected = {
+            "sampler": (self.sampler in SAMPLERS, f"one of {samplers}"),
+            "top_p": (0 < self.top_p <= 1, "above 0, at most 1"),
+            "remask": (0 <= self.remask <= 1, "0 to 1"),
+            "guidance_schedule": (self.guidance_schedule in GUIDANCE_SCHEDULES, schedules),
+            "guidance_interval": (0 <= first <= last <= 1, "two numbers from 0 to 1, in order"),
         }
-        for name in (name for name, is_wrong in wrong.items() if is_wrong):
-            raise ValueError(f"{name} = {getattr(self, name)!r}: see SamplingOptions")
+        for name, (fits, words) in expected.items():
+            if not fits:
+                raise ValueError(f"{name} = {getattr(self, name)!r}: expected {words}")
 
     def record(self) -> dict[str, Any]:
         """Return the settings for a record of what made an image: the newer ones where they are not usual."""
@@ -88,11 +89,24 @@ class SamplingOptions:
         }
 
     def changed(self, arguments: argparse.Namespace) -> "SamplingOptions":
-        """Return the options with those that a command line gives, see :func:`add_sampling_options`."""
+        """Return the options with those that a command line gives, see :func:`add_sampling_options`.
+
+        Raises:
+            ValueError: one of them is wrong, or has no effect with the sampler.
+        """
         given = {name: getattr(arguments, name, None) for name in _NAMES}
         if given["guidance_interval"]:
             given["guidance_interval"] = tuple(given["guidance_interval"])
-        return replace(self, **{name: value for name, value in given.items() if value is not None})
+        changed = replace(self, **{n: value for n, value in given.items() if value is not None})
+        if given["remask"] is not None and changed.sampler not in REMASKING:
+            raise ValueError(
+                f"--remask {changed.remask}: without effect with --sampler {changed.sampler}"
+            )
+        if given["steps"] is not None and changed.sampler == ONE_BY_ONE:
+            raise ValueError(
+                f"--steps {changed.steps}: {ONE_BY_ONE} has as many rounds as an image has codes"
+            )
+        return changed
 
 
 _NAMES = [f.name for f in fields(SamplingOptions) if f.name != "schedule"]

@@ -101,6 +101,12 @@ BROKEN = {
         (["training.guidance_interval=[0.9,0.2]"], "training.guidance_interval = [0.9, 0.2]"),
         (["training.guidance_interval=[0,1.5]"], "training.guidance_interval = [0.0, 1.5]"),
     ],
+    "remasking_has_a_sampler": [
+        (
+            ["training.generation_remask=0.3"],
+            "generation_remask = 0.3: without effect with training",
+        ),
+    ],
     "vocabulary_adds_up": [
         (
             ["model.showo.vocab_size=58497"],

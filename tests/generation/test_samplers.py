@@ -1,5 +1,7 @@
 """Samplers of image codes: what is masked after a round, and which distribution is sampled."""
 
+import argparse
+import re
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise, product
@@ -14,7 +16,7 @@ from torch import Tensor
 from showo_dist.cli import main
 from showo_dist.generation import Pipeline, SamplingOptions
 from showo_dist.generation.samplers import SAMPLERS, halton_rank, nucleus
-from showo_dist.generation.sampling import ImageSampler, sample_codes
+from showo_dist.generation.sampling import ImageSampler, add_sampling_options, sample_codes
 from showo_dist.sequences.masking import mask_schedule
 
 TEXTS = ["a red circle", "", "two blue squares left of a ring"]
@@ -207,6 +209,22 @@ def test_records_hold_what_decides_the_codes() -> None:
     }
     few, many = (SamplingOptions(steps=steps, sampler="one-by-one") for steps in (3, 30))
     assert few.record() == many.record() and "steps" not in few.record()
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        (["--top-p", "2"], "top_p = 2.0: expected above 0, at most 1"),
+        (["--guidance-interval", "0.9", "0.2"], "guidance_interval = (0.9, 0.2): expected two"),
+        (["--remask", "0.3"], "--remask 0.3: without effect with --sampler confidence"),
+        (["--steps", "9", "--sampler", "one-by-one"], "--steps 9: one-by-one has as many rounds"),
+    ],
+)
+def test_options_that_are_wrong_or_without_effect(given: list[str], line: str) -> None:
+    parser = argparse.ArgumentParser()
+    add_sampling_options(parser)
+    with pytest.raises(ValueError, match=re.escape(line)):
+        SamplingOptions().changed(parser.parse_args(given))
 
 
 def test_the_command_records_its_sampler(checkpoint: Any, tmp_path: Any, capsys: Any) -> None:
