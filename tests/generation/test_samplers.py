@@ -109,6 +109,15 @@ def test_refining_masks_the_least_likely_codes(pipeline: Pipeline) -> None:
             assert torch.equal(masked_BN, torch.zeros_like(masked_BN).scatter(1, lowest_B4, True))
 
 
+def test_refining_masks_a_share_of_the_generated_codes_alone(pipeline: Pipeline) -> None:
+    codes_BN = torch.full((3, TOKENS), pipeline.vocabulary.codebook)
+    codes_BN[0, :6] = codes_BN[1, :9] = 3
+    options = replace(OPTIONS, sampler="refine", steps=6)
+    sampler = _sampler(pipeline, options, codes_BN=codes_BN)
+    masked = [(~known_BN).sum(dim=1).tolist() for known_BN in _known(sampler)]
+    assert masked[4:] == 2 * [[3, 2, 4]]  # 30 % of 10, 7 and 16 codes
+
+
 def test_guidance_by_round(pipeline: Pipeline) -> None:
     linear = SamplingOptions(guidance=2.0, guidance_schedule="linear")
     assert [linear.weight(step, 5) for step in range(5)] == [0.0, 0.5, 1.0, 1.5, 2.0]
