@@ -108,6 +108,7 @@ class Request:
         overrides += _as_keys(arguments)
         config, model = _config_and_model(file, models[0] if models else None, overrides)
         check(config, for_training=False)
+        sampling_options(config).changed(arguments)  # refuses options without effect
         seeds = arguments.seeds or config.inference.seeds
         if min(seeds, default=0) < 0:
             raise ValueError(f"--seeds {min(seeds)}: expected 0 or more")

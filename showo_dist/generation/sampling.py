@@ -104,7 +104,7 @@ class SamplingOptions:
             )
         if given["steps"] is not None and changed.sampler == ONE_BY_ONE:
             raise ValueError(
-                f"--steps {changed.steps}: {ONE_BY_ONE} has as many rounds as an image has codes"
+                f"steps = {changed.steps}: {ONE_BY_ONE} has as many rounds as an image has codes"
             )
         return changed
 

@@ -226,7 +226,7 @@ def test_records_hold_what_decides_the_codes() -> None:
         (["--top-p", "2"], "top_p = 2.0: expected above 0, at most 1"),
         (["--guidance-interval", "0.9", "0.2"], "guidance_interval = (0.9, 0.2): expected two"),
         (["--remask", "0.3"], "--remask 0.3: without effect with --sampler confidence"),
-        (["--steps", "9", "--sampler", "one-by-one"], "--steps 9: one-by-one has as many rounds"),
+        (["--steps", "9", "--sampler", "one-by-one"], "steps = 9: one-by-one has as many rounds"),
     ],
 )
 def test_options_that_are_wrong_or_without_effect(given: list[str], line: str) -> None:
@@ -244,3 +244,6 @@ def test_the_command_records_its_sampler(checkpoint: Any, tmp_path: Any, capsys:
     assert '"sampler": "refine", "top_p": 0.9, "guidance_interval": [0.0, 0.8]' in line
     assert main([*command, "--top-p", "0", "--out", str(tmp_path)]) == 2
     assert "training.generation_top_p = 0.0: expected above 0" in capsys.readouterr().err
+    without_effect = ["--sampler", "one-by-one", "--steps", "9", "--out", str(tmp_path)]
+    assert main([*command, *without_effect]) == 2
+    assert "steps = 9: one-by-one has as many rounds" in capsys.readouterr().err
