@@ -260,9 +260,10 @@ class TextEncoder:
         Raises:
             ValueError: the chat template cannot lay out the conversation.
         """
-        unmarked = ((role, _unmarked(value)) for role, value in turns)
-        (words,) = self.around_images(unmarked, limit)
-        return words
+        unmarked = ((role, value.replace(IMAGE_MARKER, "")) for role, value in turns)
+        # Several parts only where removing a marker joined the characters of another one.
+        parts = self.around_images(unmarked, limit)
+        return Words([i for p in parts for i in p.ids], [s for p in parts for s in p.supervised])
 
     def around_images(
         self, turns: Iterable[tuple[str, str]], limit: int | None = None
@@ -315,13 +316,6 @@ class TextEncoder:
             last = bisect_right(starts, start) - 1  # the last answer that begins before the token
             supervised.append(last >= 0 and end <= answers[last][1])
         return Words(encoded["input_ids"], supervised)
-
-
-def _unmarked(text: str) -> str:
-    """Remove all image markers, those too that removing others joins."""
-    while IMAGE_MARKER in text:
-        text = text.replace(IMAGE_MARKER, "")
-    return text
 
 
 def _load_tokenizer(path: str) -> PreTrainedTokenizerBase:

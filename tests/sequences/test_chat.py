@@ -1,5 +1,6 @@
 """Chat templates: the layout is the tokenizer's own, and answers with their end tokens are supervised."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,10 @@ def test_markers_that_removing_others_joins_are_left_out(tmp_path: Path) -> None
     text = encoder(tmp_path, CHATML)
     nested = [("human", "<ima<image>ge> hi"), ("gpt", "a cat<<image>image>")]
     assert text.conversation(nested) == text.conversation([("human", "hi"), ("gpt", "a cat")])
+    deep = 200_000 * "<ima" + 200_000 * "<image>ge>"
+    start = time.process_time()
+    assert text.conversation([("human", deep), ("gpt", "a cat")], limit=64).ids
+    assert time.process_time() - start < 10  # seconds of CPU time; removal by levels takes hours
 
 
 @pytest.mark.parametrize(
