@@ -1,20 +1,22 @@
 """The paper in miniature: RecA and its alternatives from one pre-training on sparse captions, in one command.
 
-    python benchmarks/mini_paper.py [--out runs/mini_paper] [--quick] [--results FOLDER]
+    python benchmarks/mini_paper.py [--out runs/mini_paper] [--quick] [--arms NAME …] [--results FOLDER]
 
 Every run is a process of the project's own commands and configs. A run that was finished is skipped, and one
 that was killed resumes, so the same command continues after any stop. The results of each run are JSON in
-OUT/results; RESULTS.md is written again after every run. See docs/mini.md.
+OUT/results; RESULTS.md is written again after every run. Arms left out can be added by a later call. See
+docs/mini.md.
 """
 
 import argparse
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from mini_paper import clip, curve, prompts, scoring, tables
-from mini_paper.arms import HERE, QUICK, QUICK_ARMS, Scale
-from mini_paper.running import digest, run
+from mini_paper.arms import ARMS, HERE, QUICK, QUICK_ARMS, Scale
+from mini_paper.running import digest, finished, run
 from mini_paper.steps import Paper, Step
 
 from showo_data.files import claim
@@ -58,6 +60,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--results", type=Path, help=f"folder of RESULTS.md; default: {HERE.name}, or OUT if quick"
     )
+    names = [arm.name for arm in ARMS]
+    parser.add_argument(
+        "--arms", nargs="+", choices=names, metavar="NAME", help=f"of {', '.join(names)}"
+    )
     parser.add_argument("--measure", type=int, metavar="N", help="measure the quick curve's spread")
     options = parser.parse_args(argv)
     quick = options.quick or options.measure
@@ -65,6 +71,9 @@ def main(argv: list[str]) -> int:
     paper = Paper(out, QUICK, QUICK_ARMS) if quick else Paper(out, Scale())
     try:
         claim(out, "paper.json", digest(list(paper.steps())), "a comparison")
+        if options.arms:
+            paper = replace(paper, arms=tuple(arm for arm in ARMS if arm.name in options.arms))
+        paper = replace(paper, finished=finished(out))
         if options.measure:
             return measure(paper, options.measure)
         return compare(paper, options.results or (out if quick else HERE))

@@ -33,12 +33,12 @@ class Scale:
     images: int = 10_000
     tokenizer_steps: int = 2_000
     clip_steps: int = 400
-    pretrain_steps: int = 2_200
+    pretrain_steps: int = 1_600
     adapt_steps: int = 400
     steps: int = 150
     seeds: int = 5
     ablation_seeds: int = 3
-    rounds: int = 24
+    rounds: int = 16
     limit: int = 100
     reconstructed: int = 64
 
@@ -69,6 +69,7 @@ class Arm:
         changes: of ``configs/mini/reca.yaml``; None: it is not trained.
         captions: of its text-to-image samples.
         ablation: whether it has the seeds of ablations.
+        compared_with: name of the arm that differs in what is studied alone; empty: by its kind.
     """
 
     name: str
@@ -77,6 +78,12 @@ class Arm:
     changes: tuple[str, ...] | None = ()
     captions: str = "sparse"
     ablation: bool = False
+    compared_with: str = ""
+
+    @property
+    def control(self) -> str:
+        """The arm that this one is compared with: CLIP variants with their own start."""
+        return self.compared_with or (f"before-clip-{self.clip}" if self.clip else CONTROL)
 
     @property
     def clip(self) -> int:
@@ -87,7 +94,8 @@ class Arm:
 # In 100 steps on the ordinary mini world, 1e-5 leaves the loss of reconstruction where it is (dev/LOG.md).
 RATE = "optimizer.params.learning_rate=1e-3"
 _NO_RECON = ("training.recon_coeff=0",)
-_SUPERVISED = ("training.recon_coeff=0", "training.batch_size_t2i=10")
+_BESIDE = "training.batch_size_t2i=20"
+_SUPERVISED = (*_NO_RECON, _BESIDE)
 _ONE_PROMPT = (f"dataset.params.description_prompts_file={HERE}/one_prompt.txt",)
 # As published for 512 px: a code's cell keeps 2×2 of its pixels.
 _BLUR = ("training.down_scale=4", "training.resize_back=true")
@@ -96,7 +104,15 @@ ARMS = (
     Arm("reca", "RecA, VQ"),
     Arm("reca-blur", "RecA, VQ blur", changes=_BLUR),
     Arm(CONTROL, "without reconstruction", changes=_NO_RECON),
-    Arm("supervised", "complete captions", changes=_SUPERVISED, captions="complete"),
+    Arm("reca-t2i", "RecA, VQ, beside sparse captions", changes=(_BESIDE,), compared_with="sparse"),
+    Arm("sparse", "sparse captions", changes=(*_NO_RECON, _BESIDE)),
+    Arm(
+        "supervised",
+        "complete captions",
+        changes=_SUPERVISED,
+        captions="complete",
+        compared_with="sparse",
+    ),
     Arm("recon-10", "reconstruction 10 % from step 0", "pretrain-recon", None),
     *(
         arm

@@ -18,6 +18,11 @@ def digest(steps: Sequence[Step]) -> dict[str, str]:
     return {name: hashlib.sha256(part).hexdigest() for name, part in parts.items()}
 
 
+def finished(out: Path) -> frozenset[str]:
+    """Names of the runs whose results exist."""
+    return frozenset(path.stem for path in out.glob("results/*.json"))
+
+
 def seconds_left(steps: Sequence[Step], done: Mapping[str, Mapping[str, Any]]) -> float:
     """Estimate the time left: the first estimates, corrected by the pace of the finished steps.
 

@@ -1,7 +1,7 @@
 """The commands of the comparison, in order: data, encoders, pre-trainings, then the arms and their scores."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from showo_dist.mini import CONFIGS, TEXT_TOKENS
 from showo_dist.recipe import Stage, launched, tool
 
 RANKS = 2
+SIDE_BY_SIDE = 2
 SKEW = 0.6
 SHARD = 1_000
 
@@ -30,11 +31,13 @@ class Paper:
         out: folder of data, runs and results.
         scale: how large it is.
         arms: to compare.
+        finished: names of runs whose results exist, by any choice of arms.
     """
 
     out: Path
     scale: Scale
     arms: tuple[Arm, ...] = field(default=ARMS)
+    finished: frozenset[str] = frozenset()
 
     def steps(self) -> Iterator[Step]:
         """All steps in order: seeds outside, so that what exists when it is stopped has all arms."""
@@ -42,9 +45,13 @@ class Paper:
         yield from self._clips()
         yield from self._starts()
         for seed in range(self.scale.seeds):
-            for arm in self.arms:
-                if seed < (self.scale.ablation_seeds if arm.ablation else self.scale.seeds):
-                    yield from self._run(arm, seed)
+            ablations = seed < self.scale.ablation_seeds
+            arms = [arm for arm in self.arms if ablations or not arm.ablation]
+            for trained in (False, True):
+                chosen = [arm for arm in arms if (arm.changes is not None) == trained]
+                runs = [(a, seed) for a in chosen if f"{a.name}-{seed}" not in self.finished]
+                for first in range(0, len(runs), SIDE_BY_SIDE):
+                    yield from self._side_by_side(runs[first : first + SIDE_BY_SIDE])
 
     def shared_steps(self) -> Iterator[Step]:
         """Data, tokenizers and image codes."""
@@ -138,39 +145,68 @@ class Paper:
             changes = [start, *self._clip(size), "training.batch_size_mmu=10"]
             yield self._train(f"adapt-{size}", "pretrain", scale.adapt_steps, changes)
 
-    def _run(self, arm: Arm, seed: int) -> Iterator[Step]:
-        name, scale = f"{arm.name}-{seed}", self.scale
-        trained = arm.start
-        if arm.changes is not None:
-            trained = name
-            changes = [
-                f"experiment.init_from={self._checkpoint(arm.start)}",
-                f"training.seed={seed}",
-                self._flow("recon"),
-                *(self._clip(arm.clip) if arm.clip else ()),
-                RATE,
-                *arm.changes,
-            ]
-            yield self._train(name, "reca", scale.steps, changes, arm.captions)
-        checkpoint, folder = self._checkpoint(trained), f"{self.out}/evaluations/{name}"
-        asked = ["--prompts", f"{self.out}/prompts.jsonl", "--limit", str(scale.limit)]
-        shards = ["--shards", self.shards("sparse", "val"), "--seed", str(seed)]
-        evaluate = self._torchrun(
-            *("showo_dist.cli", "evaluate", "--framework", "mini", checkpoint),
-            *(*asked, *shards, "--steps", str(scale.rounds), "--out", folder),
-        )
-        generated = min(300, 11 * scale.limit)
-        yield Step(Stage(f"{name}: evaluate", [evaluate]), 15 + 0.006 * scale.rounds * generated)
-        score = [*self._own("score"), checkpoint, "--evaluation", folder]
-        score += [*asked, *shards, "--images", str(scale.reconstructed), "--arm", arm.name]
-        score += ["--out", str(self.result(arm, seed))]
-        yield Step(Stage(f"{name}: score", [score]), 8 + 0.1 * scale.reconstructed)
+    def _side_by_side(self, runs: Sequence[tuple[Arm, int]]) -> Iterator[Step]:
+        """Train, evaluate and score some runs at the same time, each in one process on a core of its own.
 
-    def _train(
-        self, name: str, config: str, steps: int, changes: list[str], captions: str = "sparse"
-    ) -> Step:
+        So small a model loses less in one process than in two that wait for each other.
+        """
+        names = ", ".join(f"{arm.name}-{seed}" for arm, seed in runs)
+        trainings = [self._train_arm(*run) for run in runs if run[0].changes is not None]
+        scale = self.scale
+        if trainings:
+            seconds = 20 + 0.3 * scale.steps * len(trainings)
+            yield Step(Stage(f"{names}: train", trainings), seconds)
+        generated = min(300, 11 * scale.limit) * len(runs)
+        evaluations = [self._evaluate(*run) for run in runs]
+        yield Step(Stage(f"{names}: evaluate", evaluations), 15 + 0.006 * scale.rounds * generated)
+        scores = [self._score(*run) for run in runs]
+        seconds = 8 + 0.1 * scale.reconstructed * len(runs)
+        yield Step(Stage(f"{names}: score", scores), seconds)
+
+    def _train_arm(self, arm: Arm, seed: int) -> list[str]:
+        settings = self._settings(f"{arm.name}-{seed}", "reca", self.scale.steps, arm.captions)
+        changes = [
+            f"experiment.init_from={self._checkpoint(arm.start)}",
+            f"training.seed={seed}",
+            *("training.batch_size_mmu=20", "training.batch_size_recon=20"),
+            self._flow("recon"),
+            *(self._clip(arm.clip) if arm.clip else ()),
+            RATE,
+            *(arm.changes or ()),
+        ]
+        return self._torchrun(*settings, *changes, ranks=1)
+
+    def _asked(self, seed: int) -> list[str]:
+        asked = ["--prompts", f"{self.out}/prompts.jsonl", "--limit", str(self.scale.limit)]
+        return [*asked, "--shards", self.shards("sparse", "val"), "--seed", str(seed)]
+
+    def _trained(self, arm: Arm, seed: int) -> str:
+        return self._checkpoint(arm.start if arm.changes is None else f"{arm.name}-{seed}")
+
+    def _evaluation(self, arm: Arm, seed: int) -> str:
+        return f"{self.out}/evaluations/{arm.name}-{seed}"
+
+    def _evaluate(self, arm: Arm, seed: int) -> list[str]:
+        return self._torchrun(
+            *("showo_dist.cli", "evaluate", "--framework", "mini", self._trained(arm, seed)),
+            *(*self._asked(seed), "--steps", str(self.scale.rounds)),
+            *("--out", self._evaluation(arm, seed)),
+            ranks=1,
+        )
+
+    def _score(self, arm: Arm, seed: int) -> list[str]:
+        evaluation = ["--evaluation", self._evaluation(arm, seed)]
+        score = [*self._own("score"), self._trained(arm, seed), *evaluation, *self._asked(seed)]
+        score += ["--images", str(self.scale.reconstructed), "--arm", arm.name]
+        return [*score, "--out", str(self.result(arm, seed))]
+
+    def _train(self, name: str, config: str, steps: int, changes: list[str]) -> Step:
+        command = self._torchrun(*self._settings(name, config, steps), *changes)
+        return Step(Stage(f"{name}: train", [command]), 20 + 0.35 * steps)
+
+    def _settings(self, name: str, config: str, steps: int, captions: str = "sparse") -> list[str]:
         val = self.shards("sparse", "val")
-        settings = [
+        return [
             *("showo_dist.train", f"config={CONFIGS}/{config}.yaml", f"experiment.name={name}"),
             f"experiment.output_dir={self.out}/runs/{name}",
             f"training.max_train_steps={steps}",
@@ -187,8 +223,6 @@ class Paper:
                 for f in ("t2i", "mmu", "recon")
             ),
         ]
-        seconds = 20 + steps * (0.35 if config == "pretrain" else 0.3)
-        return Step(Stage(f"{name}: train", [self._torchrun(*settings, *changes)]), seconds)
 
     def _flow(self, flow: str, captions: str = "sparse") -> str:
         return (
@@ -217,6 +251,6 @@ class Paper:
     def _own(self, part: str) -> list[str]:
         return [sys.executable, str(HERE.with_suffix(".py")), part]
 
-    def _torchrun(self, module: str, *arguments: str) -> list[str]:
-        start = ["torchrun", "--standalone", "--nproc-per-node", str(RANKS), "-m", module]
+    def _torchrun(self, module: str, *arguments: str, ranks: int = RANKS) -> list[str]:
+        start = ["torchrun", "--standalone", "--nproc-per-node", str(ranks), "-m", module]
         return launched(start, *arguments)

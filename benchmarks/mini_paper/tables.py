@@ -11,7 +11,7 @@ from statistics import fmean, stdev
 from matplotlib.figure import Figure as Plot
 from PIL import Image
 
-from mini_paper.arms import ARMS, CONTROL, QUICK, Arm
+from mini_paper.arms import ARMS, QUICK, Arm
 from mini_paper.clip import HELD_OUT
 from mini_paper.prompts import LONG, RARE
 from mini_paper.steps import Paper
@@ -118,17 +118,12 @@ def _table(results: Results, arms: Sequence[Arm], columns: Mapping[str, str]) ->
     return Table(["", "n", *columns.values()], rows)
 
 
-def control_of(arm: Arm) -> str:
-    """The arm that another one is compared with: CLIP variants with their own start."""
-    return f"before-clip-{arm.clip}" if arm.clip else CONTROL
-
-
 def _differences(results: Results, arms: Sequence[Arm]) -> list[Block]:
     rows, made, excluded = [], 0, 0
     titles = {arm.name: arm.title for arm in ARMS}
     for arm in arms:
-        control = control_of(arm)
-        if arm.name == control or arm.name not in results:
+        control = arm.control
+        if arm.name == control or not {arm.name, control} <= results.keys():
             continue
         found = [paired(of(results, arm.name, n), of(results, control, n)) for n in _MAIN]
         known = [difference for difference in found if difference and difference.half is not None]
@@ -162,7 +157,7 @@ def _curves(paper: Paper, path: Path) -> None:
     panels: dict[str, list[Curve]] = {"text-to-image, held out": [], "reconstruction, held out": []}
     for name in ("pretrain", "pretrain-recon"):
         _add(panels["text-to-image, held out"], paper, name, name, "validation/t2i")
-    for arm in paper.arms:
+    for arm in ARMS:
         _add(panels["reconstruction, held out"], paper, f"{arm.name}-0", arm.title, _HELD_OUT_RECON)
     drawn = {title: curves for title, curves in panels.items() if curves}
     if drawn:
@@ -247,7 +242,7 @@ def write(paper: Paper, folder: Path) -> Path:
     """Write RESULTS.md and its images to ``folder``; returns the file."""
     folder.mkdir(parents=True, exist_ok=True)
     results = read_results(paper.out / "results")
-    present = [arm for arm in paper.arms if arm.name in results]
+    present = [arm for arm in ARMS if arm.name in results]
     arms, ablations = ([a for a in present if a.ablation == wanted] for wanted in (False, True))
     curves, points, grid = (folder / f"{name}.png" for name in ("curves", "scores", "grid"))
     _curves(paper, curves)

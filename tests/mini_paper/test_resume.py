@@ -5,10 +5,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from mini_paper.arms import QUICK, QUICK_ARMS, Scale
-from mini_paper.running import digest, seconds_left
+from mini_paper.arms import ARMS, QUICK, QUICK_ARMS, Scale
+from mini_paper.running import digest, finished, seconds_left
 from mini_paper.steps import Paper, Step
 
 from showo_dist.config import TrainConfig, load
@@ -110,23 +111,42 @@ def test_stages_of_a_comparison(tmp_path: Path) -> None:
         assert len(set(names)) == len(names)
         trained: set[str] = set()
         for step in steps:
-            (line,) = step.stage.lines
-            for word in line.split():
-                if ("/checkpoint-" in word and "init_from" in word) or word.startswith(
-                    f"{tmp_path}/runs"
-                ):
-                    assert word.split("/runs/")[1].split("/")[0] in trained, line
+            for line in step.stage.lines:
+                for word in line.split():
+                    if ("/checkpoint-" in word and "init_from" in word) or word.startswith(
+                        f"{tmp_path}/runs"
+                    ):
+                        assert word.split("/runs/")[1].split("/")[0] in trained, line
             if step.stage.name.endswith(": train"):
-                trained.add(step.stage.name.removesuffix(": train"))
+                trained.update(step.stage.name.removesuffix(": train").split(", "))
     assert digest(list(full.steps())) == digest(list(full.steps())) != digest(list(quick.steps()))
     assert sum(step.seconds for step in full.steps()) < 3 * 3600
     assert sum(step.seconds for step in quick.steps()) < 11 * 60
 
 
+def test_other_arms_can_be_added_later(tmp_path: Path) -> None:
+    """Runs with a result are left out, whatever pairs they were made in."""
+    full = Paper(tmp_path, Scale())
+    wanted = [tmp_path / "results" / f"{name}.json" for name in ("reca-0", "before-3")]
+    wanted[0].parent.mkdir()
+    for path in wanted:
+        path.write_text("{}")
+    rest = replace(full, finished=finished(tmp_path))
+    lines = [line for step in rest.steps() for line in step.stage.lines]
+    assert not any(str(path) in line for path in wanted for line in lines)
+    results = {full.result(arm, seed) for arm in ARMS for seed in range(5) if not arm.ablation}
+    assert all(any(str(path) in line for line in lines) for path in results - {*wanted})
+    few = replace(rest, arms=tuple(arm for arm in ARMS if arm.name in ("reca", "no-recon")))
+    names = [step.stage.name for step in few.steps()]
+    assert not any("clip" in name.lower() or "recon-10" in name for name in names)
+    assert "no-recon-0: train" in names and "reca-1, no-recon-1: train" in names
+
+
 def test_conversations_have_room_for_answers(tmp_path: Path) -> None:
     """The system prompt is longer than the text budget of the mini world, and answers behind it are cut."""
     steps = Paper(tmp_path, Scale()).steps()
-    commands = [step.stage.commands[0] for step in steps if step.stage.name.endswith(": train")]
+    trainings = [step.stage for step in steps if step.stage.name.endswith(": train")]
+    commands = [command for stage in trainings for command in stage.commands]
     read = [load(c[c.index("showo_dist.train") + 1 :], TrainConfig, check=False) for c in commands]
     assert any(config.model.showo.w_clip_vit for config in read)
     assert not any(wants_system_prompt(config) for config in read)

@@ -11,7 +11,7 @@ import pytest
 from mini_paper import curve
 from mini_paper.arms import ARMS, CONTROL, Scale
 from mini_paper.steps import Paper
-from mini_paper.tables import control_of, interval, paired, read_results, write
+from mini_paper.tables import interval, paired, read_results, write
 
 from showo_dist.evaluation.text_to_image import t_quantile
 
@@ -76,7 +76,7 @@ def test_page_holds_the_results_and_marks_differences(tmp_path: Path) -> None:
 def test_every_arm_has_a_control_among_the_arms() -> None:
     names = [arm.name for arm in ARMS]
     assert len(set(names)) == len(names)
-    assert {control_of(arm) for arm in ARMS} <= set(names)
+    assert {arm.control for arm in ARMS} <= set(names)
     assert {"reca", "reca-blur", "reca-clip-64", "reca-clip-32", "supervised", "recon-10"} <= set(
         names
     )
