@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from showo_data.convert.items import find_files
-from showo_data.convert.parquet import ParquetFiles
+from showo_data.convert.parquet import ParquetFiles, ParquetRows
 from showo_data.images import decode
 from showo_data.members import BadSampleError
 from showo_data.text import inside, parse_json, plain_name, read_text
@@ -87,7 +87,9 @@ IMGEDIT = TextToImage(
 
 # GEdit-Bench: Parquet in, fullset/TASK/LANGUAGE/KEY.png and KEY_SRCIMG.png out.
 
-_COLUMNS = ("key", "task_type", "instruction", "instruction_language", "input_image")
+_COLUMNS = ("key", "task_type", "instruction", "instruction_language")
+# As in the published example, the image as it was uploaded is edited; `input_image` was resized.
+_IMAGES = ("input_image_raw", "input_image")
 
 
 def read_gedit(path: Path) -> list[Prompt]:
@@ -97,9 +99,11 @@ def read_gedit(path: Path) -> list[Prompt]:
         ValueError: a column is missing, or a row holds no text or no image.
         FileNotFoundError: there is no Parquet file.
     """
-    files = ParquetFiles(_COLUMNS)
     paths = find_files([str(path / "*.parquet") if path.is_dir() else str(path)])
-    prompts = [_gedit_prompt(files, *place) for place in files.places(paths)]
+    names = ParquetRows(paths[0], _COLUMNS).names
+    image = next((name for name in _IMAGES if name in names), _IMAGES[0])
+    files = ParquetFiles([*_COLUMNS, image])
+    prompts = [_gedit_prompt(files, image, *place) for place in files.places(paths)]
     stems = Counter(map(_gedit_stem, prompts))
     for stem, count in stems.items():
         if count > 1:
@@ -107,24 +111,24 @@ def read_gedit(path: Path) -> list[Prompt]:
     return prompts
 
 
-def _gedit_prompt(files: ParquetFiles, path: str, number: int) -> Prompt:
+def _gedit_prompt(files: ParquetFiles, image: str, path: str, number: int) -> Prompt:
     try:
         row = files.row(path, number)
-        metadata = {name: row[name] for name in _COLUMNS[:-1]}
-        _gedit_bytes(files, path, number)
+        metadata = {name: row[name] for name in _COLUMNS}
+        _gedit_bytes(files, image, path, number)
         for name in ("task_type", "instruction_language"):
             plain_name(row[name])
-        source = partial(_gedit_bytes, files, path, number)
+        source = partial(_gedit_bytes, files, image, path, number)
         return Prompt(row["key"], row["instruction"], metadata, source)
     except (BadSampleError, ValueError, TypeError) as error:
         raise ValueError(f"{path}, row {number}: {error}") from None
 
 
-def _gedit_bytes(files: ParquetFiles, path: str, number: int) -> bytes:
-    image = files.row(path, number)["input_image"]
-    if not (isinstance(image, dict) and isinstance(image.get("bytes"), bytes)):
-        raise ValueError("input_image holds no bytes")
-    data: bytes = image["bytes"]
+def _gedit_bytes(files: ParquetFiles, image: str, path: str, number: int) -> bytes:
+    value = files.row(path, number)[image]
+    if not (isinstance(value, dict) and isinstance(value.get("bytes"), bytes)):
+        raise ValueError(f"{image} holds no bytes")
+    data: bytes = value["bytes"]
     return data
 
 
@@ -149,10 +153,13 @@ def write_sources(prompts: list[Prompt], out: Path) -> None:
 
 def score_gedit(job: Job, out: Path) -> str:
     """The commands in ``GEdit-Bench`` of Step1X-Edit's checkout; its judge is a paid service."""
-    where = f"--model_name {shlex.quote(out.name)} --save_path {shlex.quote(str(out.parent))}"
-    return (
-        f"python test_gedit_score.py {where} --backbone gpt4o\n"
-        f"python calculate_statistics.py {where} --backbone gpt4o --language en"
+    model, scores = ["--model_name", out.name, "--backbone", "gpt4o"], str(out / "scores")
+    score = ["--edited_images_dir", str(out.parent), "--save_dir", scores, *model]
+    # The language is a part of the files' names, and the scorer's own default is all.
+    count = ["--save_path", scores, "--language", "all", *model]
+    return "\n".join(
+        shlex.join(["python", *command])
+        for command in (["run_gedit_score.py", *score], ["calculate_statistics.py", *count])
     )
 
 

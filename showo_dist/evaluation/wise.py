@@ -67,7 +67,7 @@ def image_files(index: int, prompt: Prompt, samples: int) -> list[ImageFile]:
 
 
 def scorer(job: Job, out: Path) -> str:
-    """The commands in a checkout of WISE, one for every prompt list; its judge is a paid service."""
+    """The commands in ``WISE_legacy`` of its checkout, one per prompt list; the judge is a paid service."""
     return "\n".join(
         _score_list(file.resolve(), out) for file in prompt_files(job.arguments.prompts)
     )

@@ -19,6 +19,7 @@ HUB = {
     "MagicBrush": ("source_img", "instruction", "target_img"),
     "UltraEdit": ("source_image", "edit_prompt", "edited_image"),
     "OmniEdit": ("src_img", "edited_prompt_list", "edited_img"),
+    "AnyEdit": ("image_file", "edit_instruction", "edited_file"),
 }
 
 
@@ -85,11 +86,53 @@ def test_json_lines_beside_their_images(tmp_path: Path) -> None:
     assert sample.text in ("one", "two")
 
 
+def test_paths_in_parquet(tmp_path: Path) -> None:
+    """ImgEdit's columns: lists of one path each, of files that its archives hold."""
+    _lines(tmp_path, [])
+    table = pa.table(
+        {
+            "input_images": [["a.jpg"], ["a.jpg", "b.jpg"], ["gone.jpg"]],
+            "output_images": [["b.jpg"]] * 3,
+            "prompt": ["make it b"] * 3,
+        }
+    )
+    parquet.write_table(table, tmp_path / "a.parquet")
+    items = edit_items([f"{tmp_path}/a.parquet"], images=tmp_path / "images")
+    report = convert(items, Target(out=tmp_path / "out"))
+    assert report.skipped == {"no-source": 2}
+    stored = files(tmp_path / "out")
+    assert stored["0000000000.source.jpg"] == image(1)
+    assert stored["0000000000.target.jpg"] == image(2)
+
+
+def test_sessions_of_several_turns(tmp_path: Path) -> None:
+    """SEED-Data-Edit: a turn edits what the turn before made; two turns need an image that is missing."""
+    session: dict[str, Any] = {"source_image": "images/a.jpg"}
+    for turn, name in ((1, "images/b.jpg"), (2, "images/a.jpg"), (3, None), (4, "images/b.jpg")):
+        session |= {f"edit_image_{turn}": name, f"instruction_{turn}": f"do {turn}"}
+    nothing = {"source_image": "images/a.jpg", "edit_image_1": None, "instruction_1": "x"}
+    path = _lines(tmp_path, [session, nothing])
+    report = convert(edit_items([str(path)]), Target(out=tmp_path / "out"))
+    assert (report.samples, report.skipped) == (2, {"no-target": 1})
+    stored = files(tmp_path / "out")
+    for piece, (source, target) in enumerate(((1, 2), (2, 1))):
+        key = f"0000000000-{piece:04d}"
+        assert stored[f"{key}.txt"].decode() == f"do {piece + 1}"
+        assert stored[f"{key}.source.jpg"] == image(source)
+        assert stored[f"{key}.target.jpg"] == image(target)
+
+
+def test_blank_instructions_of_a_list_are_left_out(tmp_path: Path) -> None:
+    path = _lines(tmp_path, [{**GOOD, "instruction": ["", "make it b", " "]}])
+    convert(edit_items([str(path)]), Target(out=tmp_path / "out"))
+    assert [sample.text for sample in _read(tmp_path / "out").values()] == ["make it b"]
+
+
 BAD: list[tuple[str, Any]] = [
     ("no-source", {**GOOD, "source": None}),
     ("no-source", {**GOOD, "source": "images/gone.jpg"}),
     ("no-target", {k: v for k, v in GOOD.items() if k != "target"}),
-    ("no-target", {**GOOD, "target": ["images/b.jpg"]}),
+    ("no-target", {**GOOD, "target": ["images/b.jpg", "images/a.jpg"]}),
     ("no-text", {**GOOD, "instruction": " "}),
     ("no-text", {**GOOD, "instruction": []}),
     ("no-text", {**GOOD, "instruction": ["a", 3]}),

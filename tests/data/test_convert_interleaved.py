@@ -187,3 +187,14 @@ def test_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main_shards(["show", shard, "--out", str(sheet)]) == 0
     assert "<image> one two <image> <image> three" in " ".join(capsys.readouterr().out.split())
     assert sheet.exists()
+
+
+def test_missing_images_can_be_left_out(tmp_path: Path) -> None:
+    """The texts around them are then next to each other; a document without any image is left out."""
+    gone = OBELICS | {"images": ["a/0.jpg", None, None, "a/gone.jpg", "https://a.b/c.jpg", None]}
+    none = OBELICS | {"images": ["a/gone.jpg"], "texts": [None]}
+    path = _folder(tmp_path, [gone, none])
+    convert_to = Target(out=tmp_path / "out")
+    report = convert(interleaved_items([str(path)], drop_missing=True), convert_to)
+    assert (report.samples, report.skipped) == (1, {"no-image": 1})
+    _check(tmp_path / "out", [None, "one\n\ntwo\n\nthree"], [0])

@@ -86,7 +86,7 @@ def _gedit(path: Path, originals: Path, keys: list[str], languages: list[str]) -
             "key": keys,
             "instruction": ["make it red", "move it"],
             "instruction_language": languages,
-            "input_image": [{"bytes": data, "path": None} for data in images],
+            "input_image": [{"bytes": b"", "path": None} for _ in images],
             "input_image_raw": [{"bytes": data, "path": None} for data in images],
             "Intersection_exist": [True, False],
         }
@@ -106,7 +106,9 @@ def test_gedit_folders(checkpoint: Path, originals: Path, tmp_path: Path, capsys
     written = Image.open(out / f"{stems[0]}_SRCIMG.png")
     original = Image.open(originals / "animal/1.png").convert("RGB")
     assert written.tobytes() == original.tobytes()
-    assert "test_gedit_score.py --model_name out --save_path" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"run_gedit_score.py --edited_images_dir {tmp_path} " in printed
+    assert f"--save_path {out}/scores --language all --model_name out" in printed
 
 
 def test_gedit_mistakes_are_named(originals: Path, tmp_path: Path) -> None:

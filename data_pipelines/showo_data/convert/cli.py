@@ -175,15 +175,26 @@ def _interleaved_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--max-images", type=int, metavar="N", help="cut documents into pieces of at most N images"
     )
+    parser.add_argument(
+        "--drop-missing",
+        action="store_true",
+        help="leave out images without a file; default: the documents that name them",
+    )
 
 
 def _interleaved(a: argparse.Namespace) -> Iterator[Item]:
-    return interleaved_items(a.files, images=a.images, max_images=a.max_images, max_side=a.max_side)
+    return interleaved_items(
+        a.files,
+        images=a.images,
+        max_images=a.max_images,
+        drop_missing=a.drop_missing,
+        max_side=a.max_side,
+    )
 
 
 def _edits_arguments(parser: Parser) -> None:
     parser.add_argument("files", nargs="+", metavar="FILES", help=f".parquet or .jsonl: {_FILES}")
-    parser.add_argument("--images", help="folder of the paths in .jsonl; default: the file's own")
+    parser.add_argument("--images", help="folder of the images' paths; default: the file's own")
     for part, names in NAMES.items():
         text = f"its column or key; default: the first of {', '.join(names)}"
         parser.add_argument(f"--{part}", metavar="NAME", help=text)

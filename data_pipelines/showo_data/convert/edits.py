@@ -12,12 +12,27 @@ from showo_data.convert.parquet import ParquetFiles, ParquetRows, UnreadableFile
 from showo_data.convert.text import json_lines
 from showo_data.members import SOURCE, TARGET, BadSampleError
 
-# Columns of InstructPix2Pix, MagicBrush, UltraEdit and OmniEdit on the hub; the first that a file has counts.
+# Columns of InstructPix2Pix, MagicBrush, UltraEdit, OmniEdit, HQ-Edit, AnyEdit and ImgEdit on the hub; the
+# first that a file has counts.
 NAMES = {
-    "source": ("source", "source_image", "source_img", "src_img", "original_image", "input_image"),
-    "target": ("target", "target_image", "target_img", "edited_img", "edited_image"),
-    "instruction": ("instruction", "edit_prompt", "edited_prompt_list"),
+    "source": (
+        *("source", "source_image", "source_img", "src_img", "original_image", "input_image"),
+        *("image_file", "input_images"),
+    ),
+    "target": (
+        *("target", "target_image", "target_img", "edited_img", "edited_image", "output_image"),
+        *("edited_file", "output_images"),
+    ),
+    "instruction": (
+        "instruction",
+        "edit_prompt",
+        "edited_prompt_list",
+        "edit_instruction",
+        "prompt",
+    ),
 }
+# Keys of SEED-Data-Edit's sessions of several turns; a number follows the last two.
+_SESSION = ("source_image", "edit_image_", "instruction_")
 # A part of a triple → the name of its column or key.
 Columns = Mapping[str, str]
 
@@ -32,9 +47,9 @@ def edit_items(
     """Yield edits; of an instruction that is a list of texts, one is sampled each time it is read.
 
     Args:
-        patterns: ``.parquet`` files with images as bytes, or ``.jsonl`` files with paths of images; as paths,
-            brace patterns or wildcards.
-        images: the folder that paths in JSON lines are relative to; None: that of the file.
+        patterns: ``.parquet`` or ``.jsonl`` files with images as bytes or paths; as paths, brace patterns or
+            wildcards. A line of JSON may also be a session of SEED-Data-Edit.
+        images: the folder that paths are relative to; None: that of the file.
         columns: names of the columns or keys of ``source``, ``target`` and ``instruction``; None: the first
             of :data:`NAMES` that a file has.
         max_side: see :func:`showo_data.convert.images.image_member`.
@@ -46,23 +61,29 @@ def edit_items(
     if images is not None and not Path(images).is_dir():
         raise FileNotFoundError(f"no folder {str(images)!r}")
     for path in find_files(patterns):
+        folder = Path(images or Path(path).parent).resolve()
         if path.endswith(".parquet"):
-            yield from _parquet(path, columns or {}, max_side)
+            yield from _parquet(path, columns or {}, folder, max_side)
         elif path.endswith(".jsonl"):
-            folder = Path(images or Path(path).parent).resolve()
-            found = _found(path, _first_keys(path), columns or {})
-            yield from json_lines(path, partial(_load_paths, found, folder, max_side))
+            keys = _first_keys(path)
+            if keys is not None and f"{_SESSION[1]}1" in keys:
+                load = partial(_load_session, folder, max_side)
+            else:
+                load = partial(_load, _found(path, keys, columns or {}), folder, max_side)
+            yield from json_lines(path, load)
         else:
             raise ValueError(f"{path}: expected .parquet or .jsonl")
 
 
-def _parquet(path: str, columns: Mapping[str, str | None], max_side: int | None) -> Iterator[Item]:
+def _parquet(
+    path: str, columns: Mapping[str, str | None], folder: Path, max_side: int | None
+) -> Iterator[Item]:
     try:
         found = _found(path, ParquetRows(path, ()).names, columns)
     except UnreadableFileError as error:
         yield bad_item(str(error), FILE)
         return
-    load = partial(_load_bytes, found, max_side)
+    load = partial(_load, found, folder, max_side)
     yield from ParquetFiles(list(found.values())).items([path], load)
 
 
@@ -96,31 +117,50 @@ def _found(path: str, present: Sequence[str] | None, columns: Mapping[str, str |
     return found
 
 
-def _load_bytes(columns: Columns, max_side: int | None, row: dict[str, Any]) -> list[Members]:
-    images = {}
-    for part in ("source", "target"):
-        value = row[columns[part]]
-        data = value.get("bytes") if isinstance(value, dict) else value
-        if not isinstance(data, bytes):
-            raise BadSampleError(f"no-{part}")
-        images[part] = data
-    return [_members(images, row[columns["instruction"]], max_side)]
-
-
-def _load_paths(
+def _load(
     columns: Columns, folder: Path, max_side: int | None, entry: dict[str, Any]
 ) -> list[Members]:
-    images = {}
-    for part in ("source", "target"):
-        name = entry.get(columns[part])
-        if not isinstance(name, str) or not name:
-            raise BadSampleError(f"no-{part}")
-        images[part] = read_bytes(inside_folder(folder, name), part)
-    return [_members(images, entry.get(columns["instruction"]), max_side)]
+    values = {part: entry.get(name) for part, name in columns.items()}
+    return [_triple(values, folder, max_side)]
+
+
+def _load_session(folder: Path, max_side: int | None, entry: dict[str, Any]) -> list[Members]:
+    """Each turn edits the image of the turn before; without that, or its own, a turn is left out."""
+    source, edited, instruction = _SESSION
+    before, found = entry.get(source), []
+    for turn in range(1, len(entry)):
+        after = entry.get(f"{edited}{turn}")
+        if before and after:
+            text = entry.get(f"{instruction}{turn}")
+            values = {"source": before, "target": after, "instruction": text}
+            found.append(_triple(values, folder, max_side))
+        before = after
+    if not found:
+        raise BadSampleError("no-target")
+    return found
+
+
+def _triple(values: Mapping[str, Any], folder: Path, max_side: int | None) -> Members:
+    images = {part: _image(values[part], part, folder) for part in ("source", "target")}
+    return _members(images, values["instruction"], max_side)
+
+
+def _image(value: Any, part: str, folder: Path) -> bytes:
+    """The bytes of an image: as such, or at a path; in a struct of both, or in a list of one."""
+    if isinstance(value, list) and len(value) == 1:
+        (value,) = value
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, str) and value:
+        return read_bytes(inside_folder(folder, value), part)
+    if not isinstance(value, bytes) or not value:
+        raise BadSampleError(f"no-{part}")
+    return value
 
 
 def _members(images: Mapping[str, bytes], instruction: Any, max_side: int | None) -> Members:
     texts = instruction if isinstance(instruction, list) else [instruction]
+    texts = [text for text in texts if not isinstance(text, str) or text.strip()]
     texts = [text_of(text) for text in texts] or [text_of(None)]
     members: Members = {"txt": texts[0]} if len(texts) == 1 else {"json": {"captions": texts}}
     for prefix, part in ((SOURCE, "source"), (TARGET, "target")):

@@ -24,6 +24,7 @@ def interleaved_items(
     *,
     images: str | Path | None = None,
     max_images: int | None = None,
+    drop_missing: bool = False,
     max_side: int | None = None,
 ) -> Iterator[Item]:
     """Yield documents with their images, long ones in pieces.
@@ -32,6 +33,7 @@ def interleaved_items(
         patterns: ``.parquet``, ``.jsonl`` or ``.jsonl.gz`` files, as paths, brace patterns or wildcards.
         images: the folder that paths of images are relative to; None: that of the file.
         max_images: a document is cut before an image that would be one more; None: documents stay whole.
+        drop_missing: leave out images without a file, as OBELICS' own build does; else their document is.
         max_side: see :func:`showo_data.convert.images.image_member`.
 
     Raises:
@@ -44,7 +46,7 @@ def interleaved_items(
         raise ValueError(f"--max-images must be at least 1, not {max_images}")
     for path in find_files(patterns):
         folder = Path(images or Path(path).parent).resolve()
-        load = partial(_load, folder, max_images, max_side)
+        load = partial(_load, folder, max_images, drop_missing, max_side)
         if path.endswith(".parquet"):
             yield from _parquet(path, load)
         elif path.endswith((".jsonl", ".jsonl.gz")):
@@ -69,11 +71,20 @@ def _parquet(path: str, load: Any) -> Iterator[Item]:
 
 
 def _load(
-    folder: Path, max_images: int | None, max_side: int | None, entry: dict[str, Any]
+    folder: Path,
+    max_images: int | None,
+    drop_missing: bool,
+    max_side: int | None,
+    entry: dict[str, Any],
 ) -> list[Members]:
     parts = (
         _matched(*map(entry.get, MMC4)) if MMC4[0] in entry else _parallel(*map(entry.get, OBELICS))
     )
+    if drop_missing:
+        present = [p for p in parts if not isinstance(p, tuple) or _is_there(p[0], folder)]
+        if len(present) < len(parts) and not any(isinstance(part, tuple) for part in present):
+            raise BadSampleError("no-image")
+        parts = present
     if not any(isinstance(part, tuple) for part in parts):
         raise BadSampleError("text-only")
     pieces = _pieces(parts, max_images or len(parts))
@@ -146,6 +157,12 @@ def _members(parts: list[Part], folder: Path, max_side: int | None) -> Members:
         raise BadSampleError("not-utf8") from None
     read_document({"json": data}.get)  # the same check as in training
     return {**numbered_members(images, max_side), "json": data}
+
+
+def _is_there(image: str | bytes, folder: Path) -> bool:
+    return isinstance(image, bytes) or (
+        "://" not in image and inside_folder(folder, image).is_file()
+    )
 
 
 def _image(image: str | bytes, folder: Path) -> bytes:
