@@ -31,8 +31,8 @@ from showo_dist.models.weights.folder import (
 from showo_dist.models.weights.pretrained import (
     config_json,
     described_model,
-    read_chat_template,
     read_config,
+    read_settings,
 )
 from showo_dist.models.weights.sources import (
     LORA_KEY,
@@ -154,8 +154,7 @@ def import_model(
     groups = list(_shards(weights, list(model.state_dict()), shard_bytes))
     names = iter(track(list(model.state_dict())))
     with folder_aside(out) as aside:
-        chat = read_chat_template(folder)
-        (aside / CONFIG_NAME).write_text(config_json(showo, model, chat))
+        (aside / CONFIG_NAME).write_text(config_json(showo, model, read_settings(folder)))
         (aside / STATE).write_text(_state().to_json())
         parts = []
         for number, group in enumerate(groups):

@@ -27,7 +27,7 @@ from showo_dist.models.encoders import ClipTower, condition_pixels
 from showo_dist.models.magvitv2 import MAGVITv2
 from showo_dist.models.showo import ShowO
 from showo_dist.models.weights.folder import CONFIG_NAME, local_folder
-from showo_dist.models.weights.pretrained import load_showo, read_chat_template, read_config
+from showo_dist.models.weights.pretrained import load_showo, read_config, read_settings
 from showo_dist.runtime.numerics import uses_bf16
 from showo_dist.runtime.ranks import default_device
 from showo_dist.sequences import Sequence as TokenSequence
@@ -57,7 +57,7 @@ class Networks:
         budget: most tokens of a prompt, task token and bos included; longer prompts are cut.
         options: default sampler settings (the config's rounds and guidance).
         clip: the CLIP tower of models that read images as CLIP features, else None.
-        system_prompt: text before the questions to a CLIP model.
+        system_prompt: text before the questions.
         question_style: text around questions, a key of
             :data:`~showo_dist.generation.conversation.QUESTION_STYLES`; without effect
             where ``text`` uses the tokenizer's chat template.
@@ -110,7 +110,8 @@ class Networks:
         where = torch.device(device) if device else default_device()
         showo, vq = config.model.showo, config.model.vq_model
         # As the model was trained, whatever the config of the tool has.
-        chat = config.dataset.chat_template or read_chat_template(local_folder(checkpoint))
+        recorded = read_settings(local_folder(checkpoint))
+        chat = config.dataset.chat_template or recorded.get("dataset.chat_template") is True
         source = tokenizer or _text_tokenizer(config, checkpoint)
         text = TextEncoder(source, showo.llm_vocab_size, chat)
         model = _load_model(checkpoint, config, where, precision)
@@ -121,7 +122,6 @@ class Networks:
                 f"(model.showo) make {vocabulary.size}"
             )
         vq_source = vq_model or vq.pretrained_model_path or vq.vq_model_name
-        pretraining = config.dataset.und_type == "llava_pretrain"
         return cls(
             model=model,
             vq=MAGVITv2.from_pretrained(vq_source, where),
@@ -131,7 +131,7 @@ class Networks:
             budget=config.dataset.preprocessing.max_seq_length,
             options=sampling_options(config),
             clip=_load_clip(config, clip_model, where),
-            system_prompt=SYSTEM_PROMPT if showo.w_clip_vit and not pretraining else "",
+            system_prompt=SYSTEM_PROMPT if _wants_system_prompt(config) else "",
             question_style=_question_style(config),
             down_scale=config.training.down_scale,
             resize_back=config.training.resize_back,
@@ -251,7 +251,8 @@ def read_model_config(source: str | Path, overrides: list[str] | None = None) ->
 def _released_config(folder: Path, overrides: list[str]) -> TrainConfig:
     """Return the settings of the released demo configs for a model, with changes."""
     showo = read_config(folder)
-    asked = load_file(None, TrainConfig, overrides, check=False)
+    recorded = [f"{key}={value}" for key, value in read_settings(folder).items()]
+    asked = load_file(None, TrainConfig, [*recorded, *overrides], check=False)
     side = isqrt(showo.num_vq_tokens) * asked.model.vq_model.downsample
     steps, guidance = _RELEASED_SAMPLING.get(side, _RELEASED_SAMPLING[256])
     own = {
@@ -260,7 +261,7 @@ def _released_config(folder: Path, overrides: list[str]) -> TrainConfig:
         "training.generation_timesteps": steps,
         "training.guidance_scale": guidance,
     }
-    layers = [*(f"{key}={value}" for key, value in own.items()), *overrides]
+    layers = [*recorded, *(f"{key}={value}" for key, value in own.items()), *overrides]
     config = load_file(None, TrainConfig, layers, check=False)
     named = config.model.showo.tokenizer_path
     config.model.showo = replace(showo, tokenizer_path=named or showo.tokenizer_path)
@@ -298,6 +299,13 @@ def _text_tokenizer(config: TrainConfig, source: str | Path) -> str:
     if path is None:
         raise ValueError(f"{source}: its config names no text tokenizer; name one")
     return path
+
+
+def _wants_system_prompt(config: TrainConfig) -> bool:
+    """As in training; released CLIP models, of whose training no setting is recorded, were tuned with it."""
+    if config.model.showo.w_clip_vit:
+        return config.dataset.und_type != "llava_pretrain"
+    return config.dataset.add_system_prompt and config.dataset.und_type != "captioning"
 
 
 def _question_style(config: TrainConfig) -> str:

@@ -7,6 +7,7 @@ is one of the project's own commands and runs in the folder, so that no file the
 
 import argparse
 import glob
+import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,11 +21,13 @@ from braceexpand import braceexpand
 from showo_data.files import claim
 from showo_dist.config.loader import load_file
 from showo_dist.evaluation.cli import IMAGES, output_folders
+from showo_dist.evaluation.job import RECORD_NAME
 from showo_dist.recipe.cli import (
     TRAIN,
     RecipeConfig,
     TrainingStage,
     as_arguments,
+    flattened,
     launcher_of,
     run_training,
     training_stages,
@@ -166,6 +169,7 @@ class Kit:
                 f"(micro_batches), which only {', '.join(map(str, allowed))} ranks can share; "
                 "generation_ranks may be any number"
             )
+        self._refuse_other_updates()
         accumulation = recipe.micro_batches // recipe.ranks
         own: dict[str, Any] = {"training.gradient_accumulation_steps": accumulation}
         for flow in recipe.convert:
@@ -178,6 +182,20 @@ class Kit:
             stages=recipe.stages,
         )
         return training_stages(self.file, changed)
+
+    def _refuse_other_updates(self) -> None:
+        """Refuse keys beside ``micro_batches`` and ``ranks`` that would change how much an update reads."""
+        key = "gradient_accumulation_steps"
+        sections = {"": {"changes": self.config.changes}}
+        sections |= {f"stages.{name}.": values for name, values in self.config.stages.items()}
+        for prefix, values in sections.items():
+            found = [f"{prefix}{name}" for name in flattened(values) if name.endswith(key)]
+            found += [f"{prefix}{name}" for name in ("ranks",) if values.get(name) is not None]
+            if found:
+                raise ValueError(
+                    f"{found[0]}: an update has micro_batches = {self.config.micro_batches}, which ranks "
+                    f"share; give these keys instead"
+                )
 
     def checkpoints(self) -> list[str]:
         """The weights to evaluate: those that training starts from, and the trained ones."""
@@ -215,13 +233,25 @@ class Kit:
         words = [word for pair in given for word in pair]
         launcher = launcher_of(self.file, recipe.launch, ranks)
         evaluate = ["showo_dist.cli", "evaluate", *self.checkpoints(), *words]
-        return Stage(name, [launched(launcher, *evaluate)])
+        # It looks at the images itself, and makes those that are missing.
+        return Stage(name, [launched(launcher, *evaluate)], lambda: False)
 
     def _score(self, name: str, folder: Path, scorer: str) -> Stage:
         prompts = getattr(self.config, name).prompts
         names = {"OUT": folder.resolve(), "PROMPTS": prompts, "PYTHON": sys.executable}
         words = [f"{key}={value}" for key, value in names.items()]
-        return Stage(f"score {folder}", [["env", *words, "sh", "-c", scorer]])
+        command = ["env", *words, "sh", "-c", scorer]
+        return Stage(f"score {folder}", [command], lambda: self._is_scored(name, folder))
+
+    def _is_scored(self, name: str, folder: Path) -> bool:
+        """Whether the scorer's file is there and covers all images."""
+        benchmark, asked = IMAGES[name], getattr(self.config, name)
+        prompts = len(benchmark.read(Path(asked.prompts))[: asked.limit])
+        samples = json.loads((folder / RECORD_NAME).read_text())["samples"]
+        try:
+            return bool(benchmark.scores(folder, prompts, samples))
+        except ValueError:
+            return False
 
 
 def shards_of(flow: str) -> Path:

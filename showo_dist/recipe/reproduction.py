@@ -33,6 +33,7 @@ from showo_dist.recipe.reproduce import WORK, Kit, pattern_of, shards_of
 ROLES = ("start", "trained")
 PAGE = Path("REPRODUCTION.md")
 FOLDER = "$REPRODUCTION"  # the reproduction's folder in printed commands
+PROMPTS = "$PROMPTS"  # a benchmark's file or folder of prompts
 _NO_SETTINGS = ("framework", "checkpoint", "weights", "inputs")  # of an evaluation's record
 
 
@@ -109,8 +110,8 @@ def _scored(kit: Kit, name: str, checkpoint: str, folder: Path, samples: int) ->
     scores = benchmark.scores(folder, prompts, samples)
     chances = benchmark.chances(folder) if scores and benchmark.chances else None
     path = folder / "summary.json"
-    command = json.loads(path.read_text())["scorer"]
-    command = portable(command)
+    lines = json.loads(path.read_text())["scorer"].splitlines()
+    command = "\n".join(portable(line, asked.prompts) for line in lines)
     write_json(path, to_json(name, Outcome(checkpoint, folder, command, scores)), indent=2)
     return {
         "prompts": prompts,
@@ -121,14 +122,20 @@ def _scored(kit: Kit, name: str, checkpoint: str, folder: Path, samples: int) ->
     }
 
 
-def portable(command: str) -> str:
-    """The command with the reproduction's folder as a variable, wherever it is."""
-    places = f"{Path.cwd()}/", f"{FOLDER}/"
-    words = []
-    for word in shlex.split(command):
-        inside = next((word.removeprefix(p) for p in places if word.startswith(p)), None)
-        words.append(f'"{FOLDER}"/{shlex.quote(inside)}' if inside else shlex.quote(word))
-    return " ".join(words)
+def portable(command: str, prompts: str) -> str:
+    """One command line with the reproduction's folder and the prompts as variables, wherever they are."""
+    places = {str(Path.cwd()): FOLDER, FOLDER: FOLDER, str(Path(prompts).resolve()): PROMPTS}
+    return " ".join(_portable_word(word, places) for word in shlex.split(command))
+
+
+def _portable_word(word: str, places: Mapping[str, str]) -> str:
+    for place, variable in places.items():
+        if word in (place, variable):
+            return f'"{variable}"'
+        if word.startswith((f"{place}/", f"{variable}/")):
+            inside = word.removeprefix(f"{place}/").removeprefix(f"{variable}/")
+            return f'"{variable}"/{shlex.quote(inside)}'
+    return shlex.quote(word)
 
 
 def _published(name: str, model: str) -> list[Json]:
@@ -232,8 +239,8 @@ def _missing(benchmarks: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     for one in benchmarks:
         if one["to_score"]:
             yield ""
-            place = "in its scorer's checkout, with this folder as `REPRODUCTION`"
-            yield f"`{one['folder']}` is not scored. Run {place}:"
+            place = "in its scorer's checkout, with this folder as `REPRODUCTION`, and as `PROMPTS`"
+            yield f"`{one['folder']}` is not scored. Run {place} what `--prompts` had:"
             yield ""
             yield from (f"    {line}" for line in one["to_score"].splitlines())
             yield ""

@@ -22,10 +22,12 @@ class Stage:
     Attributes:
         name: of the stage, in the log and in the file of finished stages.
         commands: run in parallel; the stage fails if one of them fails.
+        finished: looks whether it is done; None: if it was finished with the same commands and config.
     """
 
     name: str
     commands: list[list[str]]
+    finished: Callable[[], bool] | None = None
 
     @property
     def lines(self) -> list[str]:
@@ -66,12 +68,13 @@ class StageRunner:
         return {"commands": stage.lines, "configs": self._digest(stage)}
 
     def run(self, stage: Stage) -> None:
-        """Run a stage unless it was finished with the same commands and config.
+        """Run a stage unless it is finished.
 
         Raises:
             RuntimeError: a command failed.
         """
-        if self._made_by(stage).items() <= self.done.get(stage.name, {}).items():
+        recorded = self._made_by(stage).items() <= self.done.get(stage.name, {}).items()
+        if stage.finished() if stage.finished else recorded:
             print(f"== {stage.name}: done before", flush=True)
         else:
             self.run_always(stage)

@@ -12,6 +12,7 @@ from showo_dist.generation.sampling import ImageSampler, sample_codes, sampling_
 from showo_dist.logging.grids import labelled_grid
 from showo_dist.models.showo import ShowO
 from showo_dist.runtime.numerics import autocast
+from showo_dist.runtime.ranks import Ranks
 from showo_dist.sequences import Sequence, pack
 from showo_dist.training.batches import SequenceMaker, read_prompts
 
@@ -46,17 +47,21 @@ class ImageGrids:
 
     @torch.no_grad()
     def __call__(
-        self, model: ShowO, batch: MicroBatch | None
+        self, model: ShowO, batch: MicroBatch | None, ranks: Ranks
     ) -> Iterator[tuple[str, Image.Image, str]]:
-        """(name, image, caption) of every grid."""
+        """(name, image, caption) of every grid; collective, and of the flows that every rank has samples of.
+
+        ZeRO-3 gathers weights in every forward pass, so a rank without samples cannot leave one out alone.
+        """
         yield "t2i", self._sampled_codes(model), " | ".join(self.prompts)
-        for flow in ("t2i", "recon", "edit"):
-            if batch is not None and batch.samples.get(flow):
-                yield (
-                    f"rebuilt-{flow}",
-                    self._rebuilt(model, flow, batch),
-                    "original, tokenizer, prediction",
-                )
+        flows = ("t2i", "recon", "edit")
+        samples = batch.samples if batch else {}
+        present_F = torch.tensor([int(bool(samples.get(flow))) for flow in flows])
+        counts = ranks.sum(present_F.to(ranks.device)).tolist()
+        for flow, count in zip(flows, counts, strict=True):
+            if batch is not None and count == ranks.world:
+                rebuilt = self._rebuilt(model, flow, batch)
+                yield f"rebuilt-{flow}", rebuilt, "original, tokenizer, prediction"
 
     def _computing(self, model: ShowO) -> torch.autocast:
         """The autocast of the training, for the model alone: the image tokenizer stays in fp32.

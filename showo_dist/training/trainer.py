@@ -30,7 +30,7 @@ from showo_dist.faults.signals import StopRequest, stopped
 from showo_dist.logging import RunLogger
 from showo_dist.models.showo import ShowO
 from showo_dist.models.weights.folder import CONFIG_NAME
-from showo_dist.models.weights.pretrained import config_json
+from showo_dist.models.weights.pretrained import asked_settings, config_json
 from showo_dist.models.weights.start import load_initial
 from showo_dist.runtime.ranks import Ranks
 from showo_dist.sequences import TOKEN_MULTIPLE
@@ -242,7 +242,7 @@ class Trainer:
         """Text files of every checkpoint that describe the run, by name."""
         return {
             CONFIG_NAME: config_json(
-                self.config.model.showo, self.engine.module, self.config.dataset.chat_template
+                self.config.model.showo, self.engine.module, asked_settings(self.config)
             ),
             CONFIG: to_yaml(self.config),
         }
@@ -362,7 +362,9 @@ class Trainer:
         self.batches.settle()
         self.engine.train(False)
         with self._evaluated_weights():
-            for name, image, caption in self.images(self.engine.module, self.batches.latest):
+            for name, image, caption in self.images(
+                self.engine.module, self.batches.latest, self.ranks
+            ):
                 self.logger.images(self.step, name, image, caption)
         self.engine.train()
         # Rank 0 decodes and writes the grids; the others must not enter the next collective meanwhile.

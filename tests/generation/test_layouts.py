@@ -202,6 +202,8 @@ def test_the_recorded_template_is_used(
     folder = tmp_path / "checkpoint-000001"
     shutil.copytree(checkpoint, folder)
     values = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**values, "chat_template": True}))
+    (folder / "config.json").write_text(
+        json.dumps({**values, "settings": {"dataset.chat_template": True}})
+    )
     with pytest.raises(ValueError, match=r"chat_template = true: .*it has none"):
         Pipeline.load(folder, device="cpu")

@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -248,17 +250,32 @@ def test_a_printed_command_runs_from_a_folder_with_a_space(
     folder = tmp_path / "my runs"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    command = shlex.join(["echo", f"{folder}/a b", f"{folder}2/x", "it's"])
-    shown = portable(portable(command))
-    assert str(folder) + "/" not in shown
+    lists = tmp_path / "lists"
+    command = shlex.join(["echo", f"{folder}/a b", f"{folder}2/x", "it's", f"{lists}/1.json"])
+    shown = portable(portable(command, str(lists)), str(lists))
+    assert str(folder) + "/" not in shown and str(lists) not in shown
     printed = subprocess.run(
         ["sh", "-c", shown],
-        env={"REPRODUCTION": str(folder)},
+        env={"REPRODUCTION": str(folder), "PROMPTS": str(lists)},
         capture_output=True,
         text=True,
         check=True,
     )
-    assert printed.stdout == f"{folder}/a b {folder}2/x it's\n"
+    assert printed.stdout == f"{folder}/a b {folder}2/x it's {lists}/1.json\n"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "changes.training.gradient_accumulation_steps=7",
+        "stages.reca.changes.training.gradient_accumulation_steps=3",
+        "stages.reca.ranks=2",
+    ],
+)
+def test_an_update_keeps_its_micro_batches(change: str) -> None:
+    kit = read_kit("reca-512-clip", [change], miniature=True)
+    with pytest.raises(ValueError, match=re.escape(change.partition("=")[0])):
+        kit.trainings()
 
 
 @pytest.mark.parametrize("git", ["", "#!/bin/sh\nexit 128\n"], ids=["absent", "refuses"])
@@ -285,8 +302,15 @@ def test_the_miniature_is_the_same_on_one_rank_and_two(tmp_path: Path) -> None:
         '    python evaluation/evaluate_images.py "$REPRODUCTION"/geneval/reca-checkpoint-000002 '
         in page
     )
+    gone = next(two.glob("geneval/reca-*/00000/samples/00001.png"))
+    gone.unlink()
     output = ended(start(two, *other))
-    assert output.count("done before") == 5 and output.count("== score geneval/") == 4
+    assert output.count("done before") == 4 and output.count("== score geneval/") == 4
+    assert gone.is_file()
+    # Nothing but its own images and results tells whether a benchmark is done.
+    shutil.rmtree(two / "geneval")
+    output = ended(start(two, *other))
+    assert output.count("done before") == 4 and output.count("== score geneval/") == 4
     found, again = comparable(one), comparable(two)
     assert not any(str(tmp_path).encode() in content for content in found.values())
     result, shorter = (json.loads(files["reproduction.json"]) for files in (found, again))

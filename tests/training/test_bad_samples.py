@@ -1,11 +1,15 @@
 """Bad samples in training: counted over all ranks, and too many of them stop all ranks with one line."""
 
+import io
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from showo_data.mini import draw, scene
 from showo_data.shards import write_shard
 from showo_dist.faults.bad_samples import Unlabelled
+from tests.stages.forked import train_forked
 from tests.training.conftest import TinyWorld, train
 from tests.training.test_mistakes import only_line
 
@@ -43,6 +47,28 @@ def test_too_many_stop_all_ranks_with_one_line(tiny_world: TinyWorld, tmp_path: 
     line = only_line(train(tiny_world, tmp_path / "run", *changes, launcher="deepspeed", ranks=2))
     assert line.startswith("showo_dist.train: data.max_bad_fraction = 0.05: ")
     assert "not-utf8" in line and shard in line
+
+
+def test_image_grids_where_one_rank_has_no_sample(tiny_world: TinyWorld, tmp_path: Path) -> None:
+    """Under ZeRO-3 a forward pass of one rank alone would wait for the others for ever."""
+    stream = io.BytesIO()
+    draw(scene(0, 0)).save(stream, "PNG")
+    images = [stream.getvalue(), b"no image"] * 4
+    samples = [{"__key__": f"k{i}", "png": png, "txt": "a"} for i, png in enumerate(images)]
+    write_shard(tmp_path / "images.tar", samples)
+    changes = [
+        f"dataset.params.train_t2i_shards_path_or_url={tmp_path}/images.tar",
+        *("training.batch_size_t2i=1", "training.max_train_steps=6", "data.max_bad_fraction=0.9"),
+        *("experiment.generate_every=1", "training.generation_timesteps=1"),
+        *("distributed.engine=deepspeed", "distributed.zero_stage=3"),
+        # Else weights this small stay whole on every rank.
+        "distributed.deepspeed={zero_optimization: {stage3_param_persistence_threshold: 0, "
+        "stage3_max_live_parameters: 0, stage3_max_reuse_distance: 0}}",
+    ]
+    done = train_forked(tiny_world, tmp_path / "run", *changes, ranks=2)
+    assert done.code == 0, done.stderr[-3000:]
+    skipped = [done.losses[step]["skipped"] for step in range(1, 7)]
+    assert {1} & {b - a for a, b in pairwise([0, *skipped])}, skipped
 
 
 def test_a_flow_of_which_no_token_is_supervised_is_named(

@@ -4,7 +4,9 @@ import dataclasses
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from operator import attrgetter
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, get_origin
 
 import torch
@@ -13,6 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from showo_dist.config.hints import describe, fields_of, members
 from showo_dist.config.model import ShowoConfig
+from showo_dist.config.schema import TrainConfig
 from showo_dist.models.backbone import block_of, fill_buffers, unknown_fields
 from showo_dist.models.showo import ShowO, build_showo, empty_model
 from showo_dist.models.weights.folder import (
@@ -25,7 +28,16 @@ from showo_dist.models.weights.folder import (
 from showo_dist.models.weights.sources import LORA_KEY, open_weights
 from showo_kernels import select_backend
 
-CHAT_TEMPLATE_KEY = "chat_template"  # of config.json, where it is true
+SETTINGS_KEY = "settings"  # of config.json, where some are not usual
+ASKED = (
+    "dataset.und_type",
+    "dataset.add_system_prompt",
+    "dataset.chat_template",
+    "dataset.preprocessing.max_seq_length",
+    "training.down_scale",
+    "training.resize_back",
+    "model.vq_model.downsample",
+)
 
 
 def from_language_model(showo: ShowoConfig, attention: str = "sdpa") -> ShowO:
@@ -200,26 +212,37 @@ def _has_type(value: Any, hint: Any) -> bool:
     return any(type(value) is (get_origin(member) or member) for member in members(hint))
 
 
-def read_chat_template(folder: Path) -> bool:
-    """Whether ``config.json`` records that conversations were laid out by the tokenizer's chat template.
+def asked_settings(config: TrainConfig) -> dict[str, Any]:
+    """The settings of a run that tools need to ask its model as it was trained, where they are not usual."""
+    usual = TrainConfig()
+    values = {key: attrgetter(key)(config) for key in ASKED}
+    return {key: value for key, value in values.items() if value != attrgetter(key)(usual)}
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """:func:`asked_settings` as ``config.json`` records them; nothing in a released folder.
 
     Raises:
-        FileNotFoundError, ValueError: the file cannot be read, or the entry is neither true nor false.
+        FileNotFoundError, ValueError: the file cannot be read, or the entry is of another kind.
     """
     path = inner_folder(folder) / CONFIG_NAME
-    found = read_json(path).get(CHAT_TEMPLATE_KEY, False)
-    if not isinstance(found, bool):
-        raise ValueError(f"{path}: {CHAT_TEMPLATE_KEY} = {found!r}: expected true or false")
+    found = read_json(path).get(SETTINGS_KEY, {})
+    if not isinstance(found, dict) or not set(found) <= set(ASKED):
+        raise ValueError(
+            f"{path}: {SETTINGS_KEY} = {found!r}: expected an object with the keys {', '.join(ASKED)}"
+        )
     return found
 
 
-def config_json(showo: ShowoConfig, model: ShowO, chat_template: bool = False) -> str:
+def config_json(
+    showo: ShowoConfig, model: ShowO, settings: Mapping[str, Any] = MappingProxyType({})
+) -> str:
     """``config.json`` with the released keys, and the backbone's sizes so that no other file is needed.
 
     Args:
         showo: sizes.
         model: of these sizes.
-        chat_template: ``dataset.chat_template`` of the run, which tools that ask the model need.
+        settings: :func:`asked_settings` of the run.
     """
     values: dict[str, Any] = {
         "_class_name": "Showo",
@@ -235,8 +258,8 @@ def config_json(showo: ShowoConfig, model: ShowO, chat_template: bool = False) -
         "clip_tokens": showo.clip_tokens,
         "llm_config": _plain_config(model.config),
     }
-    if chat_template:
-        values[CHAT_TEMPLATE_KEY] = True
+    if settings:
+        values[SETTINGS_KEY] = dict(settings)
     if model.adapters is not None:
         values[LORA_KEY] = model.adapters
     return json.dumps(values, indent=2) + "\n"
