@@ -115,8 +115,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     tokens, usual = pipeline.tokens, replace(pipeline.options, steps=options.steps)
     rows = []
     for name in options.only:
-        changed = replace(usual, **CHANGES[name])
-        changed = replace(changed, steps=changed.steps or tokens)
+        changes = CHANGES[name]
+        steps = tokens if changes.get("steps") == ALL else options.steps
+        changed = replace(usual, **{**changes, "steps": steps})
         found = scored(pipeline, changed, prompts, options.seeds)
         rows.append({"setting": name, "rounds": changed.steps} | found)
         print(

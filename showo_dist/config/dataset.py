@@ -35,7 +35,8 @@ class DatasetParams:
     validation_edit_shards_path_or_url: Any = None
     """Held-out edits, as above."""
     validation_samples: Annotated[int, AT_LEAST_ONE] = 256
-    """Held-out samples per flow, the first ones of the shards; fewer where there are fewer."""
+    """Held-out samples per flow, one shard after the other in a fixed order; fewer where there are
+    fewer."""
     add_caption_prompt: bool = True
     """Put a prompt from `description_prompts_file` before the caption (captioning only)."""
     description_prompts_file: str | None = None

@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shards", required=True, help="of mini-edits, e.g. 'data/edits/val-*.tar'"
     )
-    parser.add_argument("--limit", type=int, help="only the first so many edits")
+    parser.add_argument("--limit", type=int, help="only so many edits, a fixed choice")
     parser.set_defaults(replace=True)
 
 

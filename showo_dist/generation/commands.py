@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
-from showo_dist.generation.edits import check_direction, growth, masked_places
+from showo_dist.generation.edits import check_direction, growth, masked_places, read_image
 from showo_dist.generation.pipeline import Pipeline, batches
 from showo_dist.generation.request import (
     Failures,
@@ -20,6 +20,7 @@ from showo_dist.generation.request import (
     read_edits,
     read_parts,
     read_prompts,
+    refuse_beside,
     required,
     split_texts,
 )
@@ -31,7 +32,7 @@ Item = TypeVar("Item")
 # (items of one batch, seed, index of the first) -> one image per item
 GenerateBatch = Callable[[list[Item], int, int], list[Image.Image]]
 Describe = Callable[[Item], dict[str, Any]]
-_COMPARED = 48  # edits on a sheet
+_COMPARED = 48  # images on a sheet
 
 
 def main_generate(argv: Sequence[str]) -> int:
@@ -43,6 +44,7 @@ def main_generate(argv: Sequence[str]) -> int:
     made.add_argument("--parts", help="JSON lines of prompts with images among the text")
     made.add_argument("--samples", type=int, help="images per prompt; default 1")
     request = Request.read("generate", made, argv)
+    refuse_beside(request.arguments, "parts", "prompt", "prompts_file")
     other = {
         "inpainting": main_inpaint,
         "extrapolation": main_extrapolate,
@@ -75,11 +77,13 @@ def _generate_parts(request: Request) -> int:
         except ValueError as error:
             failures.add(error)
     pipeline = request.load()
+    # Without the option, prompts with images as CLIP features are generated without guidance.
+    options = None if request.arguments.guidance is None else pipeline.options
     _generate_all(
         request,
         [item for item in rows for _ in range(request.config.inference.samples)],
         lambda part, seed, first: pipeline.generate_from_parts(
-            [parts for _, parts in part], pipeline.options, seed, len(part), first
+            [parts for _, parts in part], options, seed, len(part), first
         ),
         lambda item: {"prompt": " ".join(f"<{v}>" if k == "image" else v for k, v in item[0])},
     )
@@ -96,25 +100,27 @@ def main_edit(argv: Sequence[str]) -> int:
     )
     made.add_argument("--edits", help='JSON lines {"source": PATH, "instruction": TEXT}')
     request = Request.read("edit", made, argv)
+    refuse_beside(request.arguments, "edits", "image", "prompt")
     edits = _edits(request)
     pipeline, failures = request.load(), Failures()
     _warn_about([text for _, text in edits], pipeline)
-    read = [(path, failures.image(path), text) for path, text in edits]
-    items = [(path, image, text) for path, image, text in read if image is not None]
+    # Read again when it is their turn: thousands of photos do not fit in memory.
+    items = [(path, text) for path, text in edits if failures.image(path) is not None]
     rows: list[list[Image.Image]] = []
 
     def generate_batch(part: list[Any], seed: int, first: int) -> list[Image.Image]:
-        _, images, texts = (list(column) for column in zip(*part, strict=True))
+        images, texts = [read_image(path) for path, _ in part], [text for _, text in part]
         results = pipeline.edit(images, texts, None, seed, len(part), first)
         rows.extend(map(list, zip(images, results, strict=True)))
+        del rows[_COMPARED:]
         return results
 
     folder = _generate_all(
-        request, items, generate_batch, lambda item: {"image": str(item[0]), "prompt": item[2]}
+        request, items, generate_batch, lambda item: {"image": str(item[0]), "prompt": item[1]}
     )
     if rows:
-        texts = [text for _, _, text in items] * len(request.seeds)
-        grid = labelled_grid(rows[:_COMPARED], ["image", "edited"], texts[:_COMPARED])
+        texts = [text for _, text in items] * len(request.seeds)
+        grid = labelled_grid(rows, ["image", "edited"], texts[: len(rows)])
         grid.save(folder / "comparison.png")
     return failures.exit_code
 
@@ -212,18 +218,18 @@ def main_reconstruct(argv: Sequence[str]) -> int:
     if request.arguments.guidance is None:  # the flow is trained without an unconditional half
         request.config.training.guidance_scale = 0.0
     pipeline, failures = request.load(), Failures()
-    read = [(path, failures.image(path)) for path in image_paths(named)]
-    items = [(path, image) for path, image in read if image is not None]
+    items = [path for path in image_paths(named) if failures.image(path) is not None]
     rows: list[list[Image.Image]] = []
 
-    def generate_batch(part: list[Any], seed: int, first: int) -> list[Image.Image]:
-        images = [image for _, image in part]
+    def generate_batch(part: list[Path], seed: int, first: int) -> list[Image.Image]:
+        images = [read_image(path) for path in part]
         results = pipeline.reconstruct(images, pipeline.options, seed, len(part), first)
         decoded = pipeline.tokenizer_roundtrip(images)
         rows.extend(map(list, zip(images, decoded, results, strict=True)))
+        del rows[_COMPARED:]
         return results
 
-    folder = _generate_all(request, items, generate_batch, lambda item: {"image": str(item[0])})
+    folder = _generate_all(request, items, generate_batch, lambda path: {"image": str(path)})
     if rows:
         titles = ["image", "tokenizer alone", "reconstructed"]
         labelled_grid(rows, titles).save(folder / "comparison.png")

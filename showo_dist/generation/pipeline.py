@@ -60,18 +60,24 @@ class Pipeline(Networks):
         """Generate one image per prompt of texts and images in any order.
 
         RecA trains one image and one text; no published model was trained for longer mixtures. Without
-        ``options``, a model that reads images as CLIP features generates without guidance if a prompt holds
-        an image.
+        ``options``, a model that reads images as CLIP features generates without guidance from prompts that
+        hold an image.
 
         Raises:
             ValueError: guidance is asked for with images as CLIP features.
         """
-        if options is None and self.clip is not None and _any_image(prompts):
-            options = replace(self.options, guidance=0.0)
         results: list[Image.Image] = []
         for start, part in batches(prompts, batch):
             sequences = self.image_sequences(part)
-            codes_BN = self._sampled_codes(sequences, options, seed, first_index + start)
+            generators = self._generators(seed, first_index + start, len(part))
+            codes_BN = torch.empty(len(part), self.tokens, dtype=torch.long, device=self.device)
+            # An image behind CLIP features has another layout than one behind texts alone.
+            for rows in _by_layout(sequences):
+                chosen = options
+                if options is None and sequences[rows[0]].features_SC is not None:
+                    chosen = replace(self.options, guidance=0.0)
+                sampler = self.sampler([sequences[row] for row in rows], chosen)
+                codes_BN[rows] = sample_codes(sampler, [generators[row] for row in rows])
             results += self.decode(codes_BN)
         return results
 
@@ -272,7 +278,8 @@ class Pipeline(Networks):
         )
         if conditioned and options.guidance > 0:
             raise ValueError(
-                f"guidance {options.guidance:g} with images as CLIP features: only 0 is possible"
+                f"guidance {options.guidance:g} with images as CLIP features: only 0 is possible "
+                "(--guidance 0)"
             )
         return ImageSampler(
             self.model,
@@ -373,8 +380,11 @@ class Conversation:
         return image
 
 
-def _any_image(prompts: Sequence[Sequence[Part]]) -> bool:
-    return any(isinstance(part, Image.Image) for prompt in prompts for part in prompt)
+def _by_layout(sequences: Sequence[TokenSequence]) -> list[list[int]]:
+    """Rows of the sequences without CLIP features, and of those with them; empty lists are left out."""
+    with_features = [row for row, s in enumerate(sequences) if s.features_SC is not None]
+    without = [row for row, s in enumerate(sequences) if s.features_SC is None]
+    return [rows for rows in (without, with_features) if rows]
 
 
 def batches(items: Sequence[Item], size: int) -> Iterator[tuple[int, list[Item]]]:

@@ -212,6 +212,18 @@ class Failures:
         return 1 if self.count else 0
 
 
+def refuse_beside(arguments: argparse.Namespace, named: str, *others: str) -> None:
+    """Refuse options that say a second time what ``named`` says.
+
+    Raises:
+        ValueError: one is given beside it.
+    """
+    for other in others:
+        if getattr(arguments, named) and getattr(arguments, other):
+            words = [f"--{name.replace('_', '-')}" for name in (named, other)]
+            raise ValueError(f"{words[0]} and {words[1]}: only one of them can be given")
+
+
 def split_texts(texts: Sequence[str]) -> list[str]:
     """Split texts that hold several texts, joined by :data:`SEPARATOR`."""
     return [part.strip() for text in texts for part in text.split(SEPARATOR)]

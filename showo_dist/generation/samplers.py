@@ -134,6 +134,7 @@ SAMPLERS: dict[str, Sampler] = {
     "remdm": Sampler(_remdm),
     "refine": Sampler(_refine),
 }
+BY_CONFIDENCE = ("confidence", "remdm", "refine")  # whose noise has a temperature
 
 
 @cache

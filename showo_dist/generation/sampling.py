@@ -18,7 +18,15 @@ from torch import Tensor
 from showo_dist.config import TrainConfig
 from showo_dist.config.training import REMASKING
 from showo_dist.generation.cache import PrefixCache
-from showo_dist.generation.samplers import ONE_BY_ONE, SAMPLERS, Generators, Round, draw, nucleus
+from showo_dist.generation.samplers import (
+    BY_CONFIDENCE,
+    ONE_BY_ONE,
+    SAMPLERS,
+    Generators,
+    Round,
+    draw,
+    nucleus,
+)
 from showo_dist.models.showo import ShowO
 from showo_dist.sequences import Sequence, Vocabulary
 from showo_dist.sequences.builders import t2i_prompt
@@ -66,6 +74,9 @@ class SamplingOptions:
         first, last = self.guidance_interval
         samplers, schedules = ", ".join(SAMPLERS), ", ".join(GUIDANCE_SCHEDULES)
         expected = {
+            "steps": (self.steps >= 1, "1 or more"),
+            "guidance": (self.guidance >= 0, "0 or more"),
+            "temperature": (self.temperature >= 0, "0 or more"),
             "sampler": (self.sampler in SAMPLERS, f"one of {samplers}"),
             "top_p": (0 < self.top_p <= 1, "above 0, at most 1"),
             "remask": (0 <= self.remask <= 1, "0 to 1"),
@@ -106,7 +117,25 @@ class SamplingOptions:
             raise ValueError(
                 f"steps = {changed.steps}: {ONE_BY_ONE} has as many rounds as an image has codes"
             )
+        if given["temperature"] is not None and changed.sampler not in BY_CONFIDENCE:
+            raise ValueError(
+                f"--temperature {changed.temperature:g}: without effect with --sampler {changed.sampler}"
+            )
+        changed._check_guidance([name for name, value in given.items() if value is not None])
         return changed
+
+    def _check_guidance(self, given: Seq[str]) -> None:
+        """Refuse a schedule or interval that is given, and leaves no guidance or has none to change."""
+        for name in ("guidance_schedule", "guidance_interval"):
+            if name not in given:
+                continue
+            option = f"--{name.replace('_', '-')}"
+            if self.guidance == 0:
+                raise ValueError(f"{option}: without effect with guidance 0")
+            if self.sampler != ONE_BY_ONE and not any(
+                self.weight(step, self.steps) for step in range(self.steps)
+            ):
+                raise ValueError(f"{option}: none of the {self.steps} rounds has guidance")
 
 
 _NAMES = [f.name for f in fields(SamplingOptions) if f.name != "schedule"]
@@ -284,14 +313,15 @@ class ImageSampler:
         """
         return self.canvas.logits(self.codes_BN, ids)
 
-    def _code_logits(self, guidance: float) -> Tensor:
-        """Return guided logits (B, N, K) over the codebook, fp32."""
+    def _code_logits(self, guidance_B11: Tensor) -> Tensor:
+        """Return guided logits (B, N, K) over the codebook, fp32; weights in float64."""
         codes = slice(self.vocabulary.image_offset, self.vocabulary.mask)
         logits = self.image_logits(codes).float()
         if self.options.guidance <= 0:
             return logits
         conditional, unconditional = logits.chunk(2)
-        return (1 + guidance) * conditional - guidance * unconditional
+        more_B11, less_B11 = (1 + guidance_B11).float(), guidance_B11.float()
+        return more_B11 * conditional - less_B11 * unconditional
 
     def rounds(self, generators: Generators = None) -> Iterator[Tensor]:
         """Yield the predicted codes (B, N) of every round; the last ones are the image.
@@ -299,15 +329,29 @@ class ImageSampler:
         Between rounds ``codes_BN`` holds the codes that were kept and ``vocabulary.codebook`` elsewhere.
         """
         temperature = self.options.temperature
-        places = int((~self._given_BN).sum(dim=1).max())
-        steps = SAMPLERS[self.options.sampler].rounds(self.options.steps, places)
+        places_B = (~self._given_BN).sum(dim=1).tolist()
+        # Where images have rounds of their own number, the others wait for the longest.
+        steps_B = [
+            SAMPLERS[self.options.sampler].rounds(self.options.steps, places) for places in places_B
+        ]
+        steps = max(steps_B)
         for step in range(steps):
             temperature *= 1.0 - (step + 1) / steps
-            yield self._round(step, steps, temperature, generators)
+            weights_B = [self.options.weight(step, own) for own in steps_B]
+            yield self._round(step, steps, temperature, weights_B, generators)
 
-    def _round(self, step: int, steps: int, temperature: float, generators: Generators) -> Tensor:
+    def _round(
+        self,
+        step: int,
+        steps: int,
+        temperature: float,
+        weights_B: list[float],
+        generators: Generators,
+    ) -> Tensor:
         options = self.options
-        probabilities_BNK = self._code_logits(options.weight(step, steps)).softmax(dim=-1)
+        guidance_B11 = torch.tensor(weights_B, dtype=torch.float64)[:, None, None]
+        logits_BNK = self._code_logits(guidance_B11.to(self.codes_BN.device))
+        probabilities_BNK = logits_BNK.softmax(dim=-1)
         drawn_BNK = probabilities_BNK
         if options.top_p < 1:
             drawn_BNK = nucleus(probabilities_BNK, options.top_p)

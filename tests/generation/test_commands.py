@@ -171,6 +171,10 @@ def test_parts(clip_checkpoint: Path, files: Path, tmp_path: Path) -> None:
     common = [str(clip_checkpoint), "--parts", str(parts), "--device", "cpu", "--out"]
     assert main(["generate", *common, str(tmp_path / "g"), "--guidance", "0", "--steps", "2"]) == 1
     assert len(_lines(tmp_path / "g" / "images.jsonl")) == 1
+    # Without the option there is no guidance from images as CLIP features.
+    assert main(["generate", *common, str(tmp_path / "free"), "--steps", "2"]) == 1
+    images = [tmp_path / name / "00000-seed0.png" for name in ("g", "free")]
+    assert len({Image.open(path).tobytes() for path in images}) == 1
     assert main(["understand", *common, str(tmp_path / "u"), "--max-new-tokens", "2"]) == 1
     (line,) = _lines(tmp_path / "u" / "answers.jsonl")
     assert line["question"] == "but red"
@@ -187,6 +191,11 @@ def test_parts(clip_checkpoint: Path, files: Path, tmp_path: Path) -> None:
         (["generate", "{model}", "other", "--prompt", "a"], "one model at most"),
         (["generate", "/nowhere/at/all", "--prompt", "a"], "config.yaml: missing"),
         (["inpaint", "{model}"], "--image is missing"),
+        (
+            ["generate", "{model}", "--parts", "x", "--prompt", "a"],
+            "--parts and --prompt: only one",
+        ),
+        (["edit", "{model}", "--edits", "x", "--image", "a"], "--edits and --image: only one"),
         (["extrapolate", "{model}", "--image", "x.png", "--direction", "north"], "'north'"),
         (["understand", "{model}", "--image", "x.png"], "--question is missing"),
         (["generate", "{model}", "--prompt", "a", "--seeds", "0", "-1"], "--seeds -1: expected 0"),

@@ -131,6 +131,30 @@ def test_guidance_by_round(pipeline: Pipeline) -> None:
     assert torch.equal(without, unguided) and not torch.equal(guided, unguided)
 
 
+@pytest.mark.parametrize(
+    "changes", [{"guidance_schedule": "linear"}, {"guidance_interval": (0, 0.5)}]
+)
+def test_guidance_of_an_image_does_not_depend_on_its_batch(
+    pipeline: Pipeline, changes: dict[str, Any]
+) -> None:
+    """One by one, an image with few places to fill has fewer rounds than the others of its batch."""
+    options = replace(OPTIONS, sampler="one-by-one", **changes)
+    codes_BN = torch.full((3, TOKENS), pipeline.vocabulary.codebook)
+    codes_BN[0, :12] = codes_BN[1, :5] = 3
+    together = sample_codes(
+        _sampler(pipeline, options, codes_BN=codes_BN), [_generator(n) for n in range(3)]
+    )
+    for row in range(3):
+        prompts = [pipeline.text.encode(TEXTS[row])]
+        alone = ImageSampler(
+            *(pipeline.model, pipeline.vocabulary, prompts),
+            budget=24,
+            options=options,
+            codes_BN=codes_BN[row : row + 1],
+        )
+        assert torch.equal(sample_codes(alone, [_generator(row)]), together[row : row + 1])
+
+
 def test_halton_order() -> None:
     """The first points are (1/2, 1/3), (1/4, 2/3), (3/4, 1/9), (1/8, 4/9)."""
     rank_N = halton_rank(16)
@@ -227,6 +251,24 @@ def test_records_hold_what_decides_the_codes() -> None:
         (["--guidance-interval", "0.9", "0.2"], "guidance_interval = (0.9, 0.2): expected two"),
         (["--remask", "0.3"], "--remask 0.3: without effect with --sampler confidence"),
         (["--steps", "9", "--sampler", "one-by-one"], "steps = 9: one-by-one has as many rounds"),
+        (["--guidance", "-1"], "guidance = -1.0: expected 0 or more"),
+        (["--temperature", "-3"], "temperature = -3.0: expected 0 or more"),
+        (
+            ["--temperature", "2", "--sampler", "halton"],
+            "--temperature 2: without effect with --sampler halton",
+        ),
+        (
+            ["--guidance", "0", "--guidance-schedule", "linear"],
+            "--guidance-schedule: without effect with guidance 0",
+        ),
+        (
+            ["--guidance-interval", "0.4", "0.6", "--steps", "4"],
+            "--guidance-interval: none of the 4 rounds has guidance",
+        ),
+        (
+            ["--guidance-schedule", "linear", "--steps", "1"],
+            "--guidance-schedule: none of the 1 rounds has guidance",
+        ),
     ],
 )
 def test_options_that_are_wrong_or_without_effect(given: list[str], line: str) -> None:

@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence as Seq
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -195,3 +196,18 @@ def test_a_document_of_an_image_and_a_text_is_a_caption(
     wanted = builders.mmu_caption(ids, codes_N, LENGTH, pipeline.vocabulary)
     assert torch.equal(found.ids_L, wanted.ids_L) and found.spans == wanted.spans
     assert torch.equal(found.targets_P, wanted.targets_P)
+
+
+@pytest.mark.parametrize("name", ["pipeline", "clip_pipeline"])
+def test_prompts_with_images_and_without_in_one_batch(
+    name: str, request: pytest.FixtureRequest, images: list[Image.Image]
+) -> None:
+    """Each image is what it is in a batch of its own; texts keep their guidance."""
+    pipeline = request.getfixturevalue(name)
+    prompts: list[list[Any]] = [["a ring"], [images[0], "like this"], ["a cross"], [images[1]]]
+    together = pipeline.generate_from_parts(prompts, seed=3)
+    for index, prompt in enumerate(prompts):
+        (alone,) = pipeline.generate_from_parts([prompt], seed=3, first_index=index)
+        assert alone.tobytes() == together[index].tobytes()
+    (text,) = pipeline.generate(["a ring"], seed=3)
+    assert text.tobytes() == together[0].tobytes()
