@@ -69,6 +69,7 @@ class Arm:
         changes: of ``configs/mini/reca.yaml``; None: it is not trained.
         captions: of its text-to-image samples.
         ablation: whether it has the seeds of ablations.
+        longer: how many times the updates of the other arms it takes.
         compared_with: name of the arm that differs in what is studied alone; empty: by its kind.
     """
 
@@ -78,6 +79,7 @@ class Arm:
     changes: tuple[str, ...] | None = ()
     captions: str = "sparse"
     ablation: bool = False
+    longer: int = 1
     compared_with: str = ""
 
     @property
@@ -106,6 +108,13 @@ ARMS = (
     Arm(CONTROL, "without reconstruction", changes=_NO_RECON),
     Arm("reca-t2i", "RecA, VQ, beside sparse captions", changes=(_BESIDE,), compared_with="sparse"),
     Arm("sparse", "sparse captions", changes=(*_NO_RECON, _BESIDE)),
+    *(
+        Arm(f"{arm}-long", f"{title}, longer", changes=changes, longer=4, compared_with=other)
+        for arm, title, changes, other in (
+            ("reca-t2i", "RecA, VQ, beside sparse captions", (_BESIDE,), "sparse-long"),
+            ("sparse", "sparse captions", (*_NO_RECON, _BESIDE), "sparse"),
+        )
+    ),
     Arm(
         "supervised",
         "complete captions",

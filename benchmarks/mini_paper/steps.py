@@ -154,7 +154,8 @@ class Paper:
         trainings = [self._train_arm(*run) for run in runs if run[0].changes is not None]
         scale = self.scale
         if trainings:
-            seconds = 20 + 0.3 * scale.steps * len(trainings)
+            steps = max(self._steps(arm) for arm, _ in runs)
+            seconds = 20 + 0.3 * steps * len(trainings)
             yield Step(Stage(f"{names}: train", trainings), seconds)
         generated = min(300, 11 * scale.limit) * len(runs)
         evaluations = [self._evaluate(*run) for run in runs]
@@ -164,7 +165,7 @@ class Paper:
         yield Step(Stage(f"{names}: score", scores), seconds)
 
     def _train_arm(self, arm: Arm, seed: int) -> list[str]:
-        settings = self._settings(f"{arm.name}-{seed}", "reca", self.scale.steps, arm.captions)
+        settings = self._settings(f"{arm.name}-{seed}", "reca", self._steps(arm), arm.captions)
         changes = [
             f"experiment.init_from={self._checkpoint(arm.start)}",
             f"training.seed={seed}",
@@ -180,8 +181,13 @@ class Paper:
         asked = ["--prompts", f"{self.out}/prompts.jsonl", "--limit", str(self.scale.limit)]
         return [*asked, "--shards", self.shards("sparse", "val"), "--seed", str(seed)]
 
+    def _steps(self, arm: Arm) -> int:
+        return self.scale.steps * arm.longer
+
     def _trained(self, arm: Arm, seed: int) -> str:
-        return self._checkpoint(arm.start if arm.changes is None else f"{arm.name}-{seed}")
+        if arm.changes is None:
+            return self._checkpoint(arm.start)
+        return f"{self.out}/runs/{arm.name}-{seed}/checkpoint-{self._steps(arm):06d}"
 
     def _evaluation(self, arm: Arm, seed: int) -> str:
         return f"{self.out}/evaluations/{arm.name}-{seed}"
@@ -245,7 +251,7 @@ class Paper:
             "pretrain": scale.pretrain_steps,
             "pretrain-recon": scale.pretrain_steps + scale.steps,
             **{f"adapt-{size}": scale.adapt_steps for size in SIZES},
-        }.get(name, scale.steps)
+        }[name]
         return f"{self.out}/runs/{name}/checkpoint-{steps:06d}"
 
     def _own(self, part: str) -> list[str]:

@@ -69,6 +69,9 @@ def flow_losses(
         chunk_rows = max(1, budget // (4 * weight_VD.shape[0]))
     if chunk_rows < 1:
         raise ValueError(f"chunk_rows is {chunk_rows}: at least one row is needed")
+    if not torch.is_grad_enabled():  # autograd asks a Function for gradients even so
+        hidden_PD, weight_VD = hidden_PD.detach(), weight_VD.detach()
+        bias_V = None if bias_V is None else bias_V.detach()
     device = hidden_PD.device.type
     if torch.is_autocast_enabled(device):
         hidden_PD = hidden_PD.to(torch.get_autocast_dtype(device))

@@ -177,6 +177,9 @@ def main(argv: list[str]) -> int:
     options = _parser().parse_args(own)
     if not command:
         raise ValueError("give the command to supervise after --")
+    for name, least in (("restarts", 0), ("delay", 0), ("ranks", 1), ("accumulation", 1)):
+        if (value := getattr(options, name)) < least:
+            raise ValueError(f"--{name} {value:g}: expected {least} or more")
     if options.on_ranks_left and not any(p in w for w in command for p in ("{ranks}", "{devices}")):
         raise ValueError(
             "--on-ranks-left: the command must contain {ranks}, as --num_gpus {ranks}, or {devices}"

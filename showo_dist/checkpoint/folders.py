@@ -93,17 +93,21 @@ def _name_latest(run: Path, target: Path) -> None:
     sync(run)
 
 
-def prune(run: Path, keep_last: int, keep_every: int) -> None:
+def prune(run: Path, saved: int, keep_last: int, keep_every: int) -> None:
     """Delete checkpoints that the policy no longer keeps; errors are ignored.
+
+    Checkpoints of later steps than ``saved`` are left from before the run was set back: they do not count and
+    are not deleted, until the run comes to their steps again.
 
     Args:
         run: the run's folder.
+        saved: step of the checkpoint that was just written.
         keep_last: newest checkpoints to keep; 0: all.
         keep_every: checkpoints at multiples of this many steps are never deleted; 0: none.
     """
     if not keep_last:
         return
-    for old in complete_checkpoints(run)[:-keep_last]:
+    for old in [path for path in complete_checkpoints(run) if step_of(path) <= saved][:-keep_last]:
         if not (keep_every and step_of(old) % keep_every == 0):
             delete(old)
 

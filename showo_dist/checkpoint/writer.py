@@ -23,6 +23,7 @@ from showo_dist.checkpoint.folders import (
     manifest_text,
     prune,
     publish,
+    step_of,
     sync,
 )
 from showo_dist.checkpoint.parts import Part, write_part
@@ -307,10 +308,11 @@ class CheckpointWriter:
 
     def _write_together(self, save: _Save) -> None:
         """Copy, write, publish: all ranks finish a phase before the next begins, or all of them fail."""
-        peers, pieces = self._peers, self._snapshot.take()
+        peers, pieces = self._peers, list[Piece]()
         mine = hidden(save.target, "partial")
         try:
-            # Four phases; after each, all ranks know whether all succeeded.
+            # Five phases; after each, all ranks know whether all succeeded.
+            peers.together(lambda: pieces.extend(self._snapshot.take()))
             first = peers.rank == 0
             aside = peers.together(lambda: _opened(mine, save.texts) if first else mine)[0]
             peers.together(lambda: see(aside))
@@ -321,7 +323,7 @@ class CheckpointWriter:
             shutil.rmtree(mine, ignore_errors=True)  # only rank 0 has made this folder
             raise
         if first:
-            prune(self.run, self.policy.keep_last, self.policy.keep_every)
+            prune(self.run, step_of(save.target), self.policy.keep_last, self.policy.keep_every)
 
 
 def _opened(aside: Path, texts: Mapping[str, str]) -> Path:

@@ -25,6 +25,8 @@ def main_encode(argv: Sequence[str]) -> int:
         ValueError, OSError: errors that a user can fix; the caller prints them as one line.
     """
     arguments = _parser().parse_args(argv)
+    if arguments.batch_size < 1:
+        raise ValueError(f"--batch-size {arguments.batch_size}: expected 1 or more")
     _check(arguments)
     with joined() as ranks:
         encoders = _load(arguments, ranks.device)

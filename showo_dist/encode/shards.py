@@ -144,7 +144,15 @@ def encode_shards(
     """
     folder, headers = Path(out), load_index(urls, storage)
     _check_names(headers)
-    ranks.first_alone(lambda: claim(folder, SETTINGS_NAME, asdict(settings), "encoded shards"))
+
+    def begin() -> None:
+        claim(folder, SETTINGS_NAME, asdict(settings), "encoded shards")
+        for header in headers:
+            _is_finished(
+                folder / Path(header.path).name, header
+            )  # raises for those of other shards
+
+    ranks.first_alone(begin)
     report, own = EncodeReport(), headers[ranks.rank :: ranks.world]
     total, done = sum(header.samples for header in own), 0
     encoder = _Encoder(encoders, settings, ranks.device, report, storage)
@@ -153,7 +161,7 @@ def encode_shards(
         if _is_finished(target, header):
             report.skipped += 1
         else:
-            write_shard(target, encoder.samples(header, batch_size))
+            write_shard(target, encoder.samples(header, batch_size), origin=header.sha256)
             report.written += 1
         done += header.samples
         progress(done, total)
@@ -171,10 +179,20 @@ def _check_names(headers: Sequence[ShardHeader]) -> None:
 
 
 def _is_finished(target: Path, header: ShardHeader) -> bool:
-    """Whether the encoded shard is there, with its index, which is written last, and all samples."""
+    """Whether the encoded shard is there, with its index, which is written last, and all samples.
+
+    Raises:
+        ValueError: it was made of another shard.
+    """
     if not target.is_file() or not index_path(str(target)).is_file():
         return False
-    return load_index(str(target))[0].samples == header.samples
+    (found,) = load_index(str(target))
+    if found.origin and found.origin != header.sha256:
+        raise ValueError(
+            f"{target}: was made of another shard than {header.path}, or of that before it changed: choose "
+            "another --out, or remove it"
+        )
+    return found.samples == header.samples
 
 
 @dataclass

@@ -16,7 +16,7 @@ from showo_data.text import inside, parse_json, plain_name, read_text
 from showo_dist.evaluation.generating import ImageFile
 from showo_dist.evaluation.job import Job
 from showo_dist.evaluation.results import Scores
-from showo_dist.evaluation.text_to_image import Prompt, TextToImage, keys
+from showo_dist.evaluation.text_to_image import Prompt, TextToImage, a_folder_per_sample, keys
 from showo_dist.generation.output import save_image
 
 
@@ -51,15 +51,6 @@ def read_imgedit(path: Path, images: Path) -> list[Prompt]:
     return prompts
 
 
-def imgedit_files(index: int, prompt: Prompt, samples: int) -> list[ImageFile]:
-    """One file per sample; those after the first are in other folders, one for each run of the scorer."""
-    folders = ["images", *(f"images-{number}" for number in range(1, samples))]
-    return [
-        ImageFile(f"{folder}/{prompt.name}.png", prompt.text, (key,), source=prompt.source)
-        for folder, key in zip(folders, keys(index, samples), strict=True)
-    ]
-
-
 def score_imgedit(job: Job, out: Path) -> str:
     """The command in ``Benchmark/Basic`` of ImgEdit's checkout; its judge is a paid service."""
     options = {
@@ -78,7 +69,7 @@ IMGEDIT = TextToImage(
     samples=1,
     most_samples=None,
     read=read_imgedit,
-    files=imgedit_files,
+    files=a_folder_per_sample,
     owned=("images", "images-*"),
     scorer=score_imgedit,
     scores=_no_scores,
@@ -170,7 +161,7 @@ GEDIT = TextToImage(
     most_samples=1,
     read=read_gedit,
     files=gedit_files,
-    owned=("fullset",),
+    owned=("fullset", "scores"),
     scorer=score_gedit,
     scores=_no_scores,
     prepare=write_sources,

@@ -197,6 +197,15 @@ def keys(index: int, samples: int) -> list[Key]:
     return [(index, sample) for sample in range(samples)]
 
 
+def a_folder_per_sample(index: int, prompt: Prompt, samples: int) -> list[ImageFile]:
+    """``images/NAME.png``; samples after the first are in other folders, one for each run of the scorer."""
+    folders = ["images", *(f"images-{number}" for number in range(1, samples))]
+    return [
+        ImageFile(f"{folder}/{prompt.name}.png", prompt.text, (key,), source=prompt.source)
+        for folder, key in zip(folders, keys(index, samples), strict=True)
+    ]
+
+
 def json_lines(path: Path) -> list[dict[str, Any]]:
     """Read a result file of one JSON object per line.
 

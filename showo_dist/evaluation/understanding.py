@@ -1,10 +1,13 @@
 """Common parts of the understanding benchmarks: command line, settings, order of the work."""
 
 import argparse
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from showo_data.text import parse_json, read_text
 from showo_dist.evaluation.generating import PARTS, Question, answer_questions
@@ -79,7 +82,7 @@ class Understanding:
             "max_new_tokens": arguments.max_new_tokens,
             "suffix": arguments.suffix,
         }
-        inputs = [[question.text, question.record] for question in questions]
+        inputs = [[q.text, q.record, _identity(q.image)] for q in questions]
         job.claim(settings, inputs, (PARTS, *self.owned))
         answers = answer_questions(job, questions, arguments.max_new_tokens)
         command = ""
@@ -87,6 +90,14 @@ class Understanding:
             written = self.write(questions, answers, arguments.questions, job.out.resolve())
             command = self.scorer(written, arguments.questions.resolve())
         return Outcome(job.checkpoint, job.out, command)
+
+
+def _identity(image: Image.Image | Path | bytes) -> list[object]:
+    """What tells an image from another without reading all files: name and size, or a digest."""
+    if isinstance(image, Path):
+        return [image.name, image.stat().st_size]
+    data = image if isinstance(image, bytes) else image.tobytes()
+    return [hashlib.sha256(data).hexdigest()]
 
 
 def check_images(questions: list[Question]) -> None:

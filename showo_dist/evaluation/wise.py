@@ -6,16 +6,15 @@ from statistics import fmean
 from typing import Any
 
 from showo_data.text import is_apple_double, parse_json, read_text
-from showo_dist.evaluation.generating import ImageFile
 from showo_dist.evaluation.job import Job
 from showo_dist.evaluation.results import OVERALL, Scores
 from showo_dist.evaluation.text_to_image import (
     Chances,
     Prompt,
     TextToImage,
+    a_folder_per_sample,
     check_count,
     json_lines,
-    keys,
     reca,
 )
 
@@ -55,15 +54,6 @@ def _read_list(path: Path) -> list[Prompt]:
         raise ValueError(
             f"{path}: not a JSON list of objects with Prompt and prompt_id ({error!r})"
         ) from None
-
-
-def image_files(index: int, prompt: Prompt, samples: int) -> list[ImageFile]:
-    """One file per sample; those after the first are in other folders, one for each run of the scorer."""
-    folders = ["images", *(f"images-{number}" for number in range(1, samples))]
-    return [
-        ImageFile(f"{folder}/{prompt.name}.png", prompt.text, (key,))
-        for folder, key in zip(folders, keys(index, samples), strict=True)
-    ]
 
 
 def scorer(job: Job, out: Path) -> str:
@@ -135,8 +125,8 @@ WISE = TextToImage(
     samples=1,
     most_samples=None,
     read=read_prompts,
-    files=image_files,
-    owned=("images", "images-*"),
+    files=a_folder_per_sample,
+    owned=("images", "images-*", "results"),
     scorer=scorer,
     scores=scores,
     presets=reca(1),

@@ -42,6 +42,13 @@ def points(study: Study, own: Prediction, micro_steps: int) -> list[Point]:
         own: prediction of the config's own setting.
         micro_steps: per optimizer step of that prediction.
     """
+    per_host = study.cluster.per_host
+    uneven = [gpus for gpus in GPU_COUNTS if gpus > per_host and gpus % per_host]
+    if uneven:
+        raise ValueError(
+            f"--gpus-per-host {per_host}: the scaling table has {uneven[0]} GPUs, which do not fill hosts of "
+            "so many; give a power of two"
+        )
     return [_point(study, own, gpus, micro_steps) for gpus in GPU_COUNTS]
 
 
@@ -134,7 +141,8 @@ def plot(curve: Sequence[Point], path: Path) -> None:
     axes.plot(gpus, [100 * p.strong_mfu for p in curve], "s--", label="strong: same global batch")
     axes.set_xscale("log", base=2)
     axes.set_xticks(gpus, [f"{count:,}" for count in gpus])
-    axes.set_ylim(0, 50)
+    highest = max(100 * max(p.weak_mfu, p.strong_mfu) for p in curve)
+    axes.set_ylim(0, max(50, 1.1 * highest))
     axes.set_xlabel("GPUs")
     axes.set_ylabel("predicted MFU, %")
     axes.grid(alpha=0.3)

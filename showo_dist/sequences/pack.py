@@ -164,9 +164,9 @@ def pack(
             of 128, instead of any multiple of ``multiple_of``; 0: it is not.
     """
     total = sum(len(s) for s in sequences)
-    # Without any sequence one padding token is packed: the rank must still run every module, because the
-    # other ranks wait for it in the collectives of those modules.
-    missing = -total % multiple_of or (0 if total else 1)
+    # Without any sequence padding alone is packed: the rank must still run every module, because the other
+    # ranks wait for it in the collectives of those modules.
+    missing = -total % multiple_of if total else multiple_of
     if steps:
         missing = capacity(max(total, 1), steps) - total
     sequences = [*sequences, _padding(missing, pad_id)] if missing else list(sequences)

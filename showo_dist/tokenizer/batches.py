@@ -63,8 +63,8 @@ def image_flow(config: TokenizerConfig, shards: Any, batch: int) -> FlowSpec:
     )
 
 
-def training_batches(config: TokenizerConfig, ranks: Ranks, step: int) -> Iterator[ImageBatch]:
-    """Yield this rank's share of each global batch, from optimizer step ``step`` on, without end.
+def training_batches(config: TokenizerConfig, ranks: Ranks, position: int) -> Iterator[ImageBatch]:
+    """Yield this rank's share of each global batch, from a position of the stream on, without end.
 
     Raises:
         ValueError: the global batch is not a multiple of the number of ranks.
@@ -78,7 +78,7 @@ def training_batches(config: TokenizerConfig, ranks: Ranks, step: int) -> Iterat
         [image_flow(config, config.dataset.shards, size // ranks.world)],
         rank=ranks.rank,
         world=ranks.world,
-        start_positions={FLOW: step * size},
+        start_positions={FLOW: position},
         num_workers=config.dataset.num_workers,
         pin_memory=ranks.device.type == "cuda",
     )

@@ -22,15 +22,29 @@ STATE_NAME = "state.json"
 
 
 def save(
-    run: Path, step: int, model: MAGVITv2, optimizer: torch.optim.AdamW, keep_last: int
+    run: Path,
+    step: int,
+    position: int,
+    model: MAGVITv2,
+    optimizer: torch.optim.AdamW,
+    keep_last: int,
 ) -> Path:
-    """Write the checkpoint of ``step`` and delete all but the newest ``keep_last`` (0: keep all)."""
+    """Write the checkpoint of ``step``, and delete all of it and before but ``keep_last`` (0: keep all).
+
+    Args:
+        run: folder of the run.
+        step: optimizer steps done.
+        position: of the next image in the stream.
+        model, optimizer: to save.
+        keep_last: newest checkpoints to keep; those of later steps are from before the run was set back.
+    """
     target = run / f"step-{step:08d}"
     with folder_aside(target, replace=True) as folder:
         model.save_pretrained(folder)
         save_file(_optimizer_tensors(model, optimizer), folder / OPTIMIZER_NAME)
-        (folder / STATE_NAME).write_text(json.dumps({"step": step}) + "\n")
-    for old in complete(run)[:-keep_last] if keep_last else []:
+        (folder / STATE_NAME).write_text(json.dumps({"step": step, "position": position}) + "\n")
+    before = [path for path in complete(run) if path.name <= target.name]
+    for old in before[:-keep_last] if keep_last else []:
         shutil.rmtree(old)
     return target
 
@@ -58,8 +72,8 @@ def find(run: Path, choice: bool | str | None) -> Path | None:
     return folder
 
 
-def load(folder: Path, model: MAGVITv2, optimizer: torch.optim.AdamW) -> int:
-    """Load the checkpoint into model and optimizer; return the number of optimizer steps done.
+def load(folder: Path, model: MAGVITv2, optimizer: torch.optim.AdamW) -> tuple[int, int | None]:
+    """Load the checkpoint into model and optimizer; return its step and position, None in older ones.
 
     Raises:
         ValueError: the checkpoint cannot be read, or its model has other sizes.
@@ -74,7 +88,7 @@ def load(folder: Path, model: MAGVITv2, optimizer: torch.optim.AdamW) -> int:
             for key in ("step", "exp_avg", "exp_avg_sq")
         }
     state: dict[str, Any] = json.loads((folder / STATE_NAME).read_text())
-    return int(state["step"])
+    return int(state["step"]), state.get("position")
 
 
 def _like(moment: Tensor, parameter: Tensor) -> Tensor:

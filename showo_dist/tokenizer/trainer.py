@@ -43,8 +43,9 @@ class Trainer:
             weight_decay=config.optimizer.weight_decay,
             fused=True,
         )
-        self.step = self.start = self._resume()
-        self.batches = training_batches(config, ranks, self.step)
+        self.step, self.position = self._resume()
+        self.start = self.step
+        self.batches = training_batches(config, ranks, self.position)
         self.network: torch.nn.Module = self.model
         if ranks.world > 1:
             self.network = DistributedDataParallel(self.model, gradient_as_bucket_view=True)
@@ -52,10 +53,14 @@ class Trainer:
         self.bad = BadSamples()
         self.validation_B3HW = validation_images(config) if ranks.is_first else None
 
-    def _resume(self) -> int:
+    def _resume(self) -> tuple[int, int]:
+        """Steps done, and the position of the next image: with another batch size it is no multiple of it."""
         choice = self.config.experiment.resume_from_checkpoint
         folder = checkpoint.find(self.run, choice)
-        return checkpoint.load(folder, self.model, self.optimizer) if folder else 0
+        if folder is None:
+            return 0, 0
+        step, position = checkpoint.load(folder, self.model, self.optimizer)
+        return step, step * self.config.training.batch_size if position is None else position
 
     def train(self) -> Path:
         """Train up to ``training.max_train_steps``; return the folder of the trained tokenizer."""
@@ -66,6 +71,7 @@ class Trainer:
             while self.step < self.config.training.max_train_steps:
                 self._one_step(window)
                 self.step += 1
+                self.position += self.config.training.batch_size
                 if self._is_due(every.log_every):
                     self._report(window, log)
                 if self._is_due(every.eval_every):
@@ -186,7 +192,8 @@ class Trainer:
     def _save(self) -> None:
         if self.ranks.is_first:
             keep = self.config.experiment.keep_last
-            checkpoint.save(self.run, self.step, self.model, self.optimizer, keep)
+            progress = self.step, self.position
+            checkpoint.save(self.run, *progress, self.model, self.optimizer, keep)
         self.ranks.barrier()
 
     def _finish(self, log: RunLogger) -> Path:

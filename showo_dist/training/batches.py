@@ -140,7 +140,16 @@ class SequenceMaker:
         path = self.config.dataset.params.description_prompts_file
         key = "dataset.params.description_prompts_file"
         requests = read_prompts(key, path) if path else description_prompts()
-        return [self.text.encode(question_prompt(request)) for request in requests]
+        prompts = [self.text.encode(question_prompt(request)) for request in requests]
+        if self.config.model.showo.w_clip_vit:
+            most = builders.CLIP_RECON_TEXT_WIDTH - 5  # mmu, soi, eoi, bos and eos
+            for request, ids in zip(requests, prompts, strict=True):
+                if len(ids) > most:
+                    raise ValueError(
+                        f"{key} = {path}: {request!r} has {len(ids)} tokens, at most {most} fit beside "
+                        "CLIP features"
+                    )
+        return prompts
 
     @cached_property
     def _system(self) -> list[int]:
@@ -396,6 +405,7 @@ class PackedBatches:
         self.window, self.feature_width, self.multiple_of = window, feature_width, multiple_of
         self.rows, self.steps, self.attention = rows, steps, attention
         self.bad = BadSamples()
+        self._repeats = repeat_first
         self.latest: MicroBatch | None = None
         self.window_read: list[MicroBatch] = []  # of the last window by row, to name suspects
         self._micro_batches = 0
@@ -409,7 +419,8 @@ class PackedBatches:
         if window.ready is not None:
             torch.cuda.current_stream(self.device).wait_event(window.ready)
         # Counted when a window is returned, so that a checkpoint after its step resumes behind it.
-        self._micro_batches += self.window
+        if not self._repeats:
+            self._micro_batches += self.window
         for batch in window.read:
             self.bad.add(batch.skipped, good=sum(map(len, batch.samples.values())))
         self.latest, self.window_read = window.read[-1], window.samples

@@ -40,7 +40,8 @@ class NonFiniteSteps:
     ) -> None:
         self.run, self.limit, self.log, self.rank = run, limit, log, rank
         self.in_a_row = self.total = 0
-        self._last_finite = -1
+        # Whether the weights to resume from are good is seen at the next finite step.
+        self._last_finite = start_step
         if rank == 0:
             # Steps after the checkpoint run again and may write their lines again.
             drop_after(run / FILE, start_step)

@@ -23,6 +23,8 @@ from showo_dist.config.training import (
 from showo_dist.models.backbone import EMBEDDINGS
 from showo_dist.training.muon import MOMENTUM, Muon, by_muon
 
+_AT_ONCE = 1 << 24  # numbers of a tensor that averages and weights exchange at a time
+
 
 def decays(name: str, parameter: nn.Parameter, rule: str) -> bool:
     """Whether weight decay applies.
@@ -303,7 +305,10 @@ class Ema:
     @torch.no_grad()
     def _exchange(self) -> None:
         # Values and not storages: the engine and its checkpoints have views of these tensors.
-        for weight, average in zip(self.weights, self.averages, strict=True):
-            kept = weight.clone()
-            weight.copy_(average)
-            average.copy_(kept)
+        for weights, averages in zip(self.weights, self.averages, strict=True):
+            # In parts: under ZeRO one tensor holds nearly all weights, and a copy of it may not fit.
+            pairs = (tensor.view(-1).split(_AT_ONCE) for tensor in (weights, averages))
+            for weight, average in zip(*pairs, strict=True):
+                kept = weight.clone()
+                weight.copy_(average)
+                average.copy_(kept)

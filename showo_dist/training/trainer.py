@@ -83,6 +83,7 @@ class Trainer:
         resume = find_resume(self.run, config.experiment, self.batch_shape, ranks)
         reader = resume.reader
         check_optimizer(reader, config)
+        _check_steps(config, reader)
         self.text = load_text(config)
         showo = config.model.showo
         self.vocabulary = self.text.vocabulary(showo.llm_vocab_size, showo.codebook_size)
@@ -287,8 +288,10 @@ class Trainer:
             # A checkpoint during a series of skipped steps would hold weights that may be the cause.
             if self._due(self.config.experiment.save_every) and not self.nonfinite.in_a_row:
                 saved = self._save()
-        # Also after a stop signal: the last state is always saved.
-        if saved < self.step:
+        # The last state is saved, also after a stop signal, unless that falls into a series of skipped steps.
+        if self.nonfinite.in_a_row and self.step < total and saved:
+            self.logger.event(f"step {self.step} is not saved: its loss or gradient was not finite")
+        elif saved < self.step:
             saved = self._save()
         self._end()
         if saved < total:
@@ -389,3 +392,11 @@ class Trainer:
     def _log_lines(self, lines: list[str]) -> None:
         for line in lines:
             self.logger.event(line)
+
+
+def _check_steps(config: TrainConfig, reader: CheckpointReader | None) -> None:
+    total = config.training.max_train_steps
+    if reader and reader.state.step > total:
+        raise ValueError(
+            f"training.max_train_steps = {total}: {reader.folder} is already at step {reader.state.step}"
+        )

@@ -55,9 +55,22 @@ def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path: Path) -> None:
 def test_what_is_kept(tmp_path: Path, keep_last: int, keep_every: int, kept: list[int]) -> None:
     for step in range(10, 70, 10):
         _publish(tmp_path, step)
-    prune(tmp_path, keep_last, keep_every)
+    prune(tmp_path, 60, keep_last, keep_every)
     assert _steps(tmp_path) == kept
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(("keep_last", "kept"), [(1, [25, 30, 40]), (2, [20, 25, 30, 40])])
+def test_a_run_that_is_set_back_keeps_what_it_writes(
+    tmp_path: Path, keep_last: int, kept: list[int]
+) -> None:
+    """Begun again from step 10 or 20 of 40, it saves 25; the later ones are of the other branch."""
+    for step in (10, 20, 30, 40):
+        _publish(tmp_path, step)
+    target = _publish(tmp_path, 25)
+    prune(tmp_path, 25, keep_last, 0)
+    assert _steps(tmp_path) == kept
+    assert latest(tmp_path) == target and target.is_dir()
 
 
 def test_a_killed_run_leaves_nothing_behind(tmp_path: Path) -> None:

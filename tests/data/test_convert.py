@@ -14,7 +14,7 @@ from PIL import Image
 
 from showo_data.cli import main_shards
 from showo_data.convert import Item, Target, convert
-from showo_data.convert.images import image_member
+from showo_data.convert.images import folder_items, image_member
 from showo_data.convert.items import Members, find_files
 from showo_data.members import BadSampleError
 from showo_data.shards import index_path
@@ -297,8 +297,35 @@ def test_the_journal_says_what_each_shard_holds(tmp_path: Path) -> None:
     assert settings == {"source": "x", "shard_size": 10}
     assert last == {
         "shard": "train-000001.tar",
+        "names": last["names"],
         "inputs": 2,
         "samples": 1,
         "skipped": {"odd": 1},
         "examples": {"odd": "input 11"},
     }
+
+
+def test_inputs_that_changed_between_two_calls_are_refused(tmp_path: Path) -> None:
+    """A file that comes first in order would give one of a finished shard twice and leave out another."""
+    source = tmp_path / "images"
+    source.mkdir()
+    for name in "abcd":
+        (source / f"{name}.jpg").write_bytes(image(ord(name)))
+    command = ["from-folder", str(source), "--out", str(tmp_path / "out"), "--shard-size", "2"]
+    assert main_shards(command) == 0
+    (source / "e.jpg").write_bytes(image(1))
+    assert main_shards(command) == 0, "what comes last changes no finished shard"
+    (source / "0.jpg").write_bytes(image(2))
+    with pytest.raises(ValueError, match=r"train-000000\.tar: was made of other inputs .*0\.jpg"):
+        main_shards(command)
+
+
+def test_folders_behind_links_are_visited_once(tmp_path: Path) -> None:
+    source, apart = tmp_path / "images", tmp_path / "apart"
+    for folder in (source / "a", apart):
+        folder.mkdir(parents=True)
+        (folder / "x.jpg").write_bytes(image(1))
+    (source / "b").symlink_to(apart)
+    (source / "a" / "round").symlink_to(source)
+    report = convert(folder_items(source), Target(out=tmp_path / "out"))
+    assert report.samples == 2

@@ -168,3 +168,15 @@ def test_other_files_than_journeydbs_are_refused(world: Path, tmp_path: Path, te
     command = ["from-captions", f"{world}/other/0.tar", "--journeydb", str(book), "--for", "t2i"]
     with pytest.raises(ValueError, match=r"book\.json: expected JSON \{key: \[caption, \.\.\.\]\}"):
         main_shards([*command, "--out", str(tmp_path / "out")])
+
+
+def test_captions_that_no_shard_can_have_are_refused(world: Path) -> None:
+    """Else the shards would be written with their own texts, without a word."""
+    shard = f"{world}/other/0.tar"
+    command = ["from-captions", shard, "--for", "mmu", "--out", f"{world}/out"]
+    with pytest.raises(
+        ValueError, match=r"--laion12m .*: its shards are known by 'laion' in their"
+    ):
+        main_shards([*command, "--laion12m", f"{world}/laion-captions"])
+    with pytest.raises(FileNotFoundError, match=r"--sa1b .*gone: no such folder"):
+        main_shards([*command, "--sa1b", f"{world}/gone"])

@@ -110,10 +110,12 @@ def test_sessions_of_several_turns(tmp_path: Path) -> None:
     session: dict[str, Any] = {"source_image": "images/a.jpg"}
     for turn, name in ((1, "images/b.jpg"), (2, "images/a.jpg"), (3, None), (4, "images/b.jpg")):
         session |= {f"edit_image_{turn}": name, f"instruction_{turn}": f"do {turn}"}
+    lost = {**session, "edit_image_2": "images/gone.jpg", "edit_image_3": "images/a.jpg"}
     nothing = {"source_image": "images/a.jpg", "edit_image_1": None, "instruction_1": "x"}
-    path = _lines(tmp_path, [session, nothing])
+    path = _lines(tmp_path, [session, nothing, lost])
     report = convert(edit_items([str(path)]), Target(out=tmp_path / "out"))
-    assert (report.samples, report.skipped) == (2, {"no-target": 1})
+    # Of the last, the first turn and the fourth; the file that is missing is target and source of the others.
+    assert (report.samples, report.skipped) == (4, {"no-target": 1})
     stored = files(tmp_path / "out")
     for piece, (source, target) in enumerate(((1, 2), (2, 1))):
         key = f"0000000000-{piece:04d}"

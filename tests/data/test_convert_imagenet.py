@@ -179,3 +179,31 @@ def test_bad_images_are_counted(
     assert "1 shards, 20 samples of 21 inputs" in printed
     assert f"skipped 1: broken-image, first {source}/n01440764/n01440764_0.JPEG" in printed
     assert f"for the config: '{tmp_path}/out/train-{{000000..000000}}.tar'" in printed
+
+
+def test_names_by_number_need_all_classes(tmp_path: Path) -> None:
+    """The number of a class is known from its place among all of them alone."""
+    source, numbered = _source("folders", tmp_path), tmp_path / "names.txt"
+    words = [name for name, *_ in CLASSES.values()]
+    lines = [f"{number}: {name}\n" for number, name in enumerate(words)]
+    numbered.write_text("".join(lines))
+    (source / "lost+found").mkdir()
+    found = {item.load()[0]["txt"] for item in imagenet_items(source, numbered)}
+    assert found == set(words)
+    numbered.write_text("".join([*lines, f"{len(words)}: one more\n"]))
+    with pytest.raises(
+        ValueError, match=rf"numbers {len(words) + 1} classes, but {len(words)} have"
+    ):
+        list(imagenet_items(source, numbered))
+
+
+def test_tars_beside_folders(tmp_path: Path, names: Path) -> None:
+    """Another folder does not hide them; a class that is there twice is refused."""
+    source = _source("class tars", tmp_path)
+    (source / "lost+found").mkdir()
+    assert len(list(imagenet_items(source, names))) == PER_CLASS * len(CLASSES)
+    wnid = next(iter(CLASSES))
+    (source / wnid).mkdir()
+    (source / wnid / "a.jpg").write_bytes(image(1))
+    with pytest.raises(ValueError, match=f"class {wnid} is there as a folder and as a tar"):
+        list(imagenet_items(source, names))

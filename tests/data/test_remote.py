@@ -283,3 +283,28 @@ def test_captions_are_put_into_remote_shards(server: FaultyServer, tmp_path: Pat
     with pytest.raises(ValueError, match="no-image"):
         main_shards(["from-captions", f"{server.url}/s-0.tar", *options])
     assert (tmp_path / "a" / "index").is_dir()
+
+
+def test_verify_goes_on_behind_a_shard_that_cannot_be_read(folder: Path) -> None:
+    storage = Storage(retries=0, timeout_s=5)
+    urls = [f"{folder}/s-0.tar", "http://127.0.0.1:9/s-1.tar", f"{folder}/s-2.tar"]
+    faults = [fault for _, fault in verify(urls, storage)]
+    assert faults[0] == faults[2] == "" and "127.0.0.1" in faults[1]
+
+
+def test_the_proxy_of_the_environment_is_used(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy is asked for whole URLs, which a server of this folder then has as paths."""
+    (tmp_path / "http:").mkdir()
+    (tmp_path / "http:" / "shards.example").symlink_to(folder)
+    url = "http://shards.example/s-1.tar"
+    with serving(tmp_path) as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url)
+        (header,) = load_index(url, Storage(cache_dir=str(tmp_path / "cache")))
+        assert header.samples == SAMPLES and proxy.requests[url] > 0
+        monkeypatch.setenv("no_proxy", "shards.example")
+        asked = proxy.requests.total()
+        with pytest.raises(OSError, match=r"http-unreachable|shards\.example"):
+            load_index(url, Storage(cache_dir=str(tmp_path / "b"), retries=0, timeout_s=5))
+        assert proxy.requests.total() == asked

@@ -6,7 +6,8 @@ from statistics import fmean
 
 import pytest
 
-from showo_dist.evaluation import dpg, geneval, wise
+from showo_dist.evaluation import dpg, geneval, job, wise
+from showo_dist.evaluation.cli import IMAGES
 from showo_dist.evaluation.text_to_image import Chances
 
 # The end of what DPG-Bench's scorer appends after one line per image.
@@ -92,3 +93,24 @@ def test_wise_weighs_the_marks(tmp_path: Path) -> None:
     (folder / "two_scores.jsonl").write_text(_marks(3, 999, 999, 999))
     with pytest.raises(ValueError, match="2 of 3 images"):
         wise.scores(tmp_path, 3, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "result"),
+    [
+        ("geneval", "results.jsonl"),
+        ("dpg", "results.txt"),
+        ("wise", "results/a_scores.jsonl"),
+        ("gedit", "scores/a.csv"),
+    ],
+)
+def test_replacing_an_evaluation_deletes_its_scores(tmp_path: Path, name: str, result: str) -> None:
+    """Else the scores of other weights would be read as those of the new images."""
+    owned = list(IMAGES[name].owned)
+    job._claim_folder(tmp_path, {"weights": "a"}, owned, replace=False)
+    (tmp_path / result).parent.mkdir(exist_ok=True)
+    (tmp_path / result).write_text("scores of a")
+    job._claim_folder(tmp_path, {"weights": "a"}, owned, replace=True)
+    assert (tmp_path / result).is_file()
+    job._claim_folder(tmp_path, {"weights": "b"}, owned, replace=True)
+    assert not (tmp_path / result).exists()

@@ -68,6 +68,9 @@ def test_no_question_is_asked_twice(
     assert again[2:] == whole.splitlines()[2:]
     with pytest.raises(ValueError, match=r"suffix .*, not ' in one word'.*--replace"):
         _evaluate("pope", checkpoint, pope, out, "--suffix", " in one word")
+    draw(scene(1, 7)).resize((90, 90)).save(tmp_path / "images" / "1.png")
+    with pytest.raises(ValueError, match=r"inputs .*--replace"):
+        _evaluate("pope", checkpoint, pope, out)
 
 
 def test_missing_and_broken_images_are_named(checkpoint: Path, pope: Path, tmp_path: Path) -> None:

@@ -129,6 +129,8 @@ def test_the_number_of_micro_steps_is_constant(ranks: int, accumulation: int) ->
     [
         (["--restarts", "1"], "give the command to supervise after --"),
         (["--on-ranks-left", "--", "true"], "must contain {ranks}"),
+        (["--restarts", "-1", "--", "true"], "--restarts -1: expected 0 or more"),
+        (["--ranks", "0", "--", "true"], "--ranks 0: expected 1 or more"),
     ],
 )
 def test_mistakes_are_one_line(arguments: list[str], words: str) -> None:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -124,11 +125,18 @@ def test_without_bias_and_with_a_frozen_head() -> None:
     torch.testing.assert_close(torch.autograd.grad(total, exact["hidden_PD"])[0], wanted)
 
 
-def test_nothing_is_differentiated_without_grad() -> None:
+def test_nothing_is_differentiated_without_grad(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = problem(10)
+    asked, forward = [], losses.FlowLosses.forward
+
+    def noted(ctx: Any, *arguments: Any) -> Any:
+        asked.append(ctx.needs_input_grad[:3])
+        return forward(ctx, *arguments)
+
+    monkeypatch.setattr(losses.FlowLosses, "forward", staticmethod(noted))
     with torch.no_grad():
         total, sums = flow_losses(**inputs)
-    assert not total.requires_grad
+    assert not total.requires_grad and asked == [(False, False, False)]
     torch.testing.assert_close(sums, oracle(inputs, 0.0)[1].detach())
 
 

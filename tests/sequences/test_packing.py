@@ -9,7 +9,7 @@ from showo_dist.sequences import FLOWS, Sequence, Vocabulary, builders, image_fi
 from showo_dist.sequences.builders import answer_prompt
 from showo_dist.sequences.masking import MaskingOptions, mask_codes, mask_schedule, sample_rng
 from showo_dist.sequences.text import Words
-from showo_kernels import Visibility
+from showo_kernels import Visibility, build_plan
 from showo_kernels.runs import find_runs
 
 VOCABULARY = Vocabulary(text=50, codebook=16, bos=0)
@@ -83,6 +83,12 @@ def test_a_rank_with_nothing_still_has_a_row() -> None:
     assert batch.tokens == 1 and batch.real_tokens == 0
     assert len(batch.targets_P) == 0 and batch.features_FC.shape == (0, 3)
     assert batch.label_counts().tolist() == [0.0] * len(FLOWS)
+
+
+def test_a_rank_with_nothing_has_a_row_that_flex_takes() -> None:
+    batch = pack([], pad_id=VOCABULARY.pad, feature_width=0, multiple_of=128)
+    assert batch.tokens == 128 and batch.real_tokens == 0
+    assert build_plan("flex", batch.visibility) is not None
 
 
 def test_rounding_up_adds_nothing_that_counts() -> None:

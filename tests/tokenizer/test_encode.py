@@ -283,3 +283,21 @@ def test_the_command_writes_features(shards: Path, tmp_path: Path, tower: ClipTo
     ):
         with pytest.raises(ValueError, match=words):
             main_encode([urls(shards), "--out", str(tmp_path / "no"), *mistake])
+
+
+def test_shards_of_another_source_are_not_taken_for_finished(
+    shards: Path, tmp_path: Path, tiny: MAGVITv2
+) -> None:
+    """Same names, same number of samples, other images."""
+    other, out = tmp_path / "other", tmp_path / "out"
+    for path in sorted(shards.glob("train-*.tar")):
+        with tarfile.open(path) as tar:
+            texts = [member for member in tar if member.name.endswith(".png")]
+        write_shard(other / path.name, [{"__key__": f"{n}", "txt": "x"} for n in range(len(texts))])
+    encoders = FrozenEncoders(tiny)
+    encode_shards(urls(shards), out, encoders, SETTINGS, ALONE)
+    assert encode_shards(urls(shards), out, encoders, SETTINGS, ALONE).skipped == 3
+    with pytest.raises(
+        ValueError, match=r"train-000000\.tar: was made of another shard than .*other"
+    ):
+        encode_shards(urls(other), out, encoders, SETTINGS, ALONE)

@@ -176,3 +176,16 @@ def test_unreadable_images_are_absent_and_bounded(shards: Path, tmp_path: Path) 
 def curve_of(config: dict[str, Any], tmp_path: Path) -> list[float]:
     Trainer(config_of(tmp_path / "config.yaml", config), ALONE).train()
     return curve(Path(config["experiment"]["output_dir"]))
+
+
+def test_another_batch_size_goes_on_at_the_same_image(shards: Path, tmp_path: Path) -> None:
+    """After 4 steps of 8 images the next step begins with image 32, whatever the size of the batches."""
+    run = tmp_path / "run"
+    config = values(shards, run, training__max_train_steps=4)
+    Trainer(config_of(tmp_path / "a.yaml", config), ALONE).train()
+    config = values(shards, run, training__batch_size=4, training__max_train_steps=6)
+    config["experiment"]["resume_from_checkpoint"] = "latest"
+    trainer = Trainer(config_of(tmp_path / "a.yaml", config), ALONE)
+    assert (trainer.step, trainer.position) == (4, 32)
+    trainer.train()
+    assert json.loads((run / "step-00000006" / "state.json").read_text())["position"] == 40

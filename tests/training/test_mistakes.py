@@ -30,6 +30,7 @@ def only_line(outcome: Outcome) -> str:
         ("model.vq_model.vq_model_name=no/such/folder", ["no/such/folder"]),
         ("model.showo.tokenizer_path=no/such/text", ["tokenizer_path", "no/such/text"]),
         ("model.encoder_dtype=tf32", ["model.encoder_dtype = tf32", "NVIDIA GPU"]),
+        ("model.attention=flex", ["model.attention = flex", "cannot train on cpu"]),
         ("dataset.chat_template=true", ["dataset.chat_template", "it has none"]),
         ("experiment.init_from=no/such/weights", ["no/such/weights"]),
         (
@@ -73,6 +74,12 @@ def test_a_damaged_checkpoint_is_named(
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     assert str(path) in only_line(train(tiny_world, run, "training.max_train_steps=3"))
+
+
+def test_fewer_steps_than_are_done(tiny_world: TinyWorld, saved_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(saved_run, tmp_path / "run")
+    line = only_line(train(tiny_world, tmp_path / "run", "training.max_train_steps=1"))
+    assert "training.max_train_steps = 1: " in line and "already at step 2" in line
 
 
 def test_weights_of_another_size_are_named(

@@ -46,3 +46,18 @@ def test_prompt_files(tmp_path: Path, read: Any) -> None:
     path.unlink()
     with pytest.raises(ValueError, match=r"prompts\.txt: No such file"):
         read(path)
+
+
+def test_requests_that_do_not_fit_beside_features_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text("short\n" + "x" * 300 + "\n")
+    assert len(_requests(path)) == 2
+    config = TrainConfig()
+    config.model.showo.w_clip_vit = True
+    config.dataset.params.description_prompts_file = str(path)
+    unused: Any = None
+    text: Any = SimpleNamespace(encode=list)
+    with pytest.raises(
+        ValueError, match=r"prompts\.txt: 'xxx.*tokens, at most 123 fit beside CLIP"
+    ):
+        _ = SequenceMaker(config, text, unused, unused)._prompts

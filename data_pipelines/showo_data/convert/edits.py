@@ -133,7 +133,11 @@ def _load_session(folder: Path, max_side: int | None, entry: dict[str, Any]) -> 
         if before and after:
             text = entry.get(f"{instruction}{turn}")
             values = {"source": before, "target": after, "instruction": text}
-            found.append(_triple(values, folder, max_side))
+            try:
+                found.append(_triple(values, folder, max_side))
+            except BadSampleError as bad:
+                if str(bad) not in ("no-source", "no-target"):
+                    raise
         before = after
     if not found:
         raise BadSampleError("no-target")

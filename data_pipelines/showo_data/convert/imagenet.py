@@ -144,9 +144,15 @@ def _load(one: _Class, index: int, text: Members, max_side: int | None) -> list[
 def _texts(classes: Sequence[_Class], names: str | Path, synonyms: Synonyms) -> list[Members]:
     """Return the text member of each class."""
     known = read_class_names(names)
+    by_number = not any(one.name in known for one in classes)
+    if by_number and len(known) != len(classes):
+        raise ValueError(
+            f"{names} numbers {len(known)} classes, but {len(classes)} have images, and which they are is "
+            "not known; give names by class, such as LOC_synset_mapping.txt"
+        )
     texts: list[Members] = []
     for number, one in enumerate(classes):
-        words = known.get(one.name) or known.get(str(number))
+        words = known.get(str(number) if by_number else one.name)
         if not words:
             raise ValueError(f"class {one.name!r} has no name in {names}")
         texts.append(
@@ -165,7 +171,11 @@ def _classes(source: Path) -> Sequence[_Class]:
     else:
         entries = sorted(entry for entry in source.iterdir() if not is_apple_double(entry))
         folders = [_folder(entry) for entry in entries if entry.is_dir()]
-        found = folders or [_tar(entry) for entry in entries if entry.suffix == ".tar"]
+        tars = [_tar(entry) for entry in entries if entry.suffix == ".tar" and entry.is_file()]
+        found = [*folders, *tars]
+        twice = {one.name for one in folders if len(one)} & {one.name for one in tars}
+        if twice:
+            raise ValueError(f"{source}: class {min(twice)} is there as a folder and as a tar")
     filled = sorted((one for one in found if len(one) or one.lost), key=lambda one: one.name)
     if not any(map(len, filled)):
         raise ValueError(

@@ -138,8 +138,11 @@ def folder_items(source: str | Path, *, max_side: int | None = None) -> Iterator
     """
     if not Path(source).is_dir():
         raise FileNotFoundError(f"no folder {str(source)!r}")
-    for folder, subfolders, files in os.walk(source):
-        subfolders.sort()  # os.walk visits them in this order
+    for folder, subfolders, files in os.walk(source, followlinks=True):
+        # os.walk visits them in this order; a link to a folder above would never end.
+        here = os.path.realpath(folder)
+        within = [s for s in subfolders if not _is_above(os.path.realpath(f"{folder}/{s}"), here)]
+        subfolders[:] = sorted(within)
         names = [name for name in sorted(files) if not is_apple_double(name)]
         # Capital letters are sorted first, so that of x.TXT and x.txt the latter is kept.
         captions = {(Path(n).stem, Path(n).suffix.lower()): n for n in names}
@@ -149,6 +152,10 @@ def folder_items(source: str | Path, *, max_side: int | None = None) -> Iterator
                 places = [(stem, f".{text}") for stem in (path.stem, name) for text in TEXTS]
                 found = [path.with_name(captions[place]) for place in places if place in captions]
                 yield Item(str(path), partial(_load_file, path, found[:1], max_side))
+
+
+def _is_above(folder: str, other: str) -> bool:
+    return f"{other}/".startswith(f"{folder}/")
 
 
 def _load_file(path: Path, captions: Sequence[Path], max_side: int | None) -> list[Members]:

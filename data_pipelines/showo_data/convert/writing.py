@@ -6,6 +6,7 @@ settings and one line per finished shard; a conversion resumes after the last on
 write a part of the shards, each with its own journal.
 """
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -135,6 +136,8 @@ def convert(
         if not target.has(number):
             continue
         record = done.get(target.shard(number).name)
+        if record is not None:
+            _refuse_other_inputs(record, chunk, target)
         if record is not None and _is_finished(target.shard(number), record, len(chunk)):
             report.kept += 1
         else:
@@ -176,6 +179,7 @@ def _write(shard: Path, first: int, chunk: list[Item]) -> dict[str, Any]:
     count = write_shard(shard, samples())
     record = {
         "shard": shard.name,
+        "names": _names(chunk),
         "inputs": len(chunk),
         "samples": count,
         "skipped": dict(skipped),
@@ -184,6 +188,24 @@ def _write(shard: Path, first: int, chunk: list[Item]) -> dict[str, Any]:
     if uncaptioned:
         record |= {"uncaptioned": len(uncaptioned), "first_uncaptioned": uncaptioned[0]}
     return record
+
+
+def _refuse_other_inputs(record: dict[str, Any], chunk: list[Item], target: Target) -> None:
+    """Inputs that were added between others, renamed or removed would leave some out and give some twice."""
+    before = chunk[: record["inputs"]]
+    if len(before) == record["inputs"] and record.get("names", _names(before)) != _names(before):
+        raise ValueError(
+            f"{target.out / record['shard']}: was made of other inputs than there are now, the first "
+            f"{chunk[0].name}: choose another --out or --prefix, or remove {target.journal.name} and its "
+            "shards"
+        )
+
+
+def _names(chunk: list[Item]) -> str:
+    """A digest of the names of a shard's inputs, in order."""
+    return hashlib.sha256(
+        "\n".join(item.name for item in chunk).encode("utf-8", "surrogatepass")
+    ).hexdigest()[:16]
 
 
 def _load(item: Item) -> tuple[list[Members], str]:

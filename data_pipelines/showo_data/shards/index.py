@@ -65,6 +65,7 @@ class ShardHeader:
     size: int
     samples: int
     sha256: str
+    origin: str = ""  # SHA-256 of the shard that it was made of, if that was noted
 
 
 def index_path(shard: str) -> Path:
@@ -72,12 +73,12 @@ def index_path(shard: str) -> Path:
     return Path(f"{shard}{_ENDING}")
 
 
-def write_shard(path: str | Path, samples: Iterable[Mapping[str, Any]]) -> int:
+def write_shard(path: str | Path, samples: Iterable[Mapping[str, Any]], origin: str = "") -> int:
     """Write ``samples`` to the tar ``path`` with its index beside it; returns their number.
 
     A sample is ``{"__key__": key, extension: value, …}``; a value is bytes, or an object that webdataset
     encodes by its extension (text, JSON, arrays). Folders are created as needed. The shard gets its name
-    once it is complete.
+    once it is complete; ``origin`` is noted in its index.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -86,7 +87,7 @@ def write_shard(path: str | Path, samples: Iterable[Mapping[str, Any]]) -> int:
         for sample in samples:
             tar.write(dict(sample))
             count += 1
-    build_index(str(target))
+    _build_one(str(target), Storage(), origin)
     return count
 
 
@@ -209,8 +210,8 @@ def verify(urls: str | Iterable[str], storage: Storage | None = None) -> Iterato
     for shard in expand(urls, storage):
         try:
             yield shard, _fault(shard, storage)
-        except NotATarError as error:
-            yield shard, str(error).removeprefix(shard).strip()
+        except (NotATarError, OSError) as error:
+            yield shard, str(error).removeprefix(shard).removeprefix(":").strip()
 
 
 def _fault(shard: str, storage: Storage) -> str:
@@ -229,7 +230,7 @@ def _fault(shard: str, storage: Storage) -> str:
     return ""
 
 
-def _build_one(shard: str, storage: Storage) -> ShardHeader:
+def _build_one(shard: str, storage: Storage, origin: str = "") -> ShardHeader:
     state = remote_state(shard, storage) if scheme(shard) else UNKNOWN
     with open_whole(shard, storage, fresh=True) as stream:
         modified = os.fstat(stream.fileno()).st_mtime_ns
@@ -252,6 +253,8 @@ def _build_one(shard: str, storage: Storage) -> ShardHeader:
     }
     if state.etag:
         known["etag"] = state.etag
+    if origin:
+        known["origin"] = origin
     _write(shard, storage, known, {name: getattr(table, name) for name in _ARRAYS}, modified)
     return _header(shard, known)
 
@@ -439,7 +442,8 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _header(shard: str, known: dict[str, Any]) -> ShardHeader:
-    return ShardHeader(shard, int(known["size"]), int(known["samples"]), str(known["sha256"]))
+    facts = int(known["size"]), int(known["samples"]), str(known["sha256"])
+    return ShardHeader(shard, *facts, str(known.get("origin", "")))
 
 
 def _metadata(stored: Any) -> dict[str, Any]:

@@ -15,15 +15,18 @@ from http import client
 from io import BufferedReader, RawIOBase
 from itertools import count
 from typing import Any
-from urllib.parse import urljoin
+from urllib.parse import unquote, urljoin, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from urllib3 import (
     BaseHTTPResponse,
     HTTPConnectionPool,
     HTTPSConnectionPool,
     PoolManager,
+    ProxyManager,
     Retry,
     Timeout,
+    make_headers,
 )
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError, NewConnectionError
@@ -104,7 +107,7 @@ def _attempt(
             left = end - time.monotonic()
             if left <= 0:
                 raise _PassingError("shard-timeout", f"{url}: no answer in data.timeout_s")
-            response = _pool(os.getpid()).request(
+            response = _pool(os.getpid(), _proxy(place)).request(
                 "GET",
                 place,
                 headers=headers,
@@ -251,9 +254,23 @@ class _HTTPSPool(HTTPSConnectionPool):
     ConnectionCls = _HTTPS
 
 
-@lru_cache(maxsize=1)
-def _pool(process: int) -> PoolManager:
+def _proxy(url: str) -> str | None:
+    """The proxy that the environment (``https_proxy``, ``no_proxy`` …) names for a URL."""
+    parts = urlsplit(url)
+    if proxy_bypass(parts.netloc):
+        return None
+    return getproxies().get(parts.scheme)
+
+
+@lru_cache(maxsize=4)
+def _pool(process: int, proxy: str | None) -> PoolManager:
     """Return the connections of this process; a forked process must not use those of its parent."""
-    pool = PoolManager(maxsize=4)
+    pool: PoolManager
+    if proxy is None:
+        pool = PoolManager(maxsize=4)
+    else:
+        user = urlsplit(proxy).netloc.rpartition("@")[0]
+        headers = make_headers(proxy_basic_auth=unquote(user)) if user else None
+        pool = ProxyManager(proxy, maxsize=4, proxy_headers=headers)
     pool.pool_classes_by_scheme = {"http": _HTTPPool, "https": _HTTPSPool}
     return pool

@@ -70,13 +70,15 @@ def find_hosts(hostfile: Path | None) -> list[Host]:
     if hostfile is not None:
         return [Host(name, slots, "ssh") for name, slots in read_hostfile(hostfile).items()]
     if "SLURM_JOB_NODELIST" in os.environ:
-        names = subprocess.run(
+        asked = subprocess.run(
             ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]],
             capture_output=True,
             text=True,
-            check=True,
-        ).stdout.split()
-        return [Host(name, 0, "srun") for name in names]
+            check=False,
+        )
+        if asked.returncode:
+            raise OSError(f"{' '.join(asked.args)}: {asked.stderr.strip() or asked.returncode}")
+        return [Host(name, 0, "srun") for name in asked.stdout.split()]
     return [Host(socket.gethostname(), 0, "here")]
 
 

@@ -55,6 +55,10 @@ def load_initial(
     """
     dtype = torch.bfloat16 if uses_bf16(config.training.mixed_precision, device) else torch.float32
     backend, reason = select_backend(config.model.attention, device, dtype)
+    if backend == "flex" and device.type != "cuda":
+        raise ValueError(
+            f"model.attention = flex: cannot train on {device.type}: choose auto or sdpa"
+        )
     notes = [f"attention {backend}: {reason}"]
     # Before any weights are read: a wrong LoRA setting is a config error, not a shape error.
     if resume is not None:
