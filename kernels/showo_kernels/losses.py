@@ -69,16 +69,11 @@ def flow_losses(
         chunk_rows = max(1, budget // (4 * weight_VD.shape[0]))
     if chunk_rows < 1:
         raise ValueError(f"chunk_rows is {chunk_rows}: at least one row is needed")
-    if not torch.is_grad_enabled():  # autograd asks a Function for gradients even so
-        hidden_PD, weight_VD = hidden_PD.detach(), weight_VD.detach()
-        bias_V = None if bias_V is None else bias_V.detach()
     device = hidden_PD.device.type
     if torch.is_autocast_enabled(device):
         hidden_PD = hidden_PD.to(torch.get_autocast_dtype(device))
     return FlowLosses.apply(
-        hidden_PD,
-        weight_VD,
-        bias_V,
+        *map(_without_needless_gradient, (hidden_PD, weight_VD, bias_V)),
         targets_P,
         flow_P,
         weight_P,
@@ -87,6 +82,11 @@ def flow_losses(
         chunk_rows,
         fused,
     )
+
+
+def _without_needless_gradient(tensor: Tensor | None) -> Tensor | None:
+    """Autograd asks a Function for gradients also where they are disabled."""
+    return tensor if tensor is None or torch.is_grad_enabled() else tensor.detach()
 
 
 class FusedChunk(nn.Module):

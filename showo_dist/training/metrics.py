@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import resource
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -133,6 +135,13 @@ class Meter:
         self._start = time.perf_counter()
         self._sums = dict.fromkeys(("tokens", "samples", "flops", "wait_s", "steps"), 0.0)
         self._masking: dict[str, list[float]] = {}
+
+    @contextmanager
+    def not_counted(self) -> Iterator[None]:
+        """Time that is no part of a step: validation, image grids, the wait for a save."""
+        start = time.perf_counter()
+        yield
+        self._start += time.perf_counter() - start
 
     def add(self, window: list[PackedBatch], account: Account) -> None:
         """Count one optimizer step of this rank."""

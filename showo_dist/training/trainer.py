@@ -284,10 +284,12 @@ class Trainer:
             if self._due(_COLLECT_EVERY):
                 gc.collect()
             if self._due(self.config.experiment.generate_every):
-                self._generate_grids()
+                with meter.not_counted():
+                    self._generate_grids()
             # A checkpoint during a series of skipped steps would hold weights that may be the cause.
             if self._due(self.config.experiment.save_every) and not self.nonfinite.in_a_row:
-                saved = self._save()
+                with meter.not_counted():
+                    saved = self._save()
         # The last state is saved, also after a stop signal, unless that falls into a series of skipped steps.
         if self.nonfinite.in_a_row and self.step < total and saved:
             self.logger.event(f"step {self.step} is not saved: its loss or gradient was not finite")
@@ -348,7 +350,7 @@ class Trainer:
         ):
             self.progress.enter("validation")
             self.batches.settle()
-            with self._evaluated_weights():
+            with meter.not_counted(), self._evaluated_weights():
                 metrics |= self.validation(self.engine)
         if metrics:
             self.logger.log(self.step, metrics)

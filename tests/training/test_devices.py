@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ import torch
 from showo_dist.runtime.ranks import check_unused_gpu
 from showo_dist.training import metrics
 from showo_dist.training.deepspeed_engine import end_to_end
-from showo_dist.training.metrics import Peak
+from showo_dist.training.metrics import Meter, Peak
 from tests.training.conftest import TinyWorld
 
 CPU = torch.device("cpu")
@@ -126,3 +128,12 @@ def test_a_bucket_is_a_view_and_other_tensors_are_none() -> None:
     assert view.data_ptr() == parts[0].data_ptr()
     for others in (parts[::2], parts[::-1], [parts[0].t()], [parts[0], torch.ones(3)]):
         assert end_to_end(others) is None
+
+
+def test_validation_is_not_in_the_time_of_a_step() -> None:
+    unused: Any = None
+    meter = Meter(unused, unused, torch.device("cpu"))
+    begun = meter._start
+    with meter.not_counted():
+        time.sleep(0.05)
+    assert meter._start - begun >= 0.05, "the clock is set forward by the time that does not count"
