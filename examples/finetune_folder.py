@@ -56,6 +56,7 @@ def write_config(model: str, out: Path, shards: str, steps: int, changes: list[s
         "training.batch_size_lm": -1,
         "training.batch_size_mmu": -1,
         "training.batch_size_recon": -1,
+        "training.batch_size_edit": -1,
         "optimizer.params.learning_rate": 1.0e-5,
         "lr_scheduler.params.learning_rate": "null",
         "lr_scheduler.params.warmup_steps": steps // 10,

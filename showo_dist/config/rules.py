@@ -38,6 +38,7 @@ OWN_DEEPSPEED_KEYS = {
     "zero_optimization.offload_optimizer": "distributed.offload_optimizer",
     "zero_optimization.offload_param": "distributed.offload_param",
 }
+SPECIAL_TOKENS = 10  # of Show-o, in showo_dist.sequences.vocabulary
 PRECISIONS = ("no", "fp32", "bf16", "auto")
 BACKBONE_SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 # Fields of PhiConfig, whose module is slow to import, in the versions of transformers that read it.
@@ -110,6 +111,7 @@ def warnings_about(config: TrainConfig) -> list[str]:
         )
     if config.optimizer.name != "muon" and config.optimizer.muon != MuonParams():
         lines.append("optimizer.muon is set: it has no effect unless optimizer.name=muon")
+    lines += _settings_of_other_choices(config)
     warmup, steps = config.lr_scheduler.params.warmup_steps, config.training.max_train_steps
     if warmup >= steps:
         lines.append(
@@ -117,6 +119,24 @@ def warnings_about(config: TrainConfig) -> list[str]:
             f"training.max_train_steps = {steps}"
         )
     return lines
+
+
+def _settings_of_other_choices(config: TrainConfig) -> Iterator[str]:
+    """Settings that belong to a choice that was not made."""
+    training, clip = config.training, config.model.showo.w_clip_vit
+    usual = TrainConfig()
+    if config.lora.rank == 0 and config.lora != usual.lora:
+        yield "lora is set: it has no effect with lora.rank = 0, and all weights are trained"
+    if clip and (training.down_scale, training.resize_back) != (
+        usual.training.down_scale,
+        usual.training.resize_back,
+    ):
+        yield "training.down_scale, resize_back: no effect with CLIP features (model.showo.w_clip_vit)"
+    if config.dataset.add_system_prompt and (clip or config.dataset.und_type == "captioning"):
+        yield (
+            "dataset.add_system_prompt = True: no effect with captions, and with CLIP features "
+            "dataset.und_type decides"
+        )
 
 
 def without_effect(config: TrainConfig) -> list[str]:
@@ -164,6 +184,11 @@ def remasking_has_a_sampler(config: TrainConfig) -> Iterator[str]:
 def vocabulary_adds_up(config: TrainConfig) -> Iterator[str]:
     """Text + special tokens + image codes + the mask token (docs/specification.md, section 1)."""
     showo = config.model.showo
+    if showo.num_new_special_tokens != SPECIAL_TOKENS:
+        yield (
+            f"model.showo.num_new_special_tokens = {showo.num_new_special_tokens}: Show-o has "
+            f"{SPECIAL_TOKENS} of them"
+        )
     total = showo.llm_vocab_size + showo.num_new_special_tokens + showo.codebook_size + 1
     if showo.rows != total:
         yield (

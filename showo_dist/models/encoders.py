@@ -44,6 +44,16 @@ class ClipTower(nn.Module):
         """Side of the images that the tower takes, in pixels."""
         return self.tower.config.image_size
 
+    @property
+    def width(self) -> int:
+        """Numbers of a feature, C."""
+        return self.tower.config.hidden_size
+
+    @property
+    def patches(self) -> int:
+        """Features of an image, S."""
+        return (self.resolution // self.tower.config.patch_size) ** 2
+
     @torch.no_grad()
     def forward(self, pixels_B3HW: Tensor) -> Tensor:
         """Features (B, S, C) of the patches: the second-to-last hidden state without the class token.

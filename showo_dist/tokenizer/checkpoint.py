@@ -13,12 +13,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from showo_data.files import folder_aside
+from showo_data.files import folder_aside, written_aside
 from showo_dist.models.magvitv2 import MAGVITv2
 from showo_dist.models.weights.folder import check_fit, read_weights
 
 OPTIMIZER_NAME = "optimizer.safetensors"
 STATE_NAME = "state.json"
+LATEST = "latest"  # names the newest checkpoint; where a run was set back, later steps are of another branch
 
 
 def save(
@@ -43,6 +44,8 @@ def save(
         model.save_pretrained(folder)
         save_file(_optimizer_tensors(model, optimizer), folder / OPTIMIZER_NAME)
         (folder / STATE_NAME).write_text(json.dumps({"step": step, "position": position}) + "\n")
+    with written_aside(run / LATEST) as stream:
+        stream.write(f"{target.name}\n".encode())
     before = [path for path in complete(run) if path.name <= target.name]
     for old in before[:-keep_last] if keep_last else []:
         shutil.rmtree(old)
@@ -63,7 +66,8 @@ def find(run: Path, choice: bool | str | None) -> Path | None:
     if not choice:
         return None
     if choice in (True, "latest"):
-        return next(reversed(complete(run)), None)
+        named = run / (run / LATEST).read_text().strip() if (run / LATEST).is_file() else None
+        return named if named and named.is_dir() else next(reversed(complete(run)), None)
     folder = Path(str(choice))
     if not (folder / STATE_NAME).is_file():
         raise ValueError(

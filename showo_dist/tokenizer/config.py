@@ -4,7 +4,14 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from showo_dist.config.experiment import WandbConfig
-from showo_dist.config.hints import ABOVE_ZERO, AT_LEAST_ONE, AT_LEAST_ZERO, out_of_range
+from showo_dist.config.hints import (
+    ABOVE_ZERO,
+    AT_LEAST_ONE,
+    AT_LEAST_ZERO,
+    BELOW_ONE,
+    FRACTION,
+    out_of_range,
+)
 from showo_dist.models.magvitv2 import MAGVITv2Config
 
 
@@ -54,13 +61,13 @@ class ImageConfig:
     num_workers: Annotated[int, AT_LEAST_ZERO] = 0
     """Loader processes per rank; 0: load in the training process."""
 
-    streams: int = 8
+    streams: Annotated[int, AT_LEAST_ONE] = 8
     """Number of canonical streams of the data order; do not change it when a run is resumed."""
 
-    window: int = 1000
+    window: Annotated[int, AT_LEAST_ONE] = 1000
     """Number of consecutive samples of a stream that are shuffled; do not change it when a run is resumed."""
 
-    max_bad_fraction: float = 0.05
+    max_bad_fraction: Annotated[float, FRACTION] = 0.05
     """Largest fraction of unreadable samples (0 to 1); above it the run ends with an error. Until 200 samples
     are read, the fraction is taken of 200, so that one early bad sample does not end the run."""
 
@@ -108,17 +115,17 @@ class LossConfig:
 
 @dataclass(kw_only=True)
 class AdamWConfig:
-    """Section ``optimizer``: AdamW with linear warm-up, then cosine decay to `final_fraction` of the rate."""
+    """Section ``optimizer``: AdamW; cosine decay to `final_fraction` of the rate, times a linear warm-up."""
 
-    learning_rate: float = 1e-4
-    beta1: float = 0.9
-    beta2: float = 0.99
-    weight_decay: float = 0.0
+    learning_rate: Annotated[float, AT_LEAST_ZERO] = 1e-4
+    beta1: Annotated[float, BELOW_ONE] = 0.9
+    beta2: Annotated[float, BELOW_ONE] = 0.99
+    weight_decay: Annotated[float, AT_LEAST_ZERO] = 0.0
     warmup_steps: Annotated[int, AT_LEAST_ZERO] = 100
-    final_fraction: float = 0.0
+    final_fraction: Annotated[float, FRACTION] = 0.0
     """Learning rate at the end as a fraction of the peak."""
 
-    max_grad_norm: float | None = 1.0
+    max_grad_norm: Annotated[float | None, ABOVE_ZERO] = 1.0
     """Clip the gradient to this norm; null: no clipping."""
 
 
@@ -130,7 +137,7 @@ class LengthConfig:
     batch_size: Annotated[int, AT_LEAST_ONE] = 64
     """Images per optimizer step, over all ranks; a multiple of the number of ranks."""
 
-    seed: int = 0
+    seed: Annotated[int, AT_LEAST_ZERO] = 0
     """Seed of the initial weights and the data order."""
 
     mixed_precision: str = "auto"

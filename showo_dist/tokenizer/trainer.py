@@ -24,6 +24,7 @@ from showo_dist.tokenizer.metrics import CodeUsage, Window, collapse_warning, ev
 from showo_dist.tokenizer.objective import initialise, learning_rate, objective
 
 FINAL = "final"
+_MOST_SKIPPED = 10  # steps in a row whose gradient is not finite
 
 
 class Trainer:
@@ -43,6 +44,7 @@ class Trainer:
             weight_decay=config.optimizer.weight_decay,
             fused=True,
         )
+        self.skipped_in_a_row = 0
         self.step, self.position = self._resume()
         self.start = self.step
         self.batches = training_batches(config, ranks, self.position)
@@ -147,9 +149,23 @@ class Trainer:
             group["lr"] = rate
         limit = math.inf if config.max_grad_norm is None else config.max_grad_norm
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
-        self.optimizer.step()
+        # The norm is the same on all ranks, since the gradient is. A step from it would spoil all weights.
+        if norm.isfinite():
+            self.optimizer.step()
+            self.skipped_in_a_row = 0
+        else:
+            self._skip()
         self.optimizer.zero_grad()
         return norm
+
+    def _skip(self) -> None:
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row >= _MOST_SKIPPED:
+            raise ValueError(
+                f"optimizer.learning_rate = {self.config.optimizer.learning_rate}: the gradient of "
+                f"{_MOST_SKIPPED} steps in a row was not finite, the last of them step {self.step + 1}; "
+                f"lower the rate and resume from a checkpoint in {self.run}"
+            )
 
     def _report(self, window: Window, log: RunLogger) -> None:
         counts_K = self.ranks.sum(self.usage.take())

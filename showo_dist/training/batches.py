@@ -18,6 +18,7 @@ from showo_data import BadSamples, Loader, MicroBatch, Sample, Skipped
 from showo_data.text import read_lines
 from showo_dist.checkpoint import BatchShape
 from showo_dist.config import TrainConfig
+from showo_dist.config.flows import active_flows
 from showo_dist.models.encoders import Encoders
 from showo_dist.models.showo import ShowO
 from showo_dist.sequences import (
@@ -157,7 +158,20 @@ class SequenceMaker:
 
     def micro_steps(self) -> int:
         """Micro-steps of an optimizer step; see :func:`~showo_dist.training.rows.micro_steps_of`."""
+        self._check_room()
         return micro_steps_of(self.config, max(map(len, self._prompts)), len(self._system))
+
+    def _check_room(self) -> None:
+        """Conversations are cut to a length that CLIP features and the system prompt must not fill."""
+        showo, dataset = self.config.model.showo, self.config.dataset
+        taken = 3 + len(self._system) + showo.clip_tokens
+        reads = "mmu" in active_flows(self.config) and dataset.und_type != "captioning"
+        if reads and showo.w_clip_vit and self._length <= taken:
+            least = taken - showo.num_vq_tokens - 2
+            raise ValueError(
+                f"dataset.preprocessing.max_seq_length = {self._budget}: conversations have no room beside "
+                f"{showo.clip_tokens} CLIP features and the system prompt; at least {least} is needed"
+            )
 
     @property
     def _budget(self) -> int:

@@ -347,9 +347,19 @@ def load_encoders(config: TrainConfig, device: torch.device) -> Encoders:
             f"model.showo.codebook_size = {config.model.showo.codebook_size}: the tokenizer at "
             f"{source} has {codebook} codes"
         )
+    if vq.config.downsample != config.model.vq_model.downsample:
+        raise ValueError(
+            f"model.vq_model.downsample = {config.model.vq_model.downsample}: the tokenizer at {source} "
+            f"makes a code of {vq.config.downsample}×{vq.config.downsample} pixels"
+        )
     clip = None
     if config.model.showo.w_clip_vit:
         clip = ClipTower.from_pretrained(config.model.clip_model_name).to(device)
+        for key, found in (("clip_dim", clip.width), ("clip_tokens", clip.patches)):
+            if found != (wanted := getattr(config.model.showo, key)):
+                raise ValueError(
+                    f"model.showo.{key} = {wanted}: the tower at {config.model.clip_model_name} has {found}"
+                )
     return Encoders(
         vq,
         clip,

@@ -1,6 +1,7 @@
 """Real training runs: the same curve on any number of ranks, exact resume, metrics and warnings."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -189,3 +190,33 @@ def test_another_batch_size_goes_on_at_the_same_image(shards: Path, tmp_path: Pa
     assert (trainer.step, trainer.position) == (4, 32)
     trainer.train()
     assert json.loads((run / "step-00000006" / "state.json").read_text())["position"] == 40
+
+
+def test_steps_without_a_finite_gradient_change_nothing_and_end_the_run(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(config_of(tmp_path / "a.yaml", values(shards, tmp_path / "run")), ALONE)
+    trainer.config.training.max_train_steps = 100
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    weight = next(trainer.model.parameters())
+    weight.register_hook(lambda gradient: gradient * math.nan)
+    with pytest.raises(
+        ValueError, match=r"optimizer\.learning_rate = 0\.002: .* 10 steps in a row"
+    ):
+        trainer.train()
+    after = trainer.model.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_a_run_that_was_set_back_goes_on_from_its_own_checkpoint(
+    shards: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    config = values(shards, run, experiment__save_every=2, experiment__keep_last=0)
+    Trainer(config_of(tmp_path / "a.yaml", config), ALONE).train()
+    back = values(shards, run, training__max_train_steps=3)
+    back["experiment"]["resume_from_checkpoint"] = str(run / "step-00000002")
+    Trainer(config_of(tmp_path / "a.yaml", back), ALONE).train()
+    assert (run / "step-00000008").is_dir()
+    again = Trainer(config_of(tmp_path / "a.yaml", config), ALONE)
+    assert again.step == 3

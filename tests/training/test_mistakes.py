@@ -4,7 +4,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from showo_dist.config import TrainConfig
+from showo_dist.config.loader import load
+from showo_dist.training.setup import load_encoders
 from tests.training.conftest import Outcome, TinyWorld, train
 
 
@@ -74,6 +79,34 @@ def test_a_damaged_checkpoint_is_named(
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     assert str(path) in only_line(train(tiny_world, run, "training.max_train_steps=3"))
+
+
+def test_encoders_that_are_not_the_configs(tiny_world: TinyWorld, tmp_path: Path) -> None:
+    """Another grid of codes, features of another width or number: the key to change is named."""
+    tower = CLIPVisionConfig(
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=24,
+        patch_size=8,
+    )
+    CLIPVisionModel(tower).save_pretrained(tmp_path / "clip")
+    config = load([f"config={tiny_world.config}"], TrainConfig, check=False)
+    config.model.clip_model_name = str(tmp_path / "clip")
+    config.model.showo.w_clip_vit = True
+    config.model.showo.clip_dim, config.model.showo.clip_tokens = 16, 9
+    cpu = torch.device("cpu")
+    assert load_encoders(config, cpu).clip is not None
+    config.model.showo.clip_tokens = 576
+    with pytest.raises(ValueError, match=r"model\.showo\.clip_tokens = 576: the tower at .* has 9"):
+        load_encoders(config, cpu)
+    config.model.showo.clip_dim = 1024
+    with pytest.raises(ValueError, match=r"model\.showo\.clip_dim = 1024: the tower at .* has 16"):
+        load_encoders(config, cpu)
+    config.model.vq_model.downsample = 16
+    with pytest.raises(ValueError, match=r"downsample = 16: the tokenizer at .* a code of 8×8"):
+        load_encoders(config, cpu)
 
 
 def test_fewer_steps_than_are_done(tiny_world: TinyWorld, saved_run: Path, tmp_path: Path) -> None:

@@ -75,6 +75,14 @@ class MAGVITv2Config:
         """Raise ``ValueError`` if sizes do not fit together; the message names the key."""
         if not 1 <= self.bits <= 20:
             raise ValueError(f"bits={self.bits}: 1 to 20 are possible")
+        for name, value, least in (
+            ("norm_groups", self.norm_groups, 1),
+            ("resolution", self.resolution, 1),
+        ):
+            if value < least:
+                raise ValueError(f"{name}={value}: {least} or more is needed")
+        if self.image_channels != 3:
+            raise ValueError(f"image_channels={self.image_channels}: images have 3")
         self.encoder.validate("encoder", self.norm_groups)
         self.decoder.validate("decoder", self.norm_groups)
         widths = self.encoder.widths
