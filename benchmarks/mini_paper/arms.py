@@ -68,7 +68,7 @@ class Arm:
         start: pre-training it begins with.
         changes: of ``configs/mini/reca.yaml``; None: it is not trained.
         captions: of its text-to-image samples.
-        ablation: whether it has the seeds of ablations.
+        ablation: whether it has the seeds of ablations, and its place in their table.
         longer: how many times the updates of the other arms it takes.
         compared_with: name of the arm that differs in what is studied alone; empty: by its kind.
     """
@@ -109,7 +109,14 @@ ARMS = (
     Arm("reca-t2i", "RecA, VQ, beside sparse captions", changes=(_BESIDE,), compared_with="sparse"),
     Arm("sparse", "sparse captions", changes=(*_NO_RECON, _BESIDE)),
     *(
-        Arm(f"{arm}-long", f"{title}, longer", changes=changes, longer=4, compared_with=other)
+        Arm(
+            f"{arm}-long",
+            f"{title}, longer",
+            changes=changes,
+            ablation=True,
+            longer=4,
+            compared_with=other,
+        )
         for arm, title, changes, other in (
             ("reca-t2i", "RecA, VQ, beside sparse captions", (_BESIDE,), "sparse-long"),
             ("sparse", "sparse captions", (*_NO_RECON, _BESIDE), "sparse"),
@@ -139,9 +146,6 @@ ARMS = (
         ablation=True,
     ),
     Arm("one-prompt", "one request for a description", changes=_ONE_PROMPT, ablation=True),
-    Arm(
-        "recon-0.25", "reconstruction × 0.25", changes=("training.recon_coeff=0.25",), ablation=True
-    ),
     Arm("recon-4", "reconstruction × 4", changes=("training.recon_coeff=4",), ablation=True),
 )
 

@@ -48,7 +48,9 @@ class Paper:
             ablations = seed < self.scale.ablation_seeds
             arms = [arm for arm in self.arms if ablations or not arm.ablation]
             for trained in (False, True):
+                # Those that take longer are together, so that none waits for another.
                 chosen = [arm for arm in arms if (arm.changes is not None) == trained]
+                chosen.sort(key=lambda arm: arm.longer)
                 runs = [(a, seed) for a in chosen if f"{a.name}-{seed}" not in self.finished]
                 for first in range(0, len(runs), SIDE_BY_SIDE):
                     yield from self._side_by_side(runs[first : first + SIDE_BY_SIDE])

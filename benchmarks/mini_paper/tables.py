@@ -226,7 +226,7 @@ def _introduction(paper: Paper, results: Results) -> list[Block]:
         "and side, and a caption names few of the colours, sizes and places. Questions are complete. RecA's "
         "premise is that gap: what captions omit is in the images and in the answers. Scores are per cent of "
         "images that show all of the prompt and nothing else; of long prompts, per cent of statements that "
-        "hold. Rare combinations have a colour that is not typical of its shape.",
+        "hold, whatever else is drawn. Rare combinations have a colour that is not typical of its shape.",
     ]
     command = f"python benchmarks/mini_paper.py{' --quick' if quick else ''}"
     return [*map(Text, words), Code(command), Text(_encoders(paper))]
