@@ -70,9 +70,8 @@ class LookupFreeQuantizer(nn.Module):
         # Straight-through: forward uses the signs, backward the gradient of z.
         signs_BChw = torch.where(z_BChw > 0, 1.0, -1.0)
         quantized_BChw = z_BChw + (signs_BChw - z_BChw).detach()
-        with torch.autocast(
-            z_BChw.device.type, enabled=False
-        ):  # the sums of the entropies stay in float32
+        # The entropies are sums of many small numbers: they stay in float32.
+        with torch.autocast(z_BChw.device.type, enabled=False):
             losses = _losses(z_BChw, quantized_BChw, pool or (lambda mean: mean))
         return quantized_BChw, self.codes(z_BChw), losses
 
