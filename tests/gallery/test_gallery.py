@@ -15,7 +15,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops
 
 from showo_dist.evaluation.generating import generate_samples
 from showo_dist.generation.networks import read_model_config
@@ -63,8 +63,11 @@ def test_images_are_those_of_the_prompts_and_seed(gallery: Gallery) -> None:
     options = gallery.settings.options(pipeline.options)
     wanted = [(prompt, (number,)) for number, prompt in enumerate(PROMPTS)]
     first_two = generate_samples(pipeline, wanted[:2], options, seed=1)
+    # On some processors a convolution of two images rounds otherwise than one of six: a level at most.
     for image, file in zip(first_two, generated.images, strict=False):
-        assert image.tobytes() == _pixels(gallery.out / file)
+        with Image.open(gallery.out / file) as shown:
+            difference = ImageChops.difference(image, shown.convert("RGB"))
+        assert max(high for _, high in difference.getextrema()) <= 1
 
 
 def test_rounds_uncover_the_image(gallery: Gallery) -> None:
