@@ -9,6 +9,7 @@ Its caption is the first line of this file:
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,30 @@ _OPENINGS = re.compile(
     r"|This image captures "
     r"|This is "
 )
+
+
+# The word in the path of a data set's shards; samples of SA-1B are known by their keys.
+WORDS = {"sa1b": "", "laion12m": "laion", "cc12m": "cc12m"}
+
+
+def check_folder(option: str, folder: str, name: str, shards: Iterable[str]) -> None:
+    """Refuse captions that no sample would get, since all would keep their own text.
+
+    Args:
+        option: what names the folder, for the message.
+        folder: of the captions.
+        name: of the data set, a key of :data:`WORDS`.
+        shards: paths, URLs or patterns of the shards.
+
+    Raises:
+        ValueError: the folder is missing, or no shard is of the data set.
+    """
+    if not Path(folder).is_dir():
+        raise ValueError(f"{option} {folder}: no such folder")
+    if not any(WORDS[name] in path for path in shards):
+        raise ValueError(
+            f"{option} {folder}: its shards are known by {WORDS[name]!r} in their path, which no shard has"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +85,9 @@ class ExternalCaptions:
         folder = Path(shard).name.partition(".")[0]
         if self.sa1b and "SA1B" in key:
             return Path(self.sa1b, f"{name}.txt")
-        if self.laion12m and "laion" in shard:
+        if self.laion12m and WORDS["laion12m"] in shard:
             return Path(self.laion12m, folder, f"{key}.caption")
-        if self.cc12m and "cc12m" in shard:
+        if self.cc12m and WORDS["cc12m"] in shard:
             return Path(self.cc12m, folder, f"{name}.caption")
         return None
 

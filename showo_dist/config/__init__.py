@@ -2,7 +2,13 @@
 
 from typing import TYPE_CHECKING, Any
 
-from showo_dist.config.flows import FLOWS, FlowSettings, active_flows, flow_settings
+from showo_dist.config.flows import (
+    FLOWS,
+    FlowSettings,
+    active_flows,
+    flow_settings,
+    wants_system_prompt,
+)
 from showo_dist.config.schema import TrainConfig
 
 if TYPE_CHECKING:
@@ -17,6 +23,7 @@ __all__ = [
     "load",
     "load_file",
     "to_yaml",
+    "wants_system_prompt",
 ]
 
 

@@ -112,6 +112,16 @@ def flow_settings(config: TrainConfig, flow: str) -> FlowSettings:
     )
 
 
+def wants_system_prompt(config: TrainConfig) -> bool:
+    """Whether conversations have the system prompt: with CLIP features in the tuning phase, with image codes
+    if the config adds it."""
+    dataset = config.dataset
+    if dataset.und_type == "captioning":
+        return False
+    clip = config.model.showo.w_clip_vit
+    return dataset.und_type == "llava_tuning" if clip else dataset.add_system_prompt
+
+
 def active_flows(config: TrainConfig) -> dict[str, FlowSettings]:
     """Flows with a positive coefficient and batch size, in the order of ``FLOWS``."""
     flows = (flow_settings(config, name) for name in FLOWS)

@@ -147,10 +147,7 @@ def encode_shards(
 
     def begin() -> None:
         claim(folder, SETTINGS_NAME, asdict(settings), "encoded shards")
-        for header in headers:
-            _is_finished(
-                folder / Path(header.path).name, header
-            )  # raises for those of other shards
+        _refuse_other_sources(folder, headers)
 
     ranks.first_alone(begin)
     report, own = EncodeReport(), headers[ranks.rank :: ranks.world]
@@ -179,20 +176,24 @@ def _check_names(headers: Sequence[ShardHeader]) -> None:
 
 
 def _is_finished(target: Path, header: ShardHeader) -> bool:
-    """Whether the encoded shard is there, with its index, which is written last, and all samples.
-
-    Raises:
-        ValueError: it was made of another shard.
-    """
+    """Whether the encoded shard is there, with its index, which is written last, and all samples."""
     if not target.is_file() or not index_path(str(target)).is_file():
         return False
-    (found,) = load_index(str(target))
-    if found.origin and found.origin != header.sha256:
-        raise ValueError(
-            f"{target}: was made of another shard than {header.path}, or of that before it changed: choose "
-            "another --out, or remove it"
-        )
-    return found.samples == header.samples
+    return load_index(str(target))[0].samples == header.samples
+
+
+def _refuse_other_sources(folder: Path, headers: Sequence[ShardHeader]) -> None:
+    """A shard of the same name and number of samples may be of another data set, or of an older source."""
+    for header in headers:
+        target = folder / Path(header.path).name
+        if not _is_finished(target, header):
+            continue
+        (found,) = load_index(str(target))
+        if found.origin not in ("", header.sha256):
+            raise ValueError(
+                f"{target}: was made of another shard than {header.path}, or of that before it changed: "
+                "choose another --out, or remove it"
+            )
 
 
 @dataclass

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
+from showo_dist.generation.conversation import Part
 from showo_dist.generation.edits import check_direction, growth, masked_places, read_image
 from showo_dist.generation.pipeline import Pipeline, batches
 from showo_dist.generation.request import (
@@ -79,13 +80,19 @@ def _generate_parts(request: Request) -> int:
     pipeline = request.load()
     # Without the option, prompts with images as CLIP features are generated without guidance.
     options = None if request.arguments.guidance is None else pipeline.options
+
+    def describe(item: tuple[list[tuple[str, str]], list[Part]]) -> dict[str, Any]:
+        prompt = " ".join(f"<{value}>" if kind == "image" else value for kind, value in item[0])
+        free = pipeline.clip is not None and any(kind == "image" for kind, _ in item[0])
+        return {"prompt": prompt, **({"guidance": 0.0} if free else {})}
+
     _generate_all(
         request,
         [item for item in rows for _ in range(request.config.inference.samples)],
         lambda part, seed, first: pipeline.generate_from_parts(
             [parts for _, parts in part], options, seed, len(part), first
         ),
-        lambda item: {"prompt": " ".join(f"<{v}>" if k == "image" else v for k, v in item[0])},
+        describe,
     )
     return failures.exit_code
 

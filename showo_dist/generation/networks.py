@@ -12,7 +12,7 @@ from torch import Tensor
 
 from showo_data import clip_transform
 from showo_data.images import to_images
-from showo_dist.config import TrainConfig, load_file
+from showo_dist.config import TrainConfig, load_file, wants_system_prompt
 from showo_dist.generation.conversation import (
     Edit,
     Part,
@@ -131,7 +131,7 @@ class Networks:
             budget=config.dataset.preprocessing.max_seq_length,
             options=sampling_options(config),
             clip=_load_clip(config, clip_model, where),
-            system_prompt=SYSTEM_PROMPT if _wants_system_prompt(config) else "",
+            system_prompt=SYSTEM_PROMPT if _asks_with_system_prompt(config) else "",
             question_style=_question_style(config),
             down_scale=config.training.down_scale,
             resize_back=config.training.resize_back,
@@ -301,11 +301,10 @@ def _text_tokenizer(config: TrainConfig, source: str | Path) -> str:
     return path
 
 
-def _wants_system_prompt(config: TrainConfig) -> bool:
-    """As in training; released CLIP models, of whose training no setting is recorded, were tuned with it."""
-    if config.model.showo.w_clip_vit:
-        return config.dataset.und_type != "llava_pretrain"
-    return config.dataset.add_system_prompt and config.dataset.und_type != "captioning"
+def _asks_with_system_prompt(config: TrainConfig) -> bool:
+    """As in training; but the published demo configs say captioning of CLIP models that were tuned."""
+    demo = config.model.showo.w_clip_vit and config.dataset.und_type == "captioning"
+    return demo or wants_system_prompt(config)
 
 
 def _question_style(config: TrainConfig) -> str:

@@ -53,8 +53,8 @@ class Album:
             self._wandb.image(len(self._shown), name, image, caption)
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Write one line of JSON about a result."""
-        line = json.dumps({**record, **self._settings}, ensure_ascii=False)
+        """Write one line of JSON about a result, whose own settings count before the common ones."""
+        line = json.dumps({**record, **self._settings, **record}, ensure_ascii=False)
         self._lines.write(line + "\n")
         self._lines.flush()
 

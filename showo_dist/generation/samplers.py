@@ -78,11 +78,13 @@ class Sampler:
 
     Attributes:
         masked: (round) -> the places to mask again, bool (B, N).
-        rounds: (``steps`` of the options, most places to generate in an image) -> number of rounds.
+        rounds: (``steps`` of the options, places to generate in an image) -> number of rounds.
+        by_confidence: whether confidences decide, whose noise has a temperature.
     """
 
     masked: Callable[[Round], Tensor]
     rounds: Callable[[int, int], int] = lambda steps, places: steps
+    by_confidence: bool = False
 
 
 def _confidence(round: Round) -> Tensor:
@@ -127,14 +129,13 @@ def _refine(round: Round) -> Tensor:
 
 
 SAMPLERS: dict[str, Sampler] = {
-    "confidence": Sampler(_confidence),
+    "confidence": Sampler(_confidence, by_confidence=True),
     "halton": Sampler(_halton),
     "random": Sampler(_random),
     ONE_BY_ONE: Sampler(_one_by_one, lambda steps, places: places),
-    "remdm": Sampler(_remdm),
-    "refine": Sampler(_refine),
+    "remdm": Sampler(_remdm, by_confidence=True),
+    "refine": Sampler(_refine, by_confidence=True),
 }
-BY_CONFIDENCE = ("confidence", "remdm", "refine")  # whose noise has a temperature
 
 
 @cache

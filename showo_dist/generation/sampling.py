@@ -18,15 +18,7 @@ from torch import Tensor
 from showo_dist.config import TrainConfig
 from showo_dist.config.training import REMASKING
 from showo_dist.generation.cache import PrefixCache
-from showo_dist.generation.samplers import (
-    BY_CONFIDENCE,
-    ONE_BY_ONE,
-    SAMPLERS,
-    Generators,
-    Round,
-    draw,
-    nucleus,
-)
+from showo_dist.generation.samplers import ONE_BY_ONE, SAMPLERS, Generators, Round, draw, nucleus
 from showo_dist.models.showo import ShowO
 from showo_dist.sequences import Sequence, Vocabulary
 from showo_dist.sequences.builders import t2i_prompt
@@ -117,7 +109,7 @@ class SamplingOptions:
             raise ValueError(
                 f"steps = {changed.steps}: {ONE_BY_ONE} has as many rounds as an image has codes"
             )
-        if given["temperature"] is not None and changed.sampler not in BY_CONFIDENCE:
+        if given["temperature"] is not None and not SAMPLERS[changed.sampler].by_confidence:
             raise ValueError(
                 f"--temperature {changed.temperature:g}: without effect with --sampler {changed.sampler}"
             )
@@ -314,7 +306,7 @@ class ImageSampler:
         return self.canvas.logits(self.codes_BN, ids)
 
     def _code_logits(self, guidance_B11: Tensor) -> Tensor:
-        """Return guided logits (B, N, K) over the codebook, fp32; weights in float64."""
+        """Return guided logits (B, N, K) over the codebook, fp32; the guidance is float64."""
         codes = slice(self.vocabulary.image_offset, self.vocabulary.mask)
         logits = self.image_logits(codes).float()
         if self.options.guidance <= 0:
@@ -335,23 +327,22 @@ class ImageSampler:
             SAMPLERS[self.options.sampler].rounds(self.options.steps, places) for places in places_B
         ]
         steps = max(steps_B)
-        for step in range(steps):
+        weights_SB = [[self.options.weight(s, own) for own in steps_B] for s in range(steps)]
+        guidance_SB11 = torch.tensor(weights_SB, dtype=torch.float64)[..., None, None]
+        for step, guidance_B11 in enumerate(guidance_SB11.to(self.codes_BN.device)):
             temperature *= 1.0 - (step + 1) / steps
-            weights_B = [self.options.weight(step, own) for own in steps_B]
-            yield self._round(step, steps, temperature, weights_B, generators)
+            yield self._round(step, steps, temperature, guidance_B11, generators)
 
     def _round(
         self,
         step: int,
         steps: int,
         temperature: float,
-        weights_B: list[float],
+        guidance_B11: Tensor,
         generators: Generators,
     ) -> Tensor:
         options = self.options
-        guidance_B11 = torch.tensor(weights_B, dtype=torch.float64)[:, None, None]
-        logits_BNK = self._code_logits(guidance_B11.to(self.codes_BN.device))
-        probabilities_BNK = logits_BNK.softmax(dim=-1)
+        probabilities_BNK = self._code_logits(guidance_B11).softmax(dim=-1)
         drawn_BNK = probabilities_BNK
         if options.top_p < 1:
             drawn_BNK = nucleus(probabilities_BNK, options.top_p)

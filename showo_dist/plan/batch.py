@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from showo_dist.config import TrainConfig, active_flows
+from showo_dist.config import TrainConfig, active_flows, wants_system_prompt
 from showo_dist.plan.shapes import META
 from showo_dist.sequences import PackedBatch, Sequence, Vocabulary, builders, pack
 from showo_dist.sequences.masking import IGNORE, MaskedCodes, mask_schedule
@@ -123,11 +123,10 @@ class AssumedSamples:
         text = self._text(budget)
         if self.config.dataset.und_type == "captioning":
             return builders.mmu_caption(text, self._codes(), budget, self.vocabulary)
-        system: list[int] = []
+        system = [1] * (SYSTEM_TOKENS if wants_system_prompt(self.config) else 0)
         image = self._codes()
         if self.config.model.showo.w_clip_vit:
             image = self._features()
-            system = [1] * (SYSTEM_TOKENS if self.config.dataset.und_type == "llava_tuning" else 0)
             room = budget + self.config.model.showo.num_vq_tokens - len(system) - len(image)
             text = text[: max(0, room)]
         images = [image] * self.config.dataset.max_images

@@ -185,16 +185,14 @@ class Kit:
 
     def _refuse_other_updates(self) -> None:
         """Refuse keys beside ``micro_batches`` and ``ranks`` that would change how much an update reads."""
-        key = "gradient_accumulation_steps"
-        sections = {"": {"changes": self.config.changes}}
-        sections |= {f"stages.{name}.": values for name, values in self.config.stages.items()}
-        for prefix, values in sections.items():
-            found = [f"{prefix}{name}" for name in flattened(values) if name.endswith(key)]
-            found += [f"{prefix}{name}" for name in ("ranks",) if values.get(name) is not None]
-            if found:
+        recipe = self.config
+        given = flattened({"changes": recipe.changes, "stages": recipe.stages})
+        for key in given:
+            own_ranks = key.startswith("stages.") and key.endswith(".ranks")
+            if own_ranks or key.endswith(".gradient_accumulation_steps"):
                 raise ValueError(
-                    f"{found[0]}: an update has micro_batches = {self.config.micro_batches}, which ranks "
-                    f"share; give these keys instead"
+                    f"{key}: an update has micro_batches = {recipe.micro_batches}, which ranks share; give "
+                    "these keys instead"
                 )
 
     def checkpoints(self) -> list[str]:

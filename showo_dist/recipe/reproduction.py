@@ -124,7 +124,7 @@ def _scored(kit: Kit, name: str, checkpoint: str, folder: Path, samples: int) ->
 
 def portable(command: str, prompts: str) -> str:
     """One command line with the reproduction's folder and the prompts as variables, wherever they are."""
-    places = {str(Path.cwd()): FOLDER, FOLDER: FOLDER, str(Path(prompts).resolve()): PROMPTS}
+    places = {str(Path.cwd()): FOLDER, str(Path(prompts).resolve()): PROMPTS}
     return " ".join(_portable_word(word, places) for word in shlex.split(command))
 
 
@@ -239,8 +239,10 @@ def _missing(benchmarks: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     for one in benchmarks:
         if one["to_score"]:
             yield ""
-            place = "in its scorer's checkout, with this folder as `REPRODUCTION`, and as `PROMPTS`"
-            yield f"`{one['folder']}` is not scored. Run {place} what `--prompts` had:"
+            yield (
+                f"`{one['folder']}` is not scored. Set `REPRODUCTION` to this folder and `PROMPTS` to the "
+                "benchmark's prompts, and run in its scorer's checkout:"
+            )
             yield ""
             yield from (f"    {line}" for line in one["to_score"].splitlines())
             yield ""

@@ -17,8 +17,7 @@ from torch import Tensor
 from showo_data import BadSamples, Loader, MicroBatch, Sample, Skipped
 from showo_data.text import read_lines
 from showo_dist.checkpoint import BatchShape
-from showo_dist.config import TrainConfig
-from showo_dist.config.flows import active_flows
+from showo_dist.config import TrainConfig, active_flows, wants_system_prompt
 from showo_dist.models.encoders import Encoders
 from showo_dist.models.showo import ShowO
 from showo_dist.sequences import (
@@ -39,7 +38,7 @@ from showo_dist.sequences.masking import (
     sample_rng,
 )
 from showo_dist.sequences.text import SYSTEM_PROMPT, description_prompts, question_prompt
-from showo_dist.training.rows import cut, micro_steps_of, wants_system_prompt
+from showo_dist.training.rows import cut, micro_steps_of
 from showo_kernels import build_plan
 
 

@@ -4,7 +4,7 @@ from bisect import bisect_left
 from collections.abc import Sequence as Seq
 from copy import deepcopy
 
-from showo_dist.config import TrainConfig, active_flows
+from showo_dist.config import TrainConfig, active_flows, wants_system_prompt
 from showo_dist.sequences.builders import CLIP_RECON_TEXT_WIDTH
 
 
@@ -75,15 +75,6 @@ def longest_samples(config: TrainConfig, prompt: int, system: int) -> dict[str, 
         "edit": 2 * image + max(budget, 2) + 5,
     }
     return {name: lengths[name] for name in active_flows(config)}
-
-
-def wants_system_prompt(config: TrainConfig) -> bool:
-    """CLIP models have a system prompt in the tuning phase; others only if the config adds it."""
-    dataset = config.dataset
-    if dataset.und_type == "captioning":
-        return False
-    clip = config.model.showo.w_clip_vit
-    return dataset.und_type == "llava_tuning" if clip else dataset.add_system_prompt
 
 
 def of_engine(config: TrainConfig, micro_steps: int) -> TrainConfig:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from showo_data import FlowSpec, Source, clip_transform, vq_transform
-from showo_data.captions import ExternalCaptions
+from showo_data.captions import ExternalCaptions, check_folder
 from showo_data.members import (
     CODES,
     CONDITION,
@@ -42,10 +42,10 @@ _IMAGENET_TAR = "ILSVRC2012_img_train.tar"
 _TEXT_FILES = (".parquet", ".jsonl", ".jsonl.gz")
 _EDIT_FILES = (".parquet", ".jsonl")
 _DOCUMENT_FILES = (".parquet", ".jsonl", ".jsonl.gz")
-# Keys of captions outside the shards, and the word in a shard's path that identifies the data set.
-_WORDS = {
-    "external_caption_path": "",  # identified by the keys of the samples
-    "external_laion12m_caption_path": "laion",
+# Keys of captions outside the shards, and their data sets.
+_CAPTIONS = {
+    "external_caption_path": "sa1b",
+    "external_laion12m_caption_path": "laion12m",
     "external_cc12m_caption_path": "cc12m",
 }
 
@@ -134,17 +134,9 @@ def _check_captions(config: TrainConfig) -> None:
             f"from-captions {shlex.join(paths)} --journeydb {shlex.quote(journeydb)} --for {flow} "
             f"--out data/{flow}`, then set it to null"
         )
-    for key, word in _WORDS.items():
-        folder = getattr(params, key)
-        if not folder:
-            continue
-        if not Path(folder).is_dir():
-            raise ValueError(f"dataset.params.{key} = {folder}: no such folder")
-        if not any(word in path for path in shards):
-            raise ValueError(
-                f"dataset.params.{key} = {folder}: its shards are known by {word!r} in their path, "
-                "which no shard has"
-            )
+    for key, name in _CAPTIONS.items():
+        if folder := getattr(params, key):
+            check_folder(f"dataset.params.{key} =", folder, name, shards)
 
 
 _UNDERSTANDING: dict[str, Kind] = {

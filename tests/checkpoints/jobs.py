@@ -10,6 +10,7 @@ from torch import Tensor
 
 from showo_dist.checkpoint import BatchShape, CheckpointReader, RunState
 from showo_dist.checkpoint.slices import ADAMW_MOMENTS
+from showo_dist.checkpoint.snapshot import Snapshot
 from showo_dist.checkpoint.writer import CheckpointWriter
 from showo_dist.config.experiment import ExperimentConfig
 from showo_dist.models.weights.sources import CheckpointWeights
@@ -164,6 +165,24 @@ def saved_on_a_full_disk(ranks: Ranks, folder: Path, policy: dict) -> list[str]:
         return [*lines, f"ended by {type(error).__name__}: {error}"]
     finally:
         ranks.barrier()
+
+
+def saved_with_a_failing_copy(ranks: Ranks, folder: Path) -> list[str]:
+    """Save, save while the copy of one rank fails, and save again; what was said."""
+    run, writer = TinyRun(ranks, 2).build(), writer_of(folder)
+    lines: list[str] = []
+    take = Snapshot.take
+    for run.step in (1, 2, 3):
+        fails = run.step == 2 and not ranks.is_first
+        Snapshot.take = _broken if fails else take  # type: ignore[method-assign]
+        writer.save(run.engine, run.state())
+        while writer.is_busy:
+            lines += writer.poll()
+    return lines + writer.finish()
+
+
+def _broken(snapshot: Snapshot) -> list[Any]:
+    raise RuntimeError("no memory for the copy")
 
 
 def _fill(path: Path) -> None:

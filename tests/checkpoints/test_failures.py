@@ -12,7 +12,12 @@ import pytest
 from showo_dist.checkpoint import complete_checkpoints
 from showo_dist.checkpoint.folders import latest, sweep, verify
 from tests.checkpoints.group import on_ranks, started
-from tests.checkpoints.jobs import saved_by, saved_for_ever, saved_on_a_full_disk
+from tests.checkpoints.jobs import (
+    saved_by,
+    saved_for_ever,
+    saved_on_a_full_disk,
+    saved_with_a_failing_copy,
+)
 
 KILLS = 6
 
@@ -51,6 +56,13 @@ def test_a_full_disk_costs_one_checkpoint(disk: Path) -> None:
     assert _visible(run) == [1, 3]
     assert all(verify(folder) is None for folder in complete_checkpoints(run))
     assert not list(run.glob(".*"))
+
+
+def test_a_copy_that_fails_on_one_rank_is_known_to_all(tmp_path: Path) -> None:
+    for lines in on_ranks(2, saved_with_a_failing_copy, tmp_path / "run"):
+        (failed,) = [line for line in lines if line.startswith("could not save checkpoint-000002")]
+        assert "no memory for the copy" in failed
+    assert _visible(tmp_path / "run") == [1, 3]
 
 
 def test_it_stops_the_run_if_it_is_to(disk: Path) -> None:

@@ -385,6 +385,14 @@ def test_warnings() -> None:
     assert [line.split()[0] for line in warnings_about(short)] == [
         "lr_scheduler.params.warmup_steps"
     ]
+    clip = ["model.showo.w_clip_vit=true", "training.resize_back=true"]
+    for changes, words in (
+        (["lora.alpha=3"], "lora is set: it has no effect with lora.rank = 0"),
+        (clip, "training.down_scale, resize_back: no effect with CLIP features"),
+        (["dataset.add_system_prompt=true"], "dataset.add_system_prompt = True: no effect"),
+    ):
+        (line,) = warnings_about(load([*READY, *changes], TrainConfig, check=False))
+        assert line.startswith(words)
 
 
 @pytest.mark.parametrize(

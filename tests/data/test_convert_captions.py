@@ -178,5 +178,5 @@ def test_captions_that_no_shard_can_have_are_refused(world: Path) -> None:
         ValueError, match=r"--laion12m .*: its shards are known by 'laion' in their"
     ):
         main_shards([*command, "--laion12m", f"{world}/laion-captions"])
-    with pytest.raises(FileNotFoundError, match=r"--sa1b .*gone: no such folder"):
+    with pytest.raises(ValueError, match=r"--sa1b .*gone: no such folder"):
         main_shards([*command, "--sa1b", f"{world}/gone"])

@@ -97,7 +97,8 @@ def test_paths_in_parquet(tmp_path: Path) -> None:
         }
     )
     parquet.write_table(table, tmp_path / "a.parquet")
-    items = edit_items([f"{tmp_path}/a.parquet"], images=tmp_path / "images")
+    columns = {"instruction": "prompt"}  # elsewhere, a caption of the target has this name
+    items = edit_items([f"{tmp_path}/a.parquet"], images=tmp_path / "images", columns=columns)
     report = convert(items, Target(out=tmp_path / "out"))
     assert report.skipped == {"no-source": 2}
     stored = files(tmp_path / "out")
@@ -115,8 +116,10 @@ def test_sessions_of_several_turns(tmp_path: Path) -> None:
     path = _lines(tmp_path, [session, nothing, lost])
     report = convert(edit_items([str(path)]), Target(out=tmp_path / "out"))
     # Of the last, the first turn and the fourth; the file that is missing is target and source of the others.
-    assert (report.samples, report.skipped) == (4, {"no-target": 1})
+    assert (report.samples, report.skipped) == (4, {"no-target": 3, "no-source": 2})
     stored = files(tmp_path / "out")
+    with pytest.raises(ValueError, match="name the target with --target"):
+        list(edit_items([str(path)], columns={"target": "edited"}))
     for piece, (source, target) in enumerate(((1, 2), (2, 1))):
         key = f"0000000000-{piece:04d}"
         assert stored[f"{key}.txt"].decode() == f"do {piece + 1}"

@@ -196,5 +196,5 @@ def test_missing_images_can_be_left_out(tmp_path: Path) -> None:
     path = _folder(tmp_path, [gone, none])
     convert_to = Target(out=tmp_path / "out")
     report = convert(interleaved_items([str(path)], drop_missing=True), convert_to)
-    assert (report.samples, report.skipped) == (1, {"no-image": 1})
+    assert (report.samples, report.skipped) == (1, {"no-image": 3}), "each image is counted"
     _check(tmp_path / "out", [None, "one\n\ntwo\n\nthree"], [0])

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import tarfile
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from showo_dist.checkpoint import CheckpointReader
 from showo_dist.logging import read_metrics
 from showo_dist.sequences import TextEncoder
-from showo_launch.exit_codes import NON_FINITE
+from showo_dist.training.nonfinite import NonFiniteSteps
+from showo_launch.exit_codes import NON_FINITE, PREEMPTED
 from tests.faults.processes import start
 from tests.training.conftest import TEXT_TOKENS, TinyWorld
 
@@ -60,6 +62,34 @@ def _with_broken_row(checkpoint: Path, token: int, folder: Path) -> Path:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     shutil.copy(checkpoint / "config.json", folder)
     return folder
+
+
+def test_good_checkpoints_are_named_after_a_resume(tmp_path: Path) -> None:
+    """Of a run that met no finite step since, its own start is doubtful, and older ones are good."""
+    for step in (10, 20):
+        (tmp_path / f"checkpoint-{step:06d}").mkdir()
+    steps = NonFiniteSteps(tmp_path, 3, print, rank=1, start_step=20)
+    assert f"the last good checkpoint is {tmp_path}/checkpoint-000010" in str(steps.end(23))
+
+
+def test_a_stop_in_a_series_of_skipped_steps_saves_nothing(
+    tiny_world: TinyWorld, tmp_path: Path
+) -> None:
+    """An update at a huge rate overflows the weights; every later step is skipped."""
+    run = tmp_path / "run"
+    common = [f"config={tiny_world.config}", f"experiment.output_dir={run}"]
+    assert start([*common, "training.max_train_steps=1"], run, 1).codes(LIMIT_S) == [0]
+    spoiled = [
+        *("training.max_train_steps=100000", "fault.max_nonfinite_in_a_row=100000"),
+        *("optimizer.params.learning_rate=1e30", "experiment.save_every=1"),
+    ]
+    life = start([*common, *spoiled], run, 1, number=1)
+    life.wait_for_step(5)
+    life.send(signal.SIGTERM, 0)
+    assert life.codes(LIMIT_S) == [PREEMPTED], life.printed()
+    assert "is not saved: its loss or gradient was not finite" in life.printed()
+    saved = {int(path.name[-6:]) for path in run.glob("checkpoint-*")}
+    assert saved <= {1, 2} and 1 in saved
 
 
 @pytest.mark.slow

@@ -175,6 +175,8 @@ def test_parts(clip_checkpoint: Path, files: Path, tmp_path: Path) -> None:
     assert main(["generate", *common, str(tmp_path / "free"), "--steps", "2"]) == 1
     images = [tmp_path / name / "00000-seed0.png" for name in ("g", "free")]
     assert len({Image.open(path).tobytes() for path in images}) == 1
+    assert {image.info["guidance"] for image in map(Image.open, images)} == {"0.0"}
+    assert [line["guidance"] for line in _lines(tmp_path / "free" / "images.jsonl")] == [0.0]
     assert main(["understand", *common, str(tmp_path / "u"), "--max-new-tokens", "2"]) == 1
     (line,) = _lines(tmp_path / "u" / "answers.jsonl")
     assert line["question"] == "but red"

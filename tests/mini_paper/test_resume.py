@@ -12,9 +12,8 @@ from mini_paper.arms import ARMS, QUICK, QUICK_ARMS, Scale
 from mini_paper.running import digest, finished, seconds_left
 from mini_paper.steps import Paper, Step
 
-from showo_dist.config import TrainConfig, load
+from showo_dist.config import TrainConfig, load, wants_system_prompt
 from showo_dist.recipe import Stage
-from showo_dist.training.rows import wants_system_prompt
 from tests.conftest import ROOT
 
 # Five stages that note their number; the third kills the command that started it, the first time.

@@ -128,6 +128,11 @@ def test_scaling_to_1024_gpus(capsys: pytest.CaptureFixture[str], tmp_path: Path
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
+def test_scaling_of_hosts_that_its_numbers_do_not_fill_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--gpus-per-host 6: the scaling table has 8 GPUs"):
+        main([CONFIG, "--gpus-per-host", "6", "--scaling", str(tmp_path / "x.png")])
+
+
 def test_dry_run_builds_every_rank(capsys: pytest.CaptureFixture[str]) -> None:
     stage = "distributed.zero_stage=3"
     assert main([CONFIG, stage, "--hosts", "3", "--gpus-per-host", "4", "--dry-run"]) == 0

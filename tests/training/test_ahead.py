@@ -112,6 +112,20 @@ def test_windows_and_their_state_are_those_made_without_a_thread(
         assert (batches.bad.tried, batches.bad.total) == (good, 0)
 
 
+def test_a_window_that_repeats_moves_no_position(tiny_world: TinyWorld) -> None:
+    """A run that overfits one batch goes on with the same one when it is resumed."""
+    config = load([f"config={tiny_world.config}"], TrainConfig, check=False)
+    encoders, text = load_encoders(config, CPU), load_text(config)
+    showo = config.model.showo
+    vocabulary = text.vocabulary(showo.llm_vocab_size, showo.codebook_size)
+    maker, loader = SequenceMaker(config, text, vocabulary, encoders), Counted(config)
+    every: Any = loader
+    batches = PackedBatches(every, maker, CPU, 1, 0, TOKEN_MULTIPLE, True, windows=3)
+    for _ in range(3):
+        next(batches)
+    assert loader.read == 1 and batches.positions() == loader.positions_after(0)
+
+
 def assert_equal(found: Any, wanted: Any) -> None:
     """Compare two packed batches with their plans, tensor by tensor."""
     assert type(found) is type(wanted)

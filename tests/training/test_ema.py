@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 from showo_dist.checkpoint import CheckpointReader
 from showo_dist.checkpoint.slices import EMA, WEIGHT
 from showo_dist.export.folders import export
+from showo_dist.training import optimizer
+from showo_dist.training.optimizer import Ema
 from tests.stages.forked import train_forked
 from tests.training.conftest import Outcome, TinyWorld
 
@@ -105,3 +107,12 @@ def test_export_by_choice(two_ranks: Outcome, tmp_path: Path) -> None:
         assert all(torch.equal(exported[name], tensor) for name, tensor in stored.items())
     with pytest.raises(ValueError, match=r"no averaged weights; it is not a training checkpoint"):
         export(tmp_path / WEIGHT, tmp_path / "again", averaged=True)
+
+
+def test_weights_and_averages_change_places_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optimizer, "_AT_ONCE", 3)
+    weights, averages = ([torch.randn(n) + k for n in (1, 3, 7)] for k in (0, 10))
+    before = [tensor.clone() for tensor in (*averages, *weights)]
+    with Ema(0.9, weights, averages).in_place_of_weights(lambda: None):
+        assert all(map(torch.equal, (*weights, *averages), before))
+    assert all(map(torch.equal, (*averages, *weights), before))

@@ -61,3 +61,20 @@ def test_requests_that_do_not_fit_beside_features_are_named(tmp_path: Path) -> N
         ValueError, match=r"prompts\.txt: 'xxx.*tokens, at most 123 fit beside CLIP"
     ):
         _ = SequenceMaker(config, text, unused, unused)._prompts
+
+
+def test_conversations_without_room_beside_features_are_named() -> None:
+    config = TrainConfig()
+    config.model.showo.w_clip_vit = True
+    config.dataset.und_type = "llava_tuning"
+    config.training.batch_size_mmu = 1
+    unused: Any = None
+    text: Any = SimpleNamespace(encode=lambda words: [0] * 28)
+    maker = SequenceMaker(config, text, unused, unused)
+    sizes, least = config.model.showo, 28 + 576 - config.model.showo.num_vq_tokens + 1
+    assert sizes.clip_tokens == 576
+    config.dataset.preprocessing.max_seq_length = least
+    maker._check_room()
+    config.dataset.preprocessing.max_seq_length = least - 1
+    with pytest.raises(ValueError, match=rf"max_seq_length = {least - 1}: .* at least {least} is"):
+        maker._check_room()

@@ -1,12 +1,14 @@
 """Convert edits, triples of source image, instruction and target image, in Parquet or JSON lines."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
 from showo_data.convert.images import image_member, read_bytes
-from showo_data.convert.items import FILE, Item, Members, bad_item, find_files, text_of
+from showo_data.convert.items import FILE, Item, Members, Pieces, bad_item, find_files, text_of
 from showo_data.convert.llava import inside_folder
 from showo_data.convert.parquet import ParquetFiles, ParquetRows, UnreadableFileError
 from showo_data.convert.text import json_lines
@@ -23,13 +25,7 @@ NAMES = {
         *("target", "target_image", "target_img", "edited_img", "edited_image", "output_image"),
         *("edited_file", "output_images"),
     ),
-    "instruction": (
-        "instruction",
-        "edit_prompt",
-        "edited_prompt_list",
-        "edit_instruction",
-        "prompt",
-    ),
+    "instruction": ("instruction", "edit_prompt", "edited_prompt_list", "edit_instruction"),
 }
 # Keys of SEED-Data-Edit's sessions of several turns; a number follows the last two.
 _SESSION = ("source_image", "edit_image_", "instruction_")
@@ -65,12 +61,12 @@ def edit_items(
         if path.endswith(".parquet"):
             yield from _parquet(path, columns or {}, folder, max_side)
         elif path.endswith(".jsonl"):
-            keys = _first_keys(path)
-            if keys is not None and f"{_SESSION[1]}1" in keys:
-                load = partial(_load_session, folder, max_side)
+            keys, named = _first_keys(path), columns or {}
+            if f"{_SESSION[1]}1" in (keys or ()) and not any(named.values()):
+                yield from json_lines(path, partial(_load_session, folder, max_side))
             else:
-                load = partial(_load, _found(path, keys, columns or {}), folder, max_side)
-            yield from json_lines(path, load)
+                load = partial(_load, _found(path, keys, named), folder, max_side)
+                yield from json_lines(path, load)
         else:
             raise ValueError(f"{path}: expected .parquet or .jsonl")
 
@@ -90,10 +86,10 @@ def _parquet(
 def _first_keys(path: str) -> list[str] | None:
     """The keys of the first line that is a JSON object; None without any."""
     for item in json_lines(path, lambda value: [value]):
-        try:
-            return list(item.load()[0])
-        except BadSampleError:
-            continue
+        with suppress(BadSampleError):
+            (value,) = item.load()
+            if isinstance(value, dict):
+                return list(value)
     return None
 
 
@@ -124,24 +120,19 @@ def _load(
     return [_triple(values, folder, max_side)]
 
 
-def _load_session(folder: Path, max_side: int | None, entry: dict[str, Any]) -> list[Members]:
-    """Each turn edits the image of the turn before; without that, or its own, a turn is left out."""
+def _load_session(folder: Path, max_side: int | None, entry: dict[str, Any]) -> Pieces:
+    """Each turn edits the image of the turn before."""
     source, edited, instruction = _SESSION
-    before, found = entry.get(source), []
-    for turn in range(1, len(entry)):
-        after = entry.get(f"{edited}{turn}")
-        if before and after:
-            text = entry.get(f"{instruction}{turn}")
+    before, pieces = entry.get(source), list[Members | BadSampleError]()
+    for turn in takewhile(lambda turn: f"{edited}{turn}" in entry, count(1)):
+        after, text = entry[f"{edited}{turn}"], entry.get(f"{instruction}{turn}")
+        try:
             values = {"source": before, "target": after, "instruction": text}
-            try:
-                found.append(_triple(values, folder, max_side))
-            except BadSampleError as bad:
-                if str(bad) not in ("no-source", "no-target"):
-                    raise
+            pieces.append(_triple(values, folder, max_side))
+        except BadSampleError as bad:
+            pieces.append(bad)
         before = after
-    if not found:
-        raise BadSampleError("no-target")
-    return found
+    return pieces
 
 
 def _triple(values: Mapping[str, Any], folder: Path, max_side: int | None) -> Members:

@@ -144,7 +144,7 @@ def _load(one: _Class, index: int, text: Members, max_side: int | None) -> list[
 def _texts(classes: Sequence[_Class], names: str | Path, synonyms: Synonyms) -> list[Members]:
     """Return the text member of each class."""
     known = read_class_names(names)
-    by_number = not any(one.name in known for one in classes)
+    by_number = all(map(str.isdecimal, known)) and not any(one.name in known for one in classes)
     if by_number and len(known) != len(classes):
         raise ValueError(
             f"{names} numbers {len(known)} classes, but {len(classes)} have images, and which they are is "

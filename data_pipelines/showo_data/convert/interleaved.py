@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from showo_data.convert.images import numbered_members, read_bytes
-from showo_data.convert.items import FILE, Item, Members, bad_item, find_files
+from showo_data.convert.items import FILE, Item, Members, Pieces, bad_item, find_files
 from showo_data.convert.llava import inside_folder
 from showo_data.convert.parquet import ParquetFiles, ParquetRows, UnreadableFileError
 from showo_data.convert.text import json_lines
@@ -76,19 +76,16 @@ def _load(
     drop_missing: bool,
     max_side: int | None,
     entry: dict[str, Any],
-) -> list[Members]:
+) -> Pieces:
     parts = (
         _matched(*map(entry.get, MMC4)) if MMC4[0] in entry else _parallel(*map(entry.get, OBELICS))
     )
-    if drop_missing:
-        present = [p for p in parts if not isinstance(p, tuple) or _is_there(p[0], folder)]
-        if len(present) < len(parts) and not any(isinstance(part, tuple) for part in present):
-            raise BadSampleError("no-image")
-        parts = present
-    if not any(isinstance(part, tuple) for part in parts):
-        raise BadSampleError("text-only")
-    pieces = _pieces(parts, max_images or len(parts))
-    return [_members(piece, folder, max_side) for piece in pieces]
+    present = [p for p in parts if not drop_missing or _is_there(p, folder)]
+    missing = [BadSampleError("no-image")] * (len(parts) - len(present))
+    if not any(isinstance(part, tuple) for part in present):
+        return missing or [BadSampleError("text-only")]
+    pieces = _pieces(present, max_images or len(parts))
+    return [*(_members(piece, folder, max_side) for piece in pieces), *missing]
 
 
 def _parallel(images: Any, texts: Any) -> list[Part]:
@@ -159,10 +156,10 @@ def _members(parts: list[Part], folder: Path, max_side: int | None) -> Members:
     return {**numbered_members(images, max_side), "json": data}
 
 
-def _is_there(image: str | bytes, folder: Path) -> bool:
-    return isinstance(image, bytes) or (
-        "://" not in image and inside_folder(folder, image).is_file()
-    )
+def _is_there(part: Part, folder: Path) -> bool:
+    if isinstance(part, str) or isinstance(part[0], bytes):
+        return True
+    return "://" not in part[0] and inside_folder(folder, part[0]).is_file()
 
 
 def _image(image: str | bytes, folder: Path) -> bytes:

@@ -2,7 +2,7 @@
 
 import glob
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ FILE = "unreadable-file"
 REST = "unreadable-rest"
 # The members of one sample: extension → bytes, text, or an object for JSON.
 Members = dict[str, Any]
+# What is loaded of an input: samples, and the reason of each part that is left out.
+Pieces = Sequence[Members | BadSampleError]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +25,13 @@ class Item:
 
     Attributes:
         name: where it comes from, to find a bad one.
-        load: reads it and returns one sample, or several for a text that is cut into pieces. Raises
-            :class:`showo_data.members.BadSampleError` with the reason if it cannot be used.
+        load: reads it and returns one sample, or several for a text that is cut into pieces; in the place of
+            a part that cannot be used, the error with its reason. Raises
+            :class:`showo_data.members.BadSampleError` if nothing can be used.
     """
 
     name: str
-    load: Callable[[], list[Members]]
+    load: Callable[[], Pieces]
 
 
 def find_files(patterns: Iterable[str]) -> list[str]:

@@ -6,7 +6,7 @@ from functools import partial
 from itertools import accumulate
 from typing import Any
 
-from showo_data.convert.items import FILE, Item, Members, bad_item
+from showo_data.convert.items import FILE, Item, Pieces, bad_item
 from showo_data.members import BadSampleError
 
 # Rows decoded at a time: at a few MB per image, a few hundred MB.
@@ -111,7 +111,7 @@ class ParquetFiles:
                 yield path, number
 
     def items(
-        self, paths: Iterable[str], load: Callable[[dict[str, Any]], list[Members]]
+        self, paths: Iterable[str], load: Callable[[dict[str, Any]], Pieces]
     ) -> Iterator[Item]:
         """Yield an input for every row, which ``load`` makes samples of.
 
@@ -124,9 +124,7 @@ class ParquetFiles:
             except UnreadableFileError as error:
                 yield bad_item(str(error), FILE)
 
-    def _load(
-        self, path: str, number: int, load: Callable[[dict[str, Any]], list[Members]]
-    ) -> list[Members]:
+    def _load(self, path: str, number: int, load: Callable[[dict[str, Any]], Pieces]) -> Pieces:
         return load(self.row(path, number))
 
     def row(self, path: str, number: int) -> dict[str, Any]:

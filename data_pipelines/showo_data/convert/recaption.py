@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from showo_data.captions import ExternalCaptions
+from showo_data.captions import WORDS, ExternalCaptions, check_folder
 from showo_data.convert.elements import BrokenFileError, read_object
 from showo_data.convert.images import image_member
 from showo_data.convert.items import FILE, Item, Members, bad_item
@@ -34,10 +34,13 @@ def recaptioned_items(
         storage: how to access the shards.
 
     Raises:
-        FileNotFoundError: a shard, a folder or the JSON file does not exist.
-        ValueError: the JSON file has another layout, or no shard is of a set whose captions are given.
+        FileNotFoundError: a shard or the JSON file does not exist.
+        ValueError: the JSON file has another layout; a folder of captions is missing, or no shard is of its
+            data set.
     """
-    _check_folders(outside, urls)
+    for name in WORDS:
+        if folder := getattr(outside, name):
+            check_folder(f"--{name}", folder, name, urls)
     files, book = OpenShards(storage=storage), _read_book(journeydb) if journeydb else {}
     for shard in expand(urls, storage):
         try:
@@ -48,23 +51,6 @@ def recaptioned_items(
         for index in range(header.samples):
             load = partial(_load, files, shard, index, outside, book, max_side)
             yield Item(f"{shard}, sample {index}", load)
-
-
-def _check_folders(outside: ExternalCaptions, urls: Sequence[str]) -> None:
-    """Samples that are not known to be of a set would keep their own text, without a word."""
-    words = {
-        "sa1b": "",
-        "laion12m": "laion",
-        "cc12m": "cc12m",
-    }  # SA-1B's samples are known by their keys
-    for name, word in words.items():
-        folder = getattr(outside, name)
-        if folder and not Path(folder).is_dir():
-            raise FileNotFoundError(f"--{name} {folder}: no such folder")
-        if folder and not any(word in url for url in urls):
-            raise ValueError(
-                f"--{name} {folder}: its shards are known by {word!r} in their path, which no shard has"
-            )
 
 
 def _load(

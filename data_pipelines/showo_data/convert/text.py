@@ -7,7 +7,16 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal
 
-from showo_data.convert.items import FILE, REST, Item, Members, bad_item, find_files, text_of
+from showo_data.convert.items import (
+    FILE,
+    REST,
+    Item,
+    Members,
+    Pieces,
+    bad_item,
+    find_files,
+    text_of,
+)
 from showo_data.convert.parquet import ParquetFiles
 from showo_data.members import BadSampleError
 from showo_data.text import parse_json
@@ -56,7 +65,7 @@ def _parquet(path: str, column: str, cut: Cut) -> Iterator[Item]:
     return ParquetFiles([column]).items([path], lambda row: cut(row[column]))
 
 
-def json_lines(path: str, load: Callable[[dict[str, Any]], list[Members]]) -> Iterator[Item]:
+def json_lines(path: str, load: Callable[[dict[str, Any]], Pieces]) -> Iterator[Item]:
     """Yield an input for every line, of whose JSON object ``load`` makes samples.
 
     Where a ``.gz`` is broken, the rest counts as one bad input.
@@ -77,7 +86,7 @@ def json_lines(path: str, load: Callable[[dict[str, Any]], list[Members]]) -> It
             yield Item(f"{path}, line {number}", partial(_load_line, line, load))
 
 
-def _load_line(line: bytes, load: Callable[[dict[str, Any]], list[Members]]) -> list[Members]:
+def _load_line(line: bytes, load: Callable[[dict[str, Any]], Pieces]) -> Pieces:
     try:
         value = parse_json(line.decode("utf-8-sig"))
     except UnicodeDecodeError:

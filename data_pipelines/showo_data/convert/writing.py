@@ -81,7 +81,7 @@ class Report:
         shards, inputs, samples: their numbers in this part.
         all_shards: number of shards of all parts.
         kept: shards that an earlier call finished.
-        skipped: inputs that cannot be used, by reason.
+        skipped: inputs, and parts of inputs, that cannot be used, by reason.
         examples: the first such input of each reason.
         uncaptioned: samples without a text.
         first_uncaptioned: the input of the first of them.
@@ -166,9 +166,9 @@ def _write(shard: Path, first: int, chunk: list[Item]) -> dict[str, Any]:
 
     def samples() -> Iterator[dict[str, Any]]:
         for number, item in enumerate(chunk, start=first):
-            loaded, reason = _load(item)
-            if reason:
-                skipped[reason] += 1
+            loaded, reasons = _load(item)
+            skipped.update(reasons)
+            for reason in reasons:
                 examples.setdefault(reason, item.name)
             for piece, members in enumerate(loaded):
                 key = f"{number:010d}" if len(loaded) == 1 else f"{number:010d}-{piece:04d}"
@@ -203,23 +203,24 @@ def _refuse_other_inputs(record: dict[str, Any], chunk: list[Item], target: Targ
 
 def _names(chunk: list[Item]) -> str:
     """A digest of the names of a shard's inputs, in order."""
-    return hashlib.sha256(
-        "\n".join(item.name for item in chunk).encode("utf-8", "surrogatepass")
-    ).hexdigest()[:16]
+    names = "\n".join(item.name for item in chunk)
+    return hashlib.sha256(names.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def _load(item: Item) -> tuple[list[Members], str]:
-    """Load an input: its samples with their texts as UTF-8, or none and the reason."""
+def _load(item: Item) -> tuple[list[Members], list[str]]:
+    """Load an input: its samples with their texts as UTF-8, and the reasons of what is left out."""
     try:
-        return [_as_utf8(members) for members in item.load()], ""
+        pieces = item.load()
+        reasons = [str(piece) for piece in pieces if isinstance(piece, BadSampleError)]
+        return [_as_utf8(p) for p in pieces if not isinstance(p, BadSampleError)], reasons
     except BadSampleError as bad:
-        return [], str(bad)
+        return [], [str(bad)]
     except UnicodeEncodeError:  # half of a surrogate pair, which JSON can name
-        return [], "not-utf8"
+        return [], ["not-utf8"]
     except OSError as error:
-        return [], reason_of(error)
+        return [], [reason_of(error)]
     except Exception as error:  # no input may end a conversion of millions, whatever is in it
-        return [], f"unexpected-{type(error).__name__}"
+        return [], [f"unexpected-{type(error).__name__}"]
 
 
 def _as_utf8(members: Members) -> Members:
