@@ -1,7 +1,8 @@
 # make train            install what is missing, train on the mini world and write runs/mini/report.md
 # make train backbone=qwen3   the same with another backbone, in runs/mini/qwen3
 # make check            lint, types and the fast tests, in about two minutes on two cores
-# make test             lint, types and all tests that this machine can run, in about 35 minutes
+# make test             lint, types and all tests that this machine can run but those of test-chaos, -muon, -backbones,
+#                       -cluster and -cluster48, in about 35 minutes
 # make test-gpu         the tests that need a GPU
 # make test-fuzz        100,000 random damages; a later call resumes; rm runs/fuzz.json starts again
 # make test-chaos       runs of which ranks, or data workers, are killed a hundred times

@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
         return 0
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, help="default: runs/mini_paper, with _quick if quick")
-    parser.add_argument("--quick", action="store_true", help="small, in about ten minutes")
+    parser.add_argument("--quick", action="store_true", help="small, in about twelve minutes")
     parser.add_argument(
         "--results", type=Path, help=f"folder of RESULTS.md; default: {HERE.name}, or OUT if quick"
     )

@@ -2,8 +2,10 @@
 root=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
 if [ -x "$root/.venv/bin/python" ]; then PATH=$root/.venv/bin:$PATH; fi
 
-# Environment variables that every rank gets, on every host; names that match SECRET are left out.
-PASSED='^(NCCL|GLOO|TORCH|TORCHINDUCTOR|PYTORCH|TRITON|CUDA|HF|WANDB|DS|OMP|MKL|FI|UCX|SHOWO)_|^(https?_proxy|no_proxy)$'
+# Lines of env that every rank gets, on every host; names that match SECRET, and
+# URLs with a password, are left out.
+PASSED='^(NCCL|GLOO|TORCH|TORCHINDUCTOR|PYTORCH|TRITON|CUDA|HF|WANDB|DS|OMP|MKL|FI|UCX|SHOWO)_'
+PASSED+='|^(https?_proxy|no_proxy|all_proxy|HTTPS?_PROXY|NO_PROXY|ALL_PROXY)='
 SECRET='KEY|TOKEN|SECRET|PASSWORD'
 
 die() {
@@ -96,5 +98,5 @@ prepare_environment() {
 
 # passed_environment: prints the variables for the other hosts as NAME=VALUE.
 passed_environment() {
-    env | grep -E "$PASSED" | grep -vE "^[^=]*($SECRET)" | grep -v '^DS_ENV_FILE=' || true
+    env | grep -E "$PASSED" | grep -vE "^[^=]*($SECRET)|://[^/@]+:[^/@]+@" | grep -v '^DS_ENV_FILE=' || true
 }

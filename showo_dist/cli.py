@@ -69,6 +69,7 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
     },
 }
 _LONG = ("mini", "train", "recipe", "reproduce", "tokenizer")  # what they print is only progress
+_ONLY_CONFIG = ("train", "config", "tokenizer")  # their whole command line is a config
 COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
 
 
@@ -80,6 +81,17 @@ def usage() -> str:
         lines += ["", f"{title}:"]
         lines += [f"  {name:<{width}}  {text}" for name, (_, _, text) in group.items()]
     return "\n".join(lines)
+
+
+def _config_usage(name: str) -> str:
+    """The help text of a command whose whole command line is a config."""
+    keys = "showo_dist/tokenizer/config.py" if name == "tokenizer" else "docs/configuration.md"
+    return f"""usage: showo-dist {name} config=FILE [key=value ...]
+
+{COMMANDS[name][2]}
+
+  config=FILE  YAML file of keys; those it leaves out have their defaults
+  key=value    dotted keys, which take precedence over the file ({keys} has all)"""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -94,6 +106,9 @@ def main(argv: list[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"showo-dist: no command {name!r}\n{usage()}", file=sys.stderr)
         return 2
+    if name in _ONLY_CONFIG and {"-h", "--help"} & set(rest):
+        print(_config_usage(name))
+        return 0
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # an error must end the other ranks too
         run_and_exit(f"showo-dist {name}", lambda: _call(name, rest))
     trains = name in _LONG

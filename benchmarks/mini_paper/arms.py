@@ -69,7 +69,6 @@ class Arm:
         changes: of ``configs/mini/reca.yaml``; None: it is not trained.
         captions: of its text-to-image samples.
         ablation: whether it has the seeds of ablations, and its place in their table.
-        longer: how many times the updates of the other arms it takes.
         compared_with: name of the arm that differs in what is studied alone; empty: by its kind.
     """
 
@@ -79,13 +78,12 @@ class Arm:
     changes: tuple[str, ...] | None = ()
     captions: str = "sparse"
     ablation: bool = False
-    longer: int = 1
     compared_with: str = ""
 
     @property
     def control(self) -> str:
-        """The arm that this one is compared with: CLIP variants with their own start."""
-        return self.compared_with or (f"before-clip-{self.clip}" if self.clip else CONTROL)
+        """The arm that this one is compared with: without reconstruction, from the same start."""
+        return self.compared_with or (f"{CONTROL}-clip-{self.clip}" if self.clip else CONTROL)
 
     @property
     def clip(self) -> int:
@@ -95,9 +93,10 @@ class Arm:
 
 # In 100 steps on the ordinary mini world, 1e-5 leaves the loss of reconstruction where it is (dev/LOG.md).
 RATE = "optimizer.params.learning_rate=1e-3"
+_LOW_RATE = "optimizer.params.learning_rate=1e-4"
 _NO_RECON = ("training.recon_coeff=0",)
 _BESIDE = "training.batch_size_t2i=20"
-_SUPERVISED = (*_NO_RECON, _BESIDE)
+_TEXT_TO_IMAGE = (*_NO_RECON, _BESIDE)
 _ONE_PROMPT = (f"dataset.params.description_prompts_file={HERE}/one_prompt.txt",)
 # As published for 512 px: a code's cell keeps 2×2 of its pixels.
 _BLUR = ("training.down_scale=4", "training.resize_back=true")
@@ -107,25 +106,11 @@ ARMS = (
     Arm("reca-blur", "RecA, VQ blur", changes=_BLUR),
     Arm(CONTROL, "without reconstruction", changes=_NO_RECON),
     Arm("reca-t2i", "RecA, VQ, beside sparse captions", changes=(_BESIDE,), compared_with="sparse"),
-    Arm("sparse", "sparse captions", changes=(*_NO_RECON, _BESIDE)),
-    *(
-        Arm(
-            f"{arm}-long",
-            f"{title}, longer",
-            changes=changes,
-            ablation=True,
-            longer=4,
-            compared_with=other,
-        )
-        for arm, title, changes, other in (
-            ("reca-t2i", "RecA, VQ, beside sparse captions", (_BESIDE,), "sparse-long"),
-            ("sparse", "sparse captions", (*_NO_RECON, _BESIDE), "sparse"),
-        )
-    ),
+    Arm("sparse", "sparse captions", changes=_TEXT_TO_IMAGE),
     Arm(
         "supervised",
         "complete captions",
-        changes=_SUPERVISED,
+        changes=_TEXT_TO_IMAGE,
         captions="complete",
         compared_with="sparse",
     ),
@@ -136,14 +121,36 @@ ARMS = (
         for arm in (
             Arm(f"before-clip-{size}", f"before, CLIP {size} px", f"adapt-{size}", None),
             Arm(f"reca-clip-{size}", f"RecA, CLIP {size} px", f"adapt-{size}"),
+            Arm(
+                f"{CONTROL}-clip-{size}",
+                f"without reconstruction, CLIP {size} px",
+                f"adapt-{size}",
+                _NO_RECON,
+            ),
         )
     ),
     Arm("copy", "condition at full resolution", changes=("training.down_scale=1",), ablation=True),
+    Arm("rate-1e-4", "a tenth of the learning rate", changes=(_LOW_RATE,), ablation=True),
     Arm(
-        "rate-1e-4",
-        "a tenth of the learning rate",
-        changes=("optimizer.params.learning_rate=1e-4",),
+        "rate-1e-4-clip-64",
+        "CLIP 64 px, a tenth of the learning rate",
+        "adapt-64",
+        (_LOW_RATE,),
         ablation=True,
+    ),
+    *(
+        Arm(
+            f"{arm}-clip-64",
+            f"{title}, CLIP 64 px",
+            "adapt-64",
+            changes,
+            ablation=True,
+            compared_with="sparse-clip-64",
+        )
+        for arm, title, changes in (
+            ("reca-t2i", "RecA beside sparse captions", (_BESIDE,)),
+            ("sparse", "sparse captions", _TEXT_TO_IMAGE),
+        )
     ),
     Arm("one-prompt", "one request for a description", changes=_ONE_PROMPT, ablation=True),
     Arm("recon-4", "reconstruction × 4", changes=("training.recon_coeff=4",), ablation=True),
@@ -154,5 +161,5 @@ ARMS = (
 QUICK_ARMS = tuple(
     arm
     for arm in ARMS
-    if arm.name in ("before", "reca", CONTROL, "supervised", "before-clip-32", "reca-clip-32")
+    if arm.name in ("before", "reca", CONTROL, "supervised", f"{CONTROL}-clip-32", "reca-clip-32")
 )

@@ -48,9 +48,7 @@ class Paper:
             ablations = seed < self.scale.ablation_seeds
             arms = [arm for arm in self.arms if ablations or not arm.ablation]
             for trained in (False, True):
-                # Those that take longer are together, so that none waits for another.
                 chosen = [arm for arm in arms if (arm.changes is not None) == trained]
-                chosen.sort(key=lambda arm: arm.longer)
                 runs = [(a, seed) for a in chosen if f"{a.name}-{seed}" not in self.finished]
                 for first in range(0, len(runs), SIDE_BY_SIDE):
                     yield from self._side_by_side(runs[first : first + SIDE_BY_SIDE])
@@ -135,7 +133,7 @@ class Paper:
     def _starts(self) -> Iterator[Step]:
         scale = self.scale
         # As many updates as an arm has in all, a tenth of the samples being reconstructions.
-        recon = ["training.batch_size_recon=3", "dataset.recon_type=mid", self._flow("recon")]
+        recon = ["training.batch_size_recon=3", "dataset.recon_type=journeydb", self._flow("recon")]
         for name, steps, changes in (
             ("pretrain", scale.pretrain_steps, []),
             ("pretrain-recon", scale.pretrain_steps + scale.steps, recon),
@@ -156,8 +154,7 @@ class Paper:
         trainings = [self._train_arm(*run) for run in runs if run[0].changes is not None]
         scale = self.scale
         if trainings:
-            steps = max(self._steps(arm) for arm, _ in runs)
-            seconds = 20 + 0.3 * steps * len(trainings)
+            seconds = 20 + 0.3 * scale.steps * len(trainings)
             yield Step(Stage(f"{names}: train", trainings), seconds)
         generated = min(300, 11 * scale.limit) * len(runs)
         evaluations = [self._evaluate(*run) for run in runs]
@@ -167,7 +164,7 @@ class Paper:
         yield Step(Stage(f"{names}: score", scores), seconds)
 
     def _train_arm(self, arm: Arm, seed: int) -> list[str]:
-        settings = self._settings(f"{arm.name}-{seed}", "reca", self._steps(arm), arm.captions)
+        settings = self._settings(f"{arm.name}-{seed}", "reca", self.scale.steps, arm.captions)
         changes = [
             f"experiment.init_from={self._checkpoint(arm.start)}",
             f"training.seed={seed}",
@@ -183,13 +180,10 @@ class Paper:
         asked = ["--prompts", f"{self.out}/prompts.jsonl", "--limit", str(self.scale.limit)]
         return [*asked, "--shards", self.shards("sparse", "val"), "--seed", str(seed)]
 
-    def _steps(self, arm: Arm) -> int:
-        return self.scale.steps * arm.longer
-
     def _trained(self, arm: Arm, seed: int) -> str:
         if arm.changes is None:
             return self._checkpoint(arm.start)
-        return f"{self.out}/runs/{arm.name}-{seed}/checkpoint-{self._steps(arm):06d}"
+        return f"{self.out}/runs/{arm.name}-{seed}/checkpoint-{self.scale.steps:06d}"
 
     def _evaluation(self, arm: Arm, seed: int) -> str:
         return f"{self.out}/evaluations/{arm.name}-{seed}"

@@ -233,9 +233,9 @@ def _introduction(paper: Paper, results: Results) -> list[Block]:
 
 
 def _ablations(results: Results, arms: Sequence[Arm]) -> Section:
-    shown = [*(arm for arm in ARMS if arm.name == "reca"), *arms]
+    shown = [*(arm for arm in ARMS if arm.name in ("reca", "reca-clip-64")), *arms]
     table = _table(results, shown, {**_SCORES, **_OTHER})
-    return Section("Ablations of RecA, VQ", [*_differences(results, arms), table])
+    return Section("Ablations of RecA", [*_differences(results, arms), table])
 
 
 def write(paper: Paper, folder: Path) -> Path:

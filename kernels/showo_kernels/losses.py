@@ -206,7 +206,7 @@ class FlowLosses(torch.autograd.Function):
                 loss_P[rows] = _chunk(rows, hidden_PD, targets_P, scale_P, head, gradients)
         ctx.save_for_backward(*gradients)
         ctx.dtypes = hidden_PD.dtype, weight_VD.dtype, None if bias_V is None else bias_V.dtype
-        sums_F = _per_flow(loss_P.double() * weight_P.double(), flow_P, len(flow_scale_F))
+        sums_F = _per_flow(loss_P.double(), weight_P.double(), flow_P, len(flow_scale_F))
         total = (sums_F * flow_scale_F.double()).sum().to(accurate)
         sums_F = sums_F.to(accurate)
         ctx.mark_non_differentiable(sums_F)
@@ -374,14 +374,15 @@ def _product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
     return (left @ right).to(dtype)
 
 
-def _per_flow(loss_P: Tensor, flow_P: Tensor, num_flows: int) -> Tensor:
-    """Sum the losses per flow.
+def _per_flow(loss_P: Tensor, weight_P: Tensor, flow_P: Tensor, num_flows: int) -> Tensor:
+    """Sum the weighted losses per flow.
 
     A reduction of a (F, P) tensor, because a scatter is not deterministic on a GPU; and ``torch.where``
-    instead of a product, so that a loss that is not finite affects its own flow only.
+    instead of a product, so that a loss that is not finite affects its own flow only, and none where its
+    weight is 0 (padding).
     """
     member_FP = flow_P[None, :] == torch.arange(num_flows, device=flow_P.device)[:, None]
-    return torch.where(member_FP, loss_P.double(), 0.0).sum(dim=1)
+    return torch.where(member_FP & (weight_P > 0), loss_P * weight_P, 0.0).sum(dim=1)
 
 
 def _scaled_to(gradient: Tensor | None, factor: Tensor, dtype: torch.dtype | None) -> Tensor | None:

@@ -5,6 +5,7 @@ Letters: Q query rows and K keys of a call, S sequences of a call, H heads, D he
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -13,6 +14,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch.nn import attention as torch_attention
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,7 @@ class PackageVarlen:
         _flash_attn_varlen_backward(
             *(grad_QHD, q_QHD, k_KHD, v_KHD, out_QHD, sums_HQ, dq_QHD, dk_KHD, dv_KHD),
             **_package_settings(call, scale),
-            deterministic=False,
+            deterministic=torch.are_deterministic_algorithms_enabled(),
         )
         return dq_QHD, dk_KHD, dv_KHD
 
@@ -174,8 +177,14 @@ def _activate_fa3() -> str | None:
         return None
     if torch.cuda.get_device_capability()[0] != 9:
         return None
-    if torch_attention.current_flash_attention_impl() != "FA3":
-        torch_attention.activate_flash_attention_impl("FA3")
+    try:
+        if torch_attention.current_flash_attention_impl() != "FA3":
+            torch_attention.activate_flash_attention_impl("FA3")
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        log.warning(
+            "%s is installed and does not load, FlashAttention 2 runs: %s", FA3_PACKAGE, error
+        )
+        return None
     return "FlashAttention 3"
 
 

@@ -33,6 +33,8 @@ PROGRAM = "supervise"
 # No restart after these: the run is done, was stopped on request, or would fail in the same way again.
 _FINAL = (DONE, USER_ERROR, NON_FINITE, PREEMPTED)
 _DEVICES = "CUDA_VISIBLE_DEVICES"
+# Tells the ranks of a restart that what the run has saved since then is theirs.
+_STARTED = "SHOWO_STARTED"
 _SAVE_S = 120.0  # for the ranks of a launcher that was killed
 
 
@@ -98,6 +100,7 @@ class Supervisor:
 
     def __init__(self, command: list[str], folder: Path) -> None:
         self.command, self.folder = command, folder
+        self._started = str(time.time())
         self._launcher: subprocess.Popen | None = None
         self.stop_requested = False
 
@@ -105,7 +108,7 @@ class Supervisor:
         """Start the command once and wait until it and its ranks have ended."""
         for path in self.folder.iterdir():
             path.unlink()
-        environment = {**os.environ, REPORTS: str(self.folder)}
+        environment = {_STARTED: self._started, **os.environ, REPORTS: str(self.folder)}
         if shape.chosen:
             environment[_DEVICES] = ",".join(shape.devices)
         # In a process group of its own, so that Ctrl-C reaches it only through pass_on.

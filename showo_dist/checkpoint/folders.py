@@ -40,6 +40,17 @@ def complete_checkpoints(run: Path) -> list[Path]:
     return sorted((p for p in run.glob("checkpoint-*") if _NAME.fullmatch(p.name)), key=step_of)
 
 
+def resumable_checkpoints(run: Path) -> list[Path]:
+    """The run's checkpoints that ``latest`` resumes from, newest first.
+
+    Those of later steps than the one in the file ``latest`` are left from before the run was set back.
+    """
+    complete, named = complete_checkpoints(run)[::-1], latest(run)
+    if named is None or not _NAME.fullmatch(named.name):
+        return complete
+    return [folder for folder in complete if step_of(folder) <= step_of(named)] or complete
+
+
 def is_checkpoint(folder: Path) -> bool:
     """Whether a folder holds tensors in the layout of :mod:`showo_dist.checkpoint`."""
     return (folder / TENSORS).is_file()
@@ -84,6 +95,18 @@ def latest(run: Path) -> Path | None:
     """The checkpoint that ``latest`` names; None where there is no such file."""
     path = run / LATEST
     return run / path.read_text().strip() if path.is_file() else None
+
+
+def set_back(run: Path, target: Path) -> None:
+    """Point ``latest`` to a checkpoint of the run, so that later starts resume from no newer one."""
+    if target.resolve().parent == run.resolve() and latest(run) != run / target.name:
+        _name_latest(run, target)
+
+
+def written_since(run: Path, seconds: float) -> bool:
+    """Whether the run has named a checkpoint since a time in seconds since the epoch."""
+    path = run / LATEST
+    return path.is_file() and path.stat().st_mtime >= seconds
 
 
 def _name_latest(run: Path, target: Path) -> None:

@@ -1,6 +1,8 @@
 """Reading a checkpoint: whole tensors, or only the ranges that a rank needs."""
 
+import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,13 @@ import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from showo_dist.checkpoint.folders import complete_checkpoints, sweep, verify
+from showo_dist.checkpoint.folders import (
+    resumable_checkpoints,
+    set_back,
+    sweep,
+    verify,
+    written_since,
+)
 from showo_dist.checkpoint.slices import EMA, KINDS, WEIGHT, Piece, Slice, StoredTensor, TensorIndex
 from showo_dist.checkpoint.state import BatchShape, RunState
 from showo_dist.config.experiment import ExperimentConfig
@@ -18,6 +26,8 @@ from showo_dist.runtime.ranks import Ranks
 # Prefixes of the files of weights, their averages, and moments.
 PREFIXES = {WEIGHT: "model", EMA: "ema"}
 OPTIMIZER = "optimizer"
+# Environment variable: when the job began, in seconds since the epoch, before any restart of it.
+STARTED = "SHOWO_STARTED"
 
 
 def file_prefix(kind: str) -> str:
@@ -166,6 +176,7 @@ def find_resume(run: Path, experiment: ExperimentConfig, batch: BatchShape, rank
         problem = _problem(folder, ranks)
         # The files were verified by all ranks together, so no rank verifies them again.
         if problem is None:
+            ranks.first_alone(partial(set_back, run, folder))
             reader = CheckpointReader(folder, check=False)
             warnings += _batch_warnings(reader, batch, experiment.allow_batch_change)
             return Resume(reader, tuple(warnings))
@@ -177,11 +188,12 @@ def find_resume(run: Path, experiment: ExperimentConfig, batch: BatchShape, rank
 
 
 def _candidates(run: Path, choice: bool | str | None) -> list[Path]:
-    """Folders to try, in order."""
+    """Folders to try, in order; a restarted job resumes from what it has written, whatever it began with."""
+    started = float(os.environ.get(STARTED, "inf"))
+    if choice in (True, "latest") or written_since(run, started):
+        return resumable_checkpoints(run)
     if not choice:
         return []
-    if choice in (True, "latest"):
-        return complete_checkpoints(run)[::-1]
     path = Path(str(choice))
     if not path.is_dir():
         raise ValueError(f"experiment.resume_from_checkpoint = {choice}: no such folder")

@@ -17,7 +17,7 @@ class ExperimentConfig:
     name: str = "showo"
     """Name of the run, as wandb shows it."""
     output_dir: str = "runs/showo"
-    """Folder of the run: checkpoints, metrics, images, resolved config."""
+    """Folder of the run: checkpoints, which hold the resolved config, metrics and images."""
     init_from: str | None = None
     """Weights to start from: a checkpoint of this project, a released folder or a hub id. Takes precedence
     over `model.showo.load_from_showo`; null leaves the choice to that key."""
@@ -91,8 +91,8 @@ class FaultConfig:
 
     timeout_s: Annotated[float, AT_LEAST_ZERO] = 300.0
     """Seconds within which the other ranks stop, with one line and exit code 76, once a rank is dead,
-    frozen or makes no progress. Long phases (setup, the first step, saving, generating images) may take
-    `distributed.timeout_s`, but the process must stay alive. 0: ranks are not watched."""
+    frozen or makes no progress. Long phases (setup, the first step, validation, saving, generating
+    images) may take `distributed.timeout_s`, but the process must stay alive. 0: ranks are not watched."""
     max_nonfinite_in_a_row: Annotated[int, AT_LEAST_ONE] = 10
     """A step with a non-finite loss or gradient is skipped on all ranks; after this many in a row the run
     stops with exit code 77."""

@@ -145,6 +145,9 @@ class TrainingConfig:
     """Optimizer steps of the run."""
     seed: Annotated[int, AT_LEAST_ZERO] = 10086
     """Seed of data order, masks, prompts and initial weights. The same on every rank."""
+    deterministic: bool = False
+    """Use kernels that add in a fixed order, so that a resumed run repeats bit for bit on GPUs too. Slower
+    there; CPUs always do."""
     mixed_precision: str = "auto"
     """`bf16`; `fp32` (or `"no"`, quoted); `auto`: bf16 on hardware with fast bf16, else
     fp32."""

@@ -7,13 +7,11 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.progress import Progress
-from torch import nn
 
 from showo_data.shards.storage import add_storage_options, storage_of
 from showo_dist.encode.shards import EncodeSettings, FrozenEncoders, encode_shards
-from showo_dist.models.encoders import ClipTower
+from showo_dist.models.encoders import ClipTower, encoder_digest
 from showo_dist.models.magvitv2 import MAGVITv2
-from showo_dist.models.weights.sources import weights_digest
 from showo_dist.runtime.lock import held
 from showo_dist.runtime.ranks import Ranks, joined
 
@@ -38,14 +36,14 @@ def main_encode(argv: Sequence[str]) -> int:
 def _encode(arguments: argparse.Namespace, encoders: FrozenEncoders, ranks: Ranks) -> None:
     vq, clip = encoders.vq, encoders.clip
     settings = EncodeSettings(
-        tokenizer=_digest(vq.encoder) if vq else None,
+        tokenizer=encoder_digest(vq.encoder) if vq else None,
         resolution=arguments.resolution or (vq.config.resolution if vq else None),
         resize=arguments.resize,
         condition_scale=arguments.condition_scale,
         resize_back=arguments.resize_back,
         keep_images=arguments.keep_images,
         precision=arguments.precision,
-        clip=_digest(clip) if clip else None,
+        clip=encoder_digest(clip) if clip else None,
         clip_sees=arguments.clip_sees,
         features=arguments.features,
     )
@@ -72,11 +70,6 @@ def _encode(arguments: argparse.Namespace, encoders: FrozenEncoders, ranks: Rank
     )
 
 
-def _digest(encoder: nn.Module) -> str:
-    """SHA-256 of an encoder's weights, which decide the codes or features."""
-    return weights_digest(encoder.state_dict().items(), "{name}")
-
-
 def _check(arguments: argparse.Namespace) -> None:
     if not (arguments.tokenizer or arguments.clip):
         raise ValueError("give --tokenizer, --clip, or both")
@@ -99,7 +92,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--clip", help="folder or hub id of the CLIP tower: write features")
     parser.add_argument("--out", required=True, help="folder to write to")
     parser.add_argument("--resolution", type=int, help="pixels; default: the tokenizer's")
-    parser.add_argument("--resize", choices=["short", "squash"], default="short")
+    parser.add_argument(
+        "--resize",
+        choices=["short", "squash"],
+        default="short",
+        help="short side, then crop; or squash, for reconstruction with recon_type: mid (%(default)s)",
+    )
     parser.add_argument(
         "--condition-scale",
         type=int,

@@ -46,12 +46,11 @@ from showo_data.shards import (
     load_index,
     write_shard,
 )
-from showo_dist.models.encoders import ClipTower, condition_pixels
+from showo_dist.models.encoders import RECORD, ClipTower, condition_pixels
 from showo_dist.models.magvitv2 import MAGVITv2
 from showo_dist.runtime.numerics import autocast
 from showo_dist.runtime.ranks import Ranks
 
-SETTINGS_NAME = "encode.json"
 _FLOATS = {"fp32": np.float32, "fp16": np.float16}
 
 
@@ -146,7 +145,7 @@ def encode_shards(
     _check_names(headers)
 
     def begin() -> None:
-        claim(folder, SETTINGS_NAME, asdict(settings), "encoded shards")
+        claim(folder, RECORD, asdict(settings), "encoded shards")
         _refuse_other_sources(folder, headers)
 
     ranks.first_alone(begin)

@@ -14,7 +14,7 @@ class Place:
     Attributes:
         step: current optimizer step, or the last one.
         phase: ``setup``, ``data``, ``exchange`` (of label counts), ``forward``, ``backward``, ``step``,
-            ``log``, ``images``, ``save`` or ``end``.
+            ``log``, ``validation``, ``images``, ``save`` or ``end``.
         moves: phases entered so far; all ranks enter the same phases in the same order.
         may_take_long: whether the phase is long (see :data:`LONG_PHASES`).
     """

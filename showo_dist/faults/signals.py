@@ -82,12 +82,21 @@ def _launchers() -> list[tuple[int, int]]:
     return [(own, parent)] if "TORCHELASTIC_RUN_ID" in os.environ else []
 
 
-def stopped(request: StopRequest, step: int) -> StoppedError:
-    """The end of a run that was stopped after ``step``; names the ranks and reasons; collective."""
+def stopped(request: StopRequest, step: int, saved: int, latest: bool) -> StoppedError:
+    """The end of a run that was stopped after ``step``; names the ranks and reasons; collective.
+
+    Args:
+        request: of this rank.
+        step: the last one.
+        saved: step of the last checkpoint.
+        latest: whether the command resumes from the newest checkpoint.
+    """
     reasons: list[str | None] = [None] * dist.get_world_size()
     dist.all_gather_object(reasons, request.reason)
     asked = ", ".join(f"{why} on rank {rank}" for rank, why in enumerate(reasons) if why)
     # A dead launcher is a fault, after which a supervisor starts the run again.
     code = PREEMPTED if {*reasons} - {None, _LAUNCHER_DIED} else MACHINE_ERROR
-    message = f"stopped and saved after step {step} ({asked}); the same command resumes from there"
+    state = "and saved after" if saved == step else f"with a checkpoint of step {saved}, after"
+    how = "the same command" if latest else "experiment.resume_from_checkpoint=latest"
+    message = f"stopped {state} step {step} ({asked}); {how} resumes from there"
     return StoppedError(code, message)

@@ -11,7 +11,9 @@ from transformers import CLIPVisionModel
 
 from showo_data import Sample
 from showo_dist.models.magvitv2 import MAGVITv2
+from showo_dist.models.weights.sources import weights_digest
 
+RECORD = "encode.json"  # of the settings of encoded shards, beside them
 FEATURE_LAYER = -2  # the published choice (docs/specification.md, section 7)
 
 
@@ -34,7 +36,8 @@ class ClipTower(nn.Module):
             ValueError: the model cannot be read.
         """
         try:
-            return cls(CLIPVisionModel.from_pretrained(source))
+            # A tower that is stored in half precision computes in fp32 too.
+            return cls(CLIPVisionModel.from_pretrained(source, dtype=torch.float32))
         except (OSError, ValueError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise ValueError(f"model.clip_model_name = {source}: {reason}") from None
@@ -68,6 +71,11 @@ class ClipTower(nn.Module):
         output = self.tower(pixels_B3HW.to(self.tower.dtype), output_hidden_states=True)
         # Row 0 is the class token, which the published code drops.
         return output.hidden_states[FEATURE_LAYER][:, 1:]
+
+
+def encoder_digest(encoder: nn.Module) -> str:
+    """SHA-256 of an encoder's weights, which decide the codes or features."""
+    return weights_digest(encoder.state_dict().items(), "{name}")
 
 
 def condition_pixels(pixels_B3HW: Tensor, down_scale: int, resize_back: bool = False) -> Tensor:

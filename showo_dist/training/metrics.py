@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from showo_dist.models.showo import ShowO
-from showo_dist.sequences import PackedBatch
+from showo_dist.sequences import FLOWS, PackedBatch
 
 if TYPE_CHECKING:  # these read data, which the benchmark of a step on a bare machine cannot
     from showo_dist.training.batches import Account
@@ -129,12 +129,12 @@ class Meter:
 
     def __init__(self, work: Work, peak: Peak, device: torch.device) -> None:
         self.work, self.peak, self.device = work, peak, device
+        self._masking: dict[str, tuple[float, int]] = {}
         self._reset()
 
     def _reset(self) -> None:
         self._start = time.perf_counter()
         self._sums = dict.fromkeys(("tokens", "samples", "flops", "wait_s", "steps"), 0.0)
-        self._masking: dict[str, list[float]] = {}
 
     @contextmanager
     def not_counted(self) -> Iterator[None]:
@@ -150,8 +150,8 @@ class Meter:
         self._sums["samples"] += account.samples
         self._sums["wait_s"] += account.wait_s
         self._sums["steps"] += 1
-        for flow, rates in account.masking.items():
-            self._masking.setdefault(flow, []).extend(rates)
+        # Like the losses, of the last step alone.
+        self._masking = {flow: (sum(r), len(r)) for flow, r in account.masking.items()}
 
     def read(self, losses: StepLosses, learning_rate: float, skipped: int) -> dict[str, float]:
         """The metrics since the last call; collective."""
@@ -161,17 +161,19 @@ class Meter:
         # One all-reduce for all sums of the interval.
         self.peak.measure()
         names = ("tokens", "samples", "flops", "wait_s")
-        values = [*(self._sums[name] for name in names), float(skipped)]
+        masking = [number for flow in FLOWS for number in self._masking.get(flow, (0.0, 0))]
+        values = [*(self._sums[name] for name in names), float(skipped), *masking]
         reduced = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(reduced)
-        tokens, samples, flops, wait_s, skipped_all = reduced.tolist()
+        tokens, samples, flops, wait_s, skipped_all, *masking = reduced.tolist()
+        rates = zip(FLOWS, masking[::2], masking[1::2], strict=True)
         metrics = {
             "loss": losses.total,
             **{f"loss/{flow}": value for flow, value in losses.means.items()},
             "lr": learning_rate,
             "grad_norm": losses.grad_norm,
             **{f"grad_norm/{name}": norm for name, norm in losses.parameter_norms.items()},
-            **{f"masking_rate/{f}": sum(r) / len(r) for f, r in self._masking.items()},
+            **{f"masking_rate/{flow}": total / count for flow, total, count in rates if count},
             "tokens_per_s": tokens / seconds,
             "samples_per_s": samples / seconds,
             "tflops": flops / seconds / 1e12,

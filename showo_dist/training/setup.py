@@ -36,6 +36,7 @@ from showo_dist.models.magvitv2 import MAGVITv2
 from showo_dist.models.weights.sources import adapter_record
 from showo_dist.models.weights.start import initial_weights
 from showo_dist.sequences import TextEncoder
+from showo_dist.training.encoded import check_encoded
 from showo_dist.training.engine import Engine
 
 _IMAGENET_TAR = "ILSVRC2012_img_train.tar"
@@ -323,7 +324,7 @@ def load_encoders(config: TrainConfig, device: torch.device) -> Encoders:
 
     Raises:
         FileNotFoundError, ValueError: they cannot be read, their codebook is not the config's, or TF32 is
-            asked for without an NVIDIA GPU.
+            asked for without an NVIDIA GPU; or shards were encoded by other ones.
     """
     if config.model.encoder_dtype == "tf32" and device.type != "cuda":
         raise ValueError(
@@ -352,6 +353,7 @@ def load_encoders(config: TrainConfig, device: torch.device) -> Encoders:
                 raise ValueError(
                     f"model.showo.{key} = {wanted}: the tower at {config.model.clip_model_name} has {found}"
                 )
+    check_encoded(config, vq, clip)
     return Encoders(
         vq,
         clip,

@@ -1,6 +1,7 @@
 """The training loop: read, step, log, validate, generate image grids, save."""
 
 import gc
+import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -77,6 +78,8 @@ class Trainer:
     ) -> None:
         self.config, self.ranks, self.progress, self.stop = config, ranks, progress, stop
         torch.backends.cuda.matmul.allow_tf32 = config.training.enable_tf32
+        if config.training.deterministic:
+            _use_deterministic_kernels()
         self.run = Path(config.experiment.output_dir)
         # Compared with the checkpoint's before anything is loaded: another global batch is another curve.
         self.batch_shape = BatchShape.of(config, ranks.world)
@@ -99,6 +102,7 @@ class Trainer:
         # Before the engine: a missing shard should fail in seconds, not after the model was sharded.
         self.notes: list[str] = list(resume.warnings)
         self.data: dict[str, dict[str, str]] = {}
+        self._resumed = reader.state if reader else None
         self.batches = self._batches(reader, model)
         self.engine = build_engine(model, of_engine(config, self.micro_steps), ranks.device)
         self.step, self.updated = 0, False
@@ -119,7 +123,10 @@ class Trainer:
         )
         self.unlabelled = Unlabelled(active_flows(config), self.logger.event)
         self.stepper = self._stepper()
-        self.validation = Validation(config, self.specs, self.maker, ranks, self.logger.event)
+        self.validation = Validation(
+            *(config, self.specs, self.maker, ranks, self.logger.event),
+            row_steps(config, self.engine.module),
+        )
         self.images = ImageGrids(self.maker)
         gpu = ranks.is_first and ranks.device.type == "cuda"
         memory = torch.cuda.get_device_properties(ranks.device).total_memory if gpu else 0
@@ -297,7 +304,8 @@ class Trainer:
             saved = self._save()
         self._end()
         if saved < total:
-            raise stopped(self.stop, self.step)
+            latest = self.config.experiment.resume_from_checkpoint in (True, "latest")
+            raise stopped(self.stop, self.step, saved, latest)
 
     def _one_step(self, meter: Meter) -> StepLosses:
         self.progress.begin_step(self.step + 1)
@@ -342,6 +350,7 @@ class Trainer:
         experiment, metrics = self.config.experiment, {}
         last = self.step == self.config.training.max_train_steps
         logs = last or self._due(max(1, experiment.log_every))
+        logs |= self._due(experiment.log_grad_norm_every)
         if logs:
             metrics = meter.read(losses, self.engine.learning_rate, self.batches.bad.total)
             metrics |= {**self.pace.read(), "nonfinite": float(self.nonfinite.total)}
@@ -377,15 +386,16 @@ class Trainer:
 
     def _save(self) -> int:
         self.progress.enter("save")
+        before = self._resumed  # flows that are switched off keep their place
         state = RunState(
             step=self.step,
-            positions=self.batches.positions(),
+            positions={**(before.positions if before else {}), **self.batches.positions()},
             schedule=self.engine.schedule_state(),
             optimizer_steps=self.engine.optimizer_steps(),
             wandb_id=self.logger.wandb_id,
             versions=versions(),
             batch=self.batch_shape,
-            data=self.data,
+            data={**(before.data if before else {}), **self.data},
             optimizer=self.config.optimizer.name,
         )
         self.writer.save(self.engine, state)
@@ -394,6 +404,14 @@ class Trainer:
     def _log_lines(self, lines: list[str]) -> None:
         for line in lines:
             self.logger.event(line)
+
+
+def _use_deterministic_kernels() -> None:
+    """Let torch and FlashAttention add in a fixed order, and warn where an operator cannot."""
+    # Read when cuBLAS makes its workspace, at the first matrix product.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def _check_steps(config: TrainConfig, reader: CheckpointReader | None) -> None:

@@ -42,6 +42,10 @@ class Validation:
         maker: builds training sequences; its encoders and tokenizer are used here too.
         ranks: this process among the others.
         log: takes one line for the log.
+        row_steps: row capacities per octave (:func:`~showo_dist.training.batches.row_steps`).
+
+    Raises:
+        ValueError: no sample of a flow can be read.
     """
 
     def __init__(
@@ -51,6 +55,7 @@ class Validation:
         maker: SequenceMaker,
         ranks: Ranks,
         log: Callable[[str], None],
+        row_steps: int = 0,
     ) -> None:
         self.ranks, self.log = ranks, log
         self.coefficients = {n: flow.coefficient for n, flow in active_flows(config).items()}
@@ -58,13 +63,23 @@ class Validation:
         self._specs = _held_out(config, specs)
         self._maker = _fixed(config, maker)
         # Rank 0 builds missing indexes alone, so that the other ranks only read them.
-        ranks.first_alone(lambda: [Source(spec) for spec in self._specs])
+        ranks.first_alone(self._check)
         self._batches: list[PackedBatch] | None = None
+        self._steps = row_steps
         self._chunks: list[_Chunk] = []
 
     def __bool__(self) -> bool:
         """Whether any flow has validation data."""
         return bool(self._specs)
+
+    def _check(self) -> None:
+        """Refuse data of which no sample can be read, before the first step."""
+        for spec in self._specs:
+            source = Source(spec)
+            count = min(self._limit, len(source))
+            if not any(isinstance(source[place], Sample) for place in range(count)):
+                key = f"dataset.params.validation_{spec.flow}_shards_path_or_url"
+                raise ValueError(f"{key}: none of its first {count} samples can be read")
 
     def __call__(self, engine: Engine) -> dict[str, float]:
         """Measure; collective.
@@ -72,8 +87,6 @@ class Validation:
         Returns:
             ``validation/FLOW`` in nats per label, and ``validation/loss``: coefficients times means.
 
-        Raises:
-            ValueError: no sample of a flow can be read.
         """
         if self._batches is None:
             self._batches = self._read(engine.module.feature_width)
@@ -113,15 +126,13 @@ class Validation:
             pad_id=self._maker.vocabulary.pad,
             feature_width=feature_width,
             multiple_of=TOKEN_MULTIPLE,
+            steps=self._steps,
         )
 
     def _report_read(self, read: dict[str, int]) -> None:
         counts = self.ranks.sum(torch.tensor(list(read.values()), device=self.ranks.device))
         for flow, count in zip(read, counts.tolist(), strict=True):
             wanted = sum(len(chunk.samples) for chunk in self._chunks if chunk.flow == flow)
-            if not count:
-                key = f"dataset.params.validation_{flow}_shards_path_or_url"
-                raise ValueError(f"{key}: none of its first {wanted} samples can be read")
             self.log(f"validation of {flow}: {count} of {wanted} held-out samples")
 
     @torch.no_grad()

@@ -2,13 +2,15 @@
 
 import random
 import shutil
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from showo_dist.checkpoint import BatchShape, CheckpointReader, complete_checkpoints, find_resume
-from showo_dist.checkpoint.folders import verify
+from showo_dist.checkpoint.folders import set_back, verify
+from showo_dist.checkpoint.reader import STARTED
 from showo_dist.config.experiment import ExperimentConfig
 from showo_dist.runtime.ranks import Ranks
 from tests.checkpoints.group import on_ranks
@@ -126,3 +128,21 @@ def test_another_global_batch_is_refused_with_the_sum(run: Path) -> None:
         assert words in str(refusal.value)
     allowed = find_resume(run, ExperimentConfig(allow_batch_change=True), other, ALONE)
     assert allowed.reader is not None and "3 × 1 × 4 = 12 now" in allowed.warnings[0]
+
+
+def test_a_run_that_was_set_back_does_not_return(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its command still names the older checkpoint, or nothing; a restart has saved the newer one itself."""
+    older, newest = complete_checkpoints(run)
+    named = ExperimentConfig(resume_from_checkpoint=str(older))
+    anew = ExperimentConfig(resume_from_checkpoint=False)
+    now = time.time()
+    assert find_resume(run, ExperimentConfig(), BATCH, ALONE).folder == newest
+    assert find_resume(run, named, BATCH, ALONE).folder == older
+    assert find_resume(run, ExperimentConfig(), BATCH, ALONE).folder == older
+    set_back(run, newest)  # points to it, as a save does
+    for started, wanted in ((now - 60, newest), (now + 60, None)):
+        monkeypatch.setenv(STARTED, str(started))
+        assert find_resume(run, anew, BATCH, ALONE).folder == wanted
+        assert find_resume(run, named, BATCH, ALONE).folder == (wanted or older)

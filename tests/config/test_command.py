@@ -30,6 +30,15 @@ def test_names_keys_without_effect(capsys: pytest.CaptureFixture[str]) -> None:
     assert line in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["train", "config", "tokenizer"])
+@pytest.mark.parametrize("words", [["--help"], ["-h"], [RECA, "--help"]])
+def test_help(name: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """These commands have no parser of options, but ``showo-dist COMMAND --help`` is for all of them."""
+    assert main([name, *words]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.startswith(f"usage: showo-dist {name} config=FILE") and not printed.err
+
+
 def test_prints_warnings(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", RECA, "training.down_scale=1"]) == 0
     assert "warning: training.down_scale = 1" in capsys.readouterr().err

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from showo_launch.doctor import main
-from showo_launch.doctor.findings import different, slow_links, wrong_clocks
+from showo_launch.doctor.findings import different, missing_interface, slow_links, wrong_clocks
 from showo_launch.doctor.probe import code_digest, source_folders
 
 
@@ -47,6 +47,19 @@ def test_a_slow_cable_between_two_hosts_names_both() -> None:
 def test_equal_links_are_slow_only_against_a_limit() -> None:
     assert not slow_links(ring(1, 1.2, 0.9), least_gbit=None)
     assert len(slow_links(ring(1, 1.2, 0.9), least_gbit=5)) == 3
+
+
+def test_every_interface_of_a_list_is_on_every_host() -> None:
+    """gloo compares whole names, so ``eth`` is not ``eth0``."""
+    facts = {"a": {"interfaces": ["lo", "eth0"]}, "b": {"interfaces": ["lo", "ens3"]}}
+    (finding,) = missing_interface(facts, "eth0")
+    assert (finding.host, finding.problem) == ("b", "no eth0; it has lo, ens3")
+    assert [f.problem for f in missing_interface(facts, "lo,eth0,ens3")] == [
+        "no ens3; it has lo, eth0",
+        "no eth0; it has lo, ens3",
+    ]
+    assert len(missing_interface(facts, "eth")) == 2
+    assert not missing_interface(facts, "lo") and not missing_interface(facts, None)
 
 
 def test_this_host_alone(capsys: pytest.CaptureFixture[str]) -> None:

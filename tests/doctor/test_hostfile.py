@@ -142,6 +142,25 @@ def test_reading_is_quick_and_needs_no_installed_package() -> None:
     assert min(seconds) < 0.3, seconds
 
 
+def test_the_variables_that_other_hosts_get() -> None:
+    passed = [
+        "NCCL_DEBUG=INFO",
+        "https_proxy=http://p:3128",
+        "NO_PROXY=a,b",
+        "all_proxy=socks5://p",
+    ]
+    kept = [
+        "HF_TOKEN=x",
+        "http_proxy=http://me:word@p:3128",
+        "MY_NCCL_DEBUG=1",
+        "no_proxy_list=1",
+        "DS_ENV_FILE=/x",
+    ]
+    listed = " ".join(shlex.quote(word) for word in (*passed, *kept))
+    done = _bash(f"env() {{ command env -i {listed} env; }}; passed_environment")
+    assert (done.returncode, sorted(done.stdout.splitlines())) == (0, sorted(passed)), done.stderr
+
+
 @pytest.mark.parametrize("name", ["plain", "it's", 'a "q" b', "x=y [1] {2}", "$HOME", " -n"])
 def test_the_shell_scripts_put_logs_into_the_folder_of_the_run(tmp_path: Path, name: str) -> None:
     words = ["config=configs/mini/pretrain.yaml", f"experiment.output_dir={tmp_path}/{name}"]

@@ -20,11 +20,13 @@ CONFIG = "configs/mini/pretrain.yaml"
 FULL = Path("/dev/full")
 
 RUN = """
-import sys
+import os, sys, time
 from showo_dist.runtime.exits import run_and_exit
 
 def run():
     for number in range(3000):
+        while number == 3 and sys.argv[2:] and not os.path.exists(sys.argv[2]):
+            time.sleep(0.05)
         print("step", number, flush=number % 2 == 0)
     with open(sys.argv[1], "w") as file:
         file.write("done")
@@ -95,7 +97,9 @@ def test_a_run_outlasts_its_output(tmp_path: Path, redirection: str) -> None:
 
 
 def test_a_run_outlasts_the_reader_of_its_output(tmp_path: Path) -> None:
-    ended = _start("| head -n 2; echo ${PIPESTATUS[0]}", "-c", RUN, str(tmp_path / "file"))
+    gone = tmp_path / "gone"
+    reader = f"| {{ head -n 2; exec <&-; touch {gone}; }}; echo ${{PIPESTATUS[0]}}"
+    ended = _start(reader, "-c", RUN, str(tmp_path / "file"), str(gone))
     assert ended.stdout == "step 0\nstep 1\n0\n", ended
     assert ended.stderr == "stdout: Broken pipe; lines are lost, the work continues\n"
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from showo_data.shards import write_shard
+from showo_dist.checkpoint import RunState
 from tests.training.conftest import Outcome, TinyWorld, train
 
 
@@ -92,3 +93,18 @@ def test_data_may_move_to_another_folder(
     shutil.copytree(texts, moved)
     outcome = resume(tiny_world, first, tmp_path / "run", *settings(moved, steps=3))
     assert outcome.code == 0, outcome.stderr[-3000:]
+
+
+def test_a_flow_that_pauses_keeps_its_place(
+    tiny_world: TinyWorld, texts: Path, first: Outcome, tmp_path: Path
+) -> None:
+    before = RunState.read(first.run / "checkpoint-000002")
+    changes = [*settings(texts, steps=3), "training.batch_size_t2i=2", "training.lm_coeff=0"]
+    outcome = resume(
+        tiny_world, first, tmp_path / "run", *changes, "experiment.allow_batch_change=true"
+    )
+    assert outcome.code == 0, outcome.stderr[-3000:]
+    after = RunState.read(tmp_path / "run" / "checkpoint-000003")
+    assert before.positions["lm"] > 0 and after.positions["t2i"] > 0
+    assert after.positions["lm"] == before.positions["lm"]
+    assert after.data["lm"] == before.data["lm"]

@@ -1,6 +1,7 @@
 """Training reads the same from shards that were encoded once as from the images themselves."""
 
 import io
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from showo_data import MicroBatch, Source, build_loader
 from showo_data.shards import write_shard
 from showo_dist.config import TrainConfig, load
 from showo_dist.encode.cli import main_encode
+from showo_dist.models.magvitv2 import MAGVITv2
 from showo_dist.sequences import Sequence
 from showo_dist.training.batches import SequenceMaker
 from showo_dist.training.setup import flow_specs, load_encoders, load_text
@@ -21,6 +23,7 @@ from tests.training.conftest import TinyWorld
 CPU = torch.device("cpu")
 BATCHES = 4
 SIDE, PATCH, WIDTH = 24, 8, 16
+SQUARE = "dataset.recon_type=journeydb"
 
 
 def _tower(folder: Path) -> Path:
@@ -29,6 +32,15 @@ def _tower(folder: Path) -> Path:
     config = CLIPVisionConfig(**sizes, num_hidden_layers=3, image_size=SIDE, patch_size=PATCH)
     CLIPVisionModel(config).save_pretrained(folder)
     return folder
+
+
+def _with_tower(folder: Path) -> list[str]:
+    return [
+        "model.showo.w_clip_vit=true",
+        f"model.clip_model_name={folder}",
+        f"model.showo.clip_dim={WIDTH}",
+        f"model.showo.clip_tokens={(SIDE // PATCH) ** 2}",
+    ]
 
 
 def _sequences(config: TrainConfig) -> tuple[list[MicroBatch], list[Sequence]]:
@@ -49,16 +61,11 @@ def test_encoded_shards_stand_for_images(
     tiny_world: TinyWorld, tmp_path: Path, clip: bool, phase: str
 ) -> None:
     shards = f"{tiny_world.data}/train-{{000000..000001}}.tar"
-    changes = [f"config={tiny_world.config}", f"dataset.und_type={phase}"]
+    changes = [f"config={tiny_world.config}", f"dataset.und_type={phase}", SQUARE]
     tower: list[str] = []
     if clip:
         tower = ["--clip", str(_tower(tmp_path / "clip"))]
-        changes += [
-            "model.showo.w_clip_vit=true",
-            f"model.clip_model_name={tmp_path / 'clip'}",
-            f"model.showo.clip_dim={WIDTH}",
-            f"model.showo.clip_tokens={(SIDE // PATCH) ** 2}",
-        ]
+        changes += _with_tower(tmp_path / "clip")
     tokenizer = ["--tokenizer", str(tiny_world.folder / "vq"), "--condition-scale", "2"]
     generating = [*tokenizer, *tower, "--clip-sees", "tokenized"] if clip else tokenizer
     understanding = tower if clip and phase != "captioning" else tokenizer
@@ -128,3 +135,80 @@ def test_no_flow_starts_on_codes_of_another_model(
     ) as raised:
         Source(spec)
     assert found in str(raised.value) and str(shard) in str(raised.value)
+
+
+def _other_tokenizer(world: TinyWorld, folder: Path) -> Path:
+    """The world's tokenizer with one weight changed, in a folder of its own."""
+    vq = MAGVITv2.from_pretrained(str(world.folder / "vq"), CPU)
+    with torch.no_grad():
+        next(vq.encoder.parameters()).view(-1)[0] += 1
+    vq.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("flow", "options", "changes", "message"),
+    [
+        ("t2i", ["--resize", "squash"], [], "--resize squash, but t2i needs short"),
+        ("recon", [], [], "--resize short, but dataset.recon_type .* needs squash"),
+        ("recon", ["--condition-scale", "2"], [SQUARE], None),
+        ("recon", ["--resize", "squash", "--condition-scale", "2"], [], None),
+        (
+            "recon",
+            ["--condition-scale", "4", "--resize-back"],
+            [SQUARE, "training.resize_back=true"],
+            "--condition-scale 4, but training.down_scale needs 2",
+        ),
+        (
+            "recon",
+            ["--condition-scale", "2"],
+            [SQUARE, "training.resize_back=true"],
+            "--resize-back False, but training.resize_back needs True",
+        ),
+    ],
+)
+def test_encodings_of_another_use_are_refused(
+    tiny_world: TinyWorld,
+    tmp_path: Path,
+    flow: str,
+    options: list[str],
+    changes: list[str],
+    message: str | None,
+) -> None:
+    shards = f"{tiny_world.data}/train-000000.tar"
+    tokenizer = ["--tokenizer", str(tiny_world.folder / "vq")]
+    assert main_encode([shards, "--out", str(tmp_path / "a"), *tokenizer, *options]) == 0
+    data = f"dataset.params.train_{flow}_shards_path_or_url={tmp_path}/{{a,b}}/train-000000.tar"
+    config = load([f"config={tiny_world.config}", data, *changes], TrainConfig)
+    with nullcontext() if message is None else pytest.raises(ValueError, match=message):
+        load_encoders(config, CPU)
+
+
+def test_encodings_of_other_networks_are_refused(tiny_world: TinyWorld, tmp_path: Path) -> None:
+    shards = f"{tiny_world.data}/train-000000.tar"
+    tower = _tower(tmp_path / "clip")
+    changes = [
+        f"config={tiny_world.config}",
+        *_with_tower(tower),
+        "dataset.und_type=llava_pretrain",
+    ]
+
+    def config(flow: str, name: str) -> TrainConfig:
+        data = f"dataset.params.train_{flow}_shards_path_or_url={tmp_path / name}/train-000000.tar"
+        return load([*changes, data], TrainConfig)
+
+    other = str(_other_tokenizer(tiny_world, tmp_path / "vq"))
+    assert main_encode([shards, "--out", str(tmp_path / "codes"), "--tokenizer", other]) == 0
+    with pytest.raises(ValueError, match="codes were encoded with another --tokenizer"):
+        load_encoders(config("t2i", "codes"), CPU)
+    assert main_encode([shards, "--out", str(tmp_path / "features"), "--clip", str(tower)]) == 0
+    load_encoders(config("mmu", "features"), CPU)
+    with pytest.raises(ValueError, match="--clip-sees processed, but recon needs tokenized"):
+        load_encoders(config("recon", "features"), CPU)
+    torch.manual_seed(5)
+    weights = {
+        n: torch.randn_like(v) for n, v in CLIPVisionModel.from_pretrained(tower).named_parameters()
+    }
+    CLIPVisionModel.from_pretrained(tower, state_dict=weights).save_pretrained(tower)
+    with pytest.raises(ValueError, match="features were encoded with another --clip than"):
+        load_encoders(config("mmu", "features"), CPU)

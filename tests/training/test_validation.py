@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from showo_data.shards import write_shard
 from tests.training.conftest import Outcome, TinyWorld, train
 
 TOLERANCE = 1e-4
@@ -120,6 +121,17 @@ def test_unreadable_data_is_named(tiny_world: TinyWorld, tmp_path: Path) -> None
     )
     assert outcome.code == 2
     assert "none.tar" in outcome.stderr
+
+
+def test_data_without_a_readable_sample_is_named_before_the_first_step(
+    tiny_world: TinyWorld, tmp_path: Path
+) -> None:
+    shard = tmp_path / "a.tar"
+    write_shard(shard, [{"__key__": f"k{i}", "jpg": b"none", "txt": b"a"} for i in range(3)])
+    key = "dataset.params.validation_t2i_shards_path_or_url"
+    outcome = train(tiny_world, tmp_path / "run", f"{key}={shard}", "experiment.eval_every=5")
+    assert outcome.code == 2 and not outcome.losses
+    assert f"{key}: none of its first 3 samples can be read" in outcome.stderr
 
 
 def test_metrics_stay_one_line_per_step(two_ranks: Outcome) -> None:

@@ -73,14 +73,18 @@ def full_disks(facts: Mapping[str, dict[str, Any]], least_gb: float) -> list[Fin
 
 
 def missing_interface(facts: Mapping[str, dict[str, Any]], wanted: str | None) -> list[Finding]:
-    """Hosts without the network interface ``wanted``."""
-    if not wanted:
-        return []
-    return [
-        Finding(host, "interface", f"no {wanted}; it has {', '.join(own['interfaces'])}")
-        for host, own in facts.items()
-        if wanted not in own["interfaces"]
-    ]
+    """Hosts without a network interface of ``wanted``, names joined by commas as gloo reads them.
+
+    gloo compares whole names, and uses all of them: one that a host lacks ends its ranks.
+    """
+    found = []
+    names = wanted.split(",") if wanted else []
+    for host, own in facts.items():
+        absent = [name for name in names if name not in own["interfaces"]]
+        if absent:
+            problem = f"no {', '.join(absent)}; it has {', '.join(own['interfaces'])}"
+            found.append(Finding(host, "interface", problem))
+    return found
 
 
 def wrong_clocks(skews: Mapping[str, float], most_s: float) -> list[Finding]:

@@ -53,6 +53,9 @@ class AttentionBlock(nn.Module):
             layer(h_BCHW).flatten(2).transpose(1, 2).unsqueeze(1)
             for layer in (self.q, self.k, self.v)
         )
+        if x_BCHW.is_cuda:
+            # Only the kernel of contiguous inputs is independent of TF32, which training switches on.
+            q_B1ND, k_B1ND, v_B1ND = (x.contiguous() for x in (q_B1ND, k_B1ND, v_B1ND))
         h_B1ND = F.scaled_dot_product_attention(q_B1ND, k_B1ND, v_B1ND)
         h_BCHW = h_B1ND.squeeze(1).transpose(1, 2).reshape(x_BCHW.shape)
         return x_BCHW + self.proj_out(h_BCHW)
