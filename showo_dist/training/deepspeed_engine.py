@@ -229,9 +229,10 @@ def initialize(model: ShowO, config: TrainConfig, device: torch.device) -> Any:
         config=deepspeed_config(config, device),
         dist_init_required=False,
     )
-    for buffer in model.buffers():
-        # ZeRO-3 leaves those of a model that was sharded part by part on the CPU: a copy in every forward.
-        buffer.data = buffer.data.to(device)
+    # ZeRO-3 leaves buffers of a model that was sharded part by part on the CPU: a copy in every forward.
+    place = next(model.parameters()).device  # meta where a plan is made
+    for buffer in model.buffers() if place.type == "cuda" else ():
+        buffer.data = buffer.data.to(place)
     # The state must exist before a checkpoint is restored into it.
     state.prepare(raw, averaged=config.training.ema.decay is not None)
     return raw
