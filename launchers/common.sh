@@ -3,7 +3,7 @@ root=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
 if [ -x "$root/.venv/bin/python" ]; then PATH=$root/.venv/bin:$PATH; fi
 
 # Lines of env that every rank gets, on every host; names that match SECRET, and
-# URLs with a password, are left out.
+# URLs with a user or a password, are left out.
 PASSED='^(NCCL|GLOO|TORCH|TORCHINDUCTOR|PYTORCH|TRITON|CUDA|HF|WANDB|DS|OMP|MKL|FI|UCX|SHOWO)_'
 PASSED+='|^(https?_proxy|no_proxy|all_proxy|HTTPS?_PROXY|NO_PROXY|ALL_PROXY)='
 SECRET='KEY|TOKEN|SECRET|PASSWORD'
@@ -98,5 +98,5 @@ prepare_environment() {
 
 # passed_environment: prints the variables for the other hosts as NAME=VALUE.
 passed_environment() {
-    env | grep -E "$PASSED" | grep -vE "^[^=]*($SECRET)|://[^/@]+:[^/@]+@" | grep -v '^DS_ENV_FILE=' || true
+    env | awk -v passed="$PASSED" -v kept="^[^=]*($SECRET)|://[^/@]+@|^DS_ENV_FILE=" '$0 ~ passed && $0 !~ kept'
 }

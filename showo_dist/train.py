@@ -14,7 +14,7 @@ from showo_dist.faults.watch import Settings, watched
 from showo_dist.runtime.exits import machine_errors, run_and_exit
 from showo_dist.runtime.lock import held
 from showo_dist.runtime.ranks import joined
-from showo_dist.training.extensions import check_cache_folders
+from showo_kernels.folders import check_cache_folders
 
 PROGRAM = "showo_dist.train"
 

@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -26,6 +26,7 @@ from showo_dist.runtime.ranks import Ranks
 # Prefixes of the files of weights, their averages, and moments.
 PREFIXES = {WEIGHT: "model", EMA: "ema"}
 OPTIMIZER = "optimizer"
+T = TypeVar("T")
 # Environment variable: when the job began, in seconds since the epoch, before any restart of it.
 STARTED = "SHOWO_STARTED"
 
@@ -171,7 +172,14 @@ def find_resume(run: Path, experiment: ExperimentConfig, batch: BatchShape, rank
     """
     ranks.first_alone(lambda: sweep(run))
     warnings: list[str] = []
-    folders = _as_first(_candidates(run, experiment.resume_from_checkpoint), ranks)
+    choice = experiment.resume_from_checkpoint
+    if choice not in (True, "latest") and _has_saved(run, ranks):
+        warnings.append(
+            f"experiment.resume_from_checkpoint = {choice}: held for the first start of this job, which has "
+            "saved since"
+        )
+        choice = "latest"
+    folders = _as_first(_candidates(run, choice), ranks)
     for place, folder in enumerate(folders):
         problem = _problem(folder, ranks)
         # The files were verified by all ranks together, so no rank verifies them again.
@@ -187,10 +195,15 @@ def find_resume(run: Path, experiment: ExperimentConfig, batch: BatchShape, rank
     return Resume(None)
 
 
-def _candidates(run: Path, choice: bool | str | None) -> list[Path]:
-    """Folders to try, in order; a restarted job resumes from what it has written, whatever it began with."""
+def _has_saved(run: Path, ranks: Ranks) -> bool:
+    """Whether the job that this start belongs to has saved a checkpoint before; the same on all ranks."""
     started = float(os.environ.get(STARTED, "inf"))
-    if choice in (True, "latest") or written_since(run, started):
+    return _as_first(written_since(run, started), ranks)
+
+
+def _candidates(run: Path, choice: bool | str | None) -> list[Path]:
+    """Folders to try, in order."""
+    if choice in (True, "latest"):
         return resumable_checkpoints(run)
     if not choice:
         return []
@@ -200,12 +213,11 @@ def _candidates(run: Path, choice: bool | str | None) -> list[Path]:
     return [path]
 
 
-def _as_first(folders: list[Path], ranks: Ranks) -> list[Path]:
-    """Rank 0's list on every rank: on a shared disk, other hosts may see a new folder later."""
-    seen: list[list[Path] | None] = [folders]
+def _as_first(value: T, ranks: Ranks) -> T:
+    """Rank 0's value on every rank: on a shared disk, other hosts may see a new folder later."""
+    seen = [value]
     if ranks.world > 1:
         dist.broadcast_object_list(seen, src=0)
-    assert seen[0] is not None
     return seen[0]
 
 

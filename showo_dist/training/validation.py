@@ -86,7 +86,6 @@ class Validation:
 
         Returns:
             ``validation/FLOW`` in nats per label, and ``validation/loss``: coefficients times means.
-
         """
         if self._batches is None:
             self._batches = self._read(engine.module.feature_width)

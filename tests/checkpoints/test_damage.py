@@ -144,5 +144,9 @@ def test_a_run_that_was_set_back_does_not_return(
     set_back(run, newest)  # points to it, as a save does
     for started, wanted in ((now - 60, newest), (now + 60, None)):
         monkeypatch.setenv(STARTED, str(started))
-        assert find_resume(run, anew, BATCH, ALONE).folder == wanted
+        resume = find_resume(run, anew, BATCH, ALONE)
+        assert resume.folder == wanted
+        assert [w.split(": held for the first")[0] for w in resume.warnings] == (
+            ["experiment.resume_from_checkpoint = False"] if wanted else []
+        )
         assert find_resume(run, named, BATCH, ALONE).folder == (wanted or older)

@@ -113,10 +113,12 @@ def test_sessions_of_several_turns(tmp_path: Path) -> None:
         session |= {f"edit_image_{turn}": name, f"instruction_{turn}": f"do {turn}"}
     lost = {**session, "edit_image_2": "images/gone.jpg", "edit_image_3": "images/a.jpg"}
     nothing = {"source_image": "images/a.jpg", "edit_image_1": None, "instruction_1": "x"}
-    path = _lines(tmp_path, [session, nothing, lost])
+    gap = {**session, "instruction_9": "x"}
+    del gap["edit_image_3"]
+    path = _lines(tmp_path, [session, nothing, lost, gap, {"source_image": "images/a.jpg"}])
     report = convert(edit_items([str(path)]), Target(out=tmp_path / "out"))
-    # Of the last, the first turn and the fourth; the file that is missing is target and source of the others.
-    assert (report.samples, report.skipped) == (4, {"no-target": 3, "no-source": 2})
+    # Of the third, the first turn and the fourth; the missing file is target and source of the others.
+    assert (report.samples, report.skipped) == (6, {"no-target": 5, "no-source": 3})
     stored = files(tmp_path / "out")
     with pytest.raises(ValueError, match="name the target with --target"):
         list(edit_items([str(path)], columns={"target": "edited"}))

@@ -23,12 +23,14 @@ LIMIT_S = 600.0  # for anything, on a busy machine
 
 # A fake launcher: records its arguments, reports as a rank does, and exits with the next code of a list.
 LAUNCHER = """
-import pathlib, sys, time
+import os, pathlib, sys, time
 from showo_dist.runtime.exits import report
 notes, codes, *arguments = sys.argv[1:]
 path = pathlib.Path(notes)
 starts = path.read_text().splitlines() if path.exists() else []
 path.write_text("\\n".join([*starts, " ".join(arguments)]))
+with open(notes + "-began", "a") as began:
+    print(os.environ["SHOWO_STARTED"], file=began)
 own, reported, *lost = map(int, codes.split(",")[len(starts)].split(":"))
 report(reported, lost)
 sys.exit(own)
@@ -76,8 +78,12 @@ def _supervised(
 def test_restarts_only_where_that_may_help(
     tmp_path: Path, codes: str, starts: int, code: int
 ) -> None:
+    before = time.time()
     found = _supervised(tmp_path, codes, "--restarts", "3")
     assert (found[0], len(found[1])) == (code, starts), found[2]
+    began = (tmp_path / "notes-began").read_text().split()
+    assert len(began) == starts and len({*began}) == 1, "one time for all starts"
+    assert before <= float(began[0]) <= time.time()
 
 
 def test_the_remaining_ranks_share_the_global_batch(tmp_path: Path) -> None:

@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from showo_dist.runtime.lock import started_at
-from showo_dist.training.extensions import check_cache_folders
 from showo_kernels.cpu import compiled
-from showo_kernels.folders import make_private
+from showo_kernels.folders import check_cache_folders, make_private
 from tests.conftest import ROOT
 from tests.kernels.layouts import NO_NATIVE
 

@@ -4,7 +4,7 @@ import os
 import time
 from pathlib import Path
 
-from showo_dist.training.extensions import STALE_S, clear_stale_locks
+from showo_kernels.folders import STALE_S, clear_stale_locks
 
 
 def test_only_locks_that_nobody_holds_are_removed(tmp_path: Path) -> None:

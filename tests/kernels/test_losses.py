@@ -140,6 +140,18 @@ def test_nothing_is_differentiated_without_grad(monkeypatch: pytest.MonkeyPatch)
     torch.testing.assert_close(sums, oracle(inputs, 0.0)[1].detach())
 
 
+def test_a_loss_that_is_not_finite_is_of_its_flow_alone_and_not_of_padding() -> None:
+    """Labels of padding are of flow 0 with weight 0 and read row 0, whatever its flow."""
+    inputs = cast(problem(30), torch.float32)
+    wanted = flow_losses(**inputs)[1]
+    with torch.no_grad():
+        inputs["hidden_PD"][[3, 4]] = float("nan")
+        inputs["weight_P"][4] = 0
+        inputs["flow_P"][[3, 4]] = torch.tensor([1, 0])
+    sums = flow_losses(**inputs)[1]
+    assert sums.isfinite().tolist() == [True, False, True] and wanted.isfinite().all()
+
+
 def test_no_positions_give_zero_gradients_not_missing_ones() -> None:
     inputs = cast(problem(0), torch.float32)
     total, sums = flow_losses(**inputs)

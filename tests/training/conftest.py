@@ -125,9 +125,14 @@ def command(launcher: str, ranks: int) -> list[str]:
 
 
 def train(
-    world: TinyWorld, run: Path, *changes: str, launcher: str = "python", ranks: int = 1
+    world: TinyWorld,
+    run: Path,
+    *changes: str,
+    launcher: str = "python",
+    ranks: int = 1,
+    limit_s: float = 120,
 ) -> Outcome:
-    """Train for real; a run that takes more than five minutes is killed and fails."""
+    """Train for real; a run that takes longer than ``limit_s`` is killed and fails."""
     arguments = [f"config={world.config}", f"experiment.output_dir={run}", *changes]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -135,7 +140,7 @@ def train(
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=limit_s,
         check=False,
     )
     outcome = Outcome(done.returncode, done.stdout, done.stderr, run)

@@ -149,21 +149,26 @@ def _other_tokenizer(world: TinyWorld, folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("flow", "options", "changes", "message"),
     [
-        ("t2i", ["--resize", "squash"], [], "--resize squash, but t2i needs short"),
-        ("recon", [], [], "--resize short, but dataset.recon_type .* needs squash"),
+        (
+            "t2i",
+            ["--resize", "squash"],
+            [],
+            r"resize = squash \(.*/a/encode.json\), but t2i needs short",
+        ),
+        ("recon", [], [], r"resize = short .*, but dataset.recon_type .* needs squash"),
         ("recon", ["--condition-scale", "2"], [SQUARE], None),
         ("recon", ["--resize", "squash", "--condition-scale", "2"], [], None),
         (
             "recon",
             ["--condition-scale", "4", "--resize-back"],
             [SQUARE, "training.resize_back=true"],
-            "--condition-scale 4, but training.down_scale needs 2",
+            r"condition_scale = 4 .*, but training.down_scale needs 2",
         ),
         (
             "recon",
             ["--condition-scale", "2"],
             [SQUARE, "training.resize_back=true"],
-            "--resize-back False, but training.resize_back needs True",
+            r"resize_back = False .*, but training.resize_back needs True",
         ),
     ],
 )
@@ -199,15 +204,28 @@ def test_encodings_of_other_networks_are_refused(tiny_world: TinyWorld, tmp_path
 
     other = str(_other_tokenizer(tiny_world, tmp_path / "vq"))
     assert main_encode([shards, "--out", str(tmp_path / "codes"), "--tokenizer", other]) == 0
-    with pytest.raises(ValueError, match="codes were encoded with another --tokenizer"):
+    with pytest.raises(
+        ValueError, match=r"encoded with tokenizer = .*codes.*, but model\.vq_model needs"
+    ):
         load_encoders(config("t2i", "codes"), CPU)
     assert main_encode([shards, "--out", str(tmp_path / "features"), "--clip", str(tower)]) == 0
-    load_encoders(config("mmu", "features"), CPU)
-    with pytest.raises(ValueError, match="--clip-sees processed, but recon needs tokenized"):
+    assert load_encoders(config("mmu", "features"), CPU).clip is not None
+    with pytest.raises(ValueError, match=r"clip_sees = processed .*, but recon needs tokenized"):
         load_encoders(config("recon", "features"), CPU)
     model = CLIPVisionModel.from_pretrained(tower)
     with torch.no_grad():
         next(model.parameters()).view(-1)[0] += 1
     model.save_pretrained(tower)
-    with pytest.raises(ValueError, match="features were encoded with another --clip than"):
+    with pytest.raises(
+        ValueError, match=r"encoded with clip = .*, but model\.clip_model_name needs"
+    ):
         load_encoders(config("mmu", "features"), CPU)
+
+
+def test_a_tower_in_half_precision_computes_in_fp32(tiny_world: TinyWorld, tmp_path: Path) -> None:
+    tower = _tower(tmp_path / "clip")
+    CLIPVisionModel.from_pretrained(tower).half().save_pretrained(tower)
+    clip = load_encoders(
+        load([f"config={tiny_world.config}", *_with_tower(tower)], TrainConfig), CPU
+    ).clip
+    assert clip is not None and {p.dtype for p in clip.parameters()} == {torch.float32}

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -124,8 +123,9 @@ def _load_session(folder: Path, max_side: int | None, entry: dict[str, Any]) -> 
     """Each turn edits the image of the turn before."""
     source, edited, instruction = _SESSION
     before, pieces = entry.get(source), list[Members | BadSampleError]()
-    for turn in takewhile(lambda turn: f"{edited}{turn}" in entry, count(1)):
-        after, text = entry[f"{edited}{turn}"], entry.get(f"{instruction}{turn}")
+    turns = [int(number) for key in entry if (number := key.removeprefix(edited)).isdecimal()]
+    for turn in range(1, max(turns, default=1) + 1):
+        after, text = entry.get(f"{edited}{turn}"), entry.get(f"{instruction}{turn}")
         try:
             values = {"source": before, "target": after, "instruction": text}
             pieces.append(_triple(values, folder, max_side))
