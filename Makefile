@@ -22,8 +22,9 @@ BIN := .venv/bin
 FAST := $(addprefix tests/, house config sequences kernels parity data)
 SLOWER := $(addprefix --ignore=tests/kernels/test_, attention.py compiled.py native.py)
 
-# Many tests wait for processes, so two of their files are run at a time.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+# Many tests wait for processes, so two of their files are run at a time, in order: those of few tests take long,
+# and xdist would keep them for the end.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: train check test test-gpu test-fuzz test-chaos test-learning test-muon test-backbones test-cluster
 .PHONY: test-cluster48 lint format clean

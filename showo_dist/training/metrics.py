@@ -88,8 +88,9 @@ class Peak:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
         self.flops = next((peak for known, peak in GPU_PEAKS.items() if known in name), 0.0)
         self._left = 0 if self.flops else 5 + _REPORTS
-        # A GPU finishes a small product before the launch of the next one.
-        self._size = 8192 if device.type == "cuda" else 1024
+        # A GPU finishes a small product before the launch of the next one; a large one in bf16 takes seconds
+        # on a CPU without instructions for it.
+        self._size = 8192 if device.type == "cuda" else 384
         self._device, self._dtype = device, dtype
         for _ in range(5):
             self.measure()

@@ -1,9 +1,7 @@
 """A function run by the ranks of a process group, in real processes, within a time limit."""
 
-import multiprocessing
 import os
 import pickle
-import socket
 import time
 import traceback
 import warnings
@@ -12,13 +10,9 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from tests.forks import forking, free_port, rank_environment
+
 LIMIT_S = 400.0
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _serve(
@@ -46,19 +40,9 @@ def _start(
     world: int, job: Callable[..., Any], args: tuple, limit_s: float = LIMIT_S
 ) -> dict[Any, Connection]:
     """Processes of a new group and the pipes on which they will answer."""
-    # The server imports once what the ranks, its forks, need.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["showo_dist.training.deepspeed_engine"])
-    port, started = str(_free_port()), {}
+    context, port, started = forking(), free_port(), {}
     for rank in range(world):
-        environment = {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(world),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
-            "OMP_NUM_THREADS": "1",
-        }
+        environment = rank_environment(rank, world, port)
         ours, theirs = context.Pipe()
         serving = (theirs, environment, job, args, limit_s)
         process = context.Process(target=_serve, args=serving, daemon=True)

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.stages.forked import train_forked
-from tests.training.conftest import TinyWorld, tiny_world
+from tests.training.conftest import TinyWorld, tiny_world, train
 
 __all__ = ["checkpoint", "tiny_world"]
 
@@ -15,6 +14,6 @@ def checkpoint(tiny_world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) 
     """A checkpoint that two ranks wrote under ZeRO-3."""
     run = tmp_path_factory.mktemp("export") / "run"
     settings = ("training.max_train_steps=2", "distributed.zero_stage=3")
-    done = train_forked(tiny_world, run, *settings, ranks=2)
-    assert done.code == 0, done.stdout[-3000:]
+    done = train(tiny_world, run, *settings, ranks=2)
+    assert done.code == 0, done.stderr[-3000:]
     return run / "checkpoint-000002"

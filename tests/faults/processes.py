@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -11,17 +10,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.forks import forking, free_port, rank_environment
+
 # A process that a signal ended has a negative exit code.
 KILLED = -signal.SIGKILL
 
 
 def _train(arguments: list[str], environment: dict[str, str], log: Path) -> None:
     """Run what ``python -m showo_dist.train`` runs, in a process that a test may kill."""
+    os.environ.clear()
     os.environ.update(environment)
     os.setpgrp()
-    with log.open("ab", buffering=0) as file:
-        os.dup2(file.fileno(), sys.stdout.fileno())
-        os.dup2(file.fileno(), sys.stderr.fileno())
+    for stream, path in ((sys.stdout, log), (sys.stderr, log.with_suffix(".err"))):
+        with path.open("ab", buffering=0) as file:
+            os.dup2(file.fileno(), stream.fileno())
     import torch
 
     from showo_dist.runtime.exits import run_and_exit
@@ -33,24 +35,6 @@ def _train(arguments: list[str], environment: dict[str, str], log: Path) -> None
     run_and_exit(PROGRAM, lambda: main(arguments))
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def environment_of(rank: int, ranks: int, port: int) -> dict[str, str]:
-    """The environment variables that a launcher sets for a rank."""
-    return {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(ranks),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1",
-    }
-
-
 @dataclass
 class Life:
     """The processes of one start of a run.
@@ -58,7 +42,7 @@ class Life:
     Attributes:
         run: the run's folder.
         processes: one per rank.
-        logs: output of each.
+        logs: what each wrote to stdout; what it wrote to stderr is in ``.err`` beside it.
     """
 
     run: Path
@@ -95,9 +79,19 @@ class Life:
             process.join()
 
     def printed(self, rank: int | None = None) -> str:
-        """The output of all ranks, one after the other, or of one."""
+        """The output of all ranks, one after the other, or of one: first stdout, then stderr."""
+        return f"{self.stdout(rank)}\n{self.stderr(rank)}"
+
+    def stdout(self, rank: int | None = None) -> str:
+        return self._read(rank, ".log")
+
+    def stderr(self, rank: int | None = None) -> str:
+        return self._read(rank, ".err")
+
+    def _read(self, rank: int | None, suffix: str) -> str:
         logs = self.logs if rank is None else [self.logs[rank]]
-        return "\n".join(log.read_text() for log in logs if log.exists())
+        paths = [log.with_suffix(suffix) for log in logs]
+        return "\n".join(path.read_text() for path in paths if path.exists())
 
     def wait_for_setup(self, limit_s: float) -> None:
         """Wait until rank 0 logs the step at which it starts."""
@@ -125,12 +119,11 @@ def start(arguments: list[str], run: Path, ranks: int, number: int = 0) -> Life:
         ranks: number of processes.
         number: of this life of the run; part of the names of its logs.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["showo_dist.train", "showo_dist.training.trainer"])
+    context = forking()
     life = Life(run, [], [run.with_name(f"{run.name}-{number}-rank-{r}.log") for r in range(ranks)])
     port = free_port()
     for rank in range(ranks):
-        environment = environment_of(rank, ranks, port)
+        environment = {**os.environ, **rank_environment(rank, ranks, port)}
         process = context.Process(
             target=_train, args=(arguments, environment, life.logs[rank]), name=f"rank {rank}"
         )

@@ -1,13 +1,12 @@
 """A step that is not finite changes nothing on any rank, under any engine, nor any later step."""
 
-import multiprocessing
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 
-from tests.faults.processes import environment_of, free_port
 from tests.faults.skipping import MICRO_STEPS, State, Trained, serve
+from tests.forks import forking, free_port, rank_environment
 from tests.single_pass.case import Case
 
 RANKS = 2
@@ -21,11 +20,11 @@ Found = dict[str, list[tuple[Trained, Trained, Trained]]]
 @pytest.fixture(scope="module")
 def found() -> Found:
     """The results of both ranks, by case."""
-    context = multiprocessing.get_context("forkserver")
+    context = forking()
     port, pipes, processes = free_port(), [], []
     for rank in range(RANKS):
         ours, theirs = context.Pipe()
-        environment = environment_of(rank, RANKS, port)
+        environment = rank_environment(rank, RANKS, port)
         process = context.Process(target=serve, args=(theirs, environment, CASES), daemon=True)
         process.start()
         theirs.close()

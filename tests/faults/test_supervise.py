@@ -14,7 +14,8 @@ import pytest
 from showo_dist.logging import read_metrics
 from showo_launch.exit_codes import DONE, NON_FINITE, PREEMPTED, USER_ERROR
 from showo_launch.supervise import Shape
-from tests.faults.processes import free_port, start
+from tests.faults.processes import start
+from tests.forks import free_port
 from tests.training.conftest import TinyWorld
 
 ROOT = Path(__file__).resolve().parents[2]

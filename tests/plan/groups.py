@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from tests import forks
+
 LIMIT_S = 900.0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def rank_environment(
@@ -27,13 +22,10 @@ def rank_environment(
     hidden = {"CUDA_VISIBLE_DEVICES": ""} if accelerator == "cpu" else {}
     return {
         **hidden,
-        "RANK": str(rank),
+        **forks.rank_environment(rank, world, port),
         "LOCAL_RANK": "0",
-        "WORLD_SIZE": str(world),
         "MASTER_ADDR": address,
-        "MASTER_PORT": str(port),
         "DS_ACCELERATOR": accelerator,
-        "OMP_NUM_THREADS": "1",
     }
 
 
@@ -58,7 +50,7 @@ def measure_here(
     quantity: str, cases: list[list[str]], ranks: int, out: Path, accelerator: str = "cpu"
 ) -> list[Any]:
     """Measure every case on ranks of this machine."""
-    port = free_port()
+    port = forks.free_port()
     processes = [
         subprocess.Popen(
             measuring(quantity, out, cases),

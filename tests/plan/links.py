@@ -11,7 +11,8 @@ from showo_dist.plan.engine_step import EngineOfShapes, StepProfile, fake_ranks
 from showo_dist.sequences import TOKEN_MULTIPLE
 from showo_launch.rehearsal.cluster import Cluster as Rehearsal
 from showo_launch.rehearsal.network import address_of
-from tests.plan.groups import free_port, measuring, rank_environment, results
+from tests.forks import free_port
+from tests.plan.groups import measuring, rank_environment, results
 from tests.plan.measure import RATES
 from tests.plan.test_memory import BUCKETS, CONFIG
 

@@ -82,10 +82,10 @@ def train_step(engine: Any, batch: PackedBatch, micro_steps: int) -> None:
         engine.step()
 
 
-def peak_bytes(config: TrainConfig, steps: int = 6) -> int:
+def peak_bytes(config: TrainConfig, steps: int = 3) -> int:
     """Peak of live bytes in a training step, counting all allocations of model and training.
 
-    The median of all steps but the first, in which ZeRO-3 does not prefetch yet.
+    The median of all steps but the first, in which ZeRO-3 does not prefetch yet; the others are alike.
     """
     count_all_threads()
     batch = AssumedSamples(config).micro_batch(TOKEN_MULTIPLE)

@@ -20,6 +20,8 @@ BASE = [
     "training.batch_size_t2i=2",
     "training.batch_size_mmu=2",
     "training.batch_size_lm=1",
+    # More layers of the same kind take longer and show nothing else.
+    "model.showo.llm_config.num_hidden_layers=2",
 ]
 # DeepSpeed's default buckets are a thousand times the size of this model and would hide everything else.
 BUCKETS = (

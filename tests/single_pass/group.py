@@ -1,12 +1,11 @@
 """A process group that runs many cases and is killed when one of them hangs."""
 
-import multiprocessing
-import socket
 import time
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
 from typing import Any
 
+from tests.forks import forking, free_port, rank_environment
 from tests.single_pass.case import Case, Report
 from tests.single_pass.rank import serve
 
@@ -15,12 +14,6 @@ LIMIT_S = 120.0
 
 class HangError(AssertionError):
     """A case exceeded its time limit."""
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class RankGroup:
@@ -72,20 +65,10 @@ class RankGroup:
         self._pipes, self._processes = [], []
 
     def _start(self) -> None:
-        # The server imports the engine once; the ranks are forked from it.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["showo_dist.training.deepspeed_engine"])
-        port = str(_free_port())
+        context, port = forking(), free_port()
         for rank in range(self.size):
             ours, theirs = context.Pipe()
-            environment = {
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(self.size),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": port,
-                "OMP_NUM_THREADS": "1",
-            }
+            environment = rank_environment(rank, self.size, port)
             process = context.Process(target=serve, args=(theirs, environment), daemon=True)
             process.start()
             theirs.close()

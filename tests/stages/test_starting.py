@@ -10,8 +10,7 @@ from torch import Tensor
 from showo_dist.checkpoint import CheckpointReader
 from showo_dist.models.weights.pretrained import load_showo, read_config
 from showo_dist.models.weights.sources import open_weights, own_weights
-from tests.stages.forked import train_forked as train
-from tests.training.conftest import Outcome, TinyWorld
+from tests.training.conftest import Outcome, TinyWorld, train
 
 LORA = ("lora.rank=4", "lora.train_embeddings=true", "lora.dropout=0.1")
 TWICE = "training.gradient_accumulation_steps=2"  # one rank in the place of two
@@ -19,14 +18,14 @@ SAME = ("lr_scheduler.scheduler=constant", "lr_scheduler.params.warmup_steps=0")
 
 
 def ran(outcome: Outcome) -> Outcome:
-    assert outcome.code == 0, outcome.stdout[-4000:]
+    assert outcome.code == 0, outcome.stderr[-4000:]
     return outcome
 
 
 def last_line(outcome: Outcome) -> str:
-    assert outcome.code == 2, outcome.stdout[-4000:]
-    assert "Traceback" not in outcome.stdout
-    lines = outcome.stdout.splitlines()
+    assert outcome.code == 2, outcome.stderr[-4000:]
+    assert "Traceback" not in outcome.stderr
+    lines = outcome.stderr.splitlines()
     return next(line for line in lines if line.startswith("showo_dist.train"))
 
 

@@ -85,7 +85,7 @@ def test_a_second_call_skips_finished_stages(
     assert (folder / "out" / "report.md").stat().st_mtime_ns == before
 
 
-@pytest.mark.slow
+@pytest.mark.backbones
 def test_another_backbone_shares_data_and_tokenizers(
     first_call: subprocess.CompletedProcess[str], folder: Path
 ) -> None:

@@ -9,7 +9,6 @@ import pytest
 from showo_data.mini import draw, scene
 from showo_data.shards import write_shard
 from showo_dist.faults.bad_samples import Unlabelled
-from tests.stages.forked import train_forked
 from tests.training.conftest import TinyWorld, train
 from tests.training.test_mistakes import only_line
 
@@ -30,7 +29,7 @@ def test_a_few_are_counted_over_all_ranks(tiny_world: TinyWorld, tmp_path: Path)
         "training.max_train_steps=2",
         "data.max_bad_fraction=0.5",
     ]
-    done = train(tiny_world, tmp_path / "run", *changes, launcher="torchrun", ranks=2)
+    done = train(tiny_world, tmp_path / "run", *changes, ranks=2)
     assert done.code == 0, done.stderr[-3000:]
     assert [done.losses[step]["skipped"] for step in (1, 2)] == [3, 6], "an epoch per step"
     assert f"6 samples skipped: not-utf8 6; most in {shard} 6" in done.stdout
@@ -65,7 +64,7 @@ def test_image_grids_where_one_rank_has_no_sample(tiny_world: TinyWorld, tmp_pat
         "distributed.deepspeed={zero_optimization: {stage3_param_persistence_threshold: 0, "
         "stage3_max_live_parameters: 0, stage3_max_reuse_distance: 0}}",
     ]
-    done = train_forked(tiny_world, tmp_path / "run", *changes, ranks=2)
+    done = train(tiny_world, tmp_path / "run", *changes, ranks=2)
     assert done.code == 0, done.stderr[-3000:]
     skipped = [done.losses[step]["skipped"] for step in range(1, 7)]
     assert {1} & {b - a for a, b in pairwise([0, *skipped])}, skipped

@@ -33,11 +33,15 @@ def rows(folder: Path, *options: str) -> list[dict[str, Any]]:
 
 @no_compiler
 @pytest.mark.parametrize(
-    ("dtype", "engines"), [("fp32", ["torch", "zero-3"]), ("bf16", ["zero-1", "zero-3"])]
+    ("dtype", "engines", "recompute"),
+    [("fp32", ["torch", "zero-3"], ["no", "yes"]), ("bf16", ["zero-1", "zero-3"], ["no"])],
 )
-def test_losses_graphs_and_breaks(tmp_path: Path, dtype: str, engines: list[str]) -> None:
-    table = rows(tmp_path, "--dtypes", dtype, "--engines", *engines, "--attention", "sdpa")
-    assert len(table) == 2 * len(engines)
+def test_losses_graphs_and_breaks(
+    tmp_path: Path, dtype: str, engines: list[str], recompute: list[str]
+) -> None:
+    settings = ["--dtypes", dtype, "--engines", *engines, "--recompute", *recompute]
+    table = rows(tmp_path, *settings, "--attention", "sdpa")
+    assert len(table) == len(recompute) * len(engines)
     for row in table:
         assert row["largest difference"] <= LIMITS[dtype], row
         assert row["capacities"] > 1

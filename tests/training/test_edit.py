@@ -169,7 +169,7 @@ def test_the_curve_does_not_depend_on_the_ranks(
         "experiment.eval_every=6",
         "experiment.generate_every=12",
     ]
-    two = train(tiny_world, tmp_path / "two", *changes, launcher="torchrun", ranks=2)
+    two = train(tiny_world, tmp_path / "two", *changes, ranks=2)
     assert two.code == 0, two.stderr[-3000:]
     budget = ["training.gradient_accumulation_steps=2", "training.tokens_per_step=600"]
     one = train(tiny_world, tmp_path / "one", *changes, *budget)

@@ -12,8 +12,7 @@ from showo_dist.checkpoint.slices import EMA, WEIGHT
 from showo_dist.export.folders import export
 from showo_dist.training import optimizer
 from showo_dist.training.optimizer import Ema
-from tests.stages.forked import train_forked
-from tests.training.conftest import Outcome, TinyWorld
+from tests.training.conftest import Outcome, TinyWorld, train
 
 ON = "training.ema.decay=0.6"
 
@@ -29,8 +28,8 @@ def two_ranks(tiny_world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -
     """Two ranks under ZeRO-2, a checkpoint and an image grid after step 4."""
     run = tmp_path_factory.mktemp("ema") / "two"
     grids = "experiment.generate_every=4"
-    outcome = train_forked(tiny_world, run, *_changes(tiny_world), grids, ranks=2)
-    assert outcome.code == 0, outcome.stdout[-3000:]
+    outcome = train(tiny_world, run, *_changes(tiny_world), grids, ranks=2)
+    assert outcome.code == 0, outcome.stderr[-3000:]
     return outcome
 
 
@@ -50,8 +49,8 @@ def test_resume_is_exact_and_evaluating_changes_nothing(
 ) -> None:
     run = _stopped_at_4(two_ranks, tmp_path / "run")
     never = ("training.ema.evaluate=false", "experiment.generate_every=0")
-    resumed = train_forked(tiny_world, run, *_changes(tiny_world), *never, ranks=2)
-    assert resumed.code == 0, resumed.stdout[-3000:]
+    resumed = train(tiny_world, run, *_changes(tiny_world), *never, ranks=2)
+    assert resumed.code == 0, resumed.stderr[-3000:]
     assert resumed.curve() == two_ranks.curve()
     for kind in (EMA, WEIGHT):
         wanted = _read(two_ranks.run, 8, kind)
@@ -67,8 +66,8 @@ def test_resume_is_exact_and_evaluating_changes_nothing(
 def test_resume_elsewhere(tiny_world: TinyWorld, two_ranks: Outcome, tmp_path: Path) -> None:
     run = _stopped_at_4(two_ranks, tmp_path / "run")
     other = ("training.gradient_accumulation_steps=2", "distributed.zero_stage=3")
-    resumed = train_forked(tiny_world, run, *_changes(tiny_world), *other)
-    assert resumed.code == 0, resumed.stdout[-3000:]
+    resumed = train(tiny_world, run, *_changes(tiny_world), *other)
+    assert resumed.code == 0, resumed.stderr[-3000:]
     for name, tensor in _read(two_ranks.run, 8).items():
         assert torch.allclose(_read(run, 8)[name], tensor, atol=1e-5), name
     validated = [o.losses[8]["validation/t2i"] for o in (two_ranks, resumed)]
@@ -81,12 +80,12 @@ def test_averages_end_and_begin_with_one_line(
     run = _stopped_at_4(two_ranks, tmp_path / "run")
     common = ("training.gradient_accumulation_steps=2", "distributed.engine=torch")
     until = [(*common, f"training.max_train_steps={step}") for step in (5, 7)]
-    off = train_forked(tiny_world, run, *until[0])
-    assert off.code == 0, off.stdout[-3000:]
+    off = train(tiny_world, run, *until[0])
+    assert off.code == 0, off.stderr[-3000:]
     assert "training.ema.decay is null: the averaged weights of" in off.stdout
     assert not _read(run, 5)
-    on = train_forked(tiny_world, run, *until[1], ON, "experiment.save_every=1")
-    assert on.code == 0, on.stdout[-3000:]
+    on = train(tiny_world, run, *until[1], ON, "experiment.save_every=1")
+    assert on.code == 0, on.stderr[-3000:]
     assert "checkpoint-000005 has no averaged weights: they start from its weights" in on.stdout
     wanted = _read(run, 5, WEIGHT)
     for step in (6, 7):

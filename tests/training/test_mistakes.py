@@ -14,7 +14,7 @@ from tests.training.conftest import Outcome, TinyWorld, train
 
 
 def only_line(outcome: Outcome) -> str:
-    """The message; launchers add lines of their own, which begin with a bracket or are warnings."""
+    """The message; DeepSpeed's launcher adds lines of its own, which begin with a bracket or are warnings."""
     assert outcome.code != 0
     text = outcome.stdout + outcome.stderr
     assert "Traceback" not in text, text[-3000:]

@@ -15,7 +15,7 @@ def two_ranks(tiny_world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -
     """Two ranks under ZeRO-2, a checkpoint at step 6."""
     run = tmp_path_factory.mktemp("muon") / "two"
     changes = (*MUON, "experiment.save_every=6")
-    outcome = train(tiny_world, run, *changes, launcher="torchrun", ranks=2)
+    outcome = train(tiny_world, run, *changes, ranks=2)
     assert outcome.code == 0, outcome.stderr[-3000:]
     return outcome
 
@@ -36,7 +36,7 @@ def test_resume_is_exact_on_the_same_ranks(
     tiny_world: TinyWorld, two_ranks: Outcome, tmp_path: Path
 ) -> None:
     run = _stopped_at_6(two_ranks, tmp_path / "run")
-    resumed = train(tiny_world, run, *MUON, launcher="torchrun", ranks=2)
+    resumed = train(tiny_world, run, *MUON, ranks=2)
     assert resumed.code == 0, resumed.stderr[-3000:]
     assert resumed.curve() == two_ranks.curve()
 

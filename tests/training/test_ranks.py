@@ -27,12 +27,11 @@ def test_the_curve_is_one_of_learning(two_ranks: Outcome) -> None:
 
 
 @pytest.mark.parametrize(
-    ("launcher", "ranks", "changes"),
+    ("launcher", "changes"),
     [
-        ("python", 1, ["training.gradient_accumulation_steps=2"]),
+        ("python", ["training.gradient_accumulation_steps=2"]),
         (
             "torchrun",
-            1,
             [
                 "training.batch_size_t2i=4",
                 "training.batch_size_lm=2",
@@ -50,10 +49,9 @@ def test_same_global_batch_same_curve(
     two_ranks: Outcome,
     tmp_path: Path,
     launcher: str,
-    ranks: int,
     changes: list[str],
 ) -> None:
-    one = train(tiny_world, tmp_path / "run", *changes, launcher=launcher, ranks=ranks)
+    one = train(tiny_world, tmp_path / "run", *changes, launcher=launcher)
     assert one.code == 0, one.stderr[-3000:]
     for key in ("loss", "loss/t2i", "loss/lm", "loss/mmu", "loss/recon", "grad_norm"):
         assert one.curve(key=key) == pytest.approx(two_ranks.curve(key=key), rel=TOLERANCE), key
@@ -100,7 +98,7 @@ def test_a_changed_learning_rate_is_used_and_logged(
     tiny_world: TinyWorld, two_ranks: Outcome, tmp_path: Path, change: str, rates: float | None
 ) -> None:
     run = _stopped_at_10(two_ranks, tmp_path / "run")
-    resumed = train(tiny_world, run, change, launcher="torchrun", ranks=2)
+    resumed = train(tiny_world, run, change, ranks=2)
     assert resumed.code == 0, resumed.stderr[-3000:]
     found, before = resumed.curve(first=11, key="lr"), two_ranks.curve(first=11, key="lr")
     fresh = train(tiny_world, tmp_path / "fresh", change, "experiment.log_every=1")

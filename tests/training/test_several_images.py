@@ -219,7 +219,7 @@ def test_the_curve_does_not_depend_on_the_ranks(
         "training.max_train_steps=6",
         "experiment.eval_every=6",
     ]
-    two = train(tiny_world, tmp_path / "two", *changes, launcher="torchrun", ranks=2)
+    two = train(tiny_world, tmp_path / "two", *changes, ranks=2)
     assert two.code == 0, two.stderr[-3000:]
     budget = ["training.gradient_accumulation_steps=2", "training.tokens_per_step=600"]
     one = train(tiny_world, tmp_path / "one", *changes, *budget)

@@ -33,7 +33,7 @@ def validated(outcome: Outcome) -> dict[int, dict[str, float]]:
 def two_ranks(tiny_world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     run = tmp_path_factory.mktemp("runs") / "two"
     changes = [*held_out(tiny_world), "training.max_train_steps=10", "experiment.save_every=4"]
-    outcome = train(tiny_world, run, *changes, launcher="torchrun", ranks=2)
+    outcome = train(tiny_world, run, *changes, ranks=2)
     assert outcome.code == 0, outcome.stderr[-3000:]
     return outcome
 
@@ -81,7 +81,7 @@ def test_a_checkpoint_gives_the_same_value_again(
         *("lr_scheduler.params.warmup_steps=5", "lr_scheduler.scheduler=constant"),
         *("optimizer.params.weight_decay=0", "training.label_smoothing=0.1"),
     ]
-    again = train(tiny_world, tmp_path / "run", *changes, launcher="torchrun", ranks=2)
+    again = train(tiny_world, tmp_path / "run", *changes, ranks=2)
     assert again.code == 0, again.stderr[-3000:]
     assert validated(again)[1] == validated(two_ranks)[8]
 
@@ -90,7 +90,7 @@ def test_training_does_not_notice(
     tiny_world: TinyWorld, two_ranks: Outcome, tmp_path: Path
 ) -> None:
     changes = ["training.max_train_steps=10", "experiment.eval_every=0"]
-    without = train(tiny_world, tmp_path / "run", *changes, launcher="torchrun", ranks=2)
+    without = train(tiny_world, tmp_path / "run", *changes, ranks=2)
     assert without.code == 0, without.stderr[-3000:]
     assert not validated(without)
     assert without.curve() == two_ranks.curve()
