@@ -53,7 +53,7 @@ class Job:
         """Record in the output folder what its files are made with; see :func:`claim_folder`.
 
         Args:
-            settings: everything the files depend on beside weights and inputs.
+            settings: what the files depend on beside weights, tokenizers and inputs.
             inputs: prompts or questions, as anything that JSON holds; a digest is recorded.
             owned: glob patterns of the files that the evaluation writes.
 
@@ -64,6 +64,7 @@ class Job:
             "framework": self.arguments.framework,
             "checkpoint": self.checkpoint,
             "weights": self._weights_digest() if self.ranks.is_first else "",
+            **self.pipeline.reading(),
             **settings,
             "inputs": hashlib.sha256(json.dumps(inputs).encode()).hexdigest(),
         }
@@ -87,11 +88,12 @@ def claim_folder(
         folder: the output folder, created when absent.
         made_with: everything the files depend on.
         owned: glob patterns of the files and folders, below ``folder``, that the evaluation writes.
-        replace: delete the files of another evaluation instead of refusing.
+        replace: delete the files of another evaluation instead of refusing. Files of which nothing says that
+            an evaluation wrote them are never deleted.
         ranks: the first one acts; an error is raised on all of them.
 
     Raises:
-        ValueError: the folder holds another evaluation; the settings that differ are named.
+        ValueError: the folder holds another evaluation, whose settings that differ are named, or other files.
     """
     ranks.first_alone(lambda: _claim_folder(folder, made_with, list(owned), replace))
 
@@ -100,7 +102,13 @@ def _claim_folder(
     folder: Path, made_with: Mapping[str, object], owned: list[str], replace: bool
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    difference = _difference(folder, made_with, owned)
+    found = next((path for pattern in owned for path in folder.glob(pattern)), None)
+    if found and not (folder / RECORD_NAME).is_file():
+        raise ValueError(
+            f"--out {folder}: holds {found.name} and no {RECORD_NAME} that says what made it; choose "
+            "another folder"
+        )
+    difference = _difference(folder, made_with)
     if difference and not replace:
         raise ValueError(f"--out {folder}: {difference}; choose another folder, or add --replace")
     if difference:
@@ -111,12 +119,11 @@ def _claim_folder(
         write_json(folder / RECORD_NAME, made_with, indent=2)
 
 
-def _difference(folder: Path, made_with: Mapping[str, object], owned: list[str]) -> str:
+def _difference(folder: Path, made_with: Mapping[str, object]) -> str:
     """How the recorded evaluation of ``folder`` differs from ``made_with``; empty when it does not."""
     path = folder / RECORD_NAME
     if not path.is_file():
-        found = next((path for pattern in owned for path in folder.glob(pattern)), None)
-        return f"holds {found.name} and no {RECORD_NAME} that says what made it" if found else ""
+        return ""
     try:
         before = json.loads(path.read_text())
     except ValueError as error:

@@ -104,10 +104,14 @@ def run(job: Job) -> Outcome:
 
 
 def _settings(job: Job) -> Json:
+    """What the report's command gives again; options that were not given are left out."""
+    names = ("limit", "precision", "vq_model", "tokenizer")
+    given = {name: getattr(job.arguments, name) for name in names}
     return {
         "checkpoint": job.checkpoint,
         "prompts": str(job.arguments.prompts),
         "shards": job.arguments.shards,
+        **{name: value for name, value in given.items() if value not in (None, "auto")},
         **job.sampling_settings(),
     }
 

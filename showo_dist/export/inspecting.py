@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from torch import Tensor
 
+from showo_dist.checkpoint.folders import MANIFEST
 from showo_dist.checkpoint.reader import CheckpointReader
 from showo_dist.checkpoint.slices import EMA, MOMENTS
 from showo_dist.checkpoint.state import CONFIG
@@ -46,7 +47,9 @@ def inspect(source: str | Path) -> RenderableType:
         FileNotFoundError, ValueError: it cannot be read, or a file has changed.
     """
     folder = local_folder(source)
-    weights = own_weights(folder)
+    if (folder / MANIFEST).is_file():
+        CheckpointReader(folder)  # compares all files, not those of the weights alone
+    weights = own_weights(folder, check=False)
     read_config(folder)  # refuses values of another type
     check_prefix(folder, weights.meta, lambda name: name.startswith(_ROOTS))
     is_checkpoint = isinstance(weights, CheckpointWeights)

@@ -25,6 +25,7 @@ from showo_dist.generation.request import (
     required,
     split_texts,
 )
+from showo_dist.generation.sampling import sampling_options
 from showo_dist.generation.understand import main_understand
 from showo_dist.logging.grids import labelled_grid
 from showo_dist.logging.progress import progress_display
@@ -224,6 +225,8 @@ def main_reconstruct(argv: Sequence[str]) -> int:
     named = request.arguments.image or required(request.config.inference.image_path, "--image")
     if request.arguments.guidance is None:  # the flow is trained without an unconditional half
         request.config.training.guidance_scale = 0.0
+        # A schedule of the guidance has no effect now.
+        sampling_options(request.config).changed(request.arguments)
     pipeline, failures = request.load(), Failures()
     items = [path for path in image_paths(named) if failures.image(path) is not None]
     rows: list[list[Image.Image]] = []

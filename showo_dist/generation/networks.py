@@ -1,10 +1,12 @@
 """Load a trained model with its tokenizers, and convert images and texts to tokens and back."""
 
+import hashlib
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from math import isqrt
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from PIL import Image
@@ -23,7 +25,7 @@ from showo_dist.generation.conversation import (
 )
 from showo_dist.generation.edits import as_rgb, pixels
 from showo_dist.generation.sampling import SamplingOptions, sampling_options
-from showo_dist.models.encoders import ClipTower, condition_pixels
+from showo_dist.models.encoders import ClipTower, check_tokenizer, check_tower, condition_pixels
 from showo_dist.models.magvitv2 import MAGVITv2
 from showo_dist.models.showo import ShowO
 from showo_dist.models.weights.folder import CONFIG_NAME, local_folder
@@ -122,9 +124,11 @@ class Networks:
                 f"(model.showo) make {vocabulary.size}"
             )
         vq_source = vq_model or vq.pretrained_model_path or vq.vq_model_name
+        image_tokenizer = MAGVITv2.from_pretrained(vq_source, where)
+        check_tokenizer(config.model, image_tokenizer, vq_source)
         return cls(
             model=model,
-            vq=MAGVITv2.from_pretrained(vq_source, where),
+            vq=image_tokenizer,
             text=text,
             vocabulary=vocabulary,
             resolution=config.dataset.preprocessing.resolution,
@@ -136,6 +140,19 @@ class Networks:
             down_scale=config.training.down_scale,
             resize_back=config.training.resize_back,
         )
+
+    def reading(self) -> dict[str, Any]:
+        """How texts and images are laid out as tokens, for a record of what the weights were asked."""
+        tokenizer = self.text.tokenizer.backend_tokenizer.to_str()
+        template = self.text.template
+        return {
+            "text_tokenizer": hashlib.sha256(tokenizer.encode()).hexdigest(),
+            "chat_template": template is not None and self.text.tokenizer.chat_template,
+            "question_style": self.question_style,
+            "system_prompt": self.system_prompt,
+            "budget": self.budget,
+            "resolution": self.resolution,
+        }
 
     @property
     def device(self) -> torch.device:
@@ -271,10 +288,14 @@ def _released_config(folder: Path, overrides: list[str]) -> TrainConfig:
 def _load_model(
     source: str | Path, config: TrainConfig, device: torch.device, precision: str
 ) -> ShowO:
-    """Load Show-o in eval mode, with the attention backend that the config names."""
+    """Load Show-o in eval mode, with the attention backend that the config names if it can run here."""
     half = precision == "bf16" or (device.type == "cuda" and uses_bf16(precision, device))
     dtype = torch.bfloat16 if half else torch.float32
-    backend, _ = select_backend(config.model.attention, device, dtype)
+    try:
+        backend, _ = select_backend(config.model.attention, device, dtype)
+    except ValueError as obstacle:  # the model was trained on another kind of device
+        backend, _ = select_backend("auto", device, dtype)
+        print(f"model.attention: {backend} instead ({obstacle})", file=sys.stderr)
     model = load_showo(source, attention="auto", device=device).eval()
     for parameter in model.parameters():  # not the rotary frequencies, which must stay fp32
         parameter.data = parameter.data.to(dtype)
@@ -286,7 +307,10 @@ def _load_clip(config: TrainConfig, source: str | None, device: torch.device) ->
     """Load the CLIP tower of a model that reads images as CLIP features; None for other models."""
     if not config.model.showo.w_clip_vit:
         return None
-    return ClipTower.from_pretrained(source or config.model.clip_model_name).to(device)
+    source = source or config.model.clip_model_name
+    clip = ClipTower.from_pretrained(source).to(device)
+    check_tower(config.model.showo, clip, source)
+    return clip
 
 
 def _text_tokenizer(config: TrainConfig, source: str | Path) -> str:

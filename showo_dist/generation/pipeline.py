@@ -222,6 +222,7 @@ class Pipeline(Networks):
         top_k: int | None = 1,
         temperature: float = 1.0,
         seed: int = 0,
+        place: Sequence[int] = (),
     ) -> list[str]:
         """Return the model's answer to the last turn of each conversation.
 
@@ -235,6 +236,7 @@ class Pipeline(Networks):
             top_k: sample among the k most likely tokens; 1 is greedy, None samples among all.
             temperature: of the sampling, above 0.
             seed: of the sampling, with the index of the batch.
+            place: numbers that tell calls apart, which would draw the same otherwise.
         """
         answers: list[str] = []
         for start, part in batches(conversations, batch):
@@ -245,7 +247,7 @@ class Pipeline(Networks):
                 max_new_tokens=max_new_tokens,
                 top_k=top_k,
                 temperature=temperature,
-                generator=image_generator(seed, [start], self.device),
+                generator=image_generator(seed, [*place, start], self.device),
                 end=self.text.end_of_answer,
             )
             answers += [self.text.decode(ids).strip() for ids in found]

@@ -82,13 +82,15 @@ class SamplingOptions:
     def record(self) -> dict[str, Any]:
         """Return the settings for a record of what made an image: the newer ones where they are not usual."""
         usual = asdict(SamplingOptions())
-        always = ["guidance", "temperature"]
+        always = ["guidance"]
+        if SAMPLERS[self.sampler].by_confidence:
+            always.append("temperature")
         if self.sampler != ONE_BY_ONE:  # which has as many rounds as codes
             always.append("steps")
         return {
             name: getattr(self, name)
             for name in _NAMES
-            if name in always or (name != "steps" and getattr(self, name) != usual[name])
+            if name in always or (name not in _DEPENDING and getattr(self, name) != usual[name])
         }
 
     def changed(self, arguments: argparse.Namespace) -> "SamplingOptions":
@@ -130,6 +132,7 @@ class SamplingOptions:
                 raise ValueError(f"{option}: none of the {self.steps} rounds has guidance")
 
 
+_DEPENDING = ("steps", "temperature")  # without effect with some samplers
 _NAMES = [f.name for f in fields(SamplingOptions) if f.name != "schedule"]
 
 

@@ -18,6 +18,7 @@ from showo_dist.generation.request import (
     open_parts,
     parser,
     read_parts,
+    refuse_beside,
     split_texts,
 )
 from showo_dist.logging.progress import progress_display
@@ -70,6 +71,7 @@ def main_understand(argv: Sequence[str]) -> int:
     made.add_argument("--temperature", type=float, dest="answer_temperature", help="of sampling")
     made.add_argument("--seeds", type=int, nargs="+", help="every answer once per seed; default 0")
     request = Request.read("understand", made, argv)
+    refuse_beside(request.arguments, "parts", "image", "question", "rounds", "together")
     failures = Failures()
     dialogues = (
         _from_parts(request, failures) if request.arguments.parts else _asked(request, failures)
@@ -84,7 +86,7 @@ def main_understand(argv: Sequence[str]) -> int:
         for number, seed in enumerate(request.seeds):
             for start in range(0, len(dialogues), request.batch):
                 part = dialogues[start : start + request.batch]
-                _answer_all(part, pipeline, request, album, seed)
+                _answer_all(part, pipeline, request, album, (seed, start))
                 progress.log(number * len(dialogues) + start + len(part), {})
     finally:
         progress.close()
@@ -94,9 +96,19 @@ def main_understand(argv: Sequence[str]) -> int:
 
 
 def _answer_all(
-    dialogues: list[_Dialogue], pipeline: Pipeline, request: Request, album: Album, seed: int
+    dialogues: list[_Dialogue],
+    pipeline: Pipeline,
+    request: Request,
+    album: Album,
+    seed: tuple[int, int],
 ) -> None:
-    """Answer all questions of some conversations; the model answers one of each at a time, in one batch."""
+    """Answer all questions of some conversations; the model answers one of each at a time, in one batch.
+
+    Args:
+        dialogues: the conversations.
+        pipeline, request, album: models, settings, results.
+        seed: of the sampling, and the index of the first conversation.
+    """
     inference = request.config.inference
     for dialogue in dialogues:
         dialogue.turns = []
@@ -109,12 +121,13 @@ def _answer_all(
             request.batch,
             top_k=inference.top_k,
             temperature=inference.temperature,
-            seed=seed,
+            seed=seed[0],
+            place=(seed[1], len(unfinished[0].turns) // 2),
         )
         for dialogue, words in zip(unfinished, answers, strict=True):
             dialogue.turns.append(assistant(words))
     for dialogue in dialogues:
-        _write(dialogue, album, seed)
+        _write(dialogue, album, seed[0])
 
 
 def _write(dialogue: _Dialogue, album: Album, seed: int) -> None:

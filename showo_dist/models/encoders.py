@@ -10,7 +10,10 @@ from torch import Tensor, nn
 from transformers import CLIPVisionModel
 
 from showo_data import Sample
+from showo_dist.config.model import ModelConfig, ShowoConfig
 from showo_dist.models.magvitv2 import MAGVITv2
+from showo_dist.models.magvitv2.model import exact_convolutions
+from showo_dist.models.weights.folder import from_transformers
 from showo_dist.models.weights.sources import weights_digest
 
 RECORD = "encode.json"  # of the settings of encoded shards, beside them
@@ -33,14 +36,10 @@ class ClipTower(nn.Module):
         """Load a folder or hub id.
 
         Raises:
-            ValueError: the model cannot be read.
+            ValueError: the model cannot be read, or has not all weights.
         """
-        try:
-            # A tower that is stored in half precision computes in fp32 too.
-            return cls(CLIPVisionModel.from_pretrained(source, dtype=torch.float32))
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise ValueError(f"model.clip_model_name = {source}: {reason}") from None
+        # A tower that is stored in half precision computes in fp32 too.
+        return cls(from_transformers(CLIPVisionModel, source, "model.clip_model_name"))
 
     @property
     def resolution(self) -> int:
@@ -68,9 +67,39 @@ class ClipTower(nn.Module):
         size = (self.resolution, self.resolution)
         if pixels_B3HW.shape[-2:] != size:
             pixels_B3HW = F.interpolate(pixels_B3HW, size, mode="bilinear", align_corners=False)
-        output = self.tower(pixels_B3HW.to(self.tower.dtype), output_hidden_states=True)
+        with exact_convolutions():
+            output = self.tower(pixels_B3HW.to(self.tower.dtype), output_hidden_states=True)
         # Row 0 is the class token, which the published code drops.
         return output.hidden_states[FEATURE_LAYER][:, 1:]
+
+
+def check_tokenizer(model: ModelConfig, vq: MAGVITv2, source: str) -> None:
+    """Refuse an image tokenizer whose codes would be ids of text or special tokens, or of other places.
+
+    Raises:
+        ValueError: naming the key, and the tokenizer's ``source``.
+    """
+    codes, size = 2**vq.config.bits, vq.config.downsample
+    if codes != (wanted := model.showo.codebook_size):
+        raise ValueError(
+            f"model.showo.codebook_size = {wanted}: the tokenizer at {source} has {codes} codes"
+        )
+    if size != (wanted := model.vq_model.downsample):
+        raise ValueError(
+            f"model.vq_model.downsample = {wanted}: the tokenizer at {source} makes a code of "
+            f"{size}×{size} pixels"
+        )
+
+
+def check_tower(showo: ShowoConfig, clip: ClipTower, source: str) -> None:
+    """Refuse a CLIP tower whose features have another width or number than the model's.
+
+    Raises:
+        ValueError: naming the key, and the tower's ``source``.
+    """
+    for key, found in (("clip_dim", clip.width), ("clip_tokens", clip.patches)):
+        if found != (wanted := getattr(showo, key)):
+            raise ValueError(f"model.showo.{key} = {wanted}: the tower at {source} has {found}")
 
 
 def encoder_digest(encoder: nn.Module) -> str:

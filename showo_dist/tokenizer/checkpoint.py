@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -85,14 +86,21 @@ def load(folder: Path, model: MAGVITv2, optimizer: torch.optim.AdamW) -> tuple[i
     weights = read_weights(folder)
     check_fit(folder, model.state_dict(), weights)
     model.load_state_dict(weights)
-    moments = load_file(folder / OPTIMIZER_NAME)
-    for name, parameter in model.named_parameters():
+    try:
+        moments = load_file(folder / OPTIMIZER_NAME)
+        state: dict[str, Any] = json.loads((folder / STATE_NAME).read_text())
+        step = int(state["step"])
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"{folder}: {OPTIMIZER_NAME} or {STATE_NAME} cannot be read ({error})"
+        ) from None
+    # Before the first finite gradient the optimizer has no state.
+    for name, parameter in model.named_parameters() if moments else ():
         optimizer.state[parameter] = {
             key: _like(moments[f"{name}/{key}"], parameter)
             for key in ("step", "exp_avg", "exp_avg_sq")
         }
-    state: dict[str, Any] = json.loads((folder / STATE_NAME).read_text())
-    return int(state["step"]), state.get("position")
+    return step, state.get("position")
 
 
 def _like(moment: Tensor, parameter: Tensor) -> Tensor:

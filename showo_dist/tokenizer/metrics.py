@@ -94,9 +94,9 @@ def evaluate(model: MAGVITv2, pixels_B3HW: Tensor) -> Evaluation:
     model.eval()
     codes, reconstructions = [], []
     for part_B3HW in pixels_B3HW.split(_BATCH):
-        latents_BChw = model.encode_latents(part_B3HW.to(device))
-        codes.append(model.quantize.codes(latents_BChw))
-        grid_Bhw = codes[-1].view(len(part_B3HW), *latents_BChw.shape[-2:])
+        codes.append(model.encode(part_B3HW.to(device)))
+        height, width = (side // model.config.downsample for side in part_B3HW.shape[-2:])
+        grid_Bhw = codes[-1].view(-1, height, width)
         reconstructions.append(model.decode(grid_Bhw).cpu())
     model.train(was_training)
     output_B3HW = torch.cat(reconstructions)

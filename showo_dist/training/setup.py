@@ -31,7 +31,7 @@ from showo_dist.checkpoint import CheckpointReader
 from showo_dist.checkpoint.slices import EMA, WEIGHT, Piece
 from showo_dist.config import TrainConfig, active_flows, to_yaml
 from showo_dist.config.training import EmaConfig
-from showo_dist.models.encoders import ClipTower, Encoders
+from showo_dist.models.encoders import ClipTower, Encoders, check_tokenizer, check_tower
 from showo_dist.models.magvitv2 import MAGVITv2
 from showo_dist.models.weights.sources import adapter_record
 from showo_dist.models.weights.start import initial_weights
@@ -333,26 +333,11 @@ def load_encoders(config: TrainConfig, device: torch.device) -> Encoders:
     source = config.model.vq_model.pretrained_model_path or config.model.vq_model.vq_model_name
     vq = MAGVITv2.from_pretrained(source, device)
     vq.requires_grad_(False).eval()
-    # A tokenizer of another codebook would give ids of text or special tokens, silently.
-    codebook = 2**vq.config.bits
-    if codebook != config.model.showo.codebook_size:
-        raise ValueError(
-            f"model.showo.codebook_size = {config.model.showo.codebook_size}: the tokenizer at "
-            f"{source} has {codebook} codes"
-        )
-    if vq.config.downsample != config.model.vq_model.downsample:
-        raise ValueError(
-            f"model.vq_model.downsample = {config.model.vq_model.downsample}: the tokenizer at {source} "
-            f"makes a code of {vq.config.downsample}×{vq.config.downsample} pixels"
-        )
+    check_tokenizer(config.model, vq, source)
     clip = None
     if config.model.showo.w_clip_vit:
         clip = ClipTower.from_pretrained(config.model.clip_model_name).to(device)
-        for key, found in (("clip_dim", clip.width), ("clip_tokens", clip.patches)):
-            if found != (wanted := getattr(config.model.showo, key)):
-                raise ValueError(
-                    f"model.showo.{key} = {wanted}: the tower at {config.model.clip_model_name} has {found}"
-                )
+        check_tower(config.model.showo, clip, config.model.clip_model_name)
     check_encoded(config, vq, clip)
     return Encoders(
         vq,

@@ -2,6 +2,8 @@
 
 import json
 import random
+import shlex
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,8 @@ from showo_dist.evaluation.mini_scores import (
     read_questions,
     wilson,
 )
+from showo_dist.report.cli import _evaluate_commands
+from showo_dist.report.inputs import read_runs
 from tests.holding import refused_then_done
 
 RED_CIRCLE = Object("circle", "red", "large", (48, 48))
@@ -199,6 +203,20 @@ def test_one_evaluation_writes_to_a_folder(checkpoint: Path, world: Path, tmp_pa
     arguments += ["--prompts", prompts, "--limit", "1", "--steps", "1"]
     refused_then_done(out, lambda: main(arguments))
     assert (out / "scores.json").is_file()
+
+
+def test_the_reports_command_repeats_an_evaluation(
+    checkpoint: Path, world: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "eval-pretrain"
+    data = ["--prompts", str(world / "prompts.jsonl"), "--shards", str(world / "val-*.tar")]
+    sampling = ["--limit", "1", "--sampler", "halton", "--steps", "2", "--precision", "fp32"]
+    assert main([str(checkpoint), *data, *sampling, "--device", "cpu", "--out", str(out)]) == 0
+    before = (out / "scores.json").read_text()
+    (command,) = _evaluate_commands(read_runs(tmp_path))
+    shutil.rmtree(out)
+    assert main([*shlex.split(command)[2:], "--device", "cpu"]) == 0
+    assert (out / "scores.json").read_text() == before
 
 
 def test_an_evaluation_resumes_or_starts_over(

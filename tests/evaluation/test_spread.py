@@ -153,6 +153,10 @@ def test_files_of_unknown_origin_are_refused(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     with pytest.raises(ValueError, match=r"holds images and no evaluation\.json"):
         claim_folder(tmp_path, {"seed": 1}, ("images",), False, ALONE)
+    # No evaluation wrote them: they are not ours to delete, whatever the options.
+    with pytest.raises(ValueError, match=r"holds images and no evaluation\.json"):
+        claim_folder(tmp_path, {"seed": 1}, ("images",), True, ALONE)
+    assert (tmp_path / "images").is_dir()
 
 
 def test_digest_sees_every_weight() -> None:

@@ -10,6 +10,8 @@ import pytest
 
 from showo_data.mini import draw, scene
 from showo_dist.evaluation.cli import main
+from showo_dist.sequences.train_tokenizer import train
+from tests.tiny import TEXT_TOKENS
 
 
 def _image(path: Path, index: int = 0) -> Path:
@@ -68,6 +70,10 @@ def test_no_question_is_asked_twice(
     assert again[2:] == whole.splitlines()[2:]
     with pytest.raises(ValueError, match=r"suffix .*, not ' in one word'.*--replace"):
         _evaluate("pope", checkpoint, pope, out, "--suffix", " in one word")
+    tokenizer = tmp_path / "text"
+    train(iter(["another text altogether"] * 9), TEXT_TOKENS).save_pretrained(tokenizer)
+    with pytest.raises(ValueError, match=r"text_tokenizer .*--replace"):
+        _evaluate("pope", checkpoint, pope, out, "--tokenizer", str(tokenizer))
     draw(scene(1, 7)).resize((90, 90)).save(tmp_path / "images" / "1.png")
     with pytest.raises(ValueError, match=r"inputs .*--replace"):
         _evaluate("pope", checkpoint, pope, out)

@@ -1,6 +1,7 @@
 """Checkpoint to model folder and back: exact, with the released names, one shard at a time."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -195,8 +196,17 @@ def test_inspect_counts(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert "model folder" in capsys.readouterr().out
 
 
-def test_inspect_a_run(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_a_run(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["inspect", str(checkpoint)]) == 0
     printed = capsys.readouterr().out
     for words in ("step", "2 (adamw: 2)", "position in t2i", "deepspeed", "blocks", "tensors.json"):
         assert words in printed, words
+    shutil.copytree(checkpoint, tmp_path / "copy")
+    moments = next((tmp_path / "copy").glob("optimizer-*"))
+    content = bytearray(moments.read_bytes())
+    content[-1] ^= 1
+    moments.write_bytes(content)
+    assert main(["inspect", str(tmp_path / "copy")]) == 2
+    assert moments.name in capsys.readouterr().err

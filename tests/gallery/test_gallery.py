@@ -23,7 +23,7 @@ from showo_dist.generation.sampling import sample_codes
 from showo_dist.report.curves import Curve, svg_chart, thinned_curve, ticks
 from showo_dist.report.gallery.checkpoints import find_runs, thinned
 from showo_dist.report.gallery.cli import Gallery, build, main
-from showo_dist.report.gallery.generating import Generated
+from showo_dist.report.gallery.generating import Generated, Settings
 from showo_dist.runtime.numerics import image_generator
 from tests.gallery.conftest import PROMPTS
 
@@ -80,6 +80,22 @@ def test_rounds_uncover_the_image(gallery: Gallery) -> None:
             assert hidden == sorted(hidden, reverse=True) and hidden[0] < 64 and hidden[-1] == 0
             last = gallery.out / generated.frames[place][-1]
             assert _pixels(last) == _pixels(gallery.out / generated.images[place])
+
+
+def test_a_sampler_with_rounds_of_its_own(runs: Path, tmp_path: Path) -> None:
+    config = tmp_path / "run" / "checkpoint-000003" / "config.yaml"
+    shutil.copytree(runs / "two" / "checkpoint-000003", config.parent)
+    text = config.read_text()
+    config.write_text(
+        text.replace("generation_sampler: confidence", "generation_sampler: one-by-one")
+    )
+    found = find_runs([tmp_path / "run"], columns=1)
+    settings = Settings(PROMPTS[:1], seed=1, frames=1)
+    (generated,) = build(found, settings, tmp_path / "page", "cpu").generated
+    hidden = [mask.count("1") for mask in generated.masks[0]]
+    assert hidden == [*range(63, 0, -1), 0]
+    with pytest.raises(ValueError, match="--steps 4: without effect"):
+        build(found, replace(settings, steps=4), tmp_path / "page", "cpu")
 
 
 def _times(generated: Generated, out: Path) -> dict[str, int]:

@@ -133,6 +133,21 @@ def test_rounds_and_several_images(
     assert talk.ask("why?", max_new_tokens=4) == lines[1]["answer"]
 
 
+def test_sampled_answers_differ_between_batches(
+    checkpoint: Path, files: Path, tmp_path: Path
+) -> None:
+    """Four times the same question, one at a time."""
+    image = [word for _ in range(4) for word in ("--image", str(files / "a.png"))]
+    sampling = ["--top-k", "50", "--temperature", "5", "--max-new-tokens", "8", "--batch", "1"]
+    argv = ["understand", str(checkpoint), *image, "--question", "what?", *sampling]
+    found = []
+    for name in ("one", "two"):
+        assert main([*argv, "--device", "cpu", "--out", str(tmp_path / name)]) == 0
+        found.append([x["answer"] for x in _lines(tmp_path / name / "answers.jsonl")])
+    assert len(set(found[0])) == 4
+    assert found[0] == found[1]
+
+
 def test_a_bad_input_is_reported_and_the_rest_is_done(
     checkpoint: Path, files: Path, mask: str, tmp_path: Path, capsys: Any
 ) -> None:
@@ -196,6 +211,14 @@ def test_parts(clip_checkpoint: Path, files: Path, tmp_path: Path) -> None:
         (
             ["generate", "{model}", "--parts", "x", "--prompt", "a"],
             "--parts and --prompt: only one",
+        ),
+        (
+            ["understand", "{model}", "--parts", "x", "--image", "a"],
+            "--parts and --image: only one",
+        ),
+        (
+            ["reconstruct", "{model}", "--image", "x", "--guidance-schedule", "linear"],
+            "--guidance-schedule: without effect with guidance 0",
         ),
         (["edit", "{model}", "--edits", "x", "--image", "a"], "--edits and --image: only one"),
         (["extrapolate", "{model}", "--image", "x.png", "--direction", "north"], "'north'"),

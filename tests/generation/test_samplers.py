@@ -235,13 +235,14 @@ def test_records_hold_what_decides_the_codes() -> None:
     assert replace(OPTIONS, sampler="halton", top_p=0.5).record() == {
         "steps": 8,
         "guidance": 1.5,
-        "temperature": 1.0,
         "sampler": "halton",
         "top_p": 0.5,
         "remask": 0.3,
     }
     few, many = (SamplingOptions(steps=steps, sampler="one-by-one") for steps in (3, 30))
     assert few.record() == many.record() and "steps" not in few.record()
+    assert few.record() == replace(few, temperature=3.0).record(), "confidences do not matter"
+    assert SamplingOptions(temperature=3.0).record()["temperature"] == 3.0
 
 
 @pytest.mark.parametrize(

@@ -195,7 +195,8 @@ def test_another_batch_size_goes_on_at_the_same_image(shards: Path, tmp_path: Pa
 def test_steps_without_a_finite_gradient_change_nothing_and_end_the_run(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = Trainer(config_of(tmp_path / "a.yaml", values(shards, tmp_path / "run")), ALONE)
+    config = values(shards, tmp_path / "run", experiment__save_every=1)
+    trainer = Trainer(config_of(tmp_path / "a.yaml", config), ALONE)
     trainer.config.training.max_train_steps = 100
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     weight = next(trainer.model.parameters())
@@ -206,6 +207,18 @@ def test_steps_without_a_finite_gradient_change_nothing_and_end_the_run(
         trainer.train()
     after = trainer.model.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
+    resumed = Trainer(config_of(tmp_path / "a.yaml", config), ALONE)
+    assert resumed.step == 9, "without moments, which no gradient has made"
+
+
+def test_a_damaged_checkpoint_is_named(shards: Path, tmp_path: Path) -> None:
+    config = values(shards, tmp_path / "run", training__max_train_steps=2)
+    config["experiment"]["save_every"] = 1
+    Trainer(config_of(tmp_path / "a.yaml", config), ALONE).train()
+    moments = tmp_path / "run" / "step-00000002" / "optimizer.safetensors"
+    moments.write_bytes(moments.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"step-00000002: optimizer\.safetensors .*cannot be read"):
+        Trainer(config_of(tmp_path / "a.yaml", config), ALONE)
 
 
 def test_a_run_that_was_set_back_goes_on_from_its_own_checkpoint(

@@ -12,7 +12,6 @@ NORM_EPS = 1e-6  # the released model's; torch's default is 1e-5
 
 
 def group_norm(channels: int, groups: int) -> nn.GroupNorm:
-    """GroupNorm with the released model's epsilon."""
     """A GroupNorm as the released model has it."""
     return nn.GroupNorm(groups, channels, eps=NORM_EPS)
 

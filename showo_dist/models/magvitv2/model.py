@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields
 from math import isqrt
 from pathlib import Path
@@ -82,9 +83,7 @@ class MAGVITv2(nn.Module):
     @torch.no_grad()
     def encode(self, pixels_B3HW: Tensor) -> Tensor:
         """Pixels to codes (B, N), int64, row by row of the grid; N = H·W / d²."""
-        # cuDNN convolves fp32 in TF32 by default, which turns some codes: those made here and those of
-        # shards that were encoded on another kind of GPU would differ.
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=self.precision == "tf32"):
+        with exact_convolutions(allow_tf32=self.precision == "tf32"):
             pixels_B3HW = pixels_B3HW.to(next(self.encoder.parameters()).dtype)
             return self.quantize.codes(self.encode_latents(pixels_B3HW))
 
@@ -97,7 +96,8 @@ class MAGVITv2(nn.Module):
         Raises:
             ValueError: N is not a square number.
         """
-        return self.decoder(self.quantize.lookup(_as_grid(codes)))
+        with exact_convolutions():
+            return self.decoder(self.quantize.lookup(_as_grid(codes)))
 
     def forward(
         self, pixels_B3HW: Tensor, pool: Callable[[Tensor], Tensor] | None = None
@@ -132,9 +132,20 @@ class MAGVITv2(nn.Module):
         # The quantizer's buffers follow from the number of bits; some releases leave them out.
         constants = LookupFreeQuantizer(model.config.bits).state_dict(prefix="quantize.")
         check_fit(folder, model.state_dict(), constants | weights)
-        # Assigned, not copied: the meta model never takes memory of its own.
-        model.load_state_dict(constants | weights, assign=True)
+        # Assigned, not copied: the meta model never takes memory of its own. Weights that are stored in half
+        # precision compute in fp32 too.
+        whole = {n: t.float() if t.is_floating_point() else t for n, t in weights.items()}
+        model.load_state_dict(constants | whole, assign=True)
         return model.to(device).requires_grad_(False).eval()
+
+
+def exact_convolutions(allow_tf32: bool = False) -> AbstractContextManager[None]:
+    """A context in which cuDNN convolves fp32 in fp32.
+
+    By default it does so in TF32, which turns some codes: those made here and those of shards that were
+    encoded on another kind of GPU would differ.
+    """
+    return torch.backends.cudnn.flags(enabled=True, allow_tf32=allow_tf32)
 
 
 def _as_grid(codes: Tensor) -> Tensor:

@@ -51,6 +51,34 @@ def local_folder(source: str | Path) -> Path:
         ) from error
 
 
+def from_transformers(family: Any, source: str, key: str) -> Any:
+    """Load a model of transformers in fp32, of which every weight must be in its files.
+
+    transformers gives missing weights random values, other ones at each call, and only prints a table.
+
+    Args:
+        family: a class with ``from_pretrained``.
+        source: folder or hub id.
+        key: of the config, named by errors.
+
+    Raises:
+        ValueError: the model cannot be read, or has not all weights.
+    """
+    try:
+        model, found = family.from_pretrained(
+            source, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"{key} = {source}: {reason}") from None
+    if missing := sorted(found["missing_keys"]):
+        others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ValueError(
+            f"{key} = {source}: its files have no weight {missing[0]}{others}, which {family.__name__} needs"
+        )
+    return model
+
+
 def inner_folder(folder: Path) -> Path:
     """The folder of config and weights: the folder itself, or the published training code's subfolder."""
     inner = folder / UNWRAPPED

@@ -10,10 +10,11 @@ from transformers import AutoModelForCausalLM
 
 from showo_dist.config.model import ShowoConfig
 from showo_dist.models.showo import ShowO
-from showo_dist.models.weights.folder import FolderWeights, local_folder
+from showo_dist.models.weights.folder import FolderWeights, from_transformers, local_folder
 from showo_dist.models.weights.initial import PROJECTOR, drawn
 from showo_dist.models.weights.sources import Weights
 
+_KEY = "model.showo.llm_model_path"
 _OURS = "showo."  # before each of the language model's names
 # Buffers that older files hold, and that are computed.
 _COMPUTED = re.compile(r"rotary_emb\.inv_freq$|\.masked_bias$|attention\.bias$")
@@ -42,10 +43,13 @@ class LanguageStart:
         try:
             self._source = _source(str(showo.llm_model_path), self._wanted())
         except (OSError, ValueError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise ValueError(
-                f"model.showo.llm_model_path = {showo.llm_model_path}: {reason}"
-            ) from None
+            reason = (
+                str(error)
+                .strip()
+                .partition("\n")[0]
+                .removeprefix(f"{_KEY} = {showo.llm_model_path}: ")
+            )
+            raise ValueError(f"{_KEY} = {showo.llm_model_path}: {reason}") from None
 
     def _wanted(self) -> dict[str, Tensor]:
         """What the language model must have, under its own names; its tables may have other lengths."""
@@ -98,9 +102,7 @@ class _WholeModel:
     """A language model as transformers loads it."""
 
     def __init__(self, path: str) -> None:
-        model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=torch.float32, trust_remote_code=False
-        )
+        model = from_transformers(AutoModelForCausalLM, path, _KEY)
         self.folder, self._state = Path(path), model.state_dict()
         self.meta = {name: tensor.to("meta") for name, tensor in self._state.items()}
 

@@ -21,6 +21,7 @@ from showo_dist.models.showo import ShowO, build_showo, empty_model
 from showo_dist.models.weights.folder import (
     CONFIG_NAME,
     check_fit,
+    from_transformers,
     inner_folder,
     local_folder,
     read_json,
@@ -47,18 +48,14 @@ def from_language_model(showo: ShowoConfig, attention: str = "sdpa") -> ShowO:
     with ``llm_config`` all weights are. A language model whose head is its table gives the values of both.
 
     Raises:
-        ValueError: the language model cannot be read.
+        ValueError: the language model cannot be read, or has not all weights.
     """
     model = build_showo(showo, attention)
     if showo.llm_config is not None or showo.llm_model_path is None:
         return model
-    try:
-        language = AutoModelForCausalLM.from_pretrained(
-            showo.llm_model_path, dtype=torch.float32, trust_remote_code=False
-        )
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(f"model.showo.llm_model_path = {showo.llm_model_path}: {reason}") from None
+    language = from_transformers(
+        AutoModelForCausalLM, showo.llm_model_path, "model.showo.llm_model_path"
+    )
     with torch.no_grad():
         target = model.showo.state_dict()
         for name, tensor in language.state_dict().items():

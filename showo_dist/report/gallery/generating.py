@@ -10,6 +10,7 @@ from torch import Tensor
 from showo_data.files import folder_aside
 from showo_dist.evaluation.job import write_json
 from showo_dist.generation.pipeline import Pipeline
+from showo_dist.generation.samplers import ONE_BY_ONE, SAMPLERS
 from showo_dist.generation.sampling import SamplingOptions
 from showo_dist.report.gallery.checkpoints import Checkpoint
 from showo_dist.runtime.numerics import image_generator
@@ -44,7 +45,15 @@ class Settings:
     clip_model: str | None = None
 
     def options(self, own: SamplingOptions) -> SamplingOptions:
-        """The checkpoint's own options, changed as the settings say."""
+        """The checkpoint's own options, changed as the settings say.
+
+        Raises:
+            ValueError: a number of rounds is given, and the checkpoint's sampler has its own.
+        """
+        if self.steps is not None and own.sampler == ONE_BY_ONE:
+            raise ValueError(
+                f"--steps {self.steps}: without effect with the checkpoint's sampler, {ONE_BY_ONE}"
+            )
         return replace(
             own,
             steps=own.steps if self.steps is None else self.steps,
@@ -110,6 +119,7 @@ def generate_images(
 def _generate(pipeline: Pipeline, settings: Settings, folder: Path, batch: int) -> None:
     masks: list[list[str]] = [[] for _ in settings.prompts[: settings.frames]]
     options = settings.options(pipeline.options)
+    rounds = SAMPLERS[options.sampler].rounds(options.steps, pipeline.tokens)
     for start in range(0, len(settings.prompts), batch):
         prompts = settings.prompts[start : start + batch]
         sampler = pipeline.sampler(prompts, options)
@@ -120,7 +130,7 @@ def _generate(pipeline: Pipeline, settings: Settings, folder: Path, batch: int) 
         kept = max(0, min(len(prompts), settings.frames - start))
         codes_BN = sampler.codes_BN
         for number, codes_BN in enumerate(sampler.rounds(noise)):
-            last = number == options.steps - 1
+            last = number == rounds - 1
             hidden_BN = sampler.codes_BN == pipeline.vocabulary.codebook
             for place in range(kept):
                 _save(pipeline, codes_BN[place], folder / _frame_name(start + place, number))
