@@ -30,10 +30,13 @@ _TURNS = {
 }
 # Keys of ``Image.info`` that hold an orientation.
 _ORIENTED = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
+# Pillow reads more, some of it by running other programs: Ghostscript for bytes that begin with "%!PS".
+# "JPEG" includes MPO. AVIF is last, since Pillow before 11.3 lacks it.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF")
 
 
 class UnfitImageError(ValueError):
-    """The size of the image cannot be used; ``reason`` is a short code."""
+    """The size or the pixels of the image cannot be used; ``reason`` is a short code."""
 
     reason = "unfit-image"
 
@@ -50,6 +53,12 @@ class TooSmallError(UnfitImageError):
     reason = "image-too-small"
 
 
+class NoRangeError(UnfitImageError):
+    """The pixels are floats or 32-bit integers, and no format defines which of them is white."""
+
+    reason = "image-without-range"
+
+
 def open_image(data: bytes) -> Image.Image:
     """Open the image in ``data``: its header is read, its pixels are not.
 
@@ -58,6 +67,7 @@ def open_image(data: bytes) -> Image.Image:
     Raises:
         TooLargeError: by its header, the image has too many pixels.
         TooSmallError: by its header, the image is a single pixel.
+        NoRangeError: by its header, the pixels are floats or 32-bit integers.
         Exception: whatever Pillow raises on broken data (its formats do not share an exception).
     """
     return _despite_metadata(_opened, data)
@@ -107,11 +117,14 @@ def _opened(data: bytes) -> Image.Image:
     with warnings.catch_warnings():  # Pillow raises at twice its limit only, and warns below that
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            image = Image.open(io.BytesIO(data))
+            image = Image.open(io.BytesIO(data), formats=_FORMATS)
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise TooLargeError(str(error)) from None
     if image.size == (1, 1):
         raise TooSmallError("1x1 pixels")
+    # "I" of other formats than TIFF has 16 bits.
+    if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+        raise NoRangeError(f"{image.format} of mode {image.mode}")
     return image
 
 

@@ -8,6 +8,7 @@
 """
 
 import random
+import resource
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -102,6 +103,16 @@ def sample_reader(files: OpenShards, shard: str, index: int) -> Reader:
     return read
 
 
+def _open_limit(spec: FlowSpec) -> int:
+    """Return how many shards to keep open: those that all streams read at a time, and those that follow.
+
+    Reading the index of one again for every sample costs 30 times the sample. A process may have a limited
+    number of files, which all flows share.
+    """
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(64, min(2 * spec.streams * len(spec.parts), files // 8))
+
+
 class ExactReader:
     """Map from position to stored sample; shards are opened when a sample is read."""
 
@@ -125,7 +136,7 @@ class ExactReader:
             streams.append(CanonicalStream(counts, seed, spec.streams, spec.window))
             self.shards += headers
         self.stream = MixedStream(streams, [part.weight for part in spec.parts], spec.seed)
-        self._files = OpenShards(storage=spec.storage, headers=self.shards)
+        self._files = OpenShards(_open_limit(spec), spec.storage, self.shards)
 
     def __len__(self) -> int:
         return self.stream.samples

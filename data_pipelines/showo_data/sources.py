@@ -141,7 +141,9 @@ class Source:
         if self.spec.kind != "text":
             self._add_image(sample, read)
         if self.spec.kind in ("caption", "text", "edit"):
-            sample.text = self._text(position, shard, key, read)
+            text = self._text(position, shard, key, read)
+            # A caption file ends in a line feed, which would be trained on; a document is kept as it is.
+            sample.text = text if self.spec.kind == "text" else text.strip()
         elif self.spec.kind == "conversation":
             sample.conversation = read_conversation(read)
         return sample

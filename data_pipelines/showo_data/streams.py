@@ -59,6 +59,8 @@ class CanonicalStream:
             raise ValueError("the shards hold no samples")
         self.seed, self.streams, self.window = seed, streams, window
         self._counts = self.counts_S.tobytes()  # hashable, for the cache of orders
+        # Of each stream, the epoch and the number of the last window, and its order.
+        self._windows: dict[int, tuple[int, int, npt.NDArray[np.uint32]]] = {}
 
     def locate(self, position: int) -> Place:
         """Return the sample at ``position`` ≥ 0."""
@@ -81,13 +83,14 @@ class CanonicalStream:
 
     def _shuffled(self, epoch: int, stream: int, entry: int) -> int:
         """Return the entry of the unshuffled stream that the shuffle of its window puts at ``entry``."""
-        length = self._start(stream + 1) - self._start(stream)
         number, offset = divmod(entry, self.window)
         first = number * self.window
-        order = _permutation(
-            f"window/{self.seed}/{epoch}/{stream}/{number}", min(self.window, length - first)
-        )
-        return first + order.item(offset)
+        window = self._windows.get(stream)
+        if window is None or window[:2] != (epoch, number):
+            length = min(self.window, self._start(stream + 1) - self._start(stream) - first)
+            order = _permutation(f"window/{self.seed}/{epoch}/{stream}/{number}", length)
+            window = self._windows[stream] = epoch, number, order.astype(np.uint32)
+        return first + window[2].item(offset)
 
 
 class MixedStream:
@@ -169,7 +172,7 @@ def _assignment(name: str, quotas: tuple[int, ...]) -> tuple[Integers, Integers]
     return stream_B, before_B
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=128)
 def _order_of_shards(seed: int, epoch: int, counts: bytes) -> tuple[Integers, Integers]:
     """Return the shards of an epoch in their order, and the running totals of their samples."""
     counts_S = np.frombuffer(counts, dtype=np.int64)
@@ -177,7 +180,6 @@ def _order_of_shards(seed: int, epoch: int, counts: bytes) -> tuple[Integers, In
     return order_S, np.cumsum(counts_S[order_S])
 
 
-@lru_cache(maxsize=1024)
 def _permutation(name: str, length: int) -> Integers:
     """Return a permutation of ``range(length)`` that depends on ``name`` alone, on every machine.
 

@@ -1,16 +1,21 @@
 """Shards from inputs, whatever they are: arithmetic, resumption, bad inputs, images kept as they are."""
 
+import hashlib
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
 from showo_data.cli import main_shards
 from showo_data.convert import Item, Target, convert
@@ -297,7 +302,7 @@ def test_the_journal_says_what_each_shard_holds(tmp_path: Path) -> None:
     assert settings == {"source": "x", "shard_size": 10}
     assert last == {
         "shard": "train-000001.tar",
-        "names": last["names"],
+        "content": last["content"],
         "inputs": 2,
         "samples": 1,
         "skipped": {"odd": 1},
@@ -320,12 +325,131 @@ def test_inputs_that_changed_between_two_calls_are_refused(tmp_path: Path) -> No
         main_shards(command)
 
 
-def test_folders_behind_links_are_visited_once(tmp_path: Path) -> None:
+def test_the_journal_of_an_older_version_is_read(tmp_path: Path) -> None:
+    """It has the names of the inputs alone, no notes, and no digest of a side file."""
+    target = Target(out=tmp_path, settings={"source": "x"})
+    convert(Inputs(3), target)
+    settings, record = map(json.loads, target.journal.read_text().splitlines())
+    del record["content"]
+    record["names"] = hashlib.sha256(b"input 0\ninput 1\ninput 2").hexdigest()[:16]
+    record |= {"uncaptioned": 2, "first_uncaptioned": "input 1"}
+    target.journal.write_text(f"{json.dumps(settings)}\n{json.dumps(record)}\n")
+    again = Inputs(3)
+    now = replace(target, settings={"source": "x", "names_sha256": "0" * 64})
+    assert "without a caption: 2, first input 1" in convert(again, now).summary()
+    assert again.read == []
+    with pytest.raises(ValueError, match="of other inputs"):
+        convert([Item(f"other {n}", list) for n in range(3)], now)
+
+
+def _line_conversions(folder: Path, texts: str) -> Iterator[tuple[str, list[str]]]:
+    """Write the ``texts`` as inputs that have numbers for names; yields each file and its conversion."""
+    (folder / "x.jpg").write_bytes(image(1))
+    turns = [{"from": "human", "value": "?"}, {"from": "gpt", "value": ""}]
+    entries = [
+        {"image": "x.jpg", "conversations": [turns[0], {**turns[1], "value": text}]}
+        for text in texts
+    ]
+    lines = [json.dumps({"content": text}) for text in texts]
+    (folder / "a.jsonl").write_text("\n".join(lines))
+    yield "a.jsonl, line 1", ["from-text", f"{folder}/a.jsonl"]
+    (folder / "a.json").write_text(json.dumps(entries))
+    yield "a.json, item 0", ["from-llava", f"{folder}/a.json", "--images", str(folder)]
+
+
+def test_lines_that_were_added_between_others_are_refused(tmp_path: Path) -> None:
+    """Their names are numbers, which stay the same: one would be converted twice, and one not at all."""
+
+    def convert_all(texts: str) -> None:
+        for name, command in _line_conversions(tmp_path, texts):
+            out = ["--out", f"{tmp_path}/{command[0]}", "--shard-size", "2"]
+            if texts[0] == "1":
+                assert main_shards([*command, *out]) == 0
+                continue
+            with pytest.raises(ValueError, match=f"of other inputs than .*, the first .*/{name}"):
+                main_shards([*command, *out])
+
+    convert_all("12345")
+    convert_all("123456789")  # what is appended changes no finished shard
+    texts = [sample.text for _, sample in sorted(samples(tmp_path / "from-text", "text").items())]
+    assert texts == list("123456789")
+    convert_all("0123456789")
+
+
+def test_a_parquet_file_of_another_size_is_refused(tmp_path: Path) -> None:
+    def write(name: str, *texts: str) -> None:
+        parquet.write_table(pa.table({"content": texts}), tmp_path / f"{name}.parquet")
+
+    command = ["from-text", f"{tmp_path}/*.parquet", "--out", f"{tmp_path}/out"]
+    write("a", "one", "two", "three")
+    assert main_shards([*command, "--shard-size", "2"]) == 0
+    write("b", "four")
+    assert main_shards([*command, "--shard-size", "2"]) == 0, "a file more, behind the others"
+    write("a", "zero", "one and two", "three")
+    with pytest.raises(ValueError, match=r"of other inputs .*a\.parquet, row 0"):
+        main_shards([*command, "--shard-size", "2"])
+
+
+def test_fewer_inputs_than_before_are_refused(tmp_path: Path) -> None:
+    """Shards of both would be one set."""
+    convert(Inputs(45), Target(out=tmp_path, shard_size=10))
+    before = snapshot(tmp_path)
+    for limit, shard in ((37, "000003"), (20, "000002")):
+        with pytest.raises(ValueError, match=rf"train-{shard}\.tar: was made of .*--limit"):
+            convert(Inputs(45), Target(out=tmp_path, shard_size=10, limit=limit))
+    with pytest.raises(ValueError, match=r"000004\.tar: was made of 5 inputs, of which 4 are"):
+        convert(Inputs(44), Target(out=tmp_path, shard_size=10))
+    assert snapshot(tmp_path) == before
+
+
+def test_a_folder_with_several_names_is_visited_once(tmp_path: Path) -> None:
     source, apart = tmp_path / "images", tmp_path / "apart"
-    for folder in (source / "a", apart):
+    for folder in (source / "a", source / "c", apart):
         folder.mkdir(parents=True)
         (folder / "x.jpg").write_bytes(image(1))
+    (tmp_path / "beside.jpg").write_bytes(image(1))
     (source / "b").symlink_to(apart)
     (source / "a" / "round").symlink_to(source)
-    report = convert(folder_items(source), Target(out=tmp_path / "out"))
-    assert report.samples == 2
+    (source / "a" / "above").symlink_to(tmp_path)
+    (source / "a" / "other").symlink_to(source / "c")
+    (source / "c" / "other").symlink_to(source / "a")
+    names = [item.name for item in folder_items(source) if isinstance(item, Item)]
+    assert names == [f"{source}/{name}/x.jpg" for name in ("a", "a/other", "b")]
+
+
+def test_a_folder_that_cannot_be_read_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "abc":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.jpg").write_bytes(image(1))
+    scandir = os.scandir
+
+    def refusing(path: str) -> object:
+        if str(path).endswith(("/b", "/c")):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    report = convert(folder_items(tmp_path), Target(out=tmp_path / "out"))
+    assert report.samples == 1 and report.skipped == {"unreadable-folder": 2}
+    assert report.examples == {
+        "unreadable-folder": f"{tmp_path}/b",
+        "without a caption": f"{tmp_path}/a/x.jpg",
+    }
+
+
+def test_files_of_other_kinds_are_counted(tmp_path: Path) -> None:
+    source = tmp_path / "images"
+    source.mkdir()
+    kinds = {"a.jfif": "JPEG", "b.jpe": "JPEG", "c.avif": "AVIF"}
+    for name, kind in kinds.items():
+        (source / name).write_bytes(image(1, kind))
+        (source / name).with_suffix(".txt").write_text("x")
+    for name in ("0\udcff.json", "d.heic", "._d.heic"):
+        (source / name).write_text("{}")
+    command = Target(out=tmp_path / "out", shard_size=2)
+    for _ in range(2):  # also where all shards are from before
+        report = convert(folder_items(source), command)
+        assert report.samples == report.inputs == 3
+        assert f"neither image nor caption: 2, first {source}/0\\udcff.json" in report.summary()

@@ -123,8 +123,8 @@ BAD_ENTRIES = {
     '{"image": "x.jpg", "conversations": [{]}': "broken-json",
     '{"image": "x.jpg" "id": "]"}': "broken-json",
     '{"image": "x.jpg", "id": "a\nb"}': "broken-json",
-    _entry('"a\\u0000b.jpg"'): "malformed-path",
-    _entry('"\\ud83d.jpg"'): "malformed-path",
+    _entry('"a\\u0000b.jpg"'): "unreadable-image",
+    _entry('"\\ud83d.jpg"'): "unreadable-image",
     _entry(f'"{"a" * 5000}.jpg"'): "unreadable-image",
     _entry('"."'): "unreadable-image",
     _entry("null"): "text-only",
@@ -151,6 +151,19 @@ def test_a_broken_llava_file_keeps_the_items_before(tmp_path: Path) -> None:
     assert report.examples == {"unreadable-rest": f"{tmp_path}/set.json, from item 2 on"}
 
 
+@pytest.mark.parametrize("chunk", [1, 1 << 20])
+def test_what_is_behind_the_list_is_not_lost_without_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    """As ``cat a.json b.json`` makes it."""
+    monkeypatch.setattr("showo_data.convert.elements._CHUNK", chunk)
+    report = _llava(tmp_path, [_entry(), _entry()], end=f"]\n[{_entry()}]\n")
+    assert report.skipped == {"unreadable-rest": 1} and report.samples == 2
+    assert report.examples == {"unreadable-rest": f"{tmp_path}/set.json, from item 2 on"}
+    (tmp_path / "set.json").write_text(f"[{_entry()}] \n\t\n")
+    assert len(list(read_array(tmp_path / "set.json"))) == 1
+
+
 def test_one_image_in_a_list_and_the_roles_of_other_chat_formats(tmp_path: Path) -> None:
     report = _llava(tmp_path, [_entry('["x.jpg"]', ("user", "assistant"))])
     assert not report.skipped
@@ -158,11 +171,11 @@ def test_one_image_in_a_list_and_the_roles_of_other_chat_formats(tmp_path: Path)
     assert sample.conversation == [("human", "say user"), ("gpt", "say assistant")]
 
 
-def test_a_circle_of_links_is_no_path(tmp_path: Path) -> None:
+def test_a_circle_of_links_is_no_image(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.jpg").symlink_to("a.jpg")
     report = _llava(tmp_path, [_entry(), _entry('"a.jpg"')])
-    assert report.samples == 1 and report.skipped == {"malformed-path": 1}
+    assert report.samples == 1 and report.skipped == {"unreadable-image": 1}
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 1 << 20])
@@ -172,12 +185,15 @@ def test_elements_behind_a_broken_one_are_found(
     monkeypatch.setattr("showo_data.convert.elements._CHUNK", chunk)
     path = tmp_path / "a.json"
     path.write_bytes(BOM + b'[12345, {"a": [1,]}, "\\" ]}", [{"x" 1}, "]"], {"b": 1}]')
-    assert list(read_array(path)) == [12345, BROKEN, '" ]}', BROKEN, {"b": 1}]
+    elements = [element for element, _ in read_array(path)]
+    assert elements == [12345, BROKEN, '" ]}', BROKEN, {"b": 1}]
     path.write_bytes(BOM + b' {"a" : ["x", "y"] , "b": {"c" 1}, "d":12345}')
     assert list(read_object(path)) == [("a", ["x", "y"]), ("b", BROKEN), ("d", 12345)]
 
 
-@pytest.mark.parametrize("text", ['{"a" "b"}', '{"a": ', "{1: 2}", '{"a": [1]'])
+@pytest.mark.parametrize(
+    "text", ['{"a" "b"}', '{"a": ', "{1: 2}", '{"a": [1]', '{"a": 1}{"b": 2}', '{"a": 1} x']
+)
 def test_a_broken_object_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(ValueError, match=r"a\.json: broken JSON after \d elements"):
@@ -330,7 +346,7 @@ def test_captions_of_a_folder_are_found_or_counted(tmp_path: Path) -> None:
     stored = files(tmp_path / "out")
     texts = {name[9]: data for name, data in stored.items() if name.endswith("txt")}
     assert texts == {"0": b"one", "1": b"two", "2": b"three", "5": b"six"}
-    assert report.skipped == {"not-utf8": 1} and report.uncaptioned == 2
+    assert report.skipped == {"not-utf8": 1} and report.notes == {"without a caption": 2}
     assert f"without a caption: 2, first {folder}/d.jpg" in report.summary()
 
 

@@ -180,3 +180,43 @@ def test_captions_that_no_shard_can_have_are_refused(world: Path) -> None:
         main_shards([*command, "--laion12m", f"{world}/laion-captions"])
     with pytest.raises(ValueError, match=r"--sa1b .*gone: no such folder"):
         main_shards([*command, "--sa1b", f"{world}/gone"])
+
+
+def test_captions_of_other_keys_are_refused(world: Path) -> None:
+    """Else the shards would be written with their own texts, without a word."""
+    book = world / "book.json"
+    book.write_text('{"000/k1.jpg": ["one"]}')
+    command = ["from-captions", f"{world}/other/0.tar", "--for", "mmu", "--out", f"{world}/out"]
+    message = r"other/0\.tar: none of its keys has captions, its first is 'k1', the first of "
+    with pytest.raises(ValueError, match=message + r"\S+ \S+book\.json is '000/k1\.jpg': give a"):
+        main_shards([*command, "--journeydb", str(book)])
+    with pytest.raises(ValueError, match=r"its first is 'k1', those of --sa1b \S+ contain 'SA1B'"):
+        main_shards([*command, "--sa1b", f"{world}/sa1b"])
+
+
+def test_own_texts_that_are_kept_are_counted(
+    world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    book, out = world / "book.json", world / "out"
+    book.write_text('{"./k1": ["one"], "elsewhere": ["x"]}')
+    shard = _shard(world / "dots.tar", ["./k1", "./k2", "./k3"])
+    command = ["from-captions", shard, "--journeydb", str(book), "--for", "mmu", "--out", str(out)]
+    for _ in range(2):
+        assert main_shards(command) == 0
+        assert f"own text kept: 2, first {shard}, 'k2'" in capsys.readouterr().out
+    assert {text for text in files(out).values() if b"JFIF" not in text} == {
+        b"one",
+        b"own ./k2",
+        b"own ./k3",
+    }
+    book.write_text('{"./k1": ["two"]}')
+    with pytest.raises(ValueError, match="with other settings, journeydb_sha256"):
+        main_shards(command)
+
+
+def test_captions_for_another_version_of_a_shard_are_refused(world: Path) -> None:
+    command = ["from-captions", f"{world}/other/0.tar", "--for", "mmu", "--out", f"{world}/out"]
+    assert main_shards(command) == 0
+    _shard(world / "other" / "0.tar", ["k0", "k1"])
+    with pytest.raises(ValueError, match=r"of other inputs .*other/0\.tar, sample 0"):
+        main_shards(command)

@@ -145,7 +145,7 @@ BAD: list[tuple[str, Any]] = [
     ("no-text", {**GOOD, "instruction": ["a", 3]}),
     ("broken-image", {**GOOD, "target": "edits.jsonl"}),
     ("image-outside-folder", {**GOOD, "source": "../../etc/passwd"}),
-    ("malformed-path", {**GOOD, "source": "a\0b"}),
+    ("unreadable-source", {**GOOD, "source": "a\0b"}),
     ("not-utf8", {**GOOD, "instruction": "\ud800"}),
     ("broken-json", "{"),
     ("broken-json", "[1]"),

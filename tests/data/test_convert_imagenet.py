@@ -207,3 +207,11 @@ def test_tars_beside_folders(tmp_path: Path, names: Path) -> None:
     (source / wnid / "a.jpg").write_bytes(image(1))
     with pytest.raises(ValueError, match=f"class {wnid} is there as a folder and as a tar"):
         list(imagenet_items(source, names))
+
+
+def test_other_names_for_the_same_images_are_refused(tmp_path: Path, names: Path) -> None:
+    command = ["from-imagenet", str(_source("folders", tmp_path)), "--names", str(names)]
+    assert main_shards([*command, "--out", f"{tmp_path}/out"]) == 0
+    names.write_text(names.read_text() + "n99999999 another\n")
+    with pytest.raises(ValueError, match=r"with other settings, names_sha256 \w{8}…, not \w{8}"):
+        main_shards([*command, "--out", f"{tmp_path}/out"])

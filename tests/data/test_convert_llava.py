@@ -139,7 +139,7 @@ def test_a_list_is_read_element_by_element(
     path = tmp_path / "a.json"
     path.write_text("  " * (chunk > 4) + json.dumps(elements, indent=indent))
     monkeypatch.setattr("showo_data.convert.elements._CHUNK", chunk)
-    assert list(read_array(path)) == elements
+    assert [element for element, _ in read_array(path)] == elements
 
 
 @pytest.mark.parametrize("text", ["{}", "", '{"a": [1]}'])
@@ -155,7 +155,7 @@ def test_a_broken_list_gives_what_was_whole(tmp_path: Path, text: str) -> None:
     path = tmp_path / "a.json"
     path.write_text(text)
     elements = read_array(path)
-    assert next(elements) == {"a": 1}
+    assert next(elements)[0] == {"a": 1}
     with pytest.raises(ValueError, match=r"a\.json: broken JSON after 1 elements"):
         next(elements)
 
@@ -165,3 +165,21 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
         list(llava_items(tmp_path / "a.json", tmp_path / "gone"))
     with pytest.raises(FileNotFoundError, match=r"a\.json"):
         list(llava_items(tmp_path / "a.json", tmp_path))
+
+
+def test_links_in_the_folder_may_lead_out_of_it(tmp_path: Path) -> None:
+    """LLaVA's ``images/coco`` is mostly a link, and so are the files of a snapshot of the hub."""
+    images, elsewhere = tmp_path / "images", tmp_path / "blobs"
+    images.mkdir()
+    elsewhere.mkdir()
+    (elsewhere / "0f.jpg").write_bytes(image(1))
+    (images / "coco").symlink_to(elsewhere)
+    (images / "x.jpg").symlink_to("../blobs/0f.jpg")
+    names = ["coco/0f.jpg", "x.jpg", "coco/../x.jpg", str(images / "x.jpg")]
+    outside = ["coco/../../blobs/0f.jpg", "../blobs/0f.jpg", str(elsewhere / "0f.jpg")]
+    entries = [{"image": name, "conversations": _rounds(1)} for name in names + outside]
+    path = tmp_path / "set.json"
+    path.write_text(json.dumps(entries))
+    report = convert(llava_items(path, images), Target(out=tmp_path / "out"))
+    assert report.samples == len(names)
+    assert report.skipped == {"image-outside-folder": len(outside)}

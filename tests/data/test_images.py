@@ -6,10 +6,20 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from transformers.models.clip import CLIPImageProcessorPil
 
-from showo_data.images import TooLargeError, TooSmallError, clip_transform, decode, vq_transform
+from showo_data.convert.images import image_member
+from showo_data.images import (
+    NoRangeError,
+    TooLargeError,
+    TooSmallError,
+    clip_transform,
+    decode,
+    open_image,
+    vq_transform,
+)
+from showo_data.members import BadSampleError
 
 
 def _encoded(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
@@ -122,3 +132,35 @@ def test_too_many_pixels_are_refused_before_decoding(monkeypatch: pytest.MonkeyP
 def test_a_line_does_not_grow_without_bound() -> None:
     with pytest.raises(TooLargeError):
         vq_transform(512)(Image.new("RGB", (20_000, 1)))
+
+
+def test_postscript_runs_no_other_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow would run Ghostscript on it."""
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("it ran"))
+    data = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
+    assert Image.open(io.BytesIO(data)).format == "EPS"
+    with pytest.raises(UnidentifiedImageError):
+        decode(data)
+
+
+@pytest.mark.parametrize("form", ["GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "MPO"])
+def test_other_formats(form: str) -> None:
+    options = {"save_all": True, "append_images": [_gradient(20, 30)]} if form == "MPO" else {}
+    image = open_image(_encoded(_gradient(20, 30), form, **options))
+    assert (image.format, image.size) == (form, (20, 30))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_pixels_of_no_defined_range_are_refused(dtype: type) -> None:
+    """They would become black, or white."""
+    data = _encoded(Image.fromarray(np.ones((7, 9), dtype)), "TIFF")
+    with pytest.raises(NoRangeError):
+        decode(data)
+    with pytest.raises(BadSampleError, match="image-without-range"):
+        image_member(data)
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF", "PPM"])
+def test_sixteen_bits_of_any_format(form: str) -> None:
+    data = _encoded(Image.fromarray(np.full((7, 9), 0x8000, dtype=np.uint16)), form)
+    assert decode(data).getpixel((3, 3)) == (128, 128, 128)

@@ -80,6 +80,7 @@ def test_captions_are_true_and_complete() -> None:
     for i in range(600):
         drawn = scene(2, i)
         words = caption(drawn, rng)
+        assert words == words.strip(), "a Source would remove the spaces"
         include, sizes = _parse(words)
         verdict = score(draw(drawn), {"include": include})
         assert verdict.correct, (words, verdict.reason)

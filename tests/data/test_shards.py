@@ -182,7 +182,7 @@ def test_an_index_that_cannot_lie_beside_its_shard_is_cached(tmp_path: Path) -> 
 def test_names_that_are_not_utf8_do_no_harm(tmp_path: Path) -> None:
     shard = _tar(tmp_path / "a.tar", [("a\udcff.txt", b"1"), ("b.txt", b"2")])
     assert load_index(shard)[0].samples == 2
-    assert [load_table(shard).key(i) for i in range(2)] == ["a\ufffd", "b"]
+    assert [load_table(shard).key(i) for i in range(2)] == ["a\\xff", "b"]
 
 
 def test_patterns_expand_in_order(tmp_path: Path) -> None:

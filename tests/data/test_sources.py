@@ -14,7 +14,7 @@ from PIL import Image
 
 from showo_data import BadSamples, FlowSpec, Sample, Skipped, Source, vq_transform
 from showo_data.members import CODES, CONDITION, FEATURES, Fit
-from showo_data.shards import load_index, write_shard
+from showo_data.shards import files, load_index, write_shard
 
 
 def _png(colour: str = "red", side: int = 16) -> bytes:
@@ -415,3 +415,19 @@ def test_a_misfit_of_numbered_codes_is_found_at_the_start(tmp_path: Path) -> Non
     members = {"0.codes.npy": _npy([1, 2, 3]), "json": _asked("<image>")}
     with pytest.raises(ValueError, match=r"codes\.npy has 3 codes, expected 4 codes"):
         _only(tmp_path, "conversation", members, fits={CODES: Fit((4,), 9)})
+
+
+def test_all_shards_that_the_streams_read_stay_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the index of a shard would be read again for every sample."""
+    monkeypatch.setattr("resource.getrlimit", lambda _: (65536, 65536))
+    urls = tuple(str(tmp_path / f"{number}.tar") for number in range(80))
+    for url in urls:
+        write_shard(url, [{"__key__": f"k{i}", "txt": "x"} for i in range(5)])
+    spec = FlowSpec(flow="f", kind="text", urls=urls, batch=1, streams=80, window=1)
+    source, read = Source(spec), []
+    load = files.load_indexed
+    monkeypatch.setattr(files, "load_indexed", lambda *a: read.append(a[0]) or load(*a))
+    assert all(isinstance(source[p], Sample) for p in range(400))
+    assert len(read) == 80

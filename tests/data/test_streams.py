@@ -1,6 +1,7 @@
 """Positions name samples by arithmetic: each exactly once per epoch, whoever asks."""
 
 import pickle
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -95,3 +96,15 @@ FROZEN = [
 def test_impossible_streams_are_refused(counts: list[int], options: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=r"no samples|at least 1"):
         CanonicalStream(counts, seed=0, **options)
+
+
+def test_orders_of_windows_take_little_memory() -> None:
+    """Only the last window of each stream is kept, at 4 bytes per entry."""
+    stream = CanonicalStream([400_000], seed=3, streams=4, window=20_000)
+    tracemalloc.start()
+    for p in range(0, 1_200_000, 5000):
+        for number in range(4):
+            stream.locate(p + number)
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 1e6

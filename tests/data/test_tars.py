@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from showo_data import FlowSpec, Sample, Skipped, Source
-from showo_data.shards import OpenShards, load_index, load_table
+from showo_data.shards import OpenShards, index_path, load_index, load_table
 
 pytestmark = pytest.mark.usefixtures("time_limit")
 
@@ -224,3 +224,25 @@ def test_random_damage_is_counted(tmp_path: Path, seed: int) -> None:
             _texts(_source(path, bytes(data)))
         except ValueError as error:
             assert "not a tar" in str(error) or "hold no samples" in str(error)
+
+
+def test_keys_that_are_not_utf8_stay_apart(tmp_path: Path) -> None:
+    """Else ``encode`` would give two samples one key, and so make them one."""
+    names = [b"k\xe9.txt", b"k\xe8.txt", "ké.txt".encode()]
+    data = b"".join(_file(name.decode("utf-8", "surrogateescape"), b"x") for name in names)
+    (tmp_path / "a.tar").write_bytes(data + END)
+    (header,) = load_index(str(tmp_path / "a.tar"))
+    table = load_table(header.path)
+    assert [table.key(i) for i in range(len(table))] == ["k\\xe9", "k\\xe8", "ké"]
+
+
+def test_the_index_of_a_shard_that_begins_and_ends_sparse_is_kept(tmp_path: Path) -> None:
+    """The map of its holes is between the header and the data."""
+    _sparse(tmp_path, "--format=gnu")
+    command = ["tar", "-S", "--format=gnu", "-cf", "t.tar", "b.txt", "a.txt"]
+    subprocess.run([*command, "c.txt", "--transform=s/c/d/", "b.txt"], cwd=tmp_path, check=True)
+    shard = str(tmp_path / "t.tar")
+    load_index(shard)
+    before = index_path(shard).stat().st_ino
+    load_index(shard)
+    assert index_path(shard).stat().st_ino == before

@@ -123,3 +123,16 @@ def test_questions_of_users_are_questions(tmp_path: Path) -> None:
     assert item.conversation == [("user", "a?"), ("assistant", "a")]
     twice = _read(tmp_path, "conversation", _chat(("user", "a?"), ("human", "b?"), ("gpt", "b")))
     assert isinstance(twice, Skipped) and twice.reason == "malformed-conversation"
+
+
+@pytest.mark.parametrize("members", [{"txt": b" a cat\r\n"}, {"json": {"captions": ["a cat\n"]}}])
+def test_a_caption_has_no_space_around_it_and_a_document_keeps_it(
+    tmp_path: Path, members: dict[str, Any]
+) -> None:
+    """A caption file ends in a line feed, which would be trained on."""
+    images = {"source.png": _png(), "target.png": _png()}
+    for kind in ("caption", "edit"):
+        item = _read(tmp_path, kind, members | images, encoded=())
+        assert isinstance(item, Sample) and item.text == "a cat"
+    item = _read(tmp_path, "text", members)
+    assert isinstance(item, Sample) and item.text in (" a cat\r\n", "a cat\n")

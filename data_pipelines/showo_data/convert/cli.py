@@ -1,6 +1,7 @@
 """The commands ``showo-dist shards from-…``."""
 
 import argparse
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,11 @@ from showo_data.convert.edits import NAMES, edit_items
 from showo_data.convert.imagenet import imagenet_items
 from showo_data.convert.images import folder_items, image_items
 from showo_data.convert.interleaved import interleaved_items
-from showo_data.convert.items import Item
+from showo_data.convert.items import Item, Note
 from showo_data.convert.llava import llava_items
 from showo_data.convert.recaption import recaptioned_items
 from showo_data.convert.text import text_items
-from showo_data.convert.writing import Report, Target, convert
+from showo_data.convert.writing import DIGEST, Report, Target, convert
 from showo_data.shards.storage import add_storage_options, storage_of
 
 Parser = argparse.ArgumentParser
@@ -35,7 +36,7 @@ class Converter:
 
     help: str
     arguments: Callable[[Parser], None]
-    items: Callable[[argparse.Namespace], Iterator[Item]]
+    items: Callable[[argparse.Namespace], Iterator[Item | Note]]
     images: bool = True
 
 
@@ -83,7 +84,8 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         shard_size=arguments.shard_size,
         limit=arguments.limit,
         part=arguments.part,
-        settings={name: value for name, value in content if name not in _NOT_CONTENT},
+        settings={name: value for name, value in content if name not in _NOT_CONTENT}
+        | _side_files(arguments),
     )
     if getattr(arguments, "max_side", None) is not None and arguments.max_side < 1:
         raise ValueError(f"--max-side must be at least 1, not {arguments.max_side}")
@@ -99,6 +101,16 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     pattern = target.out / f"{target.prefix}-{{000000..{last}}}.tar"
     console.print(escape(f"for the config: '{pattern}'"), soft_wrap=True)
     return 0
+
+
+def _side_files(arguments: argparse.Namespace) -> dict[str, str]:
+    """The digests of the files that give all samples their captions."""
+    digests = {}
+    for name in ("names", "journeydb"):
+        if path := getattr(arguments, name, None):
+            with open(path, "rb") as stream:
+                digests[name + DIGEST] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return digests
 
 
 def _progress(console: Console) -> Progress:
@@ -219,7 +231,7 @@ def _folder_arguments(parser: Parser) -> None:
     parser.add_argument("source", help="folder of images, captions in x.txt beside x.jpg")
 
 
-def _folder(a: argparse.Namespace) -> Iterator[Item]:
+def _folder(a: argparse.Namespace) -> Iterator[Item | Note]:
     return folder_items(a.source, max_side=a.max_side)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -14,6 +15,7 @@ _LONGEST = 64 << 20
 _DIGITS = 4000
 _CLOSING = {"[": "]", "{": "}"}
 _SEPARATORS = re.compile(r"[\s,]*")
+_SPACES = re.compile(r"\s*")
 _COLON = re.compile(r"\s*:\s*")
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[\]{}]', re.DOTALL)
 
@@ -29,24 +31,27 @@ class BrokenFileError(ValueError):
         self.count = count
 
 
-def read_array(path: str | Path) -> Iterator[Any]:
-    """Yield the elements of the JSON list in a file; :data:`BROKEN` for one that cannot be parsed.
+def read_array(path: str | Path) -> Iterator[tuple[Any, int]]:
+    """Yield the elements of the JSON list in a file, and the CRC-32 of each as it is written.
+
+    One that cannot be parsed is :data:`BROKEN`.
 
     Bytes that are not UTF-8 become surrogates, so that a bad element does not affect the others. An integer
     of thousands of digits becomes infinity.
 
     Raises:
-        BrokenFileError: an element does not end, or something else than an element follows.
+        BrokenFileError: an element does not end, or something else than an element follows, or something
+            is behind the list.
         ValueError: the file holds no list.
     """
     with open(path, encoding="utf-8-sig", errors="surrogateescape") as stream:
         elements = _Elements(path, stream, "[")
         while not elements.at_end():
-            yield elements.next()
+            yield elements.next(), elements.check
 
 
 def read_object(path: str | Path) -> Iterator[tuple[str, Any]]:
-    """Yield the keys and values of the JSON object in a file, as :func:`read_array`."""
+    """Yield the keys and values of the JSON object in a file, read as in :func:`read_array`."""
     with open(path, encoding="utf-8-sig", errors="surrogateescape") as stream:
         elements = _Elements(path, stream, "{")
         while not elements.at_end():
@@ -63,7 +68,7 @@ class _Elements:
     def __init__(self, path: str | Path, stream: IO[str], opening: str) -> None:
         self._path, self._stream = path, stream
         self._decoder = json.JSONDecoder(parse_int=_integer)
-        self._text, self._at, self.count = "", 1, 0
+        self._text, self._at, self.count, self.check = "", 1, 0, 0
         while not self._text and (more := stream.read(_CHUNK)):
             self._text = more.lstrip()
         self._closing = _CLOSING[opening]
@@ -71,9 +76,15 @@ class _Elements:
             raise ValueError(f"{path}: expected a JSON {'list' if opening == '[' else 'object'}")
 
     def at_end(self) -> bool:
-        """Whether the list or object is closed here, behind separators."""
+        """Whether the list or object is closed here, behind separators; nothing may follow."""
         self._skip(_SEPARATORS)
-        return self._text.startswith(self._closing, self._at)
+        if not self._text.startswith(self._closing, self._at):
+            return False
+        self._at += 1
+        self._skip(_SPACES)
+        if self._at < len(self._text):
+            raise BrokenFileError(self._path, self.count)
+        return True
 
     def skip_colon(self) -> None:
         """Move behind the colon between a key and its value."""
@@ -98,6 +109,8 @@ class _Elements:
                     0,
                 )  # a number may have more digits
                 continue
+            element = self._text[self._at : end].encode("utf-8", "surrogateescape")
+            self.check = zlib.crc32(element)
             self._at = end
             self.count += 1
             return value

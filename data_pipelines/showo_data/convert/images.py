@@ -10,13 +10,16 @@ from typing import Any
 
 from PIL import Image
 
-from showo_data.convert.items import Item, Members, find_files, text_of
+from showo_data.convert.items import Item, Members, Note, bad_item, find_files, text_of
 from showo_data.convert.parquet import ParquetFiles
 from showo_data.images import UnfitImageError, open_image
 from showo_data.members import TEXTS, BadSampleError, numbered, read_image
 from showo_data.text import is_apple_double
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".avif"),
+)
 _EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 # JPEG quality of images that are made smaller; at 95 no difference is visible at the sizes of training.
 _JPEG_QUALITY = 95
@@ -123,11 +126,13 @@ def _load_row(
     return [members]
 
 
-def folder_items(source: str | Path, *, max_side: int | None = None) -> Iterator[Item]:
+def folder_items(source: str | Path, *, max_side: int | None = None) -> Iterator[Item | Note]:
     """Yield all images in ``source`` and its subfolders, folder by folder in the order of their names.
 
     ``x.txt`` beside ``x.jpg`` is its caption, else ``x.text``, ``x.caption``, ``x.jpg.txt`` and so on; the
-    extension may be in capitals. An image without a caption is converted without one, and counted.
+    extension may be in capitals. An image without a caption is converted without one, and counted. Links are
+    followed; a folder that has several names is visited under the first. A folder that cannot be read is one
+    bad input.
 
     Args:
         source: the folder.
@@ -138,24 +143,40 @@ def folder_items(source: str | Path, *, max_side: int | None = None) -> Iterator
     """
     if not Path(source).is_dir():
         raise FileNotFoundError(f"no folder {str(source)!r}")
-    for folder, subfolders, files in os.walk(source, followlinks=True):
-        # os.walk visits them in this order; a link to a folder above would never end.
-        here = os.path.realpath(folder)
-        within = [s for s in subfolders if not _is_above(os.path.realpath(f"{folder}/{s}"), here)]
-        subfolders[:] = sorted(within)
-        names = [name for name in sorted(files) if not is_apple_double(name)]
-        # Capital letters are sorted first, so that of x.TXT and x.txt the latter is kept.
-        captions = {(Path(n).stem, Path(n).suffix.lower()): n for n in names}
-        for name in names:
-            path = Path(folder, name)
-            if path.suffix.lower() in SUFFIXES:
-                places = [(stem, f".{text}") for stem in (path.stem, name) for text in TEXTS]
-                found = [path.with_name(captions[place]) for place in places if place in captions]
-                yield Item(str(path), partial(_load_file, path, found[:1], max_side))
+    # A link to a folder above would lead to all that is beside ``source``.
+    visited, unreadable = {str(p) for p in Path(source).resolve().parents}, list[OSError]()
+    for folder, subfolders, files in os.walk(source, onerror=unreadable.append, followlinks=True):
+        yield from _unreadable(unreadable)
+        real = os.path.realpath(folder)
+        if real in visited:
+            subfolders.clear()
+            continue
+        visited.add(real)
+        subfolders.sort()  # os.walk visits them in this order
+        yield from _images(folder, sorted(files), max_side)
+    yield from _unreadable(unreadable)
 
 
-def _is_above(folder: str, other: str) -> bool:
-    return f"{other}/".startswith(f"{folder}/")
+def _unreadable(errors: list[OSError]) -> Iterator[Item]:
+    """Yield a bad input for each folder that os.walk could not read, and forget them."""
+    while errors:
+        yield bad_item(str(errors.pop(0).filename), "unreadable-folder")
+
+
+def _images(folder: str, files: list[str], max_side: int | None) -> Iterator[Item | Note]:
+    """Yield the images among the files of a folder, and a note for each that is no caption either."""
+    names = [name for name in files if not is_apple_double(name)]
+    # Capital letters are sorted first, so that of x.TXT and x.txt the latter is kept.
+    captions = {(Path(n).stem, Path(n).suffix.lower()): n for n in names}
+    for name in names:
+        path = Path(folder, name)
+        suffix = path.suffix.lower()
+        if suffix in SUFFIXES:
+            places = [(stem, f".{text}") for stem in (path.stem, name) for text in TEXTS]
+            found = [path.with_name(captions[place]) for place in places if place in captions]
+            yield Item(str(path), partial(_load_file, path, found[:1], max_side))
+        elif suffix[1:] not in TEXTS:
+            yield Note("neither image nor caption", str(path))
 
 
 def _load_file(path: Path, captions: Sequence[Path], max_side: int | None) -> list[Members]:

@@ -15,8 +15,18 @@ FILE = "unreadable-file"
 REST = "unreadable-rest"
 # The members of one sample: extension → bytes, text, or an object for JSON.
 Members = dict[str, Any]
-# What is loaded of an input: samples, and the reason of each part that is left out.
-Pieces = Sequence[Members | BadSampleError]
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something to count in the summary that costs no input: ``what``, at first ``where``."""
+
+    what: str
+    where: str
+
+
+# What is loaded of an input: samples, the reason of each part that is left out, and notes.
+Pieces = Sequence[Members | BadSampleError | Note]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +38,12 @@ class Item:
         load: reads it and returns one sample, or several for a text that is cut into pieces; in the place of
             a part that cannot be used, the error with its reason. Raises
             :class:`showo_data.members.BadSampleError` if nothing can be used.
+        mark: differs where the content does, if the name is a number; known before the input is loaded.
     """
 
     name: str
     load: Callable[[], Pieces]
+    mark: str | int = ""
 
 
 def find_files(patterns: Iterable[str]) -> list[str]:

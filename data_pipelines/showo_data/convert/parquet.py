@@ -1,5 +1,6 @@
 """Read Parquet files row by row, with a few rows in memory at a time."""
 
+import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -119,10 +120,14 @@ class ParquetFiles:
         """
         for path in paths:
             try:
-                for _, number in self.places([path]):
-                    yield Item(f"{path}, row {number}", partial(self._load, path, number, load))
+                count = len(ParquetRows(path, self._columns))
             except UnreadableFileError as error:
                 yield bad_item(str(error), FILE)
+                continue
+            mark = f"{count} rows, {os.path.getsize(path)} bytes"
+            for number in range(count):
+                load_row = partial(self._load, path, number, load)
+                yield Item(f"{path}, row {number}", load_row, mark)
 
     def _load(self, path: str, number: int, load: Callable[[dict[str, Any]], Pieces]) -> Pieces:
         return load(self.row(path, number))

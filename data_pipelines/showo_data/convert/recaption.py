@@ -7,10 +7,10 @@ from pathlib import Path
 from showo_data.captions import WORDS, ExternalCaptions, check_folder
 from showo_data.convert.elements import BrokenFileError, read_object
 from showo_data.convert.images import image_member
-from showo_data.convert.items import FILE, Item, Members, bad_item
+from showo_data.convert.items import FILE, Item, Members, Note, Pieces, bad_item
 from showo_data.members import IMAGES, BadSampleError, first_of, read_texts
 from showo_data.readers import sample_reader
-from showo_data.shards import NotATarError, OpenShards, Storage, expand, load_index
+from showo_data.shards import NotATarError, OpenShards, ShardTable, Storage, expand, load_index
 
 # Key of a sample → the captions to choose from; None if they cannot be used.
 Book = dict[str, tuple[str, ...] | None]
@@ -36,21 +36,51 @@ def recaptioned_items(
     Raises:
         FileNotFoundError: a shard or the JSON file does not exist.
         ValueError: the JSON file has another layout; a folder of captions is missing, or no shard is of its
-            data set.
+            data set; ``journeydb`` or SA-1B are given, and no sample of the first shard has other captions.
     """
     for name in WORDS:
         if folder := getattr(outside, name):
             check_folder(f"--{name}", folder, name, urls)
     files, book = OpenShards(storage=storage), _read_book(journeydb) if journeydb else {}
+    known_by_key = bool(journeydb or outside.sa1b)
     for shard in expand(urls, storage):
         try:
             (header,) = load_index(shard, storage)
         except NotATarError as error:
             yield bad_item(str(error), FILE)
             continue
+        if known_by_key and header.samples:
+            _check_keys(files.table(shard), shard, outside, book, journeydb)
+            known_by_key = False
         for index in range(header.samples):
             load = partial(_load, files, shard, index, outside, book, max_side)
-            yield Item(f"{shard}, sample {index}", load)
+            yield Item(f"{shard}, sample {index}", load, header.sha256)
+
+
+def _check_keys(
+    table: ShardTable,
+    shard: str,
+    outside: ExternalCaptions,
+    book: Book,
+    journeydb: str | Path | None,
+) -> None:
+    """Refuse captions of other keys than those of the shard, whose samples would all keep their own text."""
+    keys = [_without_dot(table.key(index)) for index in range(len(table))]
+    if any(key in book or outside.find(shard, key) is not None for key in keys):
+        return
+    found = [f"its first is {keys[0]!r}"]
+    if journeydb:
+        found.append(f"the first of --journeydb {journeydb} is {next(iter(book), None)!r}")
+    if outside.sa1b:
+        found.append(f"those of --sa1b {outside.sa1b} contain 'SA1B'")
+    raise ValueError(
+        f"{shard}: none of its keys has captions, {', '.join(found)}: give a shard with captions first"
+    )
+
+
+def _without_dot(key: str) -> str:
+    """Return a key as it is without the "./" of a tar that was made from "."."""
+    return key.removeprefix("./")
 
 
 def _load(
@@ -60,29 +90,30 @@ def _load(
     outside: ExternalCaptions,
     book: Book,
     max_side: int | None,
-) -> list[Members]:
-    read, key = sample_reader(files, shard, index), files.table(shard).key(index)
+) -> Pieces:
+    read, key = sample_reader(files, shard, index), _without_dot(files.table(shard).key(index))
     data = first_of(read, IMAGES)
     if data is None:
         raise BadSampleError("no-image")
     members: Members = dict(image_member(data, max_side))
-    captions = outside.find(shard, key)
+    captions, notes = outside.find(shard, key), list[Note]()
     if captions is None:
         captions = book.get(key, ())
         if captions is None:
             raise BadSampleError("malformed-captions")
-        captions = captions or read_texts(read)
+        if not captions:
+            captions, notes = read_texts(read), [Note("own text kept", f"{shard}, {key!r}")]
     if not captions:
         raise BadSampleError("no-caption")
     if len(captions) == 1:
-        return [{**members, "txt": captions[0]}]
-    return [{**members, "json": {"captions": list(captions)}}]
+        return [{**members, "txt": captions[0]}, *notes]
+    return [{**members, "json": {"captions": list(captions)}}, *notes]
 
 
 def _read_book(path: str | Path) -> Book:
     wrong = f"{path}: expected JSON {{key: [caption, ...]}}"
     try:
-        book = {key: _captions(value) for key, value in read_object(path)}
+        book = {_without_dot(key): _captions(value) for key, value in read_object(path)}
     except BrokenFileError as broken:
         raise ValueError(f"{wrong}; it is broken behind {broken.count} entries") from None
     except ValueError:

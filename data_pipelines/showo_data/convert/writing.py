@@ -15,11 +15,14 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from showo_data.convert.items import Item, Members
+from showo_data.convert.items import Item, Members, Note, Pieces
 from showo_data.files import remove_unfinished, unlike, written_aside
 from showo_data.members import BadSampleError
 from showo_data.readers import reason_of
 from showo_data.shards import index_path, load_index, write_shard
+
+DIGEST = "_sha256"  # end of the name of a setting that is the digest of a side file
+_UNCAPTIONED = "without a caption"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,9 +85,9 @@ class Report:
         all_shards: number of shards of all parts.
         kept: shards that an earlier call finished.
         skipped: inputs, and parts of inputs, that cannot be used, by reason.
-        examples: the first such input of each reason.
-        uncaptioned: samples without a text.
-        first_uncaptioned: the input of the first of them.
+        notes: what else is counted, such as samples without a text; see
+            :class:`showo_data.convert.items.Note`.
+        examples: the first place of each reason and note.
     """
 
     shards: int = 0
@@ -93,9 +96,8 @@ class Report:
     samples: int = 0
     kept: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
-    uncaptioned: int = 0
-    first_uncaptioned: str = ""
 
     def add(self, record: dict[str, Any]) -> None:
         """Add a finished shard, given its line of the journal."""
@@ -103,39 +105,49 @@ class Report:
         self.inputs += record["inputs"]
         self.samples += record["samples"]
         self.skipped.update(record["skipped"])
+        self.notes.update(record.get("notes", {}))
         self.examples = record["examples"] | self.examples
-        self.uncaptioned += record.get("uncaptioned", 0)
-        self.first_uncaptioned = self.first_uncaptioned or record.get("first_uncaptioned", "")
+        if "uncaptioned" in record:  # of an older version
+            self.notes[_UNCAPTIONED] += record["uncaptioned"]
+            self.examples.setdefault(_UNCAPTIONED, record["first_uncaptioned"])
+
+    def note(self, note: Note) -> None:
+        """Count a note."""
+        self.notes[note.what] += 1
+        self.examples.setdefault(note.what, note.where)
 
     def summary(self) -> str:
-        """Describe the result: one line with the totals, and one per reason for skipped inputs."""
+        """Describe the result: one line with the totals, one per reason for skipped inputs and per note."""
         kept = f" ({self.kept} from before)" if self.kept else ""
         lines = [f"{self.shards} shards{kept}, {self.samples} samples of {self.inputs} inputs"]
         for reason, count in self.skipped.most_common():
             lines.append(f"skipped {count}: {reason}, first {self.examples[reason]}")
-        if self.uncaptioned:
-            lines.append(f"without a caption: {self.uncaptioned}, first {self.first_uncaptioned}")
-        return "\n".join(lines)
+        for what, count in self.notes.items():
+            lines.append(f"{what}: {count}, first {self.examples[what]}")
+        # Names of files need not be UTF-8, and have to be printed all the same.
+        return "\n".join(lines).encode(errors="backslashreplace").decode()
 
 
 def convert(
-    items: Iterable[Item], target: Target, progress: Callable[[Report], None] = lambda _: None
+    items: Iterable[Item | Note],
+    target: Target,
+    progress: Callable[[Report], None] = lambda _: None,
 ) -> Report:
     """Write ``items`` to shards with their indices; ``progress`` is called after each shard.
 
     Raises:
-        ValueError: ``target`` holds a conversion with other settings, or no input can be used.
+        ValueError: ``target`` holds a conversion with other settings or inputs, or no input can be used.
     """
-    chunks = _chunks(items, target)
+    report = Report()
+    chunks = _chunks(_inputs(items, report), target)
     first = next(chunks, [])  # errors in the arguments are raised here, before anything is written
     target.out.mkdir(parents=True, exist_ok=True)
     done = _finished_shards(target)
-    report = Report()
     for number, chunk in enumerate(chain([first] if first else [], chunks)):
         report.all_shards += 1
+        record = done.pop(target.shard(number).name, None)
         if not target.has(number):
             continue
-        record = done.get(target.shard(number).name)
         if record is not None:
             _refuse_other_inputs(record, chunk, target)
         if record is not None and _is_finished(target.shard(number), record, len(chunk)):
@@ -145,10 +157,23 @@ def convert(
             _note(target.journal, record)
         report.add(record)
         progress(report)
+    if done:
+        raise _other_inputs(
+            min(done), "of inputs that are not there now (a smaller --limit?)", target
+        )
     if not report.samples and (report.shards or not report.all_shards):
         why = report.summary().replace("\n", "; ")
         raise ValueError(f"nothing was converted to {target.out}: {why}")
     return report
+
+
+def _inputs(items: Iterable[Item | Note], report: Report) -> Iterator[Item]:
+    """Yield the inputs, and count the notes between them."""
+    for item in items:
+        if isinstance(item, Note):
+            report.note(item)
+        else:
+            yield item
 
 
 def _chunks(items: Iterable[Item], target: Target) -> Iterator[list[Item]]:
@@ -160,67 +185,74 @@ def _chunks(items: Iterable[Item], target: Target) -> Iterator[list[Item]]:
 def _write(shard: Path, first: int, chunk: list[Item]) -> dict[str, Any]:
     """Write one shard of the inputs from number ``first`` on; returns its line for the journal."""
     remove_unfinished(shard.parent, shard.name)
-    skipped: Counter[str] = Counter()
-    examples: dict[str, str] = {}
-    uncaptioned: list[str] = []
+    part = Report()
 
     def samples() -> Iterator[dict[str, Any]]:
         for number, item in enumerate(chunk, start=first):
-            loaded, reasons = _load(item)
-            skipped.update(reasons)
-            for reason in reasons:
-                examples.setdefault(reason, item.name)
-            for piece, members in enumerate(loaded):
-                key = f"{number:010d}" if len(loaded) == 1 else f"{number:010d}-{piece:04d}"
+            pieces = _load(item)
+            for piece in pieces:
+                if isinstance(piece, BadSampleError):
+                    part.skipped[str(piece)] += 1
+                    part.examples.setdefault(str(piece), item.name)
+                elif isinstance(piece, Note):
+                    part.note(piece)
+            loaded = [piece for piece in pieces if isinstance(piece, dict)]
+            for place, members in enumerate(loaded):
+                key = f"{number:010d}" if len(loaded) == 1 else f"{number:010d}-{place:04d}"
                 if not members.keys() & {"txt", "json"}:
-                    uncaptioned.append(item.name)
+                    part.note(Note(_UNCAPTIONED, item.name))
                 yield {"__key__": key, **members}
 
     count = write_shard(shard, samples())
     record = {
         "shard": shard.name,
-        "names": _names(chunk),
+        "content": _digest(chunk),
         "inputs": len(chunk),
         "samples": count,
-        "skipped": dict(skipped),
-        "examples": examples,
+        "skipped": dict(part.skipped),
+        "examples": part.examples,
     }
-    if uncaptioned:
-        record |= {"uncaptioned": len(uncaptioned), "first_uncaptioned": uncaptioned[0]}
-    return record
+    return record | ({"notes": dict(part.notes)} if part.notes else {})
 
 
 def _refuse_other_inputs(record: dict[str, Any], chunk: list[Item], target: Target) -> None:
-    """Inputs that were added between others, renamed or removed would leave some out and give some twice."""
+    """Inputs added between others, changed or removed would leave some out and give some twice."""
+    if len(chunk) < record["inputs"]:
+        what = f"of {record['inputs']} inputs, of which {len(chunk)} are there now (a smaller --limit?)"
+        raise _other_inputs(record["shard"], what, target)
     before = chunk[: record["inputs"]]
-    if len(before) == record["inputs"] and record.get("names", _names(before)) != _names(before):
-        raise ValueError(
-            f"{target.out / record['shard']}: was made of other inputs than there are now, the first "
-            f"{chunk[0].name}: choose another --out or --prefix, or remove {target.journal.name} and its "
-            "shards"
-        )
+    # An older version noted the names alone, or nothing.
+    noted = record.get("content", record.get("names"))
+    if noted not in (None, _digest(before, marks="content" in record)):
+        what = f"of other inputs than there are now, the first {chunk[0].name}"
+        raise _other_inputs(record["shard"], what, target)
 
 
-def _names(chunk: list[Item]) -> str:
-    """A digest of the names of a shard's inputs, in order."""
-    names = "\n".join(item.name for item in chunk)
-    return hashlib.sha256(names.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+def _other_inputs(shard: str, what: str, target: Target) -> ValueError:
+    return ValueError(
+        f"{target.out / shard}: was made {what}: choose another --out or --prefix, or remove "
+        f"{target.journal.name} and its shards"
+    )
 
 
-def _load(item: Item) -> tuple[list[Members], list[str]]:
+def _digest(chunk: list[Item], *, marks: bool = True) -> str:
+    """A digest of the names and marks of a shard's inputs, in order."""
+    lines = (f"{item.name}\n{item.mark}" if marks else item.name for item in chunk)
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def _load(item: Item) -> Pieces:
     """Load an input: its samples with their texts as UTF-8, and the reasons of what is left out."""
     try:
-        pieces = item.load()
-        reasons = [str(piece) for piece in pieces if isinstance(piece, BadSampleError)]
-        return [_as_utf8(p) for p in pieces if not isinstance(p, BadSampleError)], reasons
+        return [_as_utf8(p) if isinstance(p, dict) else p for p in item.load()]
     except BadSampleError as bad:
-        return [], [str(bad)]
+        return [bad]
     except UnicodeEncodeError:  # half of a surrogate pair, which JSON can name
-        return [], ["not-utf8"]
+        return [BadSampleError("not-utf8")]
     except OSError as error:
-        return [], [reason_of(error)]
+        return [BadSampleError(reason_of(error))]
     except Exception as error:  # no input may end a conversion of millions, whatever is in it
-        return [], [f"unexpected-{type(error).__name__}"]
+        return [BadSampleError(f"unexpected-{type(error).__name__}")]
 
 
 def _as_utf8(members: Members) -> Members:
@@ -254,7 +286,9 @@ def _finished_shards(target: Target) -> dict[str, dict[str, Any]]:
         lines = list(_complete_lines(journal)) if journal.exists() else []
         if len(lines) < 2:  # no shard was finished
             continue
-        if differences := unlike(lines[0], settings):
+        # An older version noted no digests of side files.
+        unknown = [name for name in settings.keys() - lines[0] if name.endswith(DIGEST)]
+        if differences := unlike(lines[0], settings, unknown):
             raise ValueError(
                 f"{journal} belongs to a conversion with other settings, {differences}: "
                 "name another --out or --prefix, or remove it and its shards"

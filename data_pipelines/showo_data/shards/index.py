@@ -38,7 +38,7 @@ from showo_data.shards.storage import (
     UnreadableShardError,
     digest,
 )
-from showo_data.shards.tables import BLOCK, DAMAGED, ShardTable, scan
+from showo_data.shards.tables import BLOCK, DAMAGED, SPARSE, ShardTable, scan
 
 log = logging.getLogger(__name__)
 
@@ -240,7 +240,8 @@ def _build_one(shard: str, storage: Storage, origin: str = "") -> ShardHeader:
         stream.seek(0)  # a second pass, since scan() does not read the contents of members
         sha256 = _sha256(stream)
         size = stream.seek(0, os.SEEK_END)
-    whole = np.flatnonzero(table.check_M)  # without damaged parts
+    # Without damaged parts, and without sparse members, whose header may not be the block before them.
+    whole = np.flatnonzero((table.check_M != 0) & (table.size_M != SPARSE))
     known = {
         "version": _VERSION,
         "size": size,

@@ -74,13 +74,10 @@ class ShardTable:
         return len(self.key_ends_N)
 
     def key(self, sample: int) -> str:
-        """Return the key of sample number ``sample``."""
+        """Return the key of sample number ``sample``; bytes that are not UTF-8 as ``\\xff``, to differ."""
         first = int(self.key_ends_N[sample - 1]) if sample else 0
-        return (
-            self.key_bytes[first : int(self.key_ends_N[sample])]
-            .tobytes()
-            .decode("utf-8", "replace")
-        )
+        key = self.key_bytes[first : int(self.key_ends_N[sample])].tobytes()
+        return key.decode("utf-8", "backslashreplace")
 
     def members(self, sample: int) -> list[Member]:
         """Return the members of sample number ``sample``, in the order of the shard."""
