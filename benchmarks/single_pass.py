@@ -376,7 +376,10 @@ def main() -> None:
         check_equal(packed, side, 1e-4 if dtype == torch.float32 else 1e-2)
     for side in sides.values():
         side(Clock(device))  # makes the moments, which no step's peak contains
-    memory = {n: peak_bytes(lambda s=side: s(Clock(device)), device) for n, side in sides.items()}
+    memory = {}
+    for name, side in sides.items():
+        side.model.zero_grad()  # else the gradients count as memory from before the step
+        memory[name] = peak_bytes(lambda s=side: s(Clock(device)), device)
     timings = interleaved(sides, device, options.repeats, warm_up=False)
     flops = Work.of(model).flops(packed.batch)
     rows = [row(n, timings[n], sides[n].tokens, flops, memory[n]) for n in sides]

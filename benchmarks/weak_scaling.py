@@ -71,9 +71,9 @@ def main() -> None:
                     )
                 seconds.append(taken)
         one, two = (statistics.median(seconds) for seconds in found.values())
-        times = {"one rank s": one, "two ranks s": two, "two / one": one / two}
+        times = {"one rank s": one, "two ranks s": two, "steps/s, two / one": one / two}
         rows.append({"engine": engine, **times})
-    worst = min(float(row["two / one"]) for row in rows)
+    worst = min(float(row["steps/s, two / one"]) for row in rows)
     settings = {"steps": options.steps, "repeats": options.repeats}
     report("weak_scaling", rows, {"least weak scaling": worst}, settings, options)
 

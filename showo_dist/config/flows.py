@@ -56,7 +56,9 @@ def _wrong_source(entry: Any) -> str | None:
     if not isinstance(entry, dict):
         return f"{entry!r} stands beside weighted sources; write it as {{urls, weight}} too"
     unknown = set(entry) - {"urls", "weight"}
-    if unknown or not as_paths([entry]):
+    urls = entry.get("urls")
+    texts = all(isinstance(url, str) for url in (urls if isinstance(urls, list) else [urls]))
+    if unknown or not texts or not as_paths([entry]):
         return f"{entry!r}: {_EXPECTED}"
     weight = entry.get("weight", 1.0)
     number = isinstance(weight, int | float) and not isinstance(weight, bool)

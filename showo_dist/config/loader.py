@@ -7,7 +7,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast, overload, runtime_checkable
 
@@ -20,6 +20,7 @@ from showo_dist.config.hints import describe, fields_of, hint_of, members, neare
 from showo_dist.config.schema import TrainConfig
 
 BASE_KEY = "base"
+_PLACEHOLDER = "???"
 # Texts in which a leading ~ is no home folder.
 NO_PATHS = ("inference.prompt", "inference.question")
 OVERRIDE = re.compile(r"(\w+(?:\.\w+)*)=(.*)", re.DOTALL)
@@ -108,8 +109,8 @@ def parse_overrides(
 ) -> list[DictConfig]:
     """``key=value`` texts as one layer each.
 
-    The value of a text field is taken as it stands (a prompt may hold ``:`` or ``#``); any other is
-    read as YAML.
+    The value of a text field is taken as it stands (a prompt may hold ``:``, ``#`` or ``${``), without quotes
+    around it; any other is read as YAML.
 
     Raises:
         ValueError: not ``key=value``, or a value that is not YAML.
@@ -121,7 +122,11 @@ def parse_overrides(
             raise ValueError(f"argument {override!r}: expected key=value, or config=FILE")
         key, text = match.groups()
         layer = OmegaConf.create()
-        OmegaConf.update(layer, key, _parse_value(override, schema, aliases.get(key, key), text))
+        value = _parse_value(override, schema, aliases.get(key, key), text)
+        try:
+            OmegaConf.update(layer, key, value)
+        except OmegaConfBaseException as error:
+            raise ValueError(f"{override}: {_first_line(error)}") from None
         layers.append(layer)
     return layers
 
@@ -129,11 +134,16 @@ def parse_overrides(
 def _parse_value(override: str, schema: type, key: str, text: str) -> Any:
     hint = hint_of(schema, key)
     if str in members(hint) and bool not in members(hint):
-        unquoted = text[1:-1] if len(text) > 1 and text[0] == text[-1] in "'\"" else text
-        return None if text in ("null", "~", "") else unquoted
+        inner = text[1:-1]
+        # Quotes around all of it are the shell's; those of "'a' and 'b'" belong to the text.
+        if len(text) > 1 and text[0] == text[-1] in "'\"" and text[0] not in inner:
+            text = inner
+        elif text in ("null", "~", ""):
+            return None
+        return text.replace("${", r"\${") if key in NO_PATHS else text
     try:
         parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=False)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, OmegaConfBaseException):
         raise ValueError(f"{override}: the value is not valid YAML") from None
     return cast(dict[str, Any], parsed)["value"]
 
@@ -144,7 +154,7 @@ def rename(layer: DictConfig, aliases: dict[str, str]) -> DictConfig:
         if old in layer:
             raw = cast(dict[str, Any], OmegaConf.to_container(layer, resolve=False))
             value = raw[old]
-            layer.pop(old)
+            del layer[old]  # pop would look for the keys of an interpolation in this layer alone
             OmegaConf.update(layer, new, value, merge=False)
     return layer
 
@@ -205,14 +215,44 @@ def load_file(
         _check_plain(Path(str(path)))
     layers = read_file(path) if path is not None else []
     layers += parse_overrides(overrides, schema, aliases)
-    raw = OmegaConf.merge({}, *(rename(layer, aliases) for layer in layers))
-    assert isinstance(raw, DictConfig)
-    config = _instantiate(raw, schema)
+    config = _instantiate(_merged([rename(layer, aliases) for layer in layers]), schema)
     if check and isinstance(config, TrainConfig):
         rules.check(config)
     elif check and isinstance(config, Checkable):
         config.check()
     return config
+
+
+def _merged(layers: Sequence[DictConfig]) -> DictConfig:
+    """All layers in one, the last on top.
+
+    Raises:
+        ValueError: a value is a placeholder, or a list stands where there was a section.
+    """
+    merged = OmegaConf.create()
+    for layer in layers:
+        values = cast(dict[str, Any], OmegaConf.to_container(layer, resolve=False))
+        for key in _placeholders(values):
+            raise ValueError(f"{key} = {_PLACEHOLDER}: a placeholder; give a value")
+        try:
+            merged = cast(DictConfig, OmegaConf.merge(merged, layer))
+        except (OmegaConfBaseException, TypeError) as error:
+            shown = " ".join(OmegaConf.to_yaml(layer).split())[:100]
+            raise ValueError(f"{shown}: {_first_line(error)}") from None
+    return merged
+
+
+def _placeholders(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Keys whose value OmegaConf takes for missing, and would replace by the default without a word."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _placeholders(value, f"{prefix}{name}.")
+        elif value == _PLACEHOLDER:
+            yield f"{prefix}{name}"
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _check_plain(path: Path) -> None:

@@ -63,12 +63,12 @@ def check(config: TrainConfig, for_training: bool = True) -> None:
     """
     problems = [problem for rule in RULES for problem in rule(config)]
     if for_training:
-        problems += _no_flow(config) + missing_data(config) + _output_folder(config)
+        problems += no_flow(config) + missing_data(config) + _output_folder(config)
     if problems:
         raise ValueError("\n".join(problems))
 
 
-def _no_flow(config: TrainConfig) -> list[str]:
+def no_flow(config: TrainConfig) -> list[str]:
     """A line when nothing is trained at all (the demo configs)."""
     if active_flows(config):
         return []
@@ -132,6 +132,12 @@ def _settings_of_other_choices(config: TrainConfig) -> Iterator[str]:
         usual.training.resize_back,
     ):
         yield "training.down_scale, resize_back: no effect with CLIP features (model.showo.w_clip_vit)"
+    mmu = "mmu" in active_flows(config)
+    if clip and mmu and config.dataset.und_type == "captioning":
+        yield (
+            "dataset.und_type = captioning: captions are trained on image codes, not on CLIP features "
+            "(model.showo.w_clip_vit), which tools will ask about"
+        )
     if config.dataset.add_system_prompt and (clip or config.dataset.und_type == "captioning"):
         yield (
             "dataset.add_system_prompt = True: no effect with captions, and with CLIP features "
@@ -242,7 +248,11 @@ def condition_fits_tokenizer(config: TrainConfig) -> Iterator[str]:
     """A shrunk condition image (RecA with image codes) must fill the tokenizer's grid."""
     training, resolution = config.training, config.dataset.preprocessing.resolution
     uses_codes = "recon" in active_flows(config) and not config.model.showo.w_clip_vit
-    if not uses_codes or training.resize_back or training.down_scale < 1:
+    if not uses_codes or training.down_scale < 1:
+        return
+    if training.resize_back:
+        if training.down_scale > resolution:
+            yield f"training.down_scale = {training.down_scale}: at most the {resolution} pixels of a side"
         return
     side = training.down_scale * config.model.vq_model.downsample
     if side < 1 or resolution % side:
@@ -409,10 +419,15 @@ def deepspeed_keys_are_free(config: TrainConfig) -> Iterator[str]:
     """Settings that follow from this config are changed there, not behind its back."""
     for key, ours in OWN_DEEPSPEED_KEYS.items():
         value: Any = config.distributed.deepspeed
+        seen = []
         for part in key.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
+            # What is no section would replace ours as a whole.
+            if isinstance(value, dict):
+                value = value.get(part)
+                seen.append(part)
         if value is not None:
-            yield f"distributed.deepspeed.{key} = {value!r}: set {ours} instead"
+            yield f"distributed.deepspeed.{'.'.join(seen)} = {value!r}: set {ours} instead"
+            return
 
 
 def gradient_formats_exist(config: TrainConfig) -> Iterator[str]:

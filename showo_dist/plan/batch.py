@@ -109,7 +109,9 @@ class AssumedSamples:
     def _masked(self) -> MaskedCodes:
         codes = self._codes()
         labels = torch.full_like(codes, IGNORE)
-        labels[: max(1, round(len(codes) * self._rate))] = 0
+        training = self.config.training
+        every = training.predict_all_tokens or training.noise_type == "random_replace"
+        labels[: len(codes) if every else max(1, round(len(codes) * self._rate))] = 0
         return MaskedCodes(codes, labels, None, self._rate)
 
     def _t2i(self, budget: int) -> Sequence:
@@ -120,15 +122,16 @@ class AssumedSamples:
         return builders.lm(self._text(length), length, self.vocabulary)
 
     def _mmu(self, budget: int) -> Sequence:
-        text = self._text(budget)
         if self.config.dataset.und_type == "captioning":
-            return builders.mmu_caption(text, self._codes(), budget, self.vocabulary)
+            return builders.mmu_caption(self._text(budget), self._codes(), budget, self.vocabulary)
         system = [1] * (SYSTEM_TOKENS if wants_system_prompt(self.config) else 0)
         image = self._codes()
         if self.config.model.showo.w_clip_vit:
             image = self._features()
+            # As in training: what the features leave of the length of a sequence with codes.
             room = budget + self.config.model.showo.num_vq_tokens - len(system) - len(image)
-            text = text[: max(0, room)]
+            budget = max(0, room)
+        text = self._text(budget)
         images = [image] * self.config.dataset.max_images
         words = Words(text, [True] * len(text))
         return builders.answer_prompt([*images, words], self.vocabulary, system)

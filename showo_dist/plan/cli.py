@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from showo_dist.config import TrainConfig, load
-from showo_dist.config.rules import check
+from showo_dist.config.rules import check, no_flow
 
 _WIDTH = 120  # of the tables; narrower, numbers would be cut off
 
@@ -133,6 +133,13 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _refuse_unpredicted(config: TrainConfig) -> None:
+    for line in no_flow(config):
+        raise ValueError(line)
+    if config.lora.rank:
+        raise ValueError(
+            f"lora.rank = {config.lora.rank}: adapters are not predicted; with lora.rank=0 all weights are "
+            "planned as trained, which needs far more memory"
+        )
     if config.distributed.engine != "deepspeed":
         raise ValueError(
             f"distributed.engine = {config.distributed.engine}: only DeepSpeed's memory is predicted; plan "

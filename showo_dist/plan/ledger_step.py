@@ -150,6 +150,7 @@ def encoders_of_shapes(config: TrainConfig) -> Encoders:
         vq.eval(),
         tower,
         down_scale=config.training.down_scale,
+        resize_back=config.training.resize_back,
         precision=config.model.encoder_dtype,
     )
 
@@ -157,15 +158,17 @@ def encoders_of_shapes(config: TrainConfig) -> Encoders:
 def _encode(encoders: Encoders, config: TrainConfig) -> None:
     """Encode the images of one micro-batch, flow by flow as training does."""
     side = config.dataset.preprocessing.resolution
+    captions = config.dataset.und_type == "captioning"  # which training makes with codes
     for name, flow in active_flows(config).items():
         if name == "lm":
             continue
         image = torch.zeros(3, side, side, device=META)
         images = flow.batch_size * (config.dataset.max_images if name == "mmu" else 1)
         samples = [Sample(name, 0, "", image_3HW=image, source_3HW=image) for _ in range(images)]
-        if not (name == "mmu" and encoders.clip):
+        conversation = name == "mmu" and not captions
+        if not (conversation and encoders.clip):
             encoders.codes(samples)
-        if name in ("mmu", "recon") and encoders.clip:
+        if (conversation or name == "recon") and encoders.clip:
             encoders.features(samples)
         elif name == "recon":
             encoders.condition_codes(samples)

@@ -1,5 +1,6 @@
 """Config files, inheritance, arguments, round trips and other schemas."""
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -161,6 +162,49 @@ def test_quotes_and_null_of_text_arguments() -> None:
         ).model.showo.llm_model_path
         is None
     )
+
+
+@pytest.mark.parametrize(
+    "text", ["'a' and 'b'", '"a" or "b"', "costs ${5} today", "${oc.env:HOME}", "a ${"]
+)
+def test_prompts_are_taken_as_they_stand(text: str) -> None:
+    config = load([f"prompt={text}"], TrainConfig, check=False)
+    assert config.inference.prompt == text
+
+
+def test_placeholders_are_no_defaults(tmp_path: Path) -> None:
+    """OmegaConf's mark of a missing value; merging would leave the default in its place."""
+    write(tmp_path, own="steps: 3\ncodebook: {size: '???'}")
+    with pytest.raises(ValueError, match=r"codebook\.size = \?\?\?: a placeholder; give a value"):
+        load([f"config={tmp_path}/own.yaml"], Small)
+    with pytest.raises(ValueError, match=r"steps = \?\?\?"):
+        load(["steps=???"], Small)
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("codebook=[1]", "codebook"),
+        ("title=${", "title=${: "),
+        ("names=${", "names=${: "),
+        ("codebook=3", "codebook = 3: expected a section"),
+    ],
+)
+def test_values_that_cannot_be_merged_are_named(tmp_path: Path, argument: str, words: str) -> None:
+    write(tmp_path, own="names: [a]\ncodebook: {size: 3}")
+    with pytest.raises(ValueError, match=re.escape(words)) as caught:
+        load([f"config={tmp_path}/own.yaml", argument], Small)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_top_level_key_may_name_another_key(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        base="training: {cond_dropout_prob: 0.25}",
+        own="base: base.yaml\nguidance_scale: ${training.cond_dropout_prob}",
+    )
+    config = load_file(tmp_path / "own.yaml", TrainConfig, check=False)
+    assert config.training.guidance_scale == 0.25
 
 
 def test_top_level_key_overrides_the_section_of_an_earlier_layer(tmp_path: Path) -> None:

@@ -141,6 +141,10 @@ BROKEN = {
     "condition_fits_tokenizer": [
         ([*RECON, "training.down_scale=32"], "training.down_scale = 32: "),
         ([*RECON, "training.down_scale=3"], "training.down_scale = 3: "),
+        (
+            [*RECON, "training.down_scale=4096", "training.resize_back=true"],
+            "training.down_scale = 4096: at most the 256 pixels of a side",
+        ),
     ],
     "batch_sizes_are_counts": [
         (["training.batch_size_lm=0"], "training.batch_size_lm = 0, but training.lm_coeff = 0.1"),
@@ -163,6 +167,10 @@ BROKEN = {
         (
             ["dataset.params.train_mmu_shards_path_or_url=[{urls: a, weight: 0}]"],
             "expected a weight above 0",
+        ),
+        (
+            ["dataset.params.train_mmu_shards_path_or_url=[{urls: [a, 3], weight: 1}]"],
+            "expected a path, a list of paths, a list of {urls, weight}",
         ),
         (
             ["dataset.params.train_mmu_shards_path_or_url=[{urls: a, wieght: 2}]"],
@@ -233,6 +241,10 @@ BROKEN = {
             "distributed.gradient_accumulation_dtype instead",
         ),
         (["distributed.deepspeed.zero_optimization.stage=3"], "set distributed.zero_stage instead"),
+        (
+            ["distributed.deepspeed={zero_optimization: false}"],
+            "distributed.deepspeed.zero_optimization = False: set ",
+        ),
         (["distributed.deepspeed.gradient_clipping=1"], "set training.max_grad_norm instead"),
     ],
     "adapters_have_a_base": [(["lora.rank=4"], "set experiment.init_from")],
@@ -389,6 +401,10 @@ def test_warnings() -> None:
     for changes, words in (
         (["lora.alpha=3"], "lora is set: it has no effect with lora.rank = 0"),
         (clip, "training.down_scale, resize_back: no effect with CLIP features"),
+        (
+            ["model.showo.w_clip_vit=true", "training.batch_size_mmu=1", "training.mmu_coeff=1"],
+            "dataset.und_type = captioning: captions are trained on image codes",
+        ),
         (["dataset.add_system_prompt=true"], "dataset.add_system_prompt = True: no effect"),
     ):
         (line,) = warnings_about(load([*READY, *changes], TrainConfig, check=False))

@@ -87,7 +87,7 @@ def test_the_plan_shows_recomputation_that_is_not_needed(
 def test_a_run_predicts_beside_its_first_steps_whether_it_has_to_recompute() -> None:
     config = load([CONFIG, RECOMPUTING], TrainConfig, check=False)
     hint = RecomputationHint(config, ranks=2, memory=141_000_000_000)
-    until = time.monotonic() + 60
+    until = time.monotonic() + 300  # two processes, on a busy machine
     while not (lines := hint.poll()):
         assert time.monotonic() < until
         time.sleep(0.1)
@@ -108,6 +108,18 @@ def test_a_run_predicts_beside_its_first_steps_whether_it_has_to_recompute() -> 
     process = ended._process
     ended.close()
     assert process is not None and process.poll() is not None
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (["lora.rank=4", "experiment.init_from=x"], "lora.rank = 4: adapters are not predicted"),
+        (["training.t2i_coeff=0", "training.mmu_coeff=0", "training.lm_coeff=0"], "no flow is on"),
+    ],
+)
+def test_what_is_not_predicted_is_refused(change: list[str], words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        main([CONFIG, *change])
 
 
 def test_what_does_not_fit_is_an_exit_code(

@@ -1,6 +1,7 @@
 """The record of storages and collectives, and DeepSpeed's engine on shapes."""
 
 from math import prod
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,12 +9,15 @@ import torch.distributed as dist
 from torch import nn
 
 from showo_dist.config import load
-from showo_dist.plan.batch import AssumedSamples
+from showo_dist.plan.batch import PROMPT_TOKENS, SYSTEM_TOKENS, AssumedSamples
 from showo_dist.plan.engine_step import EngineOfShapes, fake_ranks
+from showo_dist.plan.ledger_step import encoders_of_shapes
 from showo_dist.plan.shapes import Shapes
 from showo_dist.plan.study import model_of_shapes
 from showo_dist.training.muon import by_muon
-from tests.plan.test_memory import ACCUMULATING, setting
+from showo_dist.training.rows import longest_samples
+from tests.conftest import ROOT
+from tests.plan.test_memory import ACCUMULATING, BASE, setting
 
 CPU = torch.device("cpu")
 
@@ -106,6 +110,37 @@ def test_stages_differ_in_when_they_send() -> None:
     once, twice = kinds(1), kinds(2)
     assert abs(twice["all_reduce"] - 2 * once["all_reduce"]) < 0.01 * twice["all_reduce"]
     assert once["all_gather"] == twice["all_gather"]
+
+
+TRAINED = [p for name in ("showo", "reca") for p in sorted(ROOT.glob(f"configs/{name}/*.yaml"))]
+
+
+@pytest.mark.parametrize("path", TRAINED, ids=lambda path: path.stem)
+def test_assumed_samples_are_as_long_as_the_config_allows(path: Path) -> None:
+    config = load([f"config={path}"], check=False)
+    longest = longest_samples(config, PROMPT_TOKENS, SYSTEM_TOKENS)
+    found = {sequence.flow: len(sequence) for sequence in AssumedSamples(config).sequences()}
+    assert found == longest
+
+
+def test_the_condition_that_is_encoded_is_that_of_training() -> None:
+    """A blurred one has the size of the image."""
+    blurred = load([f"config={ROOT}/configs/reca/showo_reca_blur8.yaml"], check=False)
+    encoders, samples = encoders_of_shapes(blurred), AssumedSamples(blurred)
+    assert (encoders.down_scale, encoders.resize_back) == (8, True)
+    codes = blurred.model.showo.num_vq_tokens
+    assert all(len(s) > 2 * codes for s in samples.sequences() if s.flow == "recon")
+
+
+@pytest.mark.parametrize(
+    "change", ["training.predict_all_tokens=true", "training.noise_type=random_replace"]
+)
+def test_all_image_tokens_may_be_labelled(change: str) -> None:
+    for changes, every in ([], False), ([change], True):
+        config = load([*BASE, *changes], check=False)
+        (image, *_) = [s for s in AssumedSamples(config).sequences() if s.flow == "t2i"]
+        most = config.model.showo.num_vq_tokens + 2  # with soi and eoi
+        assert (len(image.label_rows_P) == most) == every
 
 
 @pytest.mark.parametrize("stage", [0, 3])
