@@ -80,12 +80,18 @@ interface_towards() {
     fi
 }
 
-# prepare_environment HOST: sets the variables below where they are unset; HOST is one this machine talks to.
+# prepare_environment HOST…: sets the variables below where they are unset; the hosts are those of the run.
 prepare_environment() {
-    local interface scratch=${TMPDIR:-/tmp}/showo-dist-$(id -u) # not -un: a container may not know the name
+    local host interface scratch=${TMPDIR:-/tmp}/showo-dist-$(id -u) # not -un: a container may not know the name
     if command -v ip >/dev/null; then
         # For gloo alone: NCCL finds its interfaces itself, and one of several would slow it down.
-        interface=$(interface_towards "$1")
+        # /etc/hosts of Debian gives a machine's own name the address 127.0.1.1: then ask for another host.
+        for host in "$@"; do
+            interface=$(interface_towards "$host")
+            [ "$interface" != lo ] && break
+        done
+        [ "$interface" != lo ] || [ $# = 1 ] || [ -n "${GLOO_SOCKET_IFNAME:-}" ] ||
+            die "$*: all are addresses of this machine alone; correct /etc/hosts, or set GLOO_SOCKET_IFNAME"
         export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-$interface}
     fi
     # Rows of many lengths fragment the GPU's memory; segments that can grow keep it in one piece.
@@ -94,6 +100,14 @@ prepare_environment() {
     # refuse a folder of another user.
     export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$scratch-triton}
     export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$scratch-inductor}
+}
+
+# user_environment: prints the lines NAME=VALUE of the user's .deepspeed_env; awk ends the last one.
+user_environment() {
+    local file
+    for file in ~/.deepspeed_env .deepspeed_env; do
+        [ ! -r "$file" ] || awk '/^[^#]*=/' "$file"
+    done
 }
 
 # passed_environment: prints the variables for the other hosts as NAME=VALUE.

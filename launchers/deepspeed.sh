@@ -6,6 +6,8 @@
 set -euo pipefail
 source "$(dirname "$(readlink -f "$0")")/common.sh"
 
+SPECIAL=$'[:space:]$%`"\'\\\\;&|<>(){}*?[' # characters of a path that a remote shell or pdsh would change
+
 # quoted WORD: prints a word such that the remote shell leaves it unchanged; pdsh expands %.
 quoted() {
     local word=${1//%/%%}
@@ -47,11 +49,19 @@ echo "$hostfile_lines" >"$logs/hostfile"
 options=(--hostfile "$logs/hostfile" --module) log_option=$logs
 arguments=("${training_arguments[@]}")
 if [[ " ${launcher_arguments[*]} " == *" --no_ssh "* ]]; then
-    prepare_environment "${hosts[0]}"
+    for name in -i --include -e --exclude; do # DeepSpeed would count --node_rank among the hosts that are left
+        [ -z "$(option "$name" '')" ] || die "$name, with --no_ssh: remove hosts from $hostfile instead"
+    done
+    prepare_environment "${hosts[@]}"
+    while read -r line; do export "$line"; done < <(user_environment)
     place=$(own_place "${hosts[@]}")
     options=(--node_rank "$place" --master_addr "${hosts[0]}" "${options[@]}")
 else
-    prepare_environment "${hosts[-1]}"
+    for path in "$(pwd -P)" "$(command -v deepspeed)"; do
+        [[ $path != *[$SPECIAL]* ]] ||
+            die "$path: over ssh, DeepSpeed leaves paths unquoted: rename the folder, or use --no_ssh"
+    done
+    prepare_environment "${hosts[-1]}" "${hosts[@]:0:${#hosts[@]}-1}"
     # ssh to a lost host ends within a minute instead of never.
     export PDSH_SSH_ARGS_APPEND="${PDSH_SSH_ARGS_APPEND:-} -o ServerAliveInterval=15 -o ServerAliveCountMax=4"
     # A single host is started over ssh too, because remote_quoted assumes a remote shell.
@@ -61,7 +71,7 @@ fi
 # DeepSpeed passes on the variables in this file; the user's .deepspeed_env comes last and so overrides ours.
 {
     passed_environment
-    cat ~/.deepspeed_env .deepspeed_env 2>/dev/null || true
+    user_environment
 } >"$logs/deepspeed_env"
 export DS_ENV_FILE=$logs/deepspeed_env
 

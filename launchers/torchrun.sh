@@ -18,7 +18,7 @@ else
     slots=${slots_of[place]}
 fi
 prepare_run
-prepare_environment "${hosts[0]}"
+prepare_environment "${hosts[@]}"
 
 # Local rank 0 also writes to the console; the logs of all ranks are kept by host.
 exec torchrun --nnodes "${#hosts[@]}" --node-rank "$place" --nproc-per-node "$slots" \

@@ -1,11 +1,13 @@
 """``showo-dist mini``: the whole pipeline on the mini world in one command, from data to report.
 
 Every stage is one of the project's own commands, in processes of its own. A second call skips the stages that
-were finished, and resumes a training stage from its last checkpoint.
+were finished, and resumes a training stage from its last checkpoint. A finished training whose config has
+changed is not trained again: a line names the folder to remove.
 """
 
 import argparse
 import hashlib
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -24,8 +26,6 @@ TEXT_TOKENS = 512
 CONFIG_RANKS = 2
 # Flows of each training, which get their data from the command line.
 FLOWS_OF = {"pretrain": ("t2i", "mmu", "lm"), "reca": ("mmu", "recon")}
-# Their config files, in the order of their names; others of the folder do not concern the stages.
-READ = ("base", "pretrain", "reca", "tokenizer")
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,8 @@ def _evaluate(places: Places, run: str, checkpoint: str, limit: int) -> list[str
     return tool(
         *("evaluate", "--framework", "mini", checkpoint),
         *("--prompts", f"{places.data}/prompts.jsonl", "--shards", places.shards("val", 1)),
-        *("--out", f"{places.runs}/eval-{run}", "--limit", str(limit)),
+        # A checkpoint that was trained again, or another limit, replaces what is there.
+        *("--out", f"{places.runs}/eval-{run}", "--limit", str(limit), "--replace"),
     )
 
 
@@ -99,7 +100,12 @@ def common_stages(places: Places, ranks: int, images: int) -> Iterator[Stage]:
         f"dataset.shards={places.shards('patchwork', images // 1000)}",
         f"dataset.validation_shards={places.shards('val', 1)}",
     ]
-    yield Stage("image tokenizer", [_launched(ranks, "showo_dist.tokenizer", *settings)])
+    # Not by deepspeed: on one host it passes no signal on, and would leave the ranks behind. torchrun would
+    # give each of several ranks one thread.
+    cores = max(1, len(os.sched_getaffinity(0)) // ranks)
+    threads = f"OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', cores)}"
+    train_tokenizer = ["env", threads, *_torchrun(ranks, "showo_dist.tokenizer", *settings)]
+    yield Stage("image tokenizer", [train_tokenizer], final=places.tokenizer / "final")
     encode = _torchrun(
         *(ranks, "showo_dist.cli", "encode", train, "--out", str(encoded)),
         *("--tokenizer", f"{places.tokenizer}/final", "--condition-scale", "2"),
@@ -119,14 +125,16 @@ def stages(
         limit: evaluation prompts per category, and held-out images to ask about.
         changes: ``key=value`` for pre-training and RecA.
     """
-    finished = {
-        name: f"{places.runs}/{name}/checkpoint-{_steps(name, changes):06d}"
+    final = {
+        name: places.runs / name / f"checkpoint-{_steps(name, changes):06d}"
         for name in ("pretrain", "reca")
     }
-    yield Stage("pre-training", [_train(ranks, "pretrain", places, images, changes)])
-    start = f"experiment.init_from={finished['pretrain']}"
-    yield Stage("RecA", [_train(ranks, "reca", places, images, [start, *changes])])
-    evaluations = [_evaluate(places, name, path, limit) for name, path in finished.items()]
+    pretrain = _train(ranks, "pretrain", places, images, changes)
+    yield Stage("pre-training", [pretrain], final=final["pretrain"])
+    start = f"experiment.init_from={final['pretrain']}"
+    reca = _train(ranks, "reca", places, images, [start, *changes])
+    yield Stage("RecA", [reca], final=final["reca"])
+    evaluations = [_evaluate(places, name, str(path), limit) for name, path in final.items()]
     yield Stage("evaluation", evaluations)
     report = tool("report", str(places.runs), "--out", f"{places.runs}/report.md")
     yield Stage("report", [report])
@@ -153,11 +161,16 @@ def _steps(config: str, changes: list[str]) -> int:
 
 
 def _digest(stage: Stage) -> str:
-    """SHA-256 of the config files; empty for stages that read none."""
-    if not any("config=" in line for line in stage.lines):
+    """SHA-256 of a training's config; empty for other stages."""
+    if not stage.final:
         return ""
-    contents = b"".join((CONFIGS / f"{name}.yaml").read_bytes() for name in READ)
-    return hashlib.sha256(contents).hexdigest()
+    from showo_dist.config import TrainConfig, load, to_yaml
+    from showo_dist.tokenizer.config import TokenizerConfig
+
+    (command,) = stage.commands
+    start = next(i for i, word in enumerate(command) if word.startswith("config="))
+    kind = TokenizerConfig if "showo_dist.tokenizer" in command else TrainConfig
+    return hashlib.sha256(to_yaml(load(command[start:], kind, check=False)).encode()).hexdigest()
 
 
 def main(argv: list[str]) -> int:

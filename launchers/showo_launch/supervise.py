@@ -25,6 +25,7 @@ from showo_launch.exit_codes import (
     MACHINE_ERROR,
     NON_FINITE,
     PREEMPTED,
+    RANK_LOST,
     REPORTS,
     USER_ERROR,
 )
@@ -83,7 +84,7 @@ class Ending:
 
     Attributes:
         code: exit code that the ranks reported, else the launcher's.
-        lost: ranks that others found dead or hung.
+        lost: ranks that others found dead or hung; one that reports its own failure is neither.
     """
 
     code: int
@@ -118,6 +119,8 @@ class Supervisor:
             )
         except (FileNotFoundError, PermissionError) as error:
             raise ValueError(f"{self.command[0]}: {error.strerror}") from None
+        if self.stop_requested:  # before there was a launcher to pass the signal on to
+            self._launcher.terminate()
         code = self._launcher.wait()
         self._await_ranks()
         return self._ending(code)
@@ -153,9 +156,10 @@ class Supervisor:
 
         Torchrun turns every code into 1, and ``deepspeed`` the death of its other process into 0.
         """
-        reports = self._reports().values()
-        codes = {report["code"] for report in reports}
-        lost = frozenset(rank for report in reports for rank in report["lost"])
+        reports = self._reports()
+        codes = {report["code"] for report in reports.values()}
+        failed = {r for r, report in reports.items() if report["code"] not in (None, RANK_LOST)}
+        lost = frozenset(r for report in reports.values() for r in report["lost"]) - failed
         if not launcher_code and codes <= {DONE}:
             return Ending(DONE, lost)
         known = next((code for code in (USER_ERROR, NON_FINITE, PREEMPTED) if code in codes), None)
@@ -192,6 +196,8 @@ def main(argv: list[str]) -> int:
         supervisor = Supervisor(command, Path(folder))
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, supervisor.pass_on)
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
+            signal.signal(signal.SIGHUP, supervisor.pass_on)
         return _restart(supervisor, shape, options)
 
 

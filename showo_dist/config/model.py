@@ -39,7 +39,7 @@ class ShowoConfig:
     num_vq_tokens: Annotated[int, AT_LEAST_ONE] = 256
     """Image tokens per image: `(resolution / model.vq_model.downsample)` squared."""
     w_clip_vit: bool = False
-    """Conversations and reconstruction get the image as CLIP features instead of image codes; captions do not."""
+    """Conversations and reconstruction, not captions, get CLIP features instead of image codes."""
     clip_dim: Annotated[int, AT_LEAST_ONE] = 1024
     """Width of the CLIP features."""
     clip_tokens: Annotated[int, AT_LEAST_ONE] = 576

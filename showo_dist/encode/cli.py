@@ -11,9 +11,9 @@ from rich.progress import Progress
 from showo_data.shards.storage import add_storage_options, storage_of
 from showo_dist.encode.shards import EncodeSettings, FrozenEncoders, encode_shards
 from showo_dist.models.encoders import ClipTower, encoder_digest
-from showo_dist.models.magvitv2 import MAGVITv2
+from showo_dist.models.magvitv2 import MAGVITv2, MAGVITv2Config
 from showo_dist.runtime.lock import held
-from showo_dist.runtime.ranks import Ranks, joined
+from showo_dist.runtime.ranks import PATIENCE_S, Ranks, joined
 
 
 def main_encode(argv: Sequence[str]) -> int:
@@ -26,8 +26,10 @@ def main_encode(argv: Sequence[str]) -> int:
     if arguments.batch_size < 1:
         raise ValueError(f"--batch-size {arguments.batch_size}: expected 1 or more")
     _check(arguments)
-    with joined() as ranks:
+    with joined(PATIENCE_S) as ranks:
         encoders = _load(arguments, ranks.device)
+        if encoders.vq:
+            _check_sides(arguments, encoders.vq.config)
         with held(ranks, Path(arguments.out)):
             _encode(arguments, encoders, ranks)
     return 0
@@ -75,6 +77,24 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ValueError("give --tokenizer, --clip, or both")
     if arguments.clip_sees == "tokenized" and not arguments.tokenizer:
         raise ValueError("--clip-sees tokenized: needs --tokenizer")
+
+
+def _check_sides(arguments: argparse.Namespace, vq: MAGVITv2Config) -> None:
+    """Check that the tokenizer can encode images of the sides that the options give."""
+    side = vq.resolution if arguments.resolution is None else arguments.resolution
+    if side < 1 or side % vq.downsample:
+        raise ValueError(
+            f"--resolution {side}: expected a positive multiple of {vq.downsample}, as {vq.resolution}"
+        )
+    if (scale := arguments.condition_scale) is None:
+        return
+    if not 1 <= scale <= side:
+        raise ValueError(f"--condition-scale {scale}: expected 1 to {side}, the images' resolution")
+    if not arguments.resize_back and side // scale % vq.downsample:
+        raise ValueError(
+            f"--condition-scale {scale}: shrinks {side} pixels to {side // scale}, which is no multiple of "
+            f"{vq.downsample}; choose another, or add --resize-back"
+        )
 
 
 def _load(arguments: argparse.Namespace, device: torch.device) -> FrozenEncoders:

@@ -20,7 +20,7 @@ from showo_dist.evaluation.wise import WISE
 from showo_dist.generation.pipeline import Pipeline
 from showo_dist.generation.sampling import add_sampling_options
 from showo_dist.runtime.lock import held
-from showo_dist.runtime.ranks import Ranks, joined
+from showo_dist.runtime.ranks import PATIENCE_S, Ranks, joined
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,6 @@ FRAMEWORKS: dict[str, Framework] = {
 
 PROGRAM = "showo-dist evaluate"
 _COUNTS = ("batch", "steps", "limit", "samples", "max_new_tokens")
-# Ranks wait for the slowest one only at the end of a checkpoint, which may take hours.
-_PATIENCE_S = 24 * 3600.0
 
 
 def build_parser(argv: list[str]) -> argparse.ArgumentParser:
@@ -122,7 +120,7 @@ def main(argv: list[str]) -> int:
     if getattr(arguments, "seed", 0) < 0:
         raise ValueError(f"--seed {arguments.seed}: expected 0 or more")
     folders = output_folders(arguments.checkpoints, arguments.out)
-    with joined(_PATIENCE_S) as ranks:
+    with joined(PATIENCE_S) as ranks:
         outcomes = [
             _evaluate(arguments, checkpoint, folder, ranks)
             for checkpoint, folder in zip(arguments.checkpoints, folders, strict=True)

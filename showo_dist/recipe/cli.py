@@ -167,8 +167,9 @@ def _ready(
     launcher = launcher_of(file, settings.launch or recipe.launch, settings.ranks or recipe.ranks)
     digest = hashlib.sha256(to_yaml(config).encode()).hexdigest()
     run, steps = Path(config.experiment.output_dir), config.training.max_train_steps
-    stage = Stage(name, [launched(launcher, TRAIN, *arguments)])
-    return TrainingStage(stage, config, digest, run / f"checkpoint-{steps:06d}")
+    final = run / f"checkpoint-{steps:06d}"
+    stage = Stage(name, [launched(launcher, TRAIN, *arguments)], final=final)
+    return TrainingStage(stage, config, digest, final)
 
 
 def _beside(file: Path, name: str) -> Path:
@@ -233,24 +234,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run_training(ready: TrainingStage, runner: StageRunner) -> None:
-    """Run a training unless its last checkpoint exists.
-
-    Raises:
-        RuntimeError: it failed, or ended without that checkpoint.
-    """
-    name = ready.stage.name
-    if ready.final.is_dir():
-        print(f"== {name}: done before, {ready.final} exists", flush=True)
-        if runner.done.get(name, {}).get("configs", ready.digest) != ready.digest:
-            folder = ready.config.experiment.output_dir
-            print(f"== {name}: its config has changed since; remove {folder} to train it again")
-        return
-    runner.run_always(ready.stage)
-    if not ready.final.is_dir():
-        raise RuntimeError(f"{name}: ended without {ready.final}")
-
-
 def main(argv: Sequence[str]) -> int:
     """``showo-dist recipe FILE [--dry-run] [key=value …]``."""
     arguments = _parser().parse_intermixed_args(argv)
@@ -264,7 +247,7 @@ def main(argv: Sequence[str]) -> int:
     runner = StageRunner(runs / "stages.json", lambda stage: digests[stage.name])
     try:
         for ready in stages:
-            run_training(ready, runner)
+            runner.run(ready.stage)
     except RuntimeError as error:
         print(f"showo-dist recipe: {error}", file=sys.stderr)
         return 1

@@ -11,7 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,6 @@ from showo_dist.recipe.cli import (
     as_arguments,
     flattened,
     launcher_of,
-    run_training,
     training_stages,
 )
 from showo_dist.recipe.stages import Stage, StageRunner, launched, tool
@@ -322,13 +321,10 @@ def run(kit: Kit) -> None:
     Raises:
         RuntimeError: a command failed.
     """
+    # No digests: the folder's own record has been compared with the configs, on any number of ranks.
     runner = StageRunner(WORK / "stages.json", lambda _: "")
     for step in kit.steps():
-        if isinstance(step, TrainingStage):
-            # The folder's own record has been compared with the configs, on any number of ranks.
-            run_training(replace(step, digest=""), runner)
-        else:
-            runner.run(step)
+        runner.run(step.stage if isinstance(step, TrainingStage) else step)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -23,11 +23,13 @@ class Stage:
         name: of the stage, in the log and in the file of finished stages.
         commands: run in parallel; the stage fails if one of them fails.
         finished: looks whether it is done; None: if it was finished with the same commands and config.
+        final: of a training: the last folder that it writes, with which it is done; its parent is the run's.
     """
 
     name: str
     commands: list[list[str]]
     finished: Callable[[], bool] | None = None
+    final: Path | None = None
 
     @property
     def lines(self) -> list[str]:
@@ -70,21 +72,43 @@ class StageRunner:
     def run(self, stage: Stage) -> None:
         """Run a stage unless it is finished.
 
+        A finished training whose config has changed is not run again; a line names the folder to remove.
+
         Raises:
-            RuntimeError: a command failed.
+            RuntimeError: a command failed, or a training ended without its last folder.
         """
-        recorded = self._made_by(stage).items() <= self.done.get(stage.name, {}).items()
-        if stage.finished() if stage.finished else recorded:
+        if stage.final:
+            self._train(stage, stage.final)
+        elif stage.finished() if stage.finished else self._is_recorded(stage):
             print(f"== {stage.name}: done before", flush=True)
         else:
-            self.run_always(stage)
+            self._run(stage)
 
-    def run_always(self, stage: Stage) -> None:
-        """Run a stage, finished before or not.
+    def _is_recorded(self, stage: Stage) -> bool:
+        return self._made_by(stage).items() <= self.done.get(stage.name, {}).items()
 
-        Raises:
-            RuntimeError: a command failed.
-        """
+    def _train(self, stage: Stage, final: Path) -> None:
+        if final.is_dir():
+            print(f"== {stage.name}: done before, {final} exists", flush=True)
+            digest = self._digest(stage)
+            if self.done.get(stage.name, {}).get("configs", digest) != digest:
+                why = "its config, or a stage before it, has changed since"
+                print(f"== {stage.name}: {why}; remove {final.parent} to train it again")
+            return
+        self._outdate_after(stage.name)
+        self._run(stage)
+        if not final.is_dir():
+            raise RuntimeError(f"{stage.name}: ended without {final}")
+
+    def _outdate_after(self, name: str) -> None:
+        """Mark the stages that were recorded after this one: they are made of what it writes anew."""
+        names = list(self.done)
+        if name in names:
+            for later in names[names.index(name) + 1 :]:
+                self.done[later]["configs"] = "outdated"
+            self._write()
+
+    def _run(self, stage: Stage) -> None:
         made_by = self._made_by(stage)
         print(f"== {stage.name}", flush=True)
         start = time.perf_counter()
@@ -92,6 +116,9 @@ class StageRunner:
         seconds = time.perf_counter() - start
         print(f"== {stage.name}: {seconds:.0f} s", flush=True)
         self.done[stage.name] = {**made_by, "seconds": round(seconds, 1)}
+        self._write()
+
+    def _write(self) -> None:
         self.record.parent.mkdir(parents=True, exist_ok=True)
         with written_aside(self.record) as stream:
             stream.write(json.dumps(self.done, indent=1).encode() + b"\n")

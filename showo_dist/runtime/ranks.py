@@ -13,6 +13,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from showo_dist.runtime.exits import OneRankError
+
+# Timeout of collectives for commands whose ranks wait for the slowest one only at the end, perhaps for hours.
+PATIENCE_S = 24 * 3600.0
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -106,11 +111,20 @@ def _driver() -> str:
 
 
 def _from_environment() -> Ranks:
-    """The rank and device that the launcher's environment variables give; rank 0 of 1 without a launcher."""
+    """The rank and device that the launcher's environment variables give; rank 0 of 1 without a launcher.
+
+    Raises:
+        ValueError: there are fewer GPUs than ranks.
+    """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank = int(os.environ.get("LOCAL_RANK", rank))
     device = default_device(local_rank)
     if device.type == "cuda":
+        if local_rank >= (gpus := torch.cuda.device_count()):
+            raise OneRankError(
+                f"rank {rank} (host {socket.gethostname()}): LOCAL_RANK is {local_rank}, but there are "
+                f"{gpus} GPUs; lower slots in the hostfile, --num_gpus, --nproc-per-node or RANKS_PER_NODE"
+            )
         torch.cuda.set_device(device)
     return Ranks(rank, world, device)
 
@@ -130,6 +144,9 @@ def joined(timeout_s: float | None = None, always_group: bool = False) -> Iterat
     Args:
         timeout_s: of collectives; None is torch's default.
         always_group: create a group of one rank without a launcher too; DeepSpeed needs a group.
+
+    Raises:
+        ValueError: this rank has no GPU of its own, or torch cannot use it.
     """
     ranks = _from_environment()
     _share_cores(ranks.world)

@@ -3,16 +3,25 @@
 import errno
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from showo_dist import cli
 from showo_dist.logging import RunLogger, read_metrics
-from showo_dist.runtime.exits import MachineError, described, exit_code_of, machine_errors
+from showo_dist.runtime.exits import (
+    MachineError,
+    OneRankError,
+    described,
+    exit_code_of,
+    machine_errors,
+)
+from showo_dist.runtime.ranks import joined
 from showo_launch.exit_codes import MACHINE_ERROR, USER_ERROR
 from tests.conftest import ROOT
 
@@ -74,6 +83,19 @@ def test_a_command_ends_with_the_code_and_one_line(
     assert cli.main(["inspect"]) == MACHINE_ERROR
     line = capsys.readouterr().err
     assert line.startswith("showo-dist inspect: No space left on device") and line.count("\n") == 1
+
+
+def test_a_rank_without_a_gpu_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("RANK", "6"), ("LOCAL_RANK", "2"), ("WORLD_SIZE", "8")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(OneRankError) as raised, joined():
+        pass
+    line = (
+        f"rank 6 (host {socket.gethostname()}): LOCAL_RANK is 2, but there are 2 GPUs; lower slots"
+    )
+    assert str(raised.value).startswith(line)
 
 
 def _start(redirection: str, *words: str) -> subprocess.CompletedProcess[str]:

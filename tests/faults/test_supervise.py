@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import pytest
 
 from showo_dist.logging import read_metrics
 from showo_launch.exit_codes import DONE, NON_FINITE, PREEMPTED, USER_ERROR
-from showo_launch.supervise import Shape
+from showo_launch.supervise import Shape, Supervisor
 from tests.faults.processes import start
 from tests.forks import free_port
 from tests.training.conftest import TinyWorld
@@ -115,6 +115,51 @@ def test_devices_alone_select_the_ranks(tmp_path: Path) -> None:
     assert starts == ["--include localhost:0,1", "--include localhost:1"]
 
 
+# Ranks 2 and 3 are dead and hung; rank 1 reports an error of its own.
+REPORTS = """
+import json, os, pathlib, sys
+reports = {0: (76, [1, 2, 3]), 1: (1, []), 3: (76, [3])}
+for rank, (code, lost) in reports.items():
+    path = pathlib.Path(os.environ["SHOWO_DIST_REPORTS"]) / f"rank-{rank:05d}.json"
+    path.write_text(json.dumps({"pid": 1, "code": code, "lost": lost}))
+sys.exit(1)
+"""
+
+
+def test_a_rank_that_failed_by_itself_is_not_lost(tmp_path: Path) -> None:
+    supervisor = Supervisor([sys.executable, "-c", REPORTS], tmp_path)
+    ending = supervisor.run(Shape(4, 1, tuple("0123")))
+    assert (ending.code, ending.lost) == (1, {2, 3})
+
+
+def test_a_signal_before_the_launcher_starts_is_not_lost(tmp_path: Path) -> None:
+    supervisor = Supervisor(["sleep", "30"], tmp_path)
+    supervisor.pass_on(signal.SIGTERM, None)
+    assert supervisor.run(Shape(1, 1, ("0",))).code == -signal.SIGTERM
+
+
+@pytest.mark.parametrize("ignored", [False, True], ids=["terminal", "nohup"])
+def test_the_end_of_the_terminal_ends_the_run_unless_by_nohup(
+    tmp_path: Path, ignored: bool
+) -> None:
+    nohup = ["nohup"] if ignored else []
+    begun = tmp_path / "begun"
+    command = [*nohup, SUPERVISE, "--", "sh", "-c", f"echo $$ >{begun}; exec sleep 60"]
+    supervised = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        _wait_until(lambda: begun.exists() and begun.read_text().endswith("\n"))
+        supervised.send_signal(signal.SIGHUP)
+        if ignored:
+            with pytest.raises(subprocess.TimeoutExpired):
+                supervised.wait(2)
+            supervised.terminate()
+        supervised.wait(LIMIT_S)
+        assert supervised.returncode >= 0, "it died of the signal"
+        assert not Path(f"/proc/{begun.read_text().strip()}").exists()
+    finally:
+        supervised.kill()
+
+
 @pytest.mark.parametrize("ranks", range(1, 9))
 @pytest.mark.parametrize("accumulation", [1, 2, 3, 4])
 def test_the_number_of_micro_steps_is_constant(ranks: int, accumulation: int) -> None:
@@ -164,11 +209,16 @@ def _training(launcher: str, world: TinyWorld, run: Path) -> list[str]:
 _SMALL = ["training.max_train_steps=30", "experiment.save_every=5", "fault.timeout_s=20"]
 
 
-def _wait_for_step(run: Path, step: int) -> None:
+def _wait_until(found: Callable[[], bool]) -> None:
     until = time.monotonic() + LIMIT_S
-    while not any(line["step"] >= step for line in read_metrics(run / "metrics.jsonl")):
-        assert time.monotonic() < until, f"no step {step}"
+    while not found():
+        assert time.monotonic() < until
         time.sleep(0.02)
+
+
+def _wait_for_step(run: Path, step: int) -> None:
+    metrics = run / "metrics.jsonl"
+    _wait_until(lambda: any(line["step"] >= step for line in read_metrics(metrics)))
 
 
 def _children(pid: int) -> list[int]:

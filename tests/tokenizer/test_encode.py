@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -18,6 +20,7 @@ from showo_data import FlowSpec, Sample, Skipped, Source, clip_transform, vq_tra
 from showo_data.images import Transform
 from showo_data.members import CODES, CONDITION, FEATURES, Encoded
 from showo_data.shards import write_shard
+from showo_dist.encode import cli
 from showo_dist.encode.cli import main_encode
 from showo_dist.encode.shards import EncodeSettings, FrozenEncoders, encode_shards
 from showo_dist.models.encoders import ClipTower, Encoders, condition_pixels
@@ -134,6 +137,44 @@ def test_one_command_writes_to_a_folder(shards: Path, tmp_path: Path, tiny: MAGV
     out = tmp_path / "out"
     refused_then_done(out, lambda: main_encode([*arguments, "--out", str(out)]))
     assert (out / "train-000000.tar").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--resolution", "0"], "--resolution 0: expected a positive multiple of 2"),
+        (["--resolution", "-32"], "--resolution -32: expected a positive multiple"),
+        (["--resolution", "33"], "--resolution 33: expected a positive multiple"),
+        (["--condition-scale", "0"], "--condition-scale 0: expected 1 to 32"),
+        (["--condition-scale", "-2"], "--condition-scale -2: expected 1 to 32"),
+        (["--condition-scale", "64", "--resize-back"], "--condition-scale 64: expected 1 to 32"),
+        (["--condition-scale", "32"], "shrinks 32 pixels to 1, which is no multiple of 2"),
+    ],
+)
+def test_sides_that_the_tokenizer_cannot_encode_are_refused(
+    shards: Path, tmp_path: Path, tiny: MAGVITv2, options: list[str], words: str
+) -> None:
+    tiny.save_pretrained(tmp_path / "tokenizer")
+    arguments = [str(shards / "train-000000.tar"), "--tokenizer", str(tmp_path / "tokenizer")]
+    with pytest.raises(ValueError, match=words):
+        main_encode([*arguments, "--out", str(tmp_path / "out"), *options])
+    assert not (tmp_path / "out").exists()
+
+
+def test_ranks_wait_a_day_for_the_slowest_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They meet after the last shard of each; torch's default is ten minutes with NCCL."""
+    asked = []
+
+    @contextmanager
+    def joined(timeout_s: float | None = None) -> Iterator[Ranks]:
+        asked.append(timeout_s)
+        raise InterruptedError
+        yield ALONE
+
+    monkeypatch.setattr(cli, "joined", joined)
+    with pytest.raises(InterruptedError):
+        main_encode(["x.tar", "--tokenizer", "x", "--out", "x"])
+    assert asked == [24 * 3600]
 
 
 def test_other_settings_need_another_folder(shards: Path, tmp_path: Path, tiny: MAGVITv2) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -211,5 +211,6 @@ class Examiner:
             pool.submit(session.ask, "all_reduce", rank=rank, **common)
             for rank, session in enumerate((left, right))
         ]
+        wait(both)  # also if one failed: the next pair must not find the other's question open
         speeds = [answer.result() for answer in both]
         return min(speeds, key=lambda speed: speed["gbit"])
