@@ -80,8 +80,7 @@ def _evaluate(places: Places, run: str, checkpoint: str, limit: int) -> list[str
     return tool(
         *("evaluate", "--framework", "mini", checkpoint),
         *("--prompts", f"{places.data}/prompts.jsonl", "--shards", places.shards("val", 1)),
-        # A checkpoint that was trained again, or another limit, replaces what is there.
-        *("--out", f"{places.runs}/eval-{run}", "--limit", str(limit), "--replace"),
+        *("--out", f"{places.runs}/eval-{run}", "--limit", str(limit)),
     )
 
 

@@ -21,8 +21,8 @@ from showo_dist.config.schema import TrainConfig
 
 BASE_KEY = "base"
 _PLACEHOLDER = "???"
-# Texts in which a leading ~ is no home folder.
-NO_PATHS = ("inference.prompt", "inference.question")
+# Texts that are taken as they stand: ~ is no home folder, and ${ on the command line no interpolation.
+VERBATIM = ("inference.prompt", "inference.question")
 OVERRIDE = re.compile(r"(\w+(?:\.\w+)*)=(.*)", re.DOTALL)
 
 
@@ -140,7 +140,7 @@ def _parse_value(override: str, schema: type, key: str, text: str) -> Any:
             text = inner
         elif text in ("null", "~", ""):
             return None
-        return text.replace("${", r"\${") if key in NO_PATHS else text
+        return text.replace("${", r"\${") if key in VERBATIM else text
     try:
         parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=False)
     except (yaml.YAMLError, OmegaConfBaseException):
@@ -296,7 +296,7 @@ def _home_expanded(values: Any, key: str = "") -> Any:
         return {k: _home_expanded(v, f"{key}.{k}".lstrip(".")) for k, v in values.items()}
     if isinstance(values, list):
         return [_home_expanded(value, key) for value in values]
-    if not (isinstance(values, str) and values.startswith("~")) or key in NO_PATHS:
+    if not (isinstance(values, str) and values.startswith("~")) or key in VERBATIM:
         return values
     expanded = os.path.expanduser(values)
     if expanded.startswith("~"):

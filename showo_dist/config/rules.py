@@ -417,17 +417,24 @@ def backbone_keys_are_known(config: TrainConfig) -> Iterator[str]:
 
 def deepspeed_keys_are_free(config: TrainConfig) -> Iterator[str]:
     """Settings that follow from this config are changed there, not behind its back."""
+    shown = set()
     for key, ours in OWN_DEEPSPEED_KEYS.items():
-        value: Any = config.distributed.deepspeed
-        seen = []
-        for part in key.split("."):
-            # What is no section would replace ours as a whole.
-            if isinstance(value, dict):
-                value = value.get(part)
-                seen.append(part)
-        if value is not None:
-            yield f"distributed.deepspeed.{'.'.join(seen)} = {value!r}: set {ours} instead"
-            return
+        found = _given(config.distributed.deepspeed, key)
+        if found and found[0] not in shown:
+            yield f"distributed.deepspeed.{found[0]} = {found[1]!r}: set {ours} instead"
+            shown.add(found[0])
+
+
+def _given(settings: dict[str, Any], key: str) -> tuple[str, Any] | None:
+    """The dotted key and its value, if settings hold it, or the part of it that would replace our section."""
+    name, _, rest = key.partition(".")
+    if name not in settings:
+        return None
+    value = settings[name]
+    if not (rest and isinstance(value, dict)):
+        return name, value
+    found = _given(value, rest)
+    return found and (f"{name}.{found[0]}", found[1])
 
 
 def gradient_formats_exist(config: TrainConfig) -> Iterator[str]:

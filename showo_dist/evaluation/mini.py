@@ -105,7 +105,7 @@ def run(job: Job) -> Outcome:
 
 def _settings(job: Job) -> Json:
     """What the report's command gives again; options that were not given are left out."""
-    names = ("limit", "precision", "vq_model", "tokenizer")
+    names = ("limit", "precision", "vq_model", "tokenizer", "clip_model")
     given = {name: getattr(job.arguments, name) for name in names}
     return {
         "checkpoint": job.checkpoint,

@@ -86,7 +86,7 @@ def main_understand(argv: Sequence[str]) -> int:
         for number, seed in enumerate(request.seeds):
             for start in range(0, len(dialogues), request.batch):
                 part = dialogues[start : start + request.batch]
-                _answer_all(part, pipeline, request, album, (seed, start))
+                _answer_all(part, pipeline, request, album, seed, start)
                 progress.log(number * len(dialogues) + start + len(part), {})
     finally:
         progress.close()
@@ -100,14 +100,16 @@ def _answer_all(
     pipeline: Pipeline,
     request: Request,
     album: Album,
-    seed: tuple[int, int],
+    seed: int,
+    first: int,
 ) -> None:
     """Answer all questions of some conversations; the model answers one of each at a time, in one batch.
 
     Args:
         dialogues: the conversations.
         pipeline, request, album: models, settings, results.
-        seed: of the sampling, and the index of the first conversation.
+        seed: of the sampling.
+        first: index of the first conversation.
     """
     inference = request.config.inference
     for dialogue in dialogues:
@@ -121,13 +123,13 @@ def _answer_all(
             request.batch,
             top_k=inference.top_k,
             temperature=inference.temperature,
-            seed=seed[0],
-            place=(seed[1], len(unfinished[0].turns) // 2),
+            seed=seed,
+            place=(first, len(unfinished[0].turns) // 2),
         )
         for dialogue, words in zip(unfinished, answers, strict=True):
             dialogue.turns.append(assistant(words))
     for dialogue in dialogues:
-        _write(dialogue, album, seed[0])
+        _write(dialogue, album, seed)
 
 
 def _write(dialogue: _Dialogue, album: Album, seed: int) -> None:

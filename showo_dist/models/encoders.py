@@ -12,9 +12,9 @@ from transformers import CLIPVisionModel
 from showo_data import Sample
 from showo_dist.config.model import ModelConfig, ShowoConfig
 from showo_dist.models.magvitv2 import MAGVITv2
-from showo_dist.models.magvitv2.model import exact_convolutions
-from showo_dist.models.weights.folder import from_transformers
+from showo_dist.models.weights.folder import from_transformers, naming
 from showo_dist.models.weights.sources import weights_digest
+from showo_dist.runtime.numerics import exact_convolutions
 
 RECORD = "encode.json"  # of the settings of encoded shards, beside them
 FEATURE_LAYER = -2  # the published choice (docs/specification.md, section 7)
@@ -39,7 +39,8 @@ class ClipTower(nn.Module):
             ValueError: the model cannot be read, or has not all weights.
         """
         # A tower that is stored in half precision computes in fp32 too.
-        return cls(from_transformers(CLIPVisionModel, source, "model.clip_model_name"))
+        with naming("model.clip_model_name", source):
+            return cls(from_transformers(CLIPVisionModel, source))
 
     @property
     def resolution(self) -> int:

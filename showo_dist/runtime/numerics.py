@@ -6,6 +6,7 @@ derivation: changing it changes every result.
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
@@ -36,6 +37,15 @@ def hashed_seed(data: bytes) -> int:
 def autocast(setting: str, device: torch.device) -> torch.autocast:
     """The autocast context of ``auto``, ``bf16`` or ``fp32``; ``auto`` is bf16 where that is fast."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=uses_bf16(setting, device))
+
+
+def exact_convolutions(allow_tf32: bool = False) -> AbstractContextManager[None]:
+    """A context in which cuDNN convolves fp32 in fp32, on NVIDIA GPUs.
+
+    By default it does so in TF32, which changes some image codes: those made here and those of shards that
+    were encoded on another kind of GPU would differ.
+    """
+    return torch.backends.cudnn.flags(enabled=True, allow_tf32=allow_tf32)
 
 
 def uses_bf16(setting: str, device: torch.device) -> bool:

@@ -245,6 +245,10 @@ BROKEN = {
             ["distributed.deepspeed={zero_optimization: false}"],
             "distributed.deepspeed.zero_optimization = False: set ",
         ),
+        (
+            ["distributed.deepspeed={zero_optimization: null}"],
+            "distributed.deepspeed.zero_optimization = None: set distributed.zero_stage instead",
+        ),
         (["distributed.deepspeed.gradient_clipping=1"], "set training.max_grad_norm instead"),
     ],
     "adapters_have_a_base": [(["lora.rank=4"], "set experiment.init_from")],
@@ -386,6 +390,11 @@ def test_no_flow_at_all() -> None:
 def test_all_problems_are_reported_at_once() -> None:
     overrides = ["training.seed=-1", "model.showo.vocab_size=3", "dataset.params.resolution=512"]
     assert len(problem(*overrides).splitlines()) == 3
+
+
+def test_all_keys_of_deepspeed_are_reported_at_once() -> None:
+    keys = "{gradient_clipping: 1, zero_optimization: {stage: 3, offload_param: {device: cpu}}}"
+    assert len(problem(f"distributed.deepspeed={keys}").splitlines()) == 3
 
 
 def test_warnings() -> None:

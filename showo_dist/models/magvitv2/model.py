@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields
 from math import isqrt
 from pathlib import Path
@@ -23,6 +22,7 @@ from showo_dist.models.weights.folder import (
     read_json,
     read_weights,
 )
+from showo_dist.runtime.numerics import exact_convolutions
 
 
 @dataclass
@@ -137,15 +137,6 @@ class MAGVITv2(nn.Module):
         whole = {n: t.float() if t.is_floating_point() else t for n, t in weights.items()}
         model.load_state_dict(constants | whole, assign=True)
         return model.to(device).requires_grad_(False).eval()
-
-
-def exact_convolutions(allow_tf32: bool = False) -> AbstractContextManager[None]:
-    """A context in which cuDNN convolves fp32 in fp32.
-
-    By default it does so in TF32, which turns some codes: those made here and those of shards that were
-    encoded on another kind of GPU would differ.
-    """
-    return torch.backends.cudnn.flags(enabled=True, allow_tf32=allow_tf32)
 
 
 def _as_grid(codes: Tensor) -> Tensor:

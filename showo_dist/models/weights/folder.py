@@ -1,7 +1,8 @@
 """The released folder format: ``config.json`` beside weights, whole or in shards, local or on the hub."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,17 @@ def local_folder(source: str | Path) -> Path:
         ) from error
 
 
-def from_transformers(family: Any, source: str, key: str) -> Any:
+@contextmanager
+def naming(key: str, source: str | None) -> Iterator[None]:
+    """Raise what goes wrong with a model as a ``ValueError`` of one line that names the config's key."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"{key} = {source}: {reason}") from None
+
+
+def from_transformers(family: Any, source: str) -> Any:
     """Load a model of transformers in fp32, of which every weight must be in its files.
 
     transformers gives missing weights random values, other ones at each call, and only prints a table.
@@ -59,22 +70,17 @@ def from_transformers(family: Any, source: str, key: str) -> Any:
     Args:
         family: a class with ``from_pretrained``.
         source: folder or hub id.
-        key: of the config, named by errors.
 
     Raises:
-        ValueError: the model cannot be read, or has not all weights.
+        OSError, ValueError, RuntimeError: the model cannot be read, or has not all weights.
     """
-    try:
-        model, found = family.from_pretrained(
-            source, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(f"{key} = {source}: {reason}") from None
+    model, found = family.from_pretrained(
+        source, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
+    )
     if missing := sorted(found["missing_keys"]):
         others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise ValueError(
-            f"{key} = {source}: its files have no weight {missing[0]}{others}, which {family.__name__} needs"
+            f"its files have no weight {missing[0]}{others}, which {family.__name__} needs"
         )
     return model
 

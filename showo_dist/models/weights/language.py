@@ -10,11 +10,10 @@ from transformers import AutoModelForCausalLM
 
 from showo_dist.config.model import ShowoConfig
 from showo_dist.models.showo import ShowO
-from showo_dist.models.weights.folder import FolderWeights, from_transformers, local_folder
+from showo_dist.models.weights.folder import FolderWeights, from_transformers, local_folder, naming
 from showo_dist.models.weights.initial import PROJECTOR, drawn
 from showo_dist.models.weights.sources import Weights
 
-_KEY = "model.showo.llm_model_path"
 _OURS = "showo."  # before each of the language model's names
 # Buffers that older files hold, and that are computed.
 _COMPUTED = re.compile(r"rotary_emb\.inv_freq$|\.masked_bias$|attention\.bias$")
@@ -40,16 +39,8 @@ class LanguageStart:
         self._expected = {n: t.to("meta") for n, t in model.state_dict().items()}
         self._tables = model.tables
         (self._table,) = (n for n in self._tables if n.startswith(f"{_OURS}{_table_name(model)}"))
-        try:
+        with naming("model.showo.llm_model_path", showo.llm_model_path):
             self._source = _source(str(showo.llm_model_path), self._wanted())
-        except (OSError, ValueError) as error:
-            reason = (
-                str(error)
-                .strip()
-                .partition("\n")[0]
-                .removeprefix(f"{_KEY} = {showo.llm_model_path}: ")
-            )
-            raise ValueError(f"{_KEY} = {showo.llm_model_path}: {reason}") from None
 
     def _wanted(self) -> dict[str, Tensor]:
         """What the language model must have, under its own names; its tables may have other lengths."""
@@ -102,7 +93,7 @@ class _WholeModel:
     """A language model as transformers loads it."""
 
     def __init__(self, path: str) -> None:
-        model = from_transformers(AutoModelForCausalLM, path, _KEY)
+        model = from_transformers(AutoModelForCausalLM, path)
         self.folder, self._state = Path(path), model.state_dict()
         self.meta = {name: tensor.to("meta") for name, tensor in self._state.items()}
 

@@ -24,6 +24,7 @@ from showo_dist.models.weights.folder import (
     from_transformers,
     inner_folder,
     local_folder,
+    naming,
     read_json,
 )
 from showo_dist.models.weights.sources import LORA_KEY, open_weights
@@ -53,9 +54,8 @@ def from_language_model(showo: ShowoConfig, attention: str = "sdpa") -> ShowO:
     model = build_showo(showo, attention)
     if showo.llm_config is not None or showo.llm_model_path is None:
         return model
-    language = from_transformers(
-        AutoModelForCausalLM, showo.llm_model_path, "model.showo.llm_model_path"
-    )
+    with naming("model.showo.llm_model_path", showo.llm_model_path):
+        language = from_transformers(AutoModelForCausalLM, showo.llm_model_path)
     with torch.no_grad():
         target = model.showo.state_dict()
         for name, tensor in language.state_dict().items():
