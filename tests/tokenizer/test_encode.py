@@ -5,9 +5,8 @@ import os
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +19,6 @@ from showo_data import FlowSpec, Sample, Skipped, Source, clip_transform, vq_tra
 from showo_data.images import Transform
 from showo_data.members import CODES, CONDITION, FEATURES, Encoded
 from showo_data.shards import write_shard
-from showo_dist.encode import cli
 from showo_dist.encode.cli import main_encode
 from showo_dist.encode.shards import EncodeSettings, FrozenEncoders, encode_shards
 from showo_dist.models.encoders import ClipTower, Encoders, condition_pixels
@@ -165,16 +163,16 @@ def test_ranks_wait_a_day_for_the_slowest_one(monkeypatch: pytest.MonkeyPatch) -
     """They meet after the last shard of each; torch's default is ten minutes with NCCL."""
     asked = []
 
-    @contextmanager
-    def joined(timeout_s: float | None = None) -> Iterator[Ranks]:
-        asked.append(timeout_s)
+    def join(*_: object, timeout: timedelta, **__: object) -> None:
+        asked.append(timeout)
         raise InterruptedError
-        yield ALONE
 
-    monkeypatch.setattr(cli, "joined", joined)
+    monkeypatch.setattr(torch.distributed, "init_process_group", join)
+    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
     with pytest.raises(InterruptedError):
         main_encode(["x.tar", "--tokenizer", "x", "--out", "x"])
-    assert asked == [24 * 3600]
+    assert asked == [timedelta(days=1)]
 
 
 def test_other_settings_need_another_folder(shards: Path, tmp_path: Path, tiny: MAGVITv2) -> None:
