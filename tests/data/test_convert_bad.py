@@ -286,7 +286,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_broken_class_tar_keeps_what_was_read_before(tmp_path: Path, damage: str) -> None:
+def test_a_broken_class_tar_keeps_what_is_intact(tmp_path: Path, damage: str) -> None:
     tars = _class_tars(tmp_path)
     assert 512 < len(image(1)) <= 1024, "a header and two blocks each"
     (tmp_path / "train" / "n1.tar").write_bytes(tars["n1.tar"])
@@ -294,17 +294,26 @@ def test_a_broken_class_tar_keeps_what_was_read_before(tmp_path: Path, damage: s
     (tmp_path / "train" / "._n2.tar").write_bytes(b"\0\5\x16\7")
     items = imagenet_items(tmp_path / "train", tmp_path / "names.txt")
     report = _converted(items, tmp_path / "out")
-    assert report.skipped == {"unreadable-rest": 1} and 4 < report.samples < 8
-    where = f"{tmp_path}/train/n2.tar, behind image {report.samples - 4} of n2"
-    assert report.examples == {"unreadable-rest": where}
+    cut = damage.startswith("cut")
+    assert report.skipped == {"unreadable-part": 1} and report.samples == 4 + (2 if cut else 3)
+    where = f"{tmp_path}/train/n2.tar, from byte 3072 on"
+    assert report.examples == {"unreadable-part": where}
 
 
-def test_a_cut_tar_of_class_tars_keeps_what_was_read_before(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["cut", "a flipped header"])
+def test_a_broken_tar_of_class_tars_keeps_what_is_intact(tmp_path: Path, damage: str) -> None:
+    """The images of a class whose own header is damaged have no class; the classes around it are whole."""
     tars = _class_tars(tmp_path)
+    (tmp_path / "names.txt").write_text(NAMES + "n3 shark\n")
+    tars["n3.tar"] = tars["n1.tar"]
+    data, second = tar_of(tars), 512 + len(tars["n1.tar"])
+    flipped = data[: second + 2] + b"\xff\xff" + data[second + 4 :]
     whole = tmp_path / "whole.tar"
-    whole.write_bytes(tar_of(tars)[: 512 + len(tars["n1.tar"])])
+    whole.write_bytes(data[:second] if damage == "cut" else flipped)
     report = _converted(imagenet_items(whole, tmp_path / "names.txt"), tmp_path / "out")
-    assert report.samples == 4 and report.skipped == {"unreadable-rest": 1}
+    assert report.samples == (4 if damage == "cut" else 8)
+    assert report.skipped == {"unreadable-part": 1}
+    assert report.examples == {"unreadable-part": f"{whole}, from byte {second} on"}
 
 
 @pytest.mark.parametrize("data", [NAMES.encode("utf-16"), b"n1 caf\xe9\n"])

@@ -2,11 +2,9 @@
 
 import subprocess
 import sys
-import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, cast
 
 import pytest
 
@@ -14,7 +12,8 @@ from showo_launch.doctor import main
 from showo_launch.doctor.examination import Examiner, Limits
 from showo_launch.doctor.findings import different, missing_interface, slow_links, wrong_clocks
 from showo_launch.doctor.probe import code_digest, source_folders
-from showo_launch.doctor.sessions import Host, HostError, Session
+from showo_launch.doctor.sessions import Host, Session
+from tests.forks import free_port
 
 
 def test_the_odd_one_out_is_named() -> None:
@@ -55,36 +54,23 @@ def test_equal_links_are_slow_only_against_a_limit() -> None:
     assert len(slow_links(ring(1, 1.2, 0.9), least_gbit=5)) == 3
 
 
-class StandIn:
-    """A session that takes one question at a time, as the pipe to a probe does."""
+def test_a_dead_host_spoils_the_measurements_of_its_own_links_alone() -> None:
+    """Also the one that follows at once, while a neighbour still waits for the dead host's answer."""
+    names = ("127.0.0.1", "127.0.0.2", "127.0.0.3")
+    limits = Limits([], [], 0, 0, free_port(), None, 1, False, sys.executable, 20)
+    with ExitStack() as stack, ThreadPoolExecutor(3) as pool:
+        sessions = [stack.enter_context(Session(Host(name, 1, "here"))) for name in names]
 
-    def __init__(self, name: str, dead: bool) -> None:
-        self.host, self._dead, self._open = Host(name, 1, "here"), dead, threading.Lock()
+        def log(line: str) -> None:
+            if line.startswith("all-reduce"):
+                sessions[1]._process.kill()
 
-    def ask(self, question: str, **arguments: Any) -> Any:
-        assert self._open.acquire(blocking=False), f"two questions to {self.host.name} at once"
-        try:
-            if question == "load_torch":
-                return None
-            if self._dead:
-                raise HostError(self.host.name, "the connection ended")
-            time.sleep(0.2)
-            return {"gbit": 1.0}
-        finally:
-            self._open.release()
-
-
-def test_a_dead_host_spoils_the_measurements_of_its_own_links_alone(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(Host, "resolve", lambda host: "127.0.0.1")
-    sessions = [StandIn(name, dead=name == "b") for name in "abcd"]
-    limits = Limits([], [], 0, 0, 1, None, 1, False, sys.executable, 1)
-    examiner = Examiner([session.host for session in sessions], limits, lambda line: None)
-    with ThreadPoolExecutor(4) as pool:
-        examiner._links(cast(list[Session], sessions), pool)
-    assert [finding.host for finding in examiner.result.found] == ["a–b", "b–c"]
-    assert list(examiner.result.speeds) == [("c", "d"), ("d", "a")]
+        examiner = Examiner([session.host for session in sessions], limits, log)
+        examiner._links(sessions, pool)
+    found = [(finding.host, finding.problem) for finding in examiner.result.found]
+    assert [host for host, _ in found] == ["127.0.0.1–127.0.0.2", "127.0.0.2–127.0.0.3"]
+    assert "the connection ended" in found[1][1]
+    assert list(examiner.result.speeds) == [("127.0.0.3", "127.0.0.1")]
 
 
 def test_every_interface_of_a_list_is_on_every_host() -> None:

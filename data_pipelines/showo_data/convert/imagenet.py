@@ -3,29 +3,26 @@
 The images are class folders, the official tar of each class, or the one tar that holds all of these.
 """
 
-import os
 import re
-import tarfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import IO, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from showo_data.convert.images import SUFFIXES, image_member, read_bytes
-from showo_data.convert.items import FILE, REST, Item, Members, bad_item
+from showo_data.convert.items import FILE, PART, Item, Members, bad_item
 from showo_data.members import BadSampleError
+from showo_data.shards import DAMAGED, SPARSE
+from showo_data.shards import files as tar_files
+from showo_data.shards.tables import File
 from showo_data.text import is_apple_double, parse_json, read_text
 
 Synonyms = Literal["first", "random"]
 
-# What tarfile raises on damaged headers.
-_DAMAGE = (tarfile.TarError, OSError, EOFError, ValueError, RecursionError)
-_SPARSE = -1  # size of an image that is stored with holes
 _LINE = re.compile(r"(\w+)(?::\s*|\s+)(\S.*)")
 
 
@@ -39,7 +36,7 @@ class _Class(Protocol):
     def path(self) -> Path: ...
 
     @property
-    def lost(self) -> str: ...
+    def lost(self) -> Sequence[str]: ...
 
     def __len__(self) -> int: ...
 
@@ -52,7 +49,7 @@ class _Class(Protocol):
 class _Folder:
     path: Path
     files: tuple[str, ...]
-    lost: str = ""
+    lost: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -72,14 +69,14 @@ class _Folder:
 class _Tar:
     """The images of one class in a tar, by byte offset and size, so that no archive stays open.
 
-    ``lost`` says where the part behind them is that cannot be read; empty if there is none.
+    ``lost`` says where the parts begin that cannot be read.
     """
 
     name: str
     path: Path
     offset_N: npt.NDArray[np.int64]
     size_N: npt.NDArray[np.int64]
-    lost: str = ""
+    lost: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.offset_N)
@@ -88,7 +85,7 @@ class _Tar:
         return f"{self.path}, image {index} of {self.name}"
 
     def read(self, index: int) -> bytes:
-        if self.size_N[index] == _SPARSE:
+        if self.size_N[index] == SPARSE:
             raise BadSampleError("sparse-member")
         with self.path.open("rb") as stream:
             stream.seek(int(self.offset_N[index]))
@@ -133,8 +130,8 @@ def imagenet_items(
         one, index = classes[number], place - int(ends[number]) + len(classes[number])
         yield Item(one.where(index), partial(_load, one, index, texts[number], max_side))
     for one in classes:
-        if one.lost:
-            yield bad_item(one.lost, REST if len(one) else FILE)
+        for lost in one.lost:
+            yield bad_item(lost, PART if len(one) else FILE)
 
 
 def _load(one: _Class, index: int, text: Members, max_side: int | None) -> list[Members]:
@@ -179,7 +176,7 @@ def _classes(source: Path) -> Sequence[_Class]:
     filled = sorted((one for one in found if len(one) or one.lost), key=lambda one: one.name)
     if not any(map(len, filled)):
         raise ValueError(
-            f"{source}: no class tar can be read, the first: {filled[0].lost}"
+            f"{source}: no class tar can be read, the first: {filled[0].lost[0]}"
             if filled
             else f"{source}: holds neither class folders with images nor class tars"
         )
@@ -193,76 +190,45 @@ def _folder(path: Path) -> _Folder:
 
 def _tar(path: Path) -> _Tar:
     with path.open("rb") as stream:
-        return _index_or_lost(path.stem, path, stream, 0)
+        return _as_class(path.stem, path, str(path), tar_files(stream))
 
 
 def _nested(path: Path) -> list[_Tar]:
     """Find the class tars inside one tar."""
-    found = []
-    with path.open("rb") as stream, _opened(stream, str(path)) as outer:
-        entries, whole = _entries(outer, stream)
-        for entry in entries:
-            inner = outer.extractfile(entry)
-            if inner is not None and entry.name.endswith(".tar"):
-                name = Path(entry.name).stem
-                found.append(_index_or_lost(name, path, inner, entry.offset_data))
-    if found and not whole:
-        found[-1] = replace(found[-1], lost=_behind(path, found[-1].name, len(found[-1])))
+    found: list[_Tar] = []
+    # By the number of classes before: behind a damaged header come the images of its class, none of it used.
+    lost: dict[int, str] = {}
+    with path.open("rb") as stream:
+        for entry in tar_files(stream):
+            name, _, extension = Path(entry.name).name.rpartition(".")
+            if extension == DAMAGED:
+                lost.setdefault(len(found), f"{path}, from byte {entry.offset} on")
+            elif extension == "tar" and not is_apple_double(entry.name):
+                inside = tar_files(stream, entry.offset, entry.offset + max(entry.size, 0))
+                found.append(_as_class(name, path, f"{path}: class {name}", inside))
+    if not found and lost:
+        raise ValueError(_no_tar(str(path)))
+    if lost:
+        found[-1] = replace(found[-1], lost=(*found[-1].lost, *lost.values()))
     return found
 
 
-def _behind(path: Path, name: str, images: int) -> str:
-    return f"{path}, behind image {images} of {name}"
+def _as_class(name: str, path: Path, shown: str, entries: Iterable[File]) -> _Tar:
+    """List offsets and sizes of the images of a class tar; one that is no tar costs no other class."""
+    images, lost = [], []
+    for entry in entries:
+        if entry.name.endswith(f".{DAMAGED}"):
+            lost.append(f"{shown}, from byte {entry.offset} on")
+        elif not is_apple_double(entry.name):
+            images.append((entry.offset, entry.size))
+    if lost and not images:
+        lost = [_no_tar(shown)]
+    offset_N, size_N = np.array(images, dtype=np.int64).reshape(-1, 2).T
+    return _Tar(name, path, offset_N, size_N, tuple(lost))
 
 
-def _index_or_lost(name: str, path: Path, stream: IO[bytes], start: int) -> _Tar:
-    """List the images of a class tar; none if it is no tar, which does not cost the other classes."""
-    try:
-        return _index(name, path, stream, start)
-    except ValueError as error:
-        nothing = np.empty(0, dtype=np.int64)
-        return _Tar(name, path, nothing, nothing, str(error))
-
-
-def _index(name: str, path: Path, stream: IO[bytes], start: int) -> _Tar:
-    """List offsets and sizes of the images of the tar ``stream``, which is at byte ``start`` of ``path``."""
-    with _opened(stream, f"{path}: class {name}" if start else str(path)) as archive:
-        files, whole = _entries(archive, stream)
-    return _Tar(
-        name,
-        path,
-        np.array([start + entry.offset_data for entry in files], dtype=np.int64),
-        np.array([_SPARSE if entry.issparse() else entry.size for entry in files], dtype=np.int64),
-        "" if whole else _behind(path, name, len(files)),
-    )
-
-
-@contextmanager
-def _opened(stream: IO[bytes], name: str) -> Iterator[tarfile.TarFile]:
-    try:
-        archive = tarfile.TarFile(fileobj=stream)
-    except _DAMAGE as error:
-        raise ValueError(f"{name} is not a tar ({error}): fetch it again, or remove it") from None
-    with archive:
-        yield archive
-
-
-def _entries(archive: tarfile.TarFile, stream: IO[bytes]) -> tuple[list[tarfile.TarInfo], bool]:
-    """Return the files of a tar up to the first place that cannot be read, and whether that is its end."""
-    files: list[tarfile.TarInfo] = []
-    size = stream.seek(0, os.SEEK_END)
-    try:
-        for entry in archive:
-            # A negative size would lead back to entries that were read; int64 holds no larger ones.
-            if not 0 <= entry.size <= size:
-                return files, False
-            if entry.isreg() and not is_apple_double(entry.name):
-                files.append(entry)
-        # tarfile takes a damaged header for the end.
-        stream.seek(archive.offset)
-        return files, stream.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
-    except _DAMAGE:
-        return files, False
+def _no_tar(shown: str) -> str:
+    return f"{shown} is not a tar (it has no intact header): fetch it again, or remove it"
 
 
 def read_class_names(path: str | Path) -> dict[str, tuple[str, ...]]:

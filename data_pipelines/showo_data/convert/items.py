@@ -10,8 +10,9 @@ from showo_data.members import BadSampleError
 from showo_data.shards.names import braces
 from showo_data.text import is_apple_double
 
-# Reason for a file of which nothing can be read, and for the part of one behind a place where it is broken.
+# Reason for a file of which nothing can be read, for a part of one, and for all of one behind a broken place.
 FILE = "unreadable-file"
+PART = "unreadable-part"
 REST = "unreadable-rest"
 # The members of one sample: extension → bytes, text, or an object for JSON.
 Members = dict[str, Any]

@@ -15,7 +15,7 @@ from showo_data.shards.index import (
 )
 from showo_data.shards.names import expand
 from showo_data.shards.storage import Storage, UnreadableShardError
-from showo_data.shards.tables import DAMAGED, SPARSE, Member, ShardTable
+from showo_data.shards.tables import DAMAGED, SPARSE, Member, ShardTable, files
 
 __all__ = [
     "DAMAGED",
@@ -29,6 +29,7 @@ __all__ = [
     "UnreadableShardError",
     "build_index",
     "expand",
+    "files",
     "index_path",
     "load_index",
     "load_table",

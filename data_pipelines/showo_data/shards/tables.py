@@ -101,7 +101,7 @@ def scan(stream: BinaryIO) -> ShardTable:
     bad sample in training.
     """
     samples: dict[str, list[Member]] = {}
-    for name, offset, size, check in _files(stream):
+    for name, offset, size, check in files(stream):
         folder, base = os.path.split(name)
         stem, _, extension = base.partition(".")
         if stem and extension:
@@ -138,7 +138,7 @@ def _as_table(samples: dict[str, list[Member]]) -> ShardTable:
     )
 
 
-class _File(NamedTuple):
+class File(NamedTuple):
     """A regular file in a tar: its name, and the attributes of a :class:`Member`."""
 
     name: str
@@ -151,38 +151,42 @@ class _DamageError(Exception):
     """A tar cannot be read at byte ``args[0]``; intact headers may follow from byte ``args[1]`` on."""
 
 
-def _files(stream: BinaryIO) -> Iterator[_File]:
-    """Yield the regular files of a tar, and its damaged parts."""
-    length, start = stream.seek(0, os.SEEK_END), 0
+def files(stream: BinaryIO, start: int = 0, end: int | None = None) -> Iterator[File]:
+    """Yield the regular files of a tar at bytes ``start`` to ``end`` of a stream, and its damaged parts.
+
+    A damaged part is an empty file with the extension :data:`DAMAGED` at the byte where it begins.
+    """
+    length = stream.seek(0, os.SEEK_END)
+    end = length if end is None else min(end, length)
     while True:
         try:
-            damaged = yield from _intact_files(stream, start, length)
+            damaged = yield from _intact_files(stream, start, end)
             resume = damaged + BLOCK
             at_end = True
         except _DamageError as damage:
             (damaged, resume), at_end = damage.args, False
-        found = _next_header(stream, resume)
+        found = _next_header(stream, resume, end)
         # Zeros are the end of a tar, unless files follow: then a part was never written.
         if found is not None or not at_end:
-            yield _File(f"damaged-at-{damaged}.{DAMAGED}", damaged, 0, 0)
+            yield File(f"damaged-at-{damaged}.{DAMAGED}", damaged, 0, 0)
         if found is None:
             return
         start = found
 
 
-def _intact_files(stream: BinaryIO, start: int, length: int) -> Generator[_File, None, int]:
+def _intact_files(stream: BinaryIO, start: int, last: int) -> Generator[File, None, int]:
     """Yield the regular files from byte ``start`` on; returns the offset of the block of zeros at the end.
 
     Not ``tarfile``, which believes any number in a header: a negative size makes it loop, a large one
     allocate, and thousands of extension headers exceed its recursion.
 
     Raises:
-        _DamageError: a header is damaged, or the tar of ``length`` bytes ends early.
+        _DamageError: a header is damaged, or the tar, which ends at byte ``last``, ends early.
     """
     offset, records = start, dict[str, str]()  # records: of the extension headers before a file
     while True:
         stream.seek(offset)
-        block = stream.read(BLOCK)
+        block = stream.read(min(BLOCK, max(0, last - offset)))
         if block == bytes(BLOCK):
             return offset
         data = offset + BLOCK
@@ -190,7 +194,7 @@ def _intact_files(stream: BinaryIO, start: int, length: int) -> Generator[_File,
             header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
             if header.type in _EXTENSIONS:
                 # The first header wins where several give the same record, as in tarfile.
-                records = {**_extension(stream, header, length), **records}
+                records = {**_extension(stream, header, last), **records}
                 offset = data + _padded(header.size)
                 continue
             size = _number(records["size"]) if "size" in records else header.size
@@ -206,20 +210,20 @@ def _intact_files(stream: BinaryIO, start: int, length: int) -> Generator[_File,
             sparse = header.type == tarfile.GNUTYPE_SPARSE or any(
                 keyword.startswith("GNU.sparse.") for keyword in records
             )
-            yield _File(name, data, SPARSE if sparse else size, zlib.crc32(block))
+            yield File(name, data, SPARSE if sparse else size, zlib.crc32(block))
         end = data + (_padded(size) if has_data else 0)
-        if end > length:  # the tar was cut here, or the size is wrong and intact files follow
+        if end > last:  # the tar was cut here, or the size is wrong and intact files follow
             raise _DamageError(offset, data)
         offset, records = end, {}
 
 
-def _extension(stream: BinaryIO, header: tarfile.TarInfo, length: int) -> dict[str, str]:
+def _extension(stream: BinaryIO, header: tarfile.TarInfo, last: int) -> dict[str, str]:
     """Read the records of an extension header, for the file behind it.
 
     Raises:
         ValueError: they cannot be right.
     """
-    if not 0 <= header.size <= min(_LONGEST, length - stream.tell()):
+    if not 0 <= header.size <= min(_LONGEST, last - stream.tell()):
         raise ValueError(f"an extension header of {header.size} bytes")
     content = stream.read(header.size)
     if header.type == tarfile.GNUTYPE_LONGNAME:
@@ -274,10 +278,11 @@ def _padded(size: int) -> int:
     return -(-size // BLOCK) * BLOCK
 
 
-def _next_header(stream: BinaryIO, start: int) -> int | None:
-    """Return the byte offset of the next intact header; None if there is none."""
+def _next_header(stream: BinaryIO, start: int, end: int) -> int | None:
+    """Return the byte offset of the next intact header before ``end``; None if there is none."""
     stream.seek(start)
-    while len(block := stream.read(BLOCK)) == BLOCK:
+    for offset in range(start, end - BLOCK + 1, BLOCK):
+        block = stream.read(BLOCK)
         if block[257:262] == b"ustar" and is_header(block):
-            return stream.tell() - BLOCK
+            return offset
     return None

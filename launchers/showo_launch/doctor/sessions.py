@@ -111,6 +111,7 @@ class Session:
     timeout_s: float = 60.0
     _process: subprocess.Popen[bytes] = field(init=False)
     _unread: bytes = field(init=False, default=b"")
+    _ended: str = field(init=False, default="")  # why no question can be asked any more
 
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(
@@ -134,8 +135,10 @@ class Session:
         """Call one of :data:`showo_launch.doctor.probe.ANSWERS` on the host and return its value.
 
         Raises:
-            HostError: it did not answer in time, or failed.
+            HostError: it did not answer in time, or failed; this question or one before.
         """
+        if self._ended:
+            raise HostError(self.host.name, self._ended)
         assert self._process.stdin is not None
         question = json.dumps({"ask": name, "with": arguments}) + "\n"
         try:
@@ -156,7 +159,8 @@ class Session:
             while b"\n" not in self._unread:
                 if not selector.select(self.timeout_s):
                     self._process.kill()  # or a late answer would be taken for the next one
-                    raise HostError(self.host.name, f"no answer within {self.timeout_s:g} s")
+                    self._ended = f"no answer within {self.timeout_s:g} s"
+                    raise HostError(self.host.name, self._ended)
                 piece = os.read(self._process.stdout.fileno(), 65536)
                 if not piece:
                     raise HostError(self.host.name, self._failure())
@@ -169,4 +173,5 @@ class Session:
         self._process.kill()
         _, stderr = self._process.communicate()
         lines = stderr.decode(errors="replace").strip().splitlines()
-        return lines[-1] if lines else "the connection ended"
+        self._ended = lines[-1] if lines else "the connection ended"
+        return self._ended
