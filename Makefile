@@ -2,7 +2,8 @@
 # make train backbone=qwen3   the same with another backbone, in runs/mini/qwen3
 # make check            lint, types and the fast tests, in about two minutes on two cores
 # make test             lint, types and all tests that this machine can run but those of test-chaos, -muon, -backbones,
-#                       -cluster and -cluster48, in about 35 minutes
+#                       -story, -cluster and -cluster48, in about 20 minutes
+# make test-story       all stages one after another: of the mini world, of a reproduction, and killed between
 # make test-gpu         the tests that need a GPU
 # make test-fuzz        100,000 random damages; a later call resumes; rm runs/fuzz.json starts again
 # make test-chaos       runs of which ranks, or data workers, are killed a hundred times
@@ -26,8 +27,8 @@ SLOWER := $(addprefix --ignore=tests/kernels/test_, attention.py compiled.py nat
 # and xdist would keep them for the end.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: train check test test-gpu test-fuzz test-chaos test-learning test-muon test-backbones test-cluster
-.PHONY: test-cluster48 lint format clean
+.PHONY: train check test test-gpu test-fuzz test-chaos test-learning test-muon test-backbones test-story
+.PHONY: test-cluster test-cluster48 lint format clean
 
 train: .venv/ready
 	$(BIN)/showo-dist mini $(if $(backbone),--backbone $(backbone))
@@ -57,6 +58,9 @@ test-muon: .venv/ready
 
 test-backbones: .venv/ready
 	$(BIN)/python -m pytest -n 2 tests -m backbones
+
+test-story: .venv/ready
+	$(PYTEST) -m story tests
 
 test-cluster: .venv/ready
 	$(BIN)/python -m pytest tests -rs -m "cluster and not cluster48"

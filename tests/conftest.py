@@ -1,6 +1,7 @@
 """The ``--golden`` option and the files behind it, shared by all tests."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -11,6 +12,10 @@ from typing import Any
 import pytest
 
 from tests.damages import stop_case
+
+# Threads of two test processes on two cores wait for each other: a small training takes four times as long.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "parity" / "golden"

@@ -60,7 +60,7 @@ def steps_logged(run: Path) -> list[int]:
     return [json.loads(line)["step"] for line in lines]
 
 
-@pytest.mark.slow
+@pytest.mark.story
 def test_killed_in_the_second_stage_and_started_again(
     tiny_world: TinyWorld, tmp_path: Path
 ) -> None:

@@ -289,7 +289,7 @@ def test_a_commit_that_git_does_not_tell_is_unknown(
     assert commit().startswith("unknown: ")
 
 
-@pytest.mark.slow
+@pytest.mark.story
 def test_the_miniature_is_the_same_on_one_rank_and_two(tmp_path: Path) -> None:
     """Two folders at once, of which the second has one benchmark, and is scored by a second call."""
     one, two = tmp_path / "one", tmp_path / "elsewhere" / "two"

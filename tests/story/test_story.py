@@ -48,7 +48,7 @@ def first_call(folder: Path) -> subprocess.CompletedProcess[str]:
     return done
 
 
-@pytest.mark.slow
+@pytest.mark.story
 def test_every_stage_writes_its_files(
     first_call: subprocess.CompletedProcess[str], folder: Path
 ) -> None:
@@ -63,7 +63,7 @@ def test_every_stage_writes_its_files(
     assert (runs / "pretrain" / "images" / "t2i-000006.png").is_file()
 
 
-@pytest.mark.slow
+@pytest.mark.story
 def test_the_report_is_complete(first_call: subprocess.CompletedProcess[str], folder: Path) -> None:
     for name in ("report.md", "report.html"):
         text = (folder / "out" / name).read_text()
@@ -74,7 +74,7 @@ def test_the_report_is_complete(first_call: subprocess.CompletedProcess[str], fo
     assert "report.md" in first_call.stdout.splitlines()[-1]
 
 
-@pytest.mark.slow
+@pytest.mark.story
 def test_a_second_call_skips_finished_stages(
     first_call: subprocess.CompletedProcess[str], folder: Path
 ) -> None:
@@ -100,7 +100,7 @@ def test_another_backbone_shares_data_and_tokenizers(
     assert "| prompts, before RecA |" in report and "codes in use" in report
 
 
-@pytest.mark.slow
+@pytest.mark.story
 def test_weak_scaling_is_measured_on_its_data(
     first_call: subprocess.CompletedProcess[str], folder: Path
 ) -> None:
