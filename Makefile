@@ -2,7 +2,7 @@
 # make train backbone=qwen3   the same with another backbone, in runs/mini/qwen3
 # make check            lint, types and the fast tests, in about two minutes on two cores
 # make test             lint, types and all tests that this machine can run but those of test-chaos, -muon, -backbones,
-#                       -story, -cluster and -cluster48, in about 20 minutes
+#                       -story, -cluster and -cluster48, in half an hour to an hour
 # make test-story       all stages one after another: of the mini world, of a reproduction, and killed between
 # make test-gpu         the tests that need a GPU
 # make test-fuzz        100,000 random damages; a later call resumes; rm runs/fuzz.json starts again

@@ -16,8 +16,7 @@ import numpy.typing as npt
 from showo_data.convert.images import SUFFIXES, image_member, read_bytes
 from showo_data.convert.items import FILE, PART, Item, Members, bad_item
 from showo_data.members import BadSampleError
-from showo_data.shards import DAMAGED, SPARSE
-from showo_data.shards import files as tar_files
+from showo_data.shards import DAMAGED, SPARSE, tar_files
 from showo_data.shards.tables import File
 from showo_data.text import is_apple_double, parse_json, read_text
 

@@ -15,7 +15,7 @@ from showo_data.shards.index import (
 )
 from showo_data.shards.names import expand
 from showo_data.shards.storage import Storage, UnreadableShardError
-from showo_data.shards.tables import DAMAGED, SPARSE, Member, ShardTable, files
+from showo_data.shards.tables import DAMAGED, SPARSE, Member, ShardTable, tar_files
 
 __all__ = [
     "DAMAGED",
@@ -29,12 +29,12 @@ __all__ = [
     "UnreadableShardError",
     "build_index",
     "expand",
-    "files",
     "index_path",
     "load_index",
     "load_table",
     "open_whole",
     "samples_of",
+    "tar_files",
     "verify",
     "write_shard",
 ]

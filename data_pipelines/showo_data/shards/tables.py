@@ -101,7 +101,7 @@ def scan(stream: BinaryIO) -> ShardTable:
     bad sample in training.
     """
     samples: dict[str, list[Member]] = {}
-    for name, offset, size, check in files(stream):
+    for name, offset, size, check in tar_files(stream):
         folder, base = os.path.split(name)
         stem, _, extension = base.partition(".")
         if stem and extension:
@@ -151,7 +151,7 @@ class _DamageError(Exception):
     """A tar cannot be read at byte ``args[0]``; intact headers may follow from byte ``args[1]`` on."""
 
 
-def files(stream: BinaryIO, start: int = 0, end: int | None = None) -> Iterator[File]:
+def tar_files(stream: BinaryIO, start: int = 0, end: int | None = None) -> Iterator[File]:
     """Yield the regular files of a tar at bytes ``start`` to ``end`` of a stream, and its damaged parts.
 
     A damaged part is an empty file with the extension :data:`DAMAGED` at the byte where it begins.
