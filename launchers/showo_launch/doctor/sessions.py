@@ -9,6 +9,7 @@ import shlex
 import socket
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -112,6 +113,7 @@ class Session:
     _process: subprocess.Popen[bytes] = field(init=False)
     _unread: bytes = field(init=False, default=b"")
     _ended: str = field(init=False, default="")  # why no question can be asked any more
+    _asking: threading.Lock = field(init=False, default_factory=threading.Lock)
 
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(
@@ -137,6 +139,14 @@ class Session:
         Raises:
             HostError: it did not answer in time, or failed; this question or one before.
         """
+        # The pipe has one answer after the other: a second reader could get the first one's.
+        assert self._asking.acquire(blocking=False), f"two questions to {self.host.name} at once"
+        try:
+            return self._answer(name, arguments)
+        finally:
+            self._asking.release()
+
+    def _answer(self, name: str, arguments: dict[str, Any]) -> Any:
         if self._ended:
             raise HostError(self.host.name, self._ended)
         assert self._process.stdin is not None
