@@ -300,20 +300,32 @@ def test_a_broken_class_tar_keeps_what_is_intact(tmp_path: Path, damage: str) ->
     assert report.examples == {"unreadable-part": where}
 
 
-@pytest.mark.parametrize("damage", ["cut", "a flipped header"])
-def test_a_broken_tar_of_class_tars_keeps_what_is_intact(tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize(
+    ("damage", "whole_images", "parts"),
+    [("cut", 4, 1), ("cut in a class", 6, 2), ("a flipped header", 8, 1)],
+)
+def test_a_broken_tar_of_class_tars_keeps_what_is_intact(
+    tmp_path: Path, damage: str, whole_images: int, parts: int
+) -> None:
     """The images of a class whose own header is damaged have no class; the classes around it are whole."""
     tars = _class_tars(tmp_path)
     (tmp_path / "names.txt").write_text(NAMES + "n3 shark\n")
     tars["n3.tar"] = tars["n1.tar"]
     data, second = tar_of(tars), 512 + len(tars["n1.tar"])
-    flipped = data[: second + 2] + b"\xff\xff" + data[second + 4 :]
+    damaged = {
+        "cut": data[:second],
+        "cut in a class": data[: second + 512 + 3072],
+        "a flipped header": data[: second + 2] + b"\xff\xff" + data[second + 4 :],
+    }
     whole = tmp_path / "whole.tar"
-    whole.write_bytes(data[:second] if damage == "cut" else flipped)
+    whole.write_bytes(damaged[damage])
     report = _converted(imagenet_items(whole, tmp_path / "names.txt"), tmp_path / "out")
-    assert report.samples == (4 if damage == "cut" else 8)
-    assert report.skipped == {"unreadable-part": 1}
-    assert report.examples == {"unreadable-part": f"{whole}, from byte {second} on"}
+    assert report.samples == whole_images and report.skipped == {"unreadable-part": parts}
+    if damage == "cut in a class":
+        where = f"{whole}: class n2, from byte {second + 512 + 3072} on"
+    else:
+        where = f"{whole}, from byte {second} on"
+    assert report.examples == {"unreadable-part": where}
 
 
 @pytest.mark.parametrize("data", [NAMES.encode("utf-16"), b"n1 caf\xe9\n"])

@@ -195,7 +195,7 @@ def _tar(path: Path) -> _Tar:
 def _nested(path: Path) -> list[_Tar]:
     """Find the class tars inside one tar."""
     found: list[_Tar] = []
-    # By the number of classes before: behind a damaged header come the images of its class, none of it used.
+    # By the number of classes before it: the images behind a damaged header of a class belong to that damage.
     lost: dict[int, str] = {}
     with path.open("rb") as stream:
         for entry in tar_files(stream):

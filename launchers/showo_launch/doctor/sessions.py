@@ -140,7 +140,8 @@ class Session:
             HostError: it did not answer in time, or failed; this question or one before.
         """
         # The pipe has one answer after the other: a second reader could get the first one's.
-        assert self._asking.acquire(blocking=False), f"two questions to {self.host.name} at once"
+        alone = self._asking.acquire(blocking=False)
+        assert alone, f"two questions to {self.host.name} at once"
         try:
             return self._answer(name, arguments)
         finally:
