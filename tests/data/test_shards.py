@@ -20,9 +20,11 @@ from showo_data.shards import (
     index_path,
     load_index,
     load_table,
+    tar_files,
     verify,
     write_shard,
 )
+from tests.data.converting import tar_of
 
 
 def _samples(count: int) -> Iterator[dict[str, Any]]:
@@ -219,3 +221,20 @@ def test_open_files_are_bounded_and_reopened(tmp_path: Path) -> None:
         assert len(os.listdir("/proc/self/fd")) <= before + 2
     files.close()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_tar_in_a_tar_ends_where_the_stream_does() -> None:
+    """Its size stands in a header, which may be damaged: nothing is looked for behind the last byte."""
+
+    class Counted(io.BytesIO):
+        reads = 0
+
+        def read(self, size: int | None = -1) -> bytes:
+            self.reads += 1
+            assert self.reads < 100
+            return super().read(size)
+
+    data = tar_of({"a.txt": b"x" * 600, "b.txt": b"y"})
+    stream = Counted(bytes(512) + data[:1536] + b"\xff" * 512)
+    found = [(file.name, file.offset) for file in tar_files(stream, 512, 1 << 45)]
+    assert found == [("a.txt", 1024), (f"damaged-at-2048.{DAMAGED}", 2048)]
