@@ -160,7 +160,7 @@ def _steps(config: str, changes: list[str]) -> int:
 
 
 def _digest(stage: Stage) -> str:
-    """SHA-256 of a training's config; empty for other stages."""
+    """SHA-256 of a training's config and of the image tokenizer that it uses; empty for other stages."""
     if not stage.final:
         return ""
     from showo_dist.config import TrainConfig, load, to_yaml
@@ -169,7 +169,13 @@ def _digest(stage: Stage) -> str:
     (command,) = stage.commands
     start = next(i for i, word in enumerate(command) if word.startswith("config="))
     kind = TokenizerConfig if "showo_dist.tokenizer" in command else TrainConfig
-    return hashlib.sha256(to_yaml(load(command[start:], kind, check=False)).encode()).hexdigest()
+    config = load(command[start:], kind, check=False)
+    digest = hashlib.sha256(to_yaml(config).encode())
+    if isinstance(config, TrainConfig):
+        codes = Path(config.model.vq_model.vq_model_name) / "model.safetensors"
+        if codes.is_file():
+            digest.update(codes.read_bytes())
+    return digest.hexdigest()
 
 
 def main(argv: list[str]) -> int:

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 import torch
 from PIL import ExifTags, Image
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
 from torch import Tensor
 
 Transform = Callable[[Image.Image], Tensor]
@@ -178,10 +179,15 @@ def _jpeg_parts(data: bytes) -> Iterator[bytes]:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Scale a 16-bit grey image to 8 bits; Pillow's own conversion would clip it to white."""
+    """Scale a 12- or 16-bit grey image to 8 bits; Pillow's own conversion would clip it to white."""
     if not image.mode.startswith("I"):
         return image
-    grey_HW = np.clip(np.asarray(image, dtype=np.int64) >> 8, 0, 255).astype(np.uint8)
+    bits = 16
+    if isinstance(image, TiffImageFile):  # of other formats, Pillow scales what has fewer bits
+        (bits,) = image.tag_v2[BITSPERSAMPLE]
+    grey_HW = np.clip(np.asarray(image, dtype=np.int64) >> bits - 8, 0, 255).astype(np.uint8)
+    if isinstance(image, TiffImageFile) and image.tag_v2[PHOTOMETRIC_INTERPRETATION] == 0:
+        grey_HW = 255 - grey_HW  # 0 is white; Pillow knows it for 8 bits alone
     scaled = Image.fromarray(grey_HW)
     scaled.info = image.info
     return scaled

@@ -5,10 +5,12 @@ every ``world``-th of them, from the r-th on. The next position of each flow is 
 loader, and a run may resume from it with any number of ranks and workers.
 """
 
+import ctypes
 import logging
 import os
 import pickle
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -42,13 +44,6 @@ class MicroBatch:
 
     samples: dict[str, list[Sample]]
     skipped: list[Skipped] = field(default_factory=list)
-
-    def pin_memory(self) -> "MicroBatch":
-        """Move all tensors to pinned memory (called by the data loader)."""
-        for samples in self.samples.values():
-            for sample in samples:
-                sample.pin_memory()
-        return self
 
 
 class MicroBatches(Sampler[list[Request]]):
@@ -190,7 +185,6 @@ def build_loader(
     world: int = 1,
     start_positions: Mapping[str, int] | None = None,
     num_workers: int = 0,
-    pin_memory: bool = False,
     prefetch: int = 2,
     multiprocessing_context: str | None = None,
 ) -> Loader:
@@ -203,7 +197,6 @@ def build_loader(
         start_positions: next position of each flow (default 0), from :meth:`Loader.positions_after` of any
             run, whatever its number of ranks and workers.
         num_workers: processes that read; 0: this one.
-        pin_memory: copy tensors to pinned memory, for a GPU.
         prefetch: micro-batches that each worker reads ahead.
         multiprocessing_context: how workers are started; None: the platform's default.
 
@@ -224,7 +217,6 @@ def build_loader(
             collate_fn=Collate(flows),
             worker_init_fn=outlive_stop_signals,
             num_workers=num_workers,
-            pin_memory=pin_memory,
             # torch refuses these two without workers.
             prefetch_factor=prefetch if num_workers else None,
             multiprocessing_context=multiprocessing_context if num_workers else None,
@@ -237,6 +229,10 @@ def outlive_stop_signals(worker: int) -> None:
 
     Launchers and terminals signal all processes. A worker ends when its rank sends SIGTERM or ends.
     """
+    if sys.platform == "linux":
+        # Torch looks between two batches only; until then, a worker holds open what its rank had on a GPU.
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
     # Ctrl-C, and Slurm's warning before the time limit.
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
@@ -361,10 +357,6 @@ class _Parcel:
                 sample = batch.samples[slot.flow][slot.number]
                 setattr(sample, slot.name, part.view(slot.shape))
         return batch
-
-    def pin_memory(self) -> MicroBatch:
-        """Open, and move all tensors to pinned memory (called by the data loader)."""
-        return self.opened().pin_memory()
 
 
 def _packed(batch: MicroBatch) -> _Parcel:

@@ -72,14 +72,6 @@ class Sample:
             self.images_M3HW is None and self.codes_MN is None and self.features_MSC is None
         )
 
-    def pin_memory(self) -> "Sample":
-        """Move the tensors to pinned memory (called by the data loader)."""
-        for name in TENSORS:
-            tensor = getattr(self, name)
-            if tensor is not None:
-                setattr(self, name, tensor.pin_memory())
-        return self
-
 
 @dataclass(frozen=True, slots=True)
 class Skipped:

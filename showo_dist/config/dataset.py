@@ -62,7 +62,7 @@ class DatasetParams:
     resolution: Annotated[int, AT_LEAST_ONE] = 256
     """Side of the images in pixels; equals `dataset.preprocessing.resolution`."""
     pin_memory: bool = True
-    """Page-locked host memory, for faster copies to a GPU."""
+    """Without effect: packed batches go to a GPU through page-locked memory."""
     persistent_workers: bool = True
     """Without effect: streams are endless, so loader processes always persist."""
     wds_seed: int | None = None

@@ -46,6 +46,7 @@ WITHOUT_EFFECT: dict[str, str] = {
     "dataset.combined_loader_mode": "streams are endless",
     "dataset.params.batch_size": "training.batch_size_* decide",
     "dataset.params.persistent_workers": "streams are endless, so loader processes always persist",
+    "dataset.params.pin_memory": "packed batches go to a GPU through page-locked memory",
     "dataset.preprocessing.center_crop": "images are always resized on the short side and cropped",
     "dataset.preprocessing.random_flip": "captions say left and right, so images are never mirrored",
     "experiment.max_train_examples_mmu": "streams are endless, training.max_train_steps decides",

@@ -130,7 +130,7 @@ class Watch:
                 print(f"{self.settings.program}: {self._name}: {line}", file=sys.stderr, flush=True)
             else:
                 traceback.print_exception(error)
-                line = f"{type(error).__name__}: {_first_line(error)}"
+                line = f"{type(error).__name__}: {_in_one_line(error)}"
             self.close("failed", line)
             leave(MACHINE_ERROR)  # destroying the process group could hang
 
@@ -148,7 +148,7 @@ class Watch:
         time.sleep(3 * self.settings.suspicion_s)
         if self._news.get("ended") == "user_error":
             time.sleep(3 * SIBLING_GRACE_S)  # the judging thread ends this process first
-        text = f"{self._name} lost contact in {self.progress.place}: {_first_line(error)}"
+        text = f"{self._name} lost contact in {self.progress.place}: {_in_one_line(error)}"
         self._stop(Verdict((), text))
 
     def _exchange(self, read: bool = True) -> None:
@@ -238,13 +238,24 @@ class Watch:
         return all(beat.ended or beat.verdict for beat in beats)
 
 
+# Errors of NCCL that are this rank's own, such as a full GPU; torch raises the same type for those of others.
+_OWN_ERRORS = (
+    *("ncclUnhandledCudaError", "ncclInternalError"),
+    *("ncclInvalidArgument", "ncclInvalidUsage"),
+)
+
+
 def lost_contact(error: BaseException) -> bool:
     """Whether an error only shows that another rank cannot be reached.
 
     Gloo raises plain errors that name its source file; an error of a background save arrives wrapped.
     """
-    return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
+    text = str(error)
+    if isinstance(error, dist.DistError):
+        return not any(name in text for name in _OWN_ERRORS)
+    return "gloo/transport" in text
 
 
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), "")
+def _in_one_line(error: BaseException) -> str:
+    """The whole text: NCCL puts the cause on the last of several lines."""
+    return " ".join(str(error).split())[:1000]

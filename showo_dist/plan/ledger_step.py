@@ -155,7 +155,7 @@ def encoders_of_shapes(config: TrainConfig) -> Encoders:
     )
 
 
-def _encode(encoders: Encoders, config: TrainConfig) -> None:
+def encode_micro_batch(encoders: Encoders, config: TrainConfig) -> None:
     """Encode the images of one micro-batch, flow by flow as training does."""
     side = config.dataset.preprocessing.resolution
     captions = config.dataset.und_type == "captioning"  # which training makes with codes
@@ -227,7 +227,7 @@ def ledger_of_step(
             with ledger.part("encoders"):
                 if encoders is not None:
                     for _ in range(read):
-                        _encode(encoders, config)
+                        encode_micro_batch(encoders, config)
             with ledger.part("packing"), ledger.host():
                 window, _ = next(windows)
             with _accelerator_of_shapes():

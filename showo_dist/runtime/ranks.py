@@ -122,8 +122,9 @@ def _from_environment() -> Ranks:
     if device.type == "cuda":
         if local_rank >= (gpus := torch.cuda.device_count()):
             raise OneRankError(
-                f"rank {rank} (host {socket.gethostname()}): LOCAL_RANK is {local_rank}, but there are "
-                f"{gpus} GPUs; lower slots in the hostfile, --num_gpus, --nproc-per-node or RANKS_PER_NODE"
+                f"rank {rank} (host {socket.gethostname()}): LOCAL_RANK is {local_rank}, but this rank sees "
+                f"{gpus} GPUs; lower slots in the hostfile, --num_gpus, --nproc-per-node or RANKS_PER_NODE, "
+                "or let each rank see all GPUs of its host (CUDA_VISIBLE_DEVICES; srun --gpu-bind=none)"
             )
         torch.cuda.set_device(device)
     return Ranks(rank, world, device)
@@ -140,6 +141,8 @@ def _share_cores(world: int) -> None:
 @contextmanager
 def joined(timeout_s: float | None = None, always_group: bool = False) -> Iterator[Ranks]:
     """Join the process group that the launcher's environment describes, and leave it at the end.
+
+    After an error, ranks that are several do not leave it, but end with their process.
 
     Args:
         timeout_s: of collectives; None is torch's default.
@@ -161,6 +164,14 @@ def joined(timeout_s: float | None = None, always_group: bool = False) -> Iterat
         )
     try:
         yield ranks
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    except BaseException:
+        # With NCCL, destroying a group waits for the other ranks, and they for this one in a collective.
+        if ranks.world == 1:
+            _leave_group()
+        raise
+    _leave_group()
+
+
+def _leave_group() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -80,7 +80,6 @@ def training_batches(config: TokenizerConfig, ranks: Ranks, position: int) -> It
         world=ranks.world,
         start_positions={FLOW: position},
         num_workers=config.dataset.num_workers,
-        pin_memory=ranks.device.type == "cuda",
     )
     return (_batch(micro_batch, config.model.resolution) for micro_batch in loader)
 

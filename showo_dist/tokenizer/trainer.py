@@ -22,6 +22,7 @@ from showo_dist.tokenizer.batches import ImageBatch, training_batches, validatio
 from showo_dist.tokenizer.config import TokenizerConfig
 from showo_dist.tokenizer.metrics import CodeUsage, Window, collapse_warning, evaluate, summary
 from showo_dist.tokenizer.objective import initialise, learning_rate, objective
+from showo_kernels.transfer import to_device
 
 FINAL = "final"
 _MOST_SKIPPED = 10  # steps in a row whose gradient is not finite
@@ -123,9 +124,8 @@ class Trainer:
         self.bad.add(batch.skipped, good=batch.read)
         window.waited_s += time.monotonic() - before
         share = self._share(batch)
-        pixels = batch.pixels_B3HW.to(
-            self.ranks.device, memory_format=torch.channels_last, non_blocking=True
-        )
+        images_B3HW = batch.pixels_B3HW.contiguous(memory_format=torch.channels_last)
+        pixels = to_device(images_B3HW, self.ranks.device)
         with autocast(self.config.training.mixed_precision, self.ranks.device):
             output = self.network(pixels, lambda mean: self.ranks.mean(mean, share))
         terms = objective(output, pixels, self.config.loss)

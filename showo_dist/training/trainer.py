@@ -144,7 +144,6 @@ class Trainer:
             world=self.ranks.world,
             start_positions=reader.state.positions if reader else None,
             num_workers=params.num_workers,
-            pin_memory=params.pin_memory and self.ranks.device.type == "cuda",
         )
         return PackedBatches(
             loader,

@@ -93,7 +93,8 @@ def test_a_rank_without_a_gpu_is_one_line(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(OneRankError) as raised, joined():
         pass
     line = (
-        f"rank 6 (host {socket.gethostname()}): LOCAL_RANK is 2, but there are 2 GPUs; lower slots"
+        f"rank 6 (host {socket.gethostname()}): LOCAL_RANK is 2, but this rank sees 2 GPUs; "
+        "lower slots"
     )
     assert str(raised.value).startswith(line)
 

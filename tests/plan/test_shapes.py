@@ -11,7 +11,8 @@ from torch import nn
 from showo_dist.config import load
 from showo_dist.plan.batch import PROMPT_TOKENS, SYSTEM_TOKENS, AssumedSamples
 from showo_dist.plan.engine_step import EngineOfShapes, fake_ranks
-from showo_dist.plan.ledger_step import encoders_of_shapes
+from showo_dist.plan.ledger import Ledger
+from showo_dist.plan.ledger_step import encode_micro_batch, encoders_of_shapes
 from showo_dist.plan.shapes import Shapes
 from showo_dist.plan.study import model_of_shapes
 from showo_dist.training.muon import by_muon
@@ -130,6 +131,28 @@ def test_the_condition_that_is_encoded_is_that_of_training() -> None:
     assert (encoders.down_scale, encoders.resize_back) == (8, True)
     codes = blurred.model.showo.num_vq_tokens
     assert all(len(s) > 2 * codes for s in samples.sequences() if s.flow == "recon")
+
+
+@pytest.mark.parametrize(
+    ("und_type", "by_clip", "by_vq"),
+    [("llava_tuning", ("mmu", "recon"), ("recon",)), ("captioning", ("recon",), ("mmu", "recon"))],
+)
+def test_captions_beside_clip_features_are_encoded_as_codes(
+    und_type: str, by_clip: tuple[str, ...], by_vq: tuple[str, ...]
+) -> None:
+    """As training does; the images of each flow go through an encoder in one batch."""
+    path = f"config={ROOT}/configs/reca/showo_reca_clip.yaml"
+    batch = {"mmu": 3, "recon": 5}
+    sizes = [f"training.batch_size_{flow}={size}" for flow, size in batch.items()]
+    config = load([path, f"dataset.und_type={und_type}", *sizes], check=False)
+    encoders = encoders_of_shapes(config)
+    assert encoders.vq is not None and encoders.clip is not None
+    seen: dict[str, list[int]] = {"clip": [], "vq": []}
+    encoders.clip.register_forward_pre_hook(lambda _, given: seen["clip"].append(len(given[0])))
+    encoders.vq.encoder.register_forward_pre_hook(lambda _, given: seen["vq"].append(len(given[0])))
+    with Ledger(torch.device("cuda")):
+        encode_micro_batch(encoders, config)
+    assert seen == {"clip": [batch[f] for f in by_clip], "vq": [batch[f] for f in by_vq]}
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,20 @@ def test_a_change_concerns_the_trainings_that_read_it(
     }
 
 
+def test_an_image_tokenizer_that_was_trained_again_concerns_the_trainings_on_its_codes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of other backbones as well, whose stages have a record of their own."""
+    monkeypatch.chdir(ROOT)
+    weights = tmp_path / "tokenizer" / "final" / "model.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"first")
+    before = _digests(tmp_path)
+    weights.write_bytes(b"again")
+    after = _digests(tmp_path)
+    assert {name for name in before if before[name] != after[name]} == {"pre-training", "RecA"}
+
+
 def test_a_longer_training_has_another_last_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
