@@ -142,12 +142,16 @@ log = logging.getLogger(__name__)
 HALF = (torch.bfloat16, torch.float16)
 
 
-def _flash_obstacle(device: torch.device, dtype: torch.dtype | None) -> str | None:
+def _flash_obstacle(
+    device: torch.device, dtype: torch.dtype | None, head_width: int | None
+) -> str | None:
     """Return why ``flash`` cannot run, or None if it can."""
     if device.type != "cuda":
         return f"flash has no kernel for {device.type}"
     if dtype is not None and dtype not in HALF:
         return f"flash computes in bfloat16 or float16, not {dtype}"
+    if head_width is not None and (head_width % 8 or head_width > 256):
+        return f"flash computes heads whose width is a multiple of 8 up to 256, not {head_width}"
     if torch.cuda.get_device_capability(device) < (8, 0):
         return "flash needs compute capability 8.0 or higher"
     if find_varlen() is None:
@@ -155,12 +159,14 @@ def _flash_obstacle(device: torch.device, dtype: torch.dtype | None) -> str | No
     return None
 
 
-def _flex_obstacle(device: torch.device) -> str | None:
+def _flex_obstacle(device: torch.device, head_width: int | None) -> str | None:
     """Return why ``flex`` cannot train, or None if it can."""
     if device.type != "cuda":
         return f"flex has no backward on {device.type}"
     if find_spec("triton") is None:
         return "flex needs triton to compile its kernel"
+    if head_width is not None and head_width < 16:
+        return f"flex computes heads of width 16 or more, not {head_width}"
     return None
 
 
@@ -174,18 +180,20 @@ def _native_obstacle(device: torch.device, dtype: torch.dtype | None) -> str | N
     return None if obstacle is None else f"native: {obstacle}"
 
 
-def _automatic(device: torch.device, dtype: torch.dtype | None) -> tuple[str, str]:
+def _automatic(
+    device: torch.device, dtype: torch.dtype | None, head_width: int | None
+) -> tuple[str, str]:
     """Return the fastest backend that can train on ``device``, and the reason."""
     if device.type != "cuda":
         no_native = _native_obstacle(device, dtype)
         if no_native is None:
             return "native", "our kernel for CPUs with AVX-512 and bf16"
         return "sdpa", no_native
-    no_flash = _flash_obstacle(device, dtype)
+    no_flash = _flash_obstacle(device, dtype, head_width)
     varlen = find_varlen()
     if no_flash is None and varlen is not None:
         return "flash", f"variable-length attention through {varlen[0]}"
-    no_flex = _flex_obstacle(device)
+    no_flex = _flex_obstacle(device, head_width)
     if no_flex is None:
         return "flex", str(no_flash)
     log.warning(
@@ -199,7 +207,10 @@ def _automatic(device: torch.device, dtype: torch.dtype | None) -> tuple[str, st
 
 
 def select_backend(
-    name: str, device: torch.device | str, dtype: torch.dtype | None = None
+    name: str,
+    device: torch.device | str,
+    dtype: torch.dtype | None = None,
+    head_width: int | None = None,
 ) -> tuple[str, str]:
     """Resolve the setting ``model.attention``; see docs/kernels.md for the order of ``auto``.
 
@@ -207,6 +218,7 @@ def select_backend(
         name: ``auto``, or the name of a backend.
         device: where attention will run.
         dtype: of query, key and value, if known; FlashAttention exists for 16-bit floats only.
+        head_width: D, if known; FlashAttention and FlexAttention lack kernels for some.
 
     Returns:
         The backend's name and the reason for it, for the log.
@@ -216,11 +228,14 @@ def select_backend(
     """
     device = torch.device(device)
     if name == "auto":
-        return _automatic(device, dtype)
+        return _automatic(device, dtype, head_width)
     if name not in BUILDERS:
         raise ValueError(f"attention is {name!r}: allowed are auto, {', '.join(BUILDERS)}")
-    obstacles = {"flash": _flash_obstacle, "native": _native_obstacle}
-    obstacle = obstacles[name](device, dtype) if name in obstacles else None
+    obstacle = None
+    if name == "flash":
+        obstacle = _flash_obstacle(device, dtype, head_width)
+    elif name == "native":
+        obstacle = _native_obstacle(device, dtype)
     if obstacle is not None:
         others = "auto, flex or sdpa" if name == "flash" else "auto or sdpa"
         raise ValueError(f"attention is {name!r}, but {obstacle}: choose {others}")

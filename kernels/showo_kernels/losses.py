@@ -273,7 +273,9 @@ def _chunk(
     accurate = torch.promote_types(hidden_CD.dtype, torch.float32)
     buffer_CV = _product(hidden_CD, head.weight_VD.t(), accurate)
     if all(gradient is None for gradient in gradients):
-        return _cross_entropy_(_biased_(buffer_CV, head), targets_C1, head.label_smoothing)
+        # Columns that fill up the vocabulary would be in the mean that label smoothing takes.
+        logits_CV = _biased_(buffer_CV[:, : head.classes], head)
+        return _cross_entropy_(logits_CV, targets_C1, head.label_smoothing)
     weight_C, summed = weight_P[rows].to(accurate), gradients.bias_V is not None
     if head.fused is None:
         loss_C = _cross_entropy_(_biased_(buffer_CV, head), targets_C1, head.label_smoothing)
@@ -295,7 +297,9 @@ def _chunk(
 
 
 def _biased_(logits_CV: Tensor, head: _Head) -> Tensor:
-    return logits_CV if head.bias_V is None else logits_CV.add_(head.bias_V)
+    if head.bias_V is None:
+        return logits_CV
+    return logits_CV.add_(head.bias_V[: logits_CV.shape[1]])
 
 
 def _cross_entropy_(logits_CV: Tensor, targets_C1: Tensor, smoothing: float) -> Tensor:

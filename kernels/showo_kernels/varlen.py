@@ -6,6 +6,8 @@ Letters: Q query rows and K keys of a call, S sequences of a call, H heads, D he
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -91,11 +93,30 @@ class TorchVarlen:
         """As :meth:`Varlen.backward`."""
         # The state of a random generator that only dropout reads.
         rng = torch.zeros(2, dtype=torch.uint64, device=q_QHD.device)
-        return torch.ops.aten._flash_attention_backward(
-            *(grad_QHD, q_QHD, k_KHD, v_KHD, out_QHD, sums_HQ, call.cu_rows_S, call.cu_keys_S),
-            *(call.max_rows, call.max_keys, 0.0, call.causal, rng, rng.new_empty(0)),
-            scale=scale,
-        )
+        with warnings_as_errors():
+            return torch.ops.aten._flash_attention_backward(
+                *(grad_QHD, q_QHD, k_KHD, v_KHD, out_QHD, sums_HQ, call.cu_rows_S, call.cu_keys_S),
+                *(call.max_rows, call.max_keys, 0.0, call.causal, rng, rng.new_empty(0)),
+                scale=scale,
+            )
+
+
+@contextmanager
+def warnings_as_errors() -> Iterator[None]:
+    """Where torch's deterministic algorithms are on, let them raise errors instead of warnings.
+
+    Where it would only warn, torch's FlashAttention adds in any order (``_flash_attention_backward`` in
+    attention_backward.cu).
+    """
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    if not (torch.are_deterministic_algorithms_enabled() and warn_only):
+        yield
+        return
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 class PackageVarlen:
@@ -180,7 +201,7 @@ def _activate_fa3() -> str | None:
     try:
         if torch_attention.current_flash_attention_impl() != "FA3":
             torch_attention.activate_flash_attention_impl("FA3")
-    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+    except (ImportError, OSError, RuntimeError, AttributeError, ValueError) as error:
         log.warning(
             "%s is installed and does not load, FlashAttention 2 runs: %s", FA3_PACKAGE, error
         )

@@ -112,6 +112,7 @@ def warnings_about(config: TrainConfig) -> list[str]:
     if config.optimizer.name != "muon" and config.optimizer.muon != MuonParams():
         lines.append("optimizer.muon is set: it has no effect unless optimizer.name=muon")
     lines += _settings_of_other_choices(config)
+    lines += _language_model_alone(config)
     warmup, steps = config.lr_scheduler.params.warmup_steps, config.training.max_train_steps
     if warmup >= steps:
         lines.append(
@@ -142,6 +143,21 @@ def _settings_of_other_choices(config: TrainConfig) -> Iterator[str]:
         yield (
             "dataset.add_system_prompt = True: no effect with captions, and with CLIP features "
             "dataset.und_type decides"
+        )
+
+
+def _language_model_alone(config: TrainConfig) -> Iterator[str]:
+    """A line when a later stage starts where stage 1 does; random weights (``llm_config``) are a choice."""
+    showo, flows = config.model.showo, active_flows(config)
+    if config.start_from or showo.llm_config is not None:
+        return
+    later = "the flow recon" if "recon" in flows else None
+    if "mmu" in flows and config.dataset.und_type != "captioning":
+        later = f"dataset.und_type = {config.dataset.und_type}"
+    if later:
+        yield (
+            f"experiment.init_from is null: the run starts from the language model {showo.llm_model_path} "
+            f"alone, but {later} belongs to a stage after pre-training; name the weights of the stage before"
         )
 
 
@@ -508,6 +524,38 @@ def apex_counts_steps_rightly(config: TrainConfig) -> Iterator[str]:
         yield f"{key}: cannot update in host memory (distributed.offload_optimizer); set torch"
 
 
+def projector_can_be_trained_alone(config: TrainConfig) -> Iterator[str]:
+    """There is a projector, and AdamW without a gradient norm trains it."""
+    if not config.trains_projector_alone:
+        return
+    trained = config.optimizer.trained or "projector, as of dataset.und_type = llava_pretrain"
+    key = f"optimizer.trained = {trained}"
+    if not config.model.showo.w_clip_vit:
+        yield f"{key}: there is no projector without model.showo.w_clip_vit"
+    if config.lora.rank:
+        yield (
+            f"{key}: not with lora.rank = {config.lora.rank}; lora.train_projector trains it beside "
+            "adapters"
+        )
+    if config.optimizer.name == "muon":
+        yield f"{key}: not with optimizer.name = muon; set adamw, or optimizer.trained=all"
+    if config.training.max_grad_norm is not None:
+        yield (
+            f"{key}: not with training.max_grad_norm = {config.training.max_grad_norm}, since the norm "
+            "counts the gradients of all weights; set null, or optimizer.trained=all"
+        )
+
+
+def schedule_covers_the_training(config: TrainConfig) -> Iterator[str]:
+    """The cosine does not end before the training."""
+    schedule, steps = config.lr_scheduler, config.training.max_train_steps
+    if schedule.scheduler == "cosine" and config.schedule_steps < steps:
+        yield (
+            f"lr_scheduler.steps = {schedule.steps}: less than training.max_train_steps = {steps}; the "
+            "cosine would rise again"
+        )
+
+
 def averages_exist_to_evaluate(config: TrainConfig) -> Iterator[str]:
     """Averaged weights take the place of the weights for a while, which parameters on a disk cannot."""
     if not config.training.ema.evaluate:
@@ -564,6 +612,8 @@ RULES: tuple[Rule, ...] = (
     moments_have_a_source,
     offload_fits_the_stage,
     apex_counts_steps_rightly,
+    projector_can_be_trained_alone,
+    schedule_covers_the_training,
     averages_exist_to_evaluate,
     torch_engine_has_no_deepspeed_settings,
 )

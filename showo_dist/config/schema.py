@@ -91,6 +91,18 @@ class TrainConfig:
         return self.model.showo.tokenizer_path or self.model.showo.llm_model_path
 
     @property
+    def trains_projector_alone(self) -> bool:
+        """Whether the CLIP projector alone is updated; LoRA has settings of its own."""
+        if self.lora.rank or self.optimizer.trained is not None:
+            return self.optimizer.trained == "projector"
+        return self.model.showo.w_clip_vit and self.dataset.und_type == "llava_pretrain"
+
+    @property
+    def schedule_steps(self) -> int:
+        """Optimizer steps of the whole learning-rate schedule."""
+        return self.lr_scheduler.steps or self.training.max_train_steps
+
+    @property
     def data_seed(self) -> int:
         """Seed of the data order."""
         params = self.dataset.params

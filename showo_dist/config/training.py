@@ -63,6 +63,10 @@ class OptimizerConfig:
     name: Literal["adamw", "muon"] = "adamw"
     """`adamw`, fused where there is a fused implementation; `muon`: Muon for the matrices of the blocks and
     of the projector, AdamW for embeddings, head and vectors."""
+    trained: Literal["all", "projector"] | None = None
+    """`all` weights, or the CLIP projector alone (`projector`): the others have the learning rate 0, though
+    their gradients are computed. null: as published, `projector` with `model.showo.w_clip_vit` and
+    `dataset.und_type: llava_pretrain`, otherwise `all`."""
     params: OptimizerParams = field(default_factory=OptimizerParams)
     muon: MuonParams = field(default_factory=MuonParams)
 
@@ -83,7 +87,10 @@ class LRSchedulerConfig:
     """The learning rate over time."""
 
     scheduler: Literal["cosine", "constant"] = "cosine"
-    """After warm-up: cosine to 0 at `training.max_train_steps`, or constant."""
+    """After warm-up: cosine to 0, or constant."""
+    steps: Annotated[int | None, AT_LEAST_ONE] = None
+    """Optimizer steps after which the cosine is 0; null: `training.max_train_steps`. A shorter training ends
+    with a rate above 0."""
     params: LRSchedulerParams = field(default_factory=LRSchedulerParams)
 
 

@@ -86,6 +86,11 @@ def _omni_attention(
 AttentionInterface.register(ATTENTION, _omni_attention)
 
 
+def head_width(config: PreTrainedConfig) -> int:
+    """Numbers of a query of one head, D."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
 def backbone_config(showo: ShowoConfig) -> PreTrainedConfig:
     """The decoder's config: from ``llm_config``, else from ``llm_model_path``.
 

@@ -21,6 +21,7 @@ from showo_dist.models.backbone import (
     blocks_of,
     build_backbone,
     cache_name,
+    head_width,
     named_tables,
 )
 from showo_dist.sequences.pack import PackedBatch
@@ -153,10 +154,7 @@ class ShowO(nn.Module):
     def attention_width(self) -> int:
         """Heads times head width, summed over the blocks."""
         config = self.config
-        width = (
-            getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        )
-        return config.num_hidden_layers * config.num_attention_heads * width
+        return config.num_hidden_layers * config.num_attention_heads * head_width(config)
 
     def compile_blocks(self) -> None:
         """Put blocks and losses under ``torch.compile`` for training, one graph per block and capacity.

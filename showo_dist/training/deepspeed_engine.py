@@ -217,8 +217,10 @@ def initialize(model: ShowO, config: TrainConfig, device: torch.device) -> Any:
         model.compile_blocks()
         _gather_whole_blocks(model)
     bf16 = uses_bf16(config.training.mixed_precision, device)
-    optimizer = build_optimizer(model, config.optimizer, device, bf16)
-    schedule = build_schedule(optimizer, config.lr_scheduler, config.training.max_train_steps)
+    optimizer = build_optimizer(
+        model, config.optimizer, device, bf16, config.trains_projector_alone
+    )
+    schedule = build_schedule(optimizer, config.lr_scheduler, config.schedule_steps)
     _without_inference_helper()
     _adapt_bf16_optimizer()
     _forget_earlier_engines(config.distributed.zero_stage)

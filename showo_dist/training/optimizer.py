@@ -21,6 +21,7 @@ from showo_dist.config.training import (
     OptimizerParams,
 )
 from showo_dist.models.backbone import EMBEDDINGS
+from showo_dist.models.weights.initial import PROJECTOR
 from showo_dist.training.muon import MOMENTUM, Muon, by_muon
 
 _AT_ONCE = 1 << 24  # numbers of a tensor that averages and weights exchange at a time
@@ -48,13 +49,19 @@ def shape_of(parameter: nn.Parameter) -> tuple[int, ...]:
 Named = list[tuple[str, nn.Parameter]]
 
 
-def parameter_groups(named: Named, params: OptimizerParams) -> list[dict]:
-    """AdamW's two groups, with and without decay, in the model's own order."""
-    decayed = [p for name, p in named if decays(name, p, params.no_decay)]
-    spared = [p for name, p in named if not decays(name, p, params.no_decay)]
+def parameter_groups(
+    named: Named, params: OptimizerParams, projector_alone: bool = False
+) -> list[dict]:
+    """AdamW's groups in the model's own order: with decay, without, and those that stay as they are."""
+    trained = [x for x in named if not projector_alone or x[0].startswith(PROJECTOR)]
+    kept = [p for name, p in named if projector_alone and not name.startswith(PROJECTOR)]
+    decayed = [p for name, p in trained if decays(name, p, params.no_decay)]
+    spared = [p for name, p in trained if not decays(name, p, params.no_decay)]
     groups = [
         {"params": decayed, "weight_decay": params.weight_decay},
         {"params": spared, "weight_decay": 0.0},
+        # They have moments too, so that engines and checkpoints need not know of them.
+        {"params": kept, "weight_decay": 0.0, "lr": 0.0},
     ]
     return [group for group in groups if group["params"]]
 
@@ -77,6 +84,7 @@ def build_optimizer(
     config: OptimizerConfig,
     device: torch.device,
     bf16: bool,
+    projector_alone: bool = False,
 ) -> Optimizer:
     """The optimizer of what is trained: Muon with AdamW, or AdamW alone.
 
@@ -85,6 +93,7 @@ def build_optimizer(
         config: section ``optimizer``.
         device: of the run.
         bf16: whether the forward pass computes in it.
+        projector_alone: AdamW updates the CLIP projector, and leaves the other weights as they are.
 
     Raises:
         ValueError: ``optimizer.name`` is muon and no matrix is trained, or apex is not here.
@@ -92,7 +101,8 @@ def build_optimizer(
     # Frozen weights of a LoRA run get no optimizer state.
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if config.name == "adamw":
-        return _adamw(parameter_groups(named, config.params), config.params, device)
+        groups = parameter_groups(named, config.params, projector_alone)
+        return _adamw(groups, config.params, device)
     matrices = [p for name, p in named if by_muon(name, shape_of(p))]
     if not matrices:
         raise ValueError("optimizer.name = muon: no matrix of a block is trained; use adamw")

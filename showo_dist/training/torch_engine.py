@@ -194,11 +194,13 @@ def build_torch_engine(model: ShowO, config: TrainConfig, device: torch.device) 
     if config.model.compile:
         model.compile_blocks()
     bf16 = uses_bf16(config.training.mixed_precision, device)
-    optimizer = build_optimizer(model, config.optimizer, device, bf16)
+    optimizer = build_optimizer(
+        model, config.optimizer, device, bf16, config.trains_projector_alone
+    )
     return TorchEngine(
         model,
         optimizer,
-        build_schedule(optimizer, config.lr_scheduler, config.training.max_train_steps),
+        build_schedule(optimizer, config.lr_scheduler, config.schedule_steps),
         micro_steps=config.training.gradient_accumulation_steps,
         max_norm=config.training.max_grad_norm,
         bf16=bf16,

@@ -225,6 +225,7 @@ class Trainer:
             *self._rows_used(),
             f"{start} step {self.step}",
             *self._averages_used(),
+            *self._weights_kept(),
             *self.notes,
             *warnings_about(self.config),
         ):
@@ -244,6 +245,13 @@ class Trainer:
         ema = self.config.training.ema
         line = f"validation and image grids use averaged weights, decay {ema.decay}"
         return [line] if ema.evaluate else []
+
+    def _weights_kept(self) -> list[str]:
+        """A line for the log when most weights are not trained."""
+        line = (
+            "optimizer.trained = projector: the CLIP projector is trained, all other weights stay"
+        )
+        return [line] if self.config.trains_projector_alone else []
 
     def _texts(self) -> dict[str, str]:
         """Text files of every checkpoint that describe the run, by name."""
@@ -410,6 +418,11 @@ def _use_deterministic_kernels() -> None:
     # Read when cuBLAS makes its workspace, at the first matrix product.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
+    if torch.cuda.is_available():
+        # A GPU's fused kernels behind model.attention = sdpa would only warn, and add in any order.
+        torch.backends.cuda.enable_flash_sdp(False)
+        torch.backends.cuda.enable_mem_efficient_sdp(False)
+        torch.backends.cuda.enable_cudnn_sdp(False)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 

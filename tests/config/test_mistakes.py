@@ -9,6 +9,8 @@ from showo_dist.config.rules import RULES, check, warnings_about
 
 READY = ["training.batch_size_t2i=1", "dataset.params.train_t2i_shards_path_or_url=a.tar"]
 RECON = ["training.batch_size_recon=1", "dataset.params.train_recon_shards_path_or_url=a.tar"]
+CLIP = "model.showo.w_clip_vit=true"
+PROJECTOR = [CLIP, "optimizer.trained=projector"]
 APEX = "optimizer.params.implementation=apex"
 LLM = "hidden_size: 64, intermediate_size: 256, num_hidden_layers: 2"
 
@@ -195,6 +197,22 @@ BROKEN = {
     "one_learning_rate": [
         (["lr_scheduler.params.learning_rate=1"], "optimizer.params.learning_rate = 0.0001"),
         (["optimizer.params.scale_lr=true"], "optimizer.params.scale_lr = True: expected false"),
+    ],
+    "projector_can_be_trained_alone": [
+        (["optimizer.trained=projector"], "there is no projector without model.showo.w_clip_vit"),
+        ([*PROJECTOR, "lora.rank=2", "experiment.init_from=a"], "not with lora.rank = 2"),
+        ([*PROJECTOR, "optimizer.name=muon"], "not with optimizer.name = muon"),
+        ([*PROJECTOR, "training.max_grad_norm=1"], "not with training.max_grad_norm = 1.0"),
+        (
+            [CLIP, "dataset.und_type=llava_pretrain", "training.max_grad_norm=1"],
+            "optimizer.trained = projector, as of dataset.und_type = llava_pretrain: not with",
+        ),
+    ],
+    "schedule_covers_the_training": [
+        (
+            ["lr_scheduler.steps=99", "training.max_train_steps=100"],
+            "lr_scheduler.steps = 99: less than training.max_train_steps = 100",
+        ),
     ],
     "templates_have_turns": [
         (["dataset.chat_template=true"], "only with dataset.und_type = llava_pretrain"),
@@ -398,7 +416,8 @@ def test_all_keys_of_deepspeed_are_reported_at_once() -> None:
 
 
 def test_warnings() -> None:
-    copying = load([*READY, *RECON, "training.down_scale=1"], TrainConfig)
+    started = [*READY, *RECON, "experiment.init_from=runs/a"]
+    copying = load([*started, "training.down_scale=1"], TrainConfig)
     assert [line.split()[0] for line in warnings_about(copying)] == ["training.down_scale"]
     short = load(
         [*READY, "training.max_train_steps=5", "lr_scheduler.params.warmup_steps=5"], TrainConfig
@@ -418,6 +437,21 @@ def test_warnings() -> None:
     ):
         (line,) = warnings_about(load([*READY, *changes], TrainConfig, check=False))
         assert line.startswith(words)
+
+
+TALK = ["training.batch_size_mmu=1", "training.mmu_coeff=1", "dataset.und_type=llava_tuning"]
+
+
+@pytest.mark.parametrize("later", [RECON, TALK])
+def test_a_later_stage_from_a_language_model_alone(later: list[str]) -> None:
+    (line,) = warnings_about(load([*READY, *later], TrainConfig, check=False))
+    assert line.startswith("experiment.init_from is null") and "microsoft/phi-1_5 alone" in line
+    assert ("llava_tuning" if later is TALK else "recon") in line
+    showo = ["model.showo.load_from_showo=true", "model.showo.pretrained_model_path=a"]
+    for start in (["experiment.init_from=a"], showo, [f"model.showo.llm_config={{{LLM}}}"]):
+        assert warnings_about(load([*READY, *later, *start], TrainConfig, check=False)) == []
+    unread = ["training.mmu_coeff=0", "training.recon_coeff=0"]
+    assert warnings_about(load([*READY, *later, *unread], TrainConfig, check=False)) == []
 
 
 @pytest.mark.parametrize(

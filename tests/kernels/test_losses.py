@@ -278,3 +278,23 @@ def test_rows_of_the_rounded_gradient_are_aligned_on_a_gpu() -> None:
     assert rounded_CV.shape == grad_CV.shape and rounded_CV.dtype == torch.bfloat16
     assert rounded_CV.stride() == (58560, 1)
     assert losses._rounded(torch.ones(2, 3), torch.bfloat16).stride() == (3, 1)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_columns_that_fill_up_the_vocabulary_do_not_count_without_gradients(
+    smoothing: float,
+) -> None:
+    """As on a GPU, where the head's rows are filled up."""
+    generator = torch.Generator().manual_seed(0)
+    hidden_PD, weight_VD = (torch.randn(n, 16, generator=generator) for n in (7, 50))
+    targets_P = torch.randint(50, (7,), generator=generator)
+    bias_V = torch.full((64,), -torch.inf)
+    bias_V[:50] = 0.5
+    padded_VD = F.pad(weight_VD, (0, 0, 0, 14))
+    head = losses._Head(padded_VD, bias_V, smoothing, compiled_chunk(), 50)
+    nothing = losses._Gradients(None, None, None)
+    found_P = losses._chunk(slice(None), hidden_PD, targets_P, torch.ones(7), head, nothing)
+    wanted_P = F.cross_entropy(
+        hidden_PD @ weight_VD.t(), targets_P, reduction="none", label_smoothing=smoothing
+    )
+    torch.testing.assert_close(found_P, wanted_P)

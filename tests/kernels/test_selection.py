@@ -7,6 +7,7 @@ import torch
 
 from showo_kernels import select_backend
 from showo_kernels.cpu import compiled
+from showo_kernels.varlen import warnings_as_errors
 from tests.kernels.layouts import NO_NATIVE
 
 
@@ -50,3 +51,30 @@ def test_what_cannot_run_is_refused_with_the_alternatives() -> None:
         ValueError, match="'fast': allowed are auto, flex, flash, native, sdpa, dense"
     ):
         select_backend("fast", "cpu")
+
+
+@pytest.mark.parametrize("width", [12, 100, 264])
+def test_heads_that_flash_cannot_compute_are_refused(width: int) -> None:
+    with pytest.raises(ValueError, match=f"a multiple of 8 up to 256, not {width}: choose auto"):
+        select_backend("flash", "cuda", torch.bfloat16, width)
+
+
+def test_torchs_flash_attention_is_deterministic_where_it_is_asked_for() -> None:
+    """It is not while torch's deterministic algorithms may only warn."""
+
+    def setting() -> tuple[bool, bool]:
+        enabled = torch.are_deterministic_algorithms_enabled()
+        return enabled, torch.is_deterministic_algorithms_warn_only_enabled()
+
+    try:
+        for given, inside in (
+            ((False, False), (False, False)),
+            ((True, True), (True, False)),
+            ((True, False), (True, False)),
+        ):
+            torch.use_deterministic_algorithms(given[0], warn_only=given[1])
+            with warnings_as_errors():
+                assert setting() == inside
+            assert setting() == given
+    finally:
+        torch.use_deterministic_algorithms(False)

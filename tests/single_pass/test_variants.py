@@ -5,10 +5,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from tests.single_pass import oracle
 from tests.single_pass.batches import PER_FLOW, global_batch, split
-from tests.single_pass.case import COEFFICIENTS, FLOW_ORDER, Case
+from tests.single_pass.case import COEFFICIENTS, EPSILON, FLOW_ORDER, LEARNING_RATE, Case
 from tests.single_pass.compare import assert_same, assert_updates
 from tests.single_pass.group import RankGroup
 
@@ -144,3 +146,31 @@ def test_a_flow_with_coefficient_0_has_no_effect(group: RankGroup) -> None:
     for report in group.run(Case("zero-2", "even", 4, coefficients=coefficients)):
         means = {flow: mean for flow, mean in report.means.items() if flow != "t2i"}
         assert_same(replace(report, means=means), without)
+
+
+@two_ranks
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_projector_alone(group: RankGroup, engine: str) -> None:
+    """It is trained as if it had the optimizer to itself, and no bit of another weight changes."""
+    steps = 3
+
+    def of_projector(model: nn.Module) -> list[torch.optim.Optimizer]:
+        named = list(model.named_parameters())
+        own = [(n, p) for n, p in named if n.startswith("mm_projector.")]
+        groups = [
+            {"params": [p for n, p in own if n.endswith("bias")], "weight_decay": 0.0},
+            {"params": [p for n, p in own if not n.endswith("bias")], "weight_decay": 0.01},
+        ]
+        others = [p for n, p in named if not n.startswith("mm_projector.")]
+        projector = torch.optim.AdamW(groups, lr=LEARNING_RATE, eps=EPSILON, foreach=False)
+        return [projector, torch.optim.SGD(others, lr=0.0)]
+
+    wanted = oracle.train(steps, optimizers=of_projector)
+    case = Case(engine, micro_steps=2, steps=steps, settings=(("optimizer.trained", "projector"),))
+    for report in group.run(case):
+        for name, tensor in wanted.weights.items():
+            if name.startswith("mm_projector."):
+                assert not np.array_equal(report.weights[name], report.start[name]), name
+                torch.testing.assert_close(torch.from_numpy(report.weights[name]), tensor)
+            else:
+                assert np.array_equal(report.weights[name], report.start[name]), name

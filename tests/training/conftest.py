@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -42,6 +43,12 @@ class Outcome:
     stderr: str
     run: Path
     losses: dict[int, dict[str, float]] = field(default_factory=dict)
+
+    @property
+    def resumed_at(self) -> int | None:
+        """The step of the checkpoint that the run says it resumes from."""
+        found = re.search(r"resuming from .* at step (\d+)$", self.stdout, re.MULTILINE)
+        return int(found[1]) if found else None
 
     def curve(self, first: int = 1, key: str = "loss") -> list[float]:
         return [self.losses[step][key] for step in sorted(self.losses) if step >= first]

@@ -153,5 +153,6 @@ def test_a_run_resumes_exactly_at_every_step(tiny_world: TinyWorld, tmp_path: Pa
         start = f"experiment.resume_from_checkpoint={whole.run / f'checkpoint-{step:06d}'}"
         resumed = train(tiny_world, run, *budget, start)
         assert resumed.code == 0, resumed.stderr[-3000:]
+        assert resumed.resumed_at == step
         assert resumed.curve(first=step + 1) == whole.curve(first=step + 1)
         assert resumed.curve(step + 1, "grad_norm") == whole.curve(step + 1, "grad_norm")

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from showo_data import FlowSpec, Weighted
 from showo_data.shards import write_shard
-from showo_dist.checkpoint import RunState
+from showo_dist.checkpoint import BatchShape, RunState
+from showo_dist.training.setup import data_order
 from tests.training.conftest import Outcome, TinyWorld, train
 
 
@@ -68,6 +70,36 @@ def test_a_changed_order_is_refused(
     assert outcome.code == 2
     (line,) = [line for line in outcome.stderr.splitlines() if "data order changes" in line]
     assert expected in line and "experiment.allow_data_change=true" in line
+
+
+def _order(texts: Path, *sources: str) -> dict[str, str]:
+    """The order over sources such as "01", the shards 0 and 1, with the weights 1, 2, …; one is pooled."""
+    urls = [tuple(f"{texts}/{shard}.tar" for shard in source) for source in sources]
+    mixture = tuple(Weighted(part, 1.0 + number) for number, part in enumerate(urls))
+    spec = FlowSpec(flow="lm", kind="text", batch=1, mixture=mixture)
+    return data_order(spec)
+
+
+def _change(before: dict[str, str], now: dict[str, str]) -> str | None:
+    state = RunState(1, {}, {}, 1, None, {}, BatchShape(1, 1, {}), {"lm": before})
+    return state.data_change({"lm": now})
+
+
+def test_the_sources_of_a_mixture_are_part_of_the_order(texts: Path) -> None:
+    pooled, mixed, other = (_order(texts, *s) for s in (("0123",), ("01", "23"), ("0", "123")))
+    assert _change(pooled, pooled) is None and _change(mixed, mixed) is None
+    change = _change(pooled, mixed) or ""
+    assert "lm: mixture None in the checkpoint, 1, 2 now" in change
+    assert "lm: mixture 1, 2 in the checkpoint, None now" in (_change(mixed, pooled) or "")
+    moved = _change(mixed, other) or ""
+    assert moved.endswith("lm: shards per source 2, 2 in the checkpoint, 1, 3 now")
+
+
+def test_a_mixture_of_a_checkpoint_without_shards_per_source_resumes(texts: Path) -> None:
+    mixed = _order(texts, "01", "23")
+    old = {key: value for key, value in mixed.items() if key != "shards per source"}
+    assert _change(old, mixed) is None
+    assert "mixture" in (_change({**old, "mixture": "1, 3"}, mixed) or "")
 
 
 def test_a_rewritten_shard_is_refused_or_allowed(

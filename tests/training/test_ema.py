@@ -51,6 +51,7 @@ def test_resume_is_exact_and_evaluating_changes_nothing(
     never = ("training.ema.evaluate=false", "experiment.generate_every=0")
     resumed = train(tiny_world, run, *_changes(tiny_world), *never, ranks=2)
     assert resumed.code == 0, resumed.stderr[-3000:]
+    assert resumed.resumed_at == 4
     assert resumed.curve() == two_ranks.curve()
     for kind in (EMA, WEIGHT):
         wanted = _read(two_ranks.run, 8, kind)
@@ -68,6 +69,7 @@ def test_resume_elsewhere(tiny_world: TinyWorld, two_ranks: Outcome, tmp_path: P
     other = ("training.gradient_accumulation_steps=2", "distributed.zero_stage=3")
     resumed = train(tiny_world, run, *_changes(tiny_world), *other)
     assert resumed.code == 0, resumed.stderr[-3000:]
+    assert resumed.resumed_at == 4
     for name, tensor in _read(two_ranks.run, 8).items():
         assert torch.allclose(_read(run, 8)[name], tensor, atol=1e-5), name
     validated = [o.losses[8]["validation/t2i"] for o in (two_ranks, resumed)]

@@ -24,6 +24,7 @@ def test_ranks_workers_and_resume(tiny_world: TinyWorld, tmp_path: Path) -> None
     )
     one = train(tiny_world, tmp_path / "one", *SETTINGS, *other)
     assert one.code == 0, one.stderr[-3000:]
+    assert one.resumed_at == 4
     for key in ("loss", "loss/t2i", "loss/recon", "masking_rate/t2i", "masking_rate/recon"):
         assert one.curve(first=5, key=key) == pytest.approx(two.curve(first=5, key=key), rel=1e-4)
     # One rank logs the fractions of the whole batch, four samples: one in every quarter of t.

@@ -38,6 +38,7 @@ def test_resume_is_exact_on_the_same_ranks(
     run = _stopped_at_6(two_ranks, tmp_path / "run")
     resumed = train(tiny_world, run, *MUON, ranks=2)
     assert resumed.code == 0, resumed.stderr[-3000:]
+    assert resumed.resumed_at == 6
     assert resumed.curve() == two_ranks.curve()
 
 
@@ -48,6 +49,7 @@ def test_resume_elsewhere(
     run = _stopped_at_6(two_ranks, tmp_path / "run")
     resumed = train(tiny_world, run, *MUON, "training.gradient_accumulation_steps=2", engine)
     assert resumed.code == 0, resumed.stderr[-3000:]
+    assert resumed.resumed_at == 6
     assert resumed.curve(first=7) == pytest.approx(two_ranks.curve(first=7), rel=1e-4)
 
 

@@ -1,5 +1,6 @@
-"""The choice of AdamW's kernels."""
+"""The choice of AdamW's kernels, and the learning rate over time."""
 
+import math
 import sys
 from types import ModuleType
 
@@ -7,8 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from showo_dist.config import load
 from showo_dist.config.training import OptimizerConfig, OptimizerParams
-from showo_dist.training.optimizer import build_optimizer
+from showo_dist.training.optimizer import build_optimizer, build_schedule
+from tests.conftest import ROOT
 
 APEX = OptimizerConfig(params=OptimizerParams(implementation="apex"))
 
@@ -28,3 +31,23 @@ def test_apex_where_it_cannot_run_is_one_line(device: str, reason: str) -> None:
     with pytest.raises(ValueError, match=f"implementation = apex: .*{reason}") as caught:
         build_optimizer(nn.Linear(2, 2), APEX, torch.device(device), False)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "length"), [("showo_reca_clip", 1_000_000), ("showo_reca_256_clip", 10_000)]
+)
+def test_a_shorter_reca_run_keeps_the_published_rates(name: str, length: int) -> None:
+    """The published runs have a cosine to this step, and end after about 5,000."""
+    path = f"config={ROOT}/configs/reca/{name}.yaml"
+    config = load([path, "training.max_train_steps=5000"], check=False)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = build_schedule(optimizer, config.lr_scheduler, config.schedule_steps)
+    rates = []
+    for _ in range(5000):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates[:1001:500] == [0, 0.5, 1]
+    for step in (1001, 2500, 4999):
+        wanted = 0.5 * (1 + math.cos(math.pi * (step - 1000) / (length - 1000)))
+        assert rates[step] == pytest.approx(wanted, rel=1e-9)

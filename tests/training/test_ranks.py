@@ -71,7 +71,7 @@ def test_resume_is_exact_on_the_same_ranks(
     resumed = train(tiny_world, run, launcher="torchrun", ranks=2)
     assert resumed.code == 0, resumed.stderr[-3000:]
     assert resumed.curve() == two_ranks.curve()
-    assert "resuming from" in resumed.stdout
+    assert resumed.resumed_at == 10
 
 
 def test_resume_on_other_ranks_goes_on(
@@ -82,6 +82,7 @@ def test_resume_on_other_ranks_goes_on(
         tiny_world, run, "training.gradient_accumulation_steps=2", "distributed.zero_stage=3"
     )
     assert resumed.code == 0, resumed.stderr[-3000:]
+    assert resumed.resumed_at == 10
     assert resumed.curve(first=11) == pytest.approx(two_ranks.curve(first=11), rel=TOLERANCE)
 
 
@@ -92,6 +93,7 @@ def test_resume_on_other_ranks_goes_on(
         ("optimizer.params.learning_rate=1.5e-3", 0.5),
         ("lr_scheduler.scheduler=constant", None),
         ("lr_scheduler.params.warmup_steps=15", None),
+        ("lr_scheduler.steps=200", None),
     ],
 )
 def test_a_changed_learning_rate_is_used_and_logged(

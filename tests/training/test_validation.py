@@ -98,7 +98,7 @@ def test_training_does_not_notice(
 
 
 def test_fixed_ratios_are_used(tiny_world: TinyWorld, two_ranks: Outcome, tmp_path: Path) -> None:
-    """Few masked codes are easier than many, on the same weights."""
+    """Another ratio is another loss, on the same weights and data."""
     values = {}
     for ratio in (0.1, 1.0):
         changes = [

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from showo_dist.config import TrainConfig
 from showo_dist.config.model import ShowoConfig
-from showo_dist.models.backbone import backbone_config, windows_note
+from showo_dist.models.backbone import backbone_config, head_width, windows_note
 from showo_dist.models.families import family_of
 from showo_dist.models.showo import ShowO, empty_model
 from showo_dist.models.weights.folder import local_folder
@@ -54,7 +54,8 @@ def load_initial(
         FileNotFoundError, ValueError: weights cannot be read or do not fit.
     """
     dtype = torch.bfloat16 if uses_bf16(config.training.mixed_precision, device) else torch.float32
-    backend, reason = select_backend(config.model.attention, device, dtype)
+    width = head_width(backbone_config(config.model.showo))
+    backend, reason = select_backend(config.model.attention, device, dtype, width)
     if backend == "flex" and device.type != "cuda":
         raise ValueError(
             f"model.attention = flex: cannot train on {device.type}: choose auto or sdpa"
