@@ -17,6 +17,7 @@ die() {
 split_arguments() {
     launcher_arguments=() training_arguments=()
     while [ $# -gt 0 ] && [[ $1 != config=* ]]; do
+        [[ ! $1 =~ ^[A-Za-z_]+\.[A-Za-z_.0-9]*= ]] || die "$1: config=FILE comes before the keys of the config"
         launcher_arguments+=("$1")
         shift
     done

@@ -40,6 +40,13 @@ follow_first_rank() {
 }
 
 split_arguments "$@"
+# DeepSpeed replaces CUDA_VISIBLE_DEVICES on every host: by the GPUs of --include, else by 0,1,2 …
+devices=${CUDA_VISIBLE_DEVICES:--1}
+if [ "$devices" != -1 ] && [ "$devices" != "$(seq -s , 0 "$(tr -cd , <<<"$devices" | wc -c)")" ] &&
+    [[ $(option --include "$(option -i '')") != *:* ]]; then
+    die "CUDA_VISIBLE_DEVICES=$devices: DeepSpeed would use other GPUs: unset it, and use" \
+        "--include HOST:4,5,6,7, or torchrun.sh"
+fi
 hostfile=$(option --hostfile "$(option -H "${HOSTFILE:-$root/launchers/hosts}")")
 read_hosts "$hostfile"
 prepare_run

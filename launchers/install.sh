@@ -44,9 +44,10 @@ python=$(find_python)
 echo "install: torch $TORCH"
 install_torch
 echo "install: the project and its dependencies"
-# DeepSpeed compiles its ops when they are first used.
+# The version of torch's metadata keeps the installed build: torch.__version__ of PyPI's wheel is 2.13.0+cu130, which
+# no index has. DeepSpeed compiles its ops when they are first used.
 DS_BUILD_OPS=0 .venv/bin/pip install --quiet --editable '.[dev]' "torch==$(
-    .venv/bin/python -c 'import torch; print(torch.__version__)'
+    .venv/bin/python -c 'from importlib.metadata import version; print(version("torch"))'
 )"
 echo "install: done, $(.venv/bin/python --version), torch $(
     .venv/bin/python -c 'import torch; print(torch.__version__)'

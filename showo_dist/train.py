@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     with (
         StopRequest() as stop,
         joined(config.distributed.timeout_s, always_group=True) as ranks,
-        watched(ranks, progress, settings),
+        watched(ranks, progress, settings, stop),
         held(ranks, run),  # before anything there is read or removed
     ):
         from showo_dist.training.trainer import Trainer

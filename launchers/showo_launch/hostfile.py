@@ -18,9 +18,9 @@ _COUNT = re.compile(r"0*[1-9][0-9]{0,5}")
 def read_hostfile(path: Path) -> dict[str, int]:
     """Slots (ranks) by host, in the file's order; the first host is the master.
 
-    A host is a name or an IP address, after ``USER@`` where ssh needs another user. Comments begin with
-    ``#``. CRLF line ends and a UTF-8 byte-order mark are accepted. ``max_slots=N`` is checked and otherwise
-    ignored, as by DeepSpeed.
+    A host is a name or an IP address; a name or an IPv4 address may follow ``USER@`` where ssh needs another
+    user. Comments begin with ``#``. CRLF line ends and a UTF-8 byte-order mark are accepted. ``max_slots=N``
+    is checked and otherwise ignored, as by DeepSpeed.
 
     Raises:
         OSError: the file cannot be read.
@@ -63,12 +63,18 @@ def _host(word: str) -> str:
         raise ValueError(f"{word!r} has no user before the @; write USER@HOST slots=N")
     if ":" in name or "[" in name:
         try:
-            return f"{user}{at}{ipaddress.IPv6Address(name)}"
+            ipv6 = str(ipaddress.IPv6Address(name))
         except ValueError:
             raise ValueError(
                 f"{word!r} is neither a name nor an address; write HOST slots=N, one host per line, an IPv6 "
                 "address without brackets, and a port into ~/.ssh/config"
             ) from None
+        if at:
+            raise ValueError(
+                f"{word!r}: pdsh takes no user before an IPv6 address; write {ipv6} slots=N, the user into "
+                "~/.ssh/config"
+            )
+        return ipv6
     if not _NAME.fullmatch(name):
         raise ValueError(f"{word!r} is not the name of a host; write HOST slots=N")
     return word

@@ -9,6 +9,7 @@
 import argparse
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -187,10 +188,8 @@ def main(argv: list[str]) -> int:
     for name, least in (("restarts", 0), ("delay", 0), ("ranks", 1), ("accumulation", 1)):
         if (value := getattr(options, name)) < least:
             raise ValueError(f"--{name} {value:g}: expected {least} or more")
-    if options.on_ranks_left and not any(p in w for w in command for p in ("{ranks}", "{devices}")):
-        raise ValueError(
-            "--on-ranks-left: the command must contain {ranks}, as --num_gpus {ranks}, or {devices}"
-        )
+    if options.on_ranks_left:
+        _check_placeholders(command)
     shape = Shape(options.ranks, options.accumulation, _devices(options.ranks))
     with tempfile.TemporaryDirectory(prefix="supervise-") as folder:
         supervisor = Supervisor(command, Path(folder))
@@ -199,6 +198,26 @@ def main(argv: list[str]) -> int:
         if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
             signal.signal(signal.SIGHUP, supervisor.pass_on)
         return _restart(supervisor, shape, options)
+
+
+def _check_placeholders(command: list[str]) -> None:
+    """Check that a restart runs on the ranks that are left, and on their GPUs.
+
+    Raises:
+        ValueError: it would not.
+    """
+    if not any(p in word for word in command for p in ("{ranks}", "{devices}")):
+        raise ValueError(
+            "--on-ranks-left: the command must contain {ranks}, as --nproc-per-node {ranks}, or {devices}, "
+            "as deepspeed --include localhost:{devices}"
+        )
+    # DeepSpeed then replaces CUDA_VISIBLE_DEVICES by the first GPUs, the lost rank's among them.
+    by_number = re.search(r"--num_(gpus|accelerators)[ =]\{ranks\}", " ".join(command))
+    if by_number and os.environ.get("DS_ACCELERATOR") != "cpu":
+        raise ValueError(
+            f"{by_number[0]}: DeepSpeed would use a lost GPU again: write "
+            "--include localhost:{devices}, or set DS_ACCELERATOR=cpu where there is no GPU"
+        )
 
 
 def _restart(supervisor: Supervisor, shape: Shape, options: argparse.Namespace) -> int:

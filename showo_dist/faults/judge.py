@@ -31,7 +31,7 @@ class Timeouts:
         return cls(0.7 * timeout_s, 0.7 * timeout_s, max(long_s, timeout_s))
 
     def shortened(self, silent_s: float) -> "Timeouts":
-        """After a failed collective a short silence is enough to identify the lost rank."""
+        """A short silence is enough where a rank is known to be lost, or launchers leave no more time."""
         return replace(self, silent_s=min(self.silent_s, silent_s))
 
 

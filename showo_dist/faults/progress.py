@@ -1,6 +1,7 @@
 """The place of a rank's main thread in its run, written by that thread and read by those that watch it."""
 
 import threading
+import time
 from dataclasses import dataclass
 
 # Phases that may take long without a fault. So may every phase of a process's first step, which compiles.
@@ -33,11 +34,13 @@ class Progress:
 
     Attributes:
         place: where the main thread is.
+        moved_at: when it entered it, in seconds of the monotonic clock.
         moved: set at each change of the place.
     """
 
     def __init__(self) -> None:
         self.place, self.moved = Place(), threading.Event()
+        self.moved_at = time.monotonic()
         self._first_step: int | None = None
 
     def begin_step(self, step: int) -> None:
@@ -53,4 +56,5 @@ class Progress:
     def _move(self, step: int, phase: str) -> None:
         long = phase in LONG_PHASES or step == self._first_step
         self.place = Place(step, phase, self.place.moves + 1, long)
+        self.moved_at = time.monotonic()
         self.moved.set()

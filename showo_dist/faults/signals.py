@@ -2,8 +2,10 @@
 together after the current step."""
 
 import os
+import select
 import signal
 import threading
+from functools import partial
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -17,6 +19,9 @@ from showo_launch.exit_codes import MACHINE_ERROR, PREEMPTED
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 _LAUNCHER_DIED = "death of the launcher"
 _PARENT_S = 1.0
+_LEFT = b"\0"  # no number of a signal
+# A signal to a forked data worker is not one to its rank.
+os.register_at_fork(after_in_child=partial(signal.set_wakeup_fd, -1))
 
 
 class StopRequest:
@@ -31,7 +36,6 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.reason: str | None = None
-        self._left = threading.Event()
         self._before: dict[signal.Signals, Any] = {}
 
     def __bool__(self) -> bool:
@@ -40,15 +44,26 @@ class StopRequest:
     def __enter__(self) -> Self:
         """Install the handlers; only the main thread may, because Python delivers signals there."""
         self._before = {number: signal.signal(number, self._record) for number in STOP_SIGNALS}
-        threading.Thread(target=self._watch, args=(_launchers(),), daemon=True).start()
+        self._numbers, self._woken_by = os.pipe()
+        os.set_blocking(self._woken_by, False)
+        self._wakeup_before = signal.set_wakeup_fd(self._woken_by, warn_on_full_buffer=False)
+        self._thread = threading.Thread(target=self._watch, args=(_launchers(),), daemon=True)
+        self._thread.start()
         return self
 
     def _watch(self, launchers: list[tuple[int, int]]) -> None:
-        while not self._left.wait(_PARENT_S):
+        """Record what the main thread cannot: signals while it hangs in a library, the launcher's death."""
+        while True:
+            ready, _, _ = select.select([self._numbers], [], [], _PARENT_S)
+            received = os.read(self._numbers, 64) if ready else b""
+            if _LEFT in received:
+                return
+            for number in STOP_SIGNALS:
+                if number in received:
+                    self.reason = number.name
             # A child of a dead process gets another parent; the id of the dead one may be used again.
             if any(parent_of(child) != parent for child, parent in launchers):
-                self.reason = _LAUNCHER_DIED
-                return
+                self.reason = self.reason or _LAUNCHER_DIED
 
     def __exit__(
         self,
@@ -56,9 +71,13 @@ class StopRequest:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._left.set()
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(self._wakeup_before)
+        os.write(self._woken_by, _LEFT)
+        self._thread.join()
+        os.close(self._numbers)
+        os.close(self._woken_by)
 
     def _record(self, number: int, frame: FrameType | None) -> None:
         self.reason = signal.Signals(number).name

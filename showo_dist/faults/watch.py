@@ -22,6 +22,7 @@ from showo_dist.faults import evidence
 from showo_dist.faults.beats import HOST_RANK, Beat, Board, Channel, Ended, Verdict
 from showo_dist.faults.judge import Timeouts, judge
 from showo_dist.faults.progress import Progress
+from showo_dist.faults.signals import StopRequest
 from showo_dist.runtime.exits import SIBLING_GRACE_S, StoppedError, described, exit_code_of, leave
 from showo_dist.runtime.ranks import Ranks
 from showo_launch.exit_codes import MACHINE_ERROR, RANK_LOST, USER_ERROR
@@ -57,21 +58,29 @@ class Settings:
 
     @property
     def suspicion_s(self) -> float:
-        """Silence that identifies the lost rank once a collective has failed, in seconds."""
+        """Silence that identifies a lost rank after a failed collective or a request to stop, in seconds."""
         return max(2.0, 4 * self.interval_s)
 
 
 @contextmanager
-def watched(ranks: Ranks, progress: Progress, settings: Settings) -> Iterator[None]:
+def watched(
+    ranks: Ranks, progress: Progress, settings: Settings, stop: StopRequest
+) -> Iterator[None]:
     """Watch over all ranks; collective. A single rank, or a timeout of 0, is not watched.
 
     The other ranks learn of an error inside. An error that only shows that another rank is lost does not
     leave the context: this process ends with the line that names that rank.
+
+    Args:
+        ranks: this process among the others; the process group exists.
+        progress: of the main thread.
+        settings: time limits and outputs.
+        stop: whether this rank is asked to stop. Launchers kill soon after: silent ranks are named earlier.
     """
     if ranks.world == 1 or not settings.timeout_s:
         yield
         return
-    watch = Watch(ranks, progress, settings)
+    watch = Watch(ranks, progress, settings, stop)
     try:
         yield
     except BaseException as error:
@@ -87,10 +96,14 @@ class Watch:
         ranks: this process among the others; the process group exists.
         progress: of the main thread.
         settings: time limits and outputs.
+        stop: whether this rank is asked to stop.
     """
 
-    def __init__(self, ranks: Ranks, progress: Progress, settings: Settings) -> None:
+    def __init__(
+        self, ranks: Ranks, progress: Progress, settings: Settings, stop: StopRequest
+    ) -> None:
         self.rank, self.progress, self.settings = ranks.rank, progress, settings
+        self._stop_request = stop
         self.timeouts = Timeouts.within(settings.timeout_s, settings.long_s)
         self._beat = Beat(0, socket.gethostname(), os.getpid(), progress.place)
         self._connection_error: list[
@@ -99,6 +112,7 @@ class Watch:
         self._news: dict[str, Any] = {}  # fields of Beat to set in this rank's next heartbeats
         self._channel = Channel(ranks, self._beat, max(60.0, settings.timeout_s))
         self.board = Board.first(self._channel.read(), time.monotonic())
+        self._changing = threading.Lock()  # of the board
         self._exchanging, self._closing = threading.Lock(), threading.Event()
         loops = (self._exchange_loop, self._judge_loop)
         self._threads = [threading.Thread(target=f, name=f.__name__, daemon=True) for f in loops]
@@ -161,7 +175,9 @@ class Watch:
             with suppress(dist.DistError):
                 self._channel.send(self._beat)
                 if read:
-                    self.board = self.board.updated(self._channel.read(), time.monotonic())
+                    beats = self._channel.read()
+                    with self._changing:
+                        self.board = self.board.updated(beats, time.monotonic())
         finally:
             self._exchanging.release()
 
@@ -178,17 +194,32 @@ class Watch:
     def _judge_loop(self) -> None:
         judged_at = time.monotonic()
         while not self._closing.wait(self.settings.interval_s / 2):
-            now = time.monotonic()
+            # The board first: one that is read after a stop would be judged at a time before it.
+            board, now = self.board, time.monotonic()
+            timeouts = self._timeouts_at(now)
             # A long gap between two rounds means that this process was stopped (Ctrl-Z, a suspended
             # machine). Its board is as old, so no other rank may be judged by it.
-            if now - judged_at > self.timeouts.silent_s / 2:
-                self.board = self.board.restarted(now)
+            if now - judged_at > timeouts.silent_s / 2:
+                with self._changing:
+                    self.board = board = self.board.restarted(now)
             judged_at = now
             if "ended" not in self._news:
                 self._leave_after_user_error()
-                verdict = judge(self.board, self.rank, self.timeouts, now)
+                verdict = judge(board, self.rank, timeouts, now)
                 if verdict is not None:
                     self._stop(verdict)
+
+    def _timeouts_at(self, now: float) -> Timeouts:
+        """The limits; shortened while this rank is asked to stop and does not get on in a short phase.
+
+        A launcher that lost a rank asks the others to stop, and kills them 30 seconds later. With NCCL their
+        collectives do not fail. In a long phase, such as a save, a busy rank may be silent for a while.
+        """
+        short_s = self.settings.suspicion_s
+        waits = bool(self._stop_request) and now - self.progress.moved_at > short_s
+        if not waits or any(last.beat.place.may_take_long for last in self.board.ranks.values()):
+            return self.timeouts
+        return self.timeouts.shortened(short_s)
 
     def _leave_after_user_error(self) -> None:
         """End this process after another rank met a user's mistake; that rank reports it.

@@ -28,8 +28,8 @@ def _file(folder: Path, content: str | bytes) -> Path:
         ("\ufeffa slots=2\n", {"a": 2}),
         ("# none\n\n  \t\n a\tslots=2 # two\n#b slots=1\n", {"a": 2}),
         ("me@a.example slots=02 max_slots=4\n", {"me@a.example": 2}),
-        ("10.0.0.1 slots=1\nfd00:0::1 slots=1\nme@fe80::1%eth0 slots=1",
-         {"10.0.0.1": 1, "fd00::1": 1, "me@fe80::1%eth0": 1}),
+        ("10.0.0.1 slots=1\nfd00:0::1 slots=1\nfe80::1%eth0 slots=1\nme@10.0.0.2 slots=1",
+         {"10.0.0.1": 1, "fd00::1": 1, "fe80::1%eth0": 1, "me@10.0.0.2": 1}),
     ],
 )  # fmt: skip
 def test_hosts_and_slots(tmp_path: Path, content: str, expected: dict[str, int]) -> None:
@@ -57,6 +57,11 @@ def test_hosts_and_slots(tmp_path: Path, content: str, expected: dict[str, int])
         ("a:8 slots=1", 1, "'a:8' is neither a name nor an address"),
         ("[fd00::1] slots=1", 1, "without brackets"),
         ("node[1-6] slots=1", 1, "one host per line"),
+        (
+            "me@fd00::1 slots=1",
+            1,
+            "pdsh takes no user before an IPv6 address; write fd00::1 slots=N",
+        ),
         ("@a slots=1", 1, "no user before the @"),
         ("me@ slots=1", 1, "not the name of a host"),
         ("-oProxyCommand=x slots=1", 1, "not the name of a host"),

@@ -5,24 +5,31 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT
+from tests.forks import free_port
 
 OWN = socket.gethostname()
 TRAINING = (f"config={ROOT}/configs/mini/pretrain.yaml", "experiment.output_dir=run")
 # As on Debian, this machine's own name has an address of the interface lo.
 GETENT = f'case $2 in {OWN}|me) echo "127.0.1.1 STREAM";; *) echo "10.0.0.2 STREAM";; esac'
 IP = 'case $* in *"get 127."*) echo "local 127.0.1.1 dev lo";; *get*) echo "10.0.0.2 dev eth7";; esac'
+ARGUMENTS = 'printf "%s\\n" "$@" >arguments'  # records one argument per line
 PROGRAMS = {
     "getent": GETENT,
     "ip": IP,
-    "deepspeed": 'echo "arguments $*"; env',
+    "deepspeed": f'{ARGUMENTS}; echo "arguments $*"; env',
+    "torchrun": ARGUMENTS,
     "scontrol": 'case $1 in show) echo one; echo two;; *) echo "scontrol $*";; esac',
-    "srun": '[ -z "$REPORT" ] || echo "{\\"code\\": $REPORT}" >"$SHOWO_DIST_REPORTS/rank"; exit $CODE',
+    "srun": f'{ARGUMENTS}; echo "$SHOWO_STARTED" >>started\n'
+    '[ -z "$REPORT" ] || echo "{\\"code\\": $REPORT}" >"$SHOWO_DIST_REPORTS/rank"; exit $CODE',
 }
+# Values that a shell or pdsh would change.
+VALUES = ("experiment.name=a%h", "dataset.params.train_t2i_shards_path_or_url=train-{000..003}.tar")
 
 
 class Project:
@@ -42,7 +49,11 @@ class Project:
 
     def run(self, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
         path = f"{self.bin}:{Path(sys.executable).parent}:{os.environ['PATH']}"
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("GLOO", "OMP", "SLURM"))}
+        kept = {
+            k: v
+            for k, v in os.environ.items()
+            if not k.startswith(("CUDA", "GLOO", "OMP", "SLURM"))
+        }
         environment = {
             **kept,
             "HOME": str(self.bin),
@@ -57,6 +68,17 @@ class Project:
             )
             texts = [stream.seek(0) or stream.read() for stream in (out, err)]
         return subprocess.CompletedProcess(words, code, *texts)
+
+    def job(self, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Run train.sbatch in an allocation."""
+        job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "one", "SLURM_NNODES": "1"}
+        job |= {"SLURM_SUBMIT_DIR": str(self.folder), "SLURM_CPUS_ON_NODE": "2"}
+        job |= {"MAX_RESTARTS": "2", "REPORT": "", "CODE": "0"}
+        return self.run("launchers/slurm/train.sbatch", *words, **(job | variables))
+
+    def started(self) -> list[str]:
+        """The arguments of the launcher that was started last."""
+        return (self.folder / "arguments").read_text().splitlines()
 
 
 @pytest.fixture
@@ -114,26 +136,113 @@ def test_the_users_environment_reaches_the_ranks(project: Project) -> None:
 
 
 def test_slurm_restarts_after_so_many_failures_and_any_number_of_requeues(project: Project) -> None:
-    job = {
-        "SLURM_SUBMIT_DIR": str(project.folder),
-        "SLURM_JOB_ID": "7",
-        "SLURM_JOB_NODELIST": "one",
-        "SLURM_NNODES": "1",
-        "SLURM_CPUS_ON_NODE": "2",
-        "MAX_RESTARTS": "2",
-    }
-    requeued = []
+    requeued, before = [], int(time.time())
     # Reported and exit codes: time limits, failures with and without a report, a mistake in the config.
     starts = [*[("75", "1")] * 4, ("76", "1"), ("75", "1"), ("", "137"), ("2", "2"), ("76", "1")]
     for number, (report, code) in enumerate(starts):
         variables = {"SLURM_RESTART_COUNT": str(number), "REPORT": report, "CODE": code}
-        batch = str(project.folder / "launchers/slurm/train.sbatch")
-        done = project.run(batch, *TRAINING, **job, **variables)
+        done = project.job(*TRAINING, **variables)
         assert done.returncode == int(code), done
         requeued.append("scontrol requeue 7" in done.stdout)
     assert requeued == [*[True] * 7, False, False]
     failures = (project.folder / "run" / "logs" / "slurm-7-failures").read_text()
     assert failures == "start 4: code 1\nstart 6: code 137\nstart 8: code 1\n"
+    began = (project.folder / "started").read_text().split()
+    assert len(began) == len(starts) and len({*began}) == 1, "one time for all starts"
+    assert before <= int(began[0]) <= time.time()
+
+
+def test_slurm_gets_the_arguments_unchanged(project: Project) -> None:
+    words = [*TRAINING, *VALUES]
+    done = project.job(*words, RANKS_PER_NODE="2")
+    assert done.returncode == 0, done
+    assert project.started() == [
+        *(
+            "--nodes=1",
+            "--ntasks=2",
+            "--ntasks-per-node=2",
+            "--cpus-per-task=1",
+            "--distribution=block",
+        ),
+        *("--kill-on-bad-exit=0", "--wait=600", "--gpu-bind=none"),
+        f"--output={project.folder}/run/logs/slurm-7-0-task%t.log",
+        f"{project.folder}/launchers/slurm/task.sh",
+        *words,
+    ]
+
+
+def test_deepspeed_gets_the_arguments_quoted_for_remote_shells(project: Project) -> None:
+    words, logs = [*TRAINING, *VALUES], f"{project.folder}/run/logs"
+    own = ["--master_port", "29501"]
+    assert project.run("launchers/deepspeed.sh", *own, *words).returncode == 0
+    remote = [*TRAINING, VALUES[0].replace("%", "%%"), f"'{VALUES[1]}'"]
+    module = ["--hostfile", f"{logs}/hostfile", "--module", "showo_dist.train"]
+    log = ["--enable_each_rank_log", f"'{logs}'"]
+    assert project.started() == [*own, *log, "--force_multi", *module, *remote]
+    assert project.run("launchers/deepspeed.sh", "--no_ssh", *words).returncode == 0
+    place = ["--node_rank", "0", "--master_addr", OWN]
+    assert project.started() == ["--no_ssh", log[0], logs, *place, *module, *words]
+
+
+@pytest.mark.parametrize("launcher", ["deepspeed.sh", "torchrun.sh", "slurm/train.sbatch"])
+def test_a_key_before_the_config_is_refused(project: Project, launcher: str) -> None:
+    words = (f"launchers/{launcher}", "training.seed=5", *TRAINING)
+    line = refusal(project.job(*words[1:]) if "slurm" in launcher else project.run(*words))
+    assert "training.seed=5: config=FILE comes before the keys" in line
+
+
+def test_slurm_takes_no_options_of_a_launcher(project: Project) -> None:
+    assert "--quiet: only config=FILE and keys" in refusal(project.job("--quiet", *TRAINING))
+
+
+def test_torchrun_does_not_restart(project: Project) -> None:
+    for words in ["--max-restarts", "3"], ["--max_restarts=3"]:
+        line = refusal(project.run("launchers/torchrun.sh", *words, *TRAINING))
+        assert "use launchers/supervise" in line
+    done = project.run("launchers/torchrun.sh", *TRAINING, PET_MAX_RESTARTS="3")
+    assert done.returncode == 0, done
+    assert project.started()[-6:-4] == ["--max-restarts", "0"]
+
+
+def test_gpus_that_deepspeed_would_not_use_are_refused(project: Project) -> None:
+    for words in ([], ["--no_ssh"], ["--include", "two"]):
+        done = project.run("launchers/deepspeed.sh", *words, *TRAINING, CUDA_VISIBLE_DEVICES="4,5")
+        assert "--include HOST:4,5,6,7" in refusal(done)
+    for words, devices in ([], "-1"), ([], "0,1,2,3"), (["--include", "two:0"], "4,5"):
+        done = project.run(
+            "launchers/deepspeed.sh", *words, *TRAINING, CUDA_VISIBLE_DEVICES=devices
+        )
+        assert done.returncode == 0, done
+
+
+def test_doctor_checks_the_environment_of_the_run(project: Project) -> None:
+    """The variables that deepspeed.sh passes on, in place of sshd, which passes none."""
+    (project.folder / "hosts").write_text("127.0.0.1 slots=1\n127.0.0.2 slots=1\n")
+    (project.folder / ".deepspeed_env").write_text("MINE=a b\n")
+    project.add("getent", 'echo "10.0.0.2 STREAM"')
+    project.add("ssh", 'exec env -i PATH="$PATH" bash -c "${@: -1}"')
+    words = [
+        "doctor",
+        "--hostfile",
+        "hosts",
+        "--quick",
+        "--free-gb",
+        "0",
+        "--port",
+        str(free_port()),
+    ]
+    project.add("python", f'env >"environment-$$"; exec {sys.executable} "$@"')
+    words += ["--python", str(project.bin / "python")]
+    done = project.run("showo-dist", *words, NCCL_DEBUG="INFO", HF_TOKEN="x", COLUMNS="200")
+    found = [line for line in done.stdout.splitlines() if line.startswith("127.")]
+    assert [line.partition(";")[0] for line in found] == [
+        f"127.0.0.{number}: interface: no eth7" for number in (1, 2)
+    ], done
+    environments = [path.read_text().splitlines() for path in project.folder.glob("environment-*")]
+    assert len(environments) == 2
+    for environment in environments:
+        assert {"MINE=a b", "NCCL_DEBUG=INFO", "GLOO_SOCKET_IFNAME=eth7"} <= {*environment}
+        assert "HF_TOKEN=x" not in environment
 
 
 @pytest.mark.parametrize("given", [{}, {"OMP_NUM_THREADS": "3"}])

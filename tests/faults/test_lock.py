@@ -135,6 +135,41 @@ def test_a_second_start_beside_a_living_run_is_refused(
         first.end()
 
 
+# Its parent is a launcher that dies; before that, this process or a child that it forked gets a signal.
+ORPHAN = """
+import os, signal, sys, time
+from showo_dist.faults.signals import StopRequest
+
+with StopRequest() as stop:
+    receiver = os.getpid() if sys.argv[1] == "rank" else os.fork()
+    if not receiver:
+        time.sleep(60)
+    time.sleep(0.5)
+    os.kill(receiver, signal.SIGTERM)
+    time.sleep(0.5)
+    if receiver != os.getpid():
+        os.kill(receiver, signal.SIGKILL)
+    before = stop.reason
+    os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(4)
+    print(before, stop.reason, sep=", ")
+"""
+
+
+@pytest.mark.parametrize(
+    ("receiver", "reasons"),
+    [("rank", "SIGTERM, SIGTERM"), ("child", "None, death of the launcher")],
+)
+def test_a_signal_counts_more_than_the_death_of_the_launcher(receiver: str, reasons: str) -> None:
+    """A run that was asked to stop must not be restarted; a signal to a data worker asks for nothing."""
+    shell = ["sh", "-c", '"$0" -c "$1" "$2"; true', sys.executable, ORPHAN, receiver]
+    environment = {**os.environ, "TORCHELASTIC_RUN_ID": "1"}
+    done = subprocess.run(
+        shell, env=environment, capture_output=True, text=True, timeout=LIMIT_S, check=False
+    )
+    assert done.stdout.strip() == reasons, done.stderr
+
+
 @pytest.mark.slow
 @launchers
 def test_a_run_goes_on_after_its_launcher_was_killed(

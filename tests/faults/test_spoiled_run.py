@@ -11,9 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from showo_dist.checkpoint import CheckpointReader
+from showo_dist.checkpoint.folders import publish, set_back
 from showo_dist.logging import read_metrics
 from showo_dist.sequences import TextEncoder
 from showo_dist.training.nonfinite import NonFiniteSteps
+from showo_dist.training.step import StepLosses
 from showo_launch.exit_codes import NON_FINITE, PREEMPTED
 from tests.faults.processes import start
 from tests.training.conftest import TEXT_TOKENS, TinyWorld
@@ -68,8 +70,25 @@ def test_good_checkpoints_are_named_after_a_resume(tmp_path: Path) -> None:
     """Of a run that met no finite step since, its own start is doubtful, and older ones are good."""
     for step in (10, 20):
         (tmp_path / f"checkpoint-{step:06d}").mkdir()
+    set_back(tmp_path, tmp_path / "checkpoint-000020")
     steps = NonFiniteSteps(tmp_path, 3, print, rank=1, start_step=20)
     assert f"the last good checkpoint is {tmp_path}/checkpoint-000010" in str(steps.end(23))
+
+
+def test_good_checkpoints_are_the_runs_own(tmp_path: Path) -> None:
+    """Not those of a branch that the run left, nor, from scratch, those of an earlier run."""
+    finite = StepLosses({}, 1.0, 1.0, {}, applied=True, bad_flows=[], stop=False)
+    for step in (10, 20, 30):
+        (tmp_path / f"checkpoint-{step:06d}").mkdir()
+    for start_step, good in ((10, f"is {tmp_path}/checkpoint-000010"), (0, "no good checkpoint")):
+        set_back(tmp_path, tmp_path / "checkpoint-000010")
+        steps = NonFiniteSteps(tmp_path, 3, print, rank=1, start_step=start_step)
+        steps(35, finite, [])
+        assert good in str(steps.end(38))
+        aside = tmp_path / ".checkpoint-000020.0.partial"
+        aside.mkdir()
+        publish(aside, tmp_path / "checkpoint-000020")
+        assert f"is {tmp_path}/checkpoint-000020" in str(steps.end(38))
 
 
 def test_a_stop_in_a_series_of_skipped_steps_saves_nothing(

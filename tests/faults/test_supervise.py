@@ -30,8 +30,9 @@ notes, codes, *arguments = sys.argv[1:]
 path = pathlib.Path(notes)
 starts = path.read_text().splitlines() if path.exists() else []
 path.write_text("\\n".join([*starts, " ".join(arguments)]))
-with open(notes + "-began", "a") as began:
-    print(os.environ["SHOWO_STARTED"], file=began)
+for name in ("SHOWO_STARTED", "CUDA_VISIBLE_DEVICES"):
+    with open(f"{notes}-{name}", "a") as values:
+        print(os.environ.get(name), file=values)
 own, reported, *lost = map(int, codes.split(",")[len(starts)].split(":"))
 report(reported, lost)
 sys.exit(own)
@@ -82,7 +83,7 @@ def test_restarts_only_where_that_may_help(
     before = time.time()
     found = _supervised(tmp_path, codes, "--restarts", "3")
     assert (found[0], len(found[1])) == (code, starts), found[2]
-    began = (tmp_path / "notes-began").read_text().split()
+    began = (tmp_path / "notes-SHOWO_STARTED").read_text().split()
     assert len(began) == starts and len({*began}) == 1, "one time for all starts"
     assert before <= float(began[0]) <= time.time()
 
@@ -101,6 +102,8 @@ def test_the_remaining_ranks_share_the_global_batch(tmp_path: Path) -> None:
         "--n=1 --a=4 --d=1 {000..001}.tar",
     ]
     assert "restarting on 2 ranks, accumulation 2; 2 restarts are left" in stderr
+    visible = (tmp_path / "notes-CUDA_VISIBLE_DEVICES").read_text().split()
+    assert visible == [os.environ.get("CUDA_VISIBLE_DEVICES", "None"), "0,1", "1"]
 
 
 def test_devices_alone_select_the_ranks(tmp_path: Path) -> None:
@@ -181,11 +184,22 @@ def test_the_number_of_micro_steps_is_constant(ranks: int, accumulation: int) ->
     [
         (["--restarts", "1"], "give the command to supervise after --"),
         (["--on-ranks-left", "--", "true"], "must contain {ranks}"),
+        (
+            ["--on-ranks-left", "--", "deepspeed", "--num_gpus", "{ranks}"],
+            "--num_gpus {ranks}: DeepSpeed",
+        ),
+        (
+            ["--on-ranks-left", "--", "deepspeed", "--num_gpus={ranks}"],
+            "write --include localhost:{devices}",
+        ),
         (["--restarts", "-1", "--", "true"], "--restarts -1: expected 0 or more"),
         (["--ranks", "0", "--", "true"], "--ranks 0: expected 1 or more"),
     ],
 )
-def test_mistakes_are_one_line(arguments: list[str], words: str) -> None:
+def test_mistakes_are_one_line(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: str
+) -> None:
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
     done = subprocess.run([SUPERVISE, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == USER_ERROR
     assert done.stderr.count("\n") == 1 and words in done.stderr
@@ -251,7 +265,7 @@ def _supervising(*arguments: str) -> Iterator[subprocess.Popen]:
     """Run the supervisor; it is terminated when the context closes."""
     supervised = subprocess.Popen(
         [SUPERVISE, "--delay", "0", "--ranks", "2", *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
         stderr=subprocess.PIPE,
         text=True,
     )

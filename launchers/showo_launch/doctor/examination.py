@@ -12,7 +12,7 @@ from typing import Any
 
 from showo_launch.doctor import findings
 from showo_launch.doctor.findings import Finding
-from showo_launch.doctor.sessions import Host, HostError, Session
+from showo_launch.doctor.sessions import Host, HostError, Session, passed_variables
 
 
 @dataclass(frozen=True)
@@ -88,17 +88,23 @@ class Examiner:
         self.limits, self._log = limits, log
 
     def run(self) -> Examination:
-        """Run all checks; a host that stops answering ends them early."""
-        with ExitStack() as stack, ThreadPoolExecutor(max(1, len(self.result.hosts))) as pool:
+        """Run all checks; a host that stops answering ends them early.
+
+        Raises:
+            ValueError: the hosts have no addresses of their own.
+        """
+        hosts, limits = self.result.hosts, self.limits
+        variables = passed_variables(hosts)
+        with ExitStack() as stack, ThreadPoolExecutor(max(1, len(hosts))) as pool:
             sessions = [
-                stack.enter_context(Session(host, self.limits.python, self.limits.timeout_s))
-                for host in self.result.hosts
+                stack.enter_context(Session(host, limits.python, limits.timeout_s, variables))
+                for host in hosts
             ]
             self._log("asking every host")
             list(pool.map(self._meet, sessions))
             reached = [s for s in sessions if s.host.name in self.result.facts]
             if reached:
-                self._compare()
+                self._compare({**os.environ, **variables}.get("GLOO_SOCKET_IFNAME"))
                 try:
                     self._between(reached, pool)
                 except HostError as error:
@@ -129,7 +135,7 @@ class Examiner:
         except HostError as error:
             self._note(name, "reachable", str(error))
 
-    def _compare(self) -> None:
+    def _compare(self, interface: str | None) -> None:
         # In the order of the hosts, not of their answers.
         facts = {
             h.name: self.result.facts[h.name]
@@ -146,7 +152,6 @@ class Examiner:
             ),
         ]
         if len(facts) > 1:
-            interface = os.environ.get("GLOO_SOCKET_IFNAME")
             self.result.found += findings.missing_interface(facts, interface)
 
     def _is_shared(self, folder: str, sessions: Sequence[Session]) -> None:

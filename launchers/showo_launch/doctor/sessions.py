@@ -10,6 +10,8 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -18,8 +20,8 @@ from typing import Any, Literal, Self
 from showo_launch.hostfile import address, read_hostfile
 
 Way = Literal["ssh", "srun", "here"]
-# Environment variables that the probe needs; sshd passes none on.
-_PASSED = ("PYTHONPATH", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "OMP_NUM_THREADS")
+# Functions of the launchers' shell scripts.
+_COMMON = Path(__file__).parents[2] / "common.sh"
 
 
 class HostError(Exception):
@@ -83,14 +85,40 @@ def find_hosts(hostfile: Path | None) -> list[Host]:
     return [Host(socket.gethostname(), 0, "here")]
 
 
-def _command(host: Host, python: str, connect_s: float) -> list[str]:
+def passed_variables(hosts: Sequence[Host]) -> dict[str, str]:
+    """The environment variables that ``deepspeed.sh`` sets for the ranks on these hosts; sshd passes none on.
+
+    Args:
+        hosts: of a hostfile; for others the result is empty.
+
+    Raises:
+        ValueError: the hosts have no addresses of their own.
+    """
+    if not hosts or hosts[0].way != "ssh":
+        return {}
+    known = []
+    for host in hosts:
+        with suppress(HostError):  # it is found to be unreachable later
+            host.resolve()
+            known.append(address(host.name))
+    prepare = 'prepare_environment "$@"' if known else "true"
+    script = f'source "$0"; {prepare}; passed_environment; user_environment'
+    bash = ["bash", "-euo", "pipefail", "-c", script, str(_COMMON), *known[-1:], *known[:-1]]
+    done = subprocess.run(bash, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ValueError(done.stderr.strip())
+    python = {name: value for name, value in os.environ.items() if name == "PYTHONPATH"}
+    return python | dict(line.split("=", 1) for line in done.stdout.splitlines())
+
+
+def _command(host: Host, python: str, connect_s: float, variables: Mapping[str, str]) -> list[str]:
     probe = ["-m", "showo_launch.doctor.probe"]
     if host.way == "here":
         return [python, *probe]
     if host.way == "srun":
         one = ["--nodes=1", "--ntasks=1", f"--nodelist={host.name}"]
         return ["srun", "--overlap", "--quiet", "--unbuffered", *one, python, *probe]
-    passed = [f"{name}={os.environ[name]}" for name in _PASSED if name in os.environ]
+    passed = [f"{name}={value}" for name, value in variables.items()]
     remote = ["env", "--chdir", os.getcwd(), *passed, python, *probe]
     options = ["-o", "BatchMode=yes", "-o", f"ConnectTimeout={connect_s:.0f}"]
     options += ["-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3"]
@@ -105,11 +133,13 @@ class Session:
         host: where it runs.
         python: the interpreter there.
         timeout_s: of connecting and of each answer.
+        variables: of the environment there; over ssh only.
     """
 
     host: Host
     python: str = sys.executable
     timeout_s: float = 60.0
+    variables: Mapping[str, str] = field(default_factory=dict)
     _process: subprocess.Popen[bytes] = field(init=False)
     _unread: bytes = field(init=False, default=b"")
     _ended: str = field(init=False, default="")  # why no question can be asked any more
@@ -117,7 +147,7 @@ class Session:
 
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(
-            _command(self.host, self.python, min(10.0, self.timeout_s)),
+            _command(self.host, self.python, min(10.0, self.timeout_s), self.variables),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
