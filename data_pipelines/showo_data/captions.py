@@ -1,7 +1,7 @@
 """Captions in files outside the shards, as the recaptioned SA-1B, LAION-12M and CC12M have them.
 
-The data set of a sample follows from names: "SA1B" in its key; "laion" or "cc12m" in the path of its shard.
-Its caption is the first line of this file:
+The data set of a sample follows from names: "SA1B" in its key; "laion" or "cc12m" in the path of its shard,
+the last of both where it has captions of both. Its caption is the first line of this file:
 
     SA-1B       FOLDER/NAME.txt                NAME: the key without its folders
     LAION-12M   FOLDER/SHARD/KEY.caption       SHARD: the shard's file name up to the first dot
@@ -85,11 +85,11 @@ class ExternalCaptions:
         folder = Path(shard).name.partition(".")[0]
         if self.sa1b and "SA1B" in key:
             return Path(self.sa1b, f"{name}.txt")
-        if self.laion12m and WORDS["laion12m"] in shard:
-            return Path(self.laion12m, folder, f"{key}.caption")
-        if self.cc12m and WORDS["cc12m"] in shard:
-            return Path(self.cc12m, folder, f"{name}.caption")
-        return None
+        sets = (("laion12m", self.laion12m, key), ("cc12m", self.cc12m, name))
+        # A path may have both words, as laion-bucket/cc12m/0.tar: the last one is the closest to the shard.
+        found = [(shard.rfind(WORDS[which]), root, stem) for which, root, stem in sets if root]
+        place, root, stem = max(found, default=(-1, "", ""))
+        return Path(root, folder, f"{stem}.caption") if place >= 0 else None
 
 
 def short_or_long(caption: str) -> tuple[str, ...]:

@@ -2,31 +2,38 @@
 
 * Exact (:class:`ExactReader`): every sample once per epoch. The place of a position is arithmetic (see
   :mod:`showo_data.streams`), and members are read by their byte offset in the shard's index.
-* Resampled (:class:`ResampledReader`), as published: webdataset draws shards with replacement and reads them
+* Resampled (:class:`ResampledReader`), as published: webdataset draws shards with replacement; they are read
   from front to back, without an index. There are no epochs. A resumed run, or another number of ranks or
   workers, gets other samples.
 """
 
+import os
 import random
 import resource
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import BinaryIO, Protocol
 
 import webdataset
-from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from showo_data.members import BadSampleError, Reader
 from showo_data.samples import FlowSpec
 from showo_data.shards import (
     DAMAGED,
+    LINK,
     SPARSE,
+    Member,
+    NotATarError,
     OpenShards,
     ShardHeader,
+    ShardTable,
     expand,
     load_index,
     open_whole,
+    refuse_foreign,
+    refuse_without_samples,
     samples_of,
+    scan,
 )
 from showo_data.streams import CanonicalStream, MixedStream, part_seed
 
@@ -44,6 +51,7 @@ class RawSample:
         read: returns the bytes of the member with an extension; raises as :func:`sample_reader`.
         reason: why the sample cannot be read, as a short code; None if it can.
         samples: how many samples of a lost shard it stands for.
+        detail: of a shard that is no tar, what it is and what to do.
     """
 
     shard: str
@@ -51,6 +59,7 @@ class RawSample:
     read: Reader
     reason: str | None = None
     samples: int = 1
+    detail: str = ""
 
 
 class RawReader(Protocol):
@@ -79,10 +88,17 @@ def sample_reader(files: OpenShards, shard: str, index: int) -> Reader:
 
     Raises:
         BadSampleError: the sample marks a damaged part of the shard, or two members have the same extension.
-            From the returned function: the member is stored sparse, or the shard ends inside it.
+            From the returned function: the member is stored sparse, is a link without its file, or the shard
+            ends inside it.
         OSError: the shard cannot be read; also from the returned function.
     """
-    stored = files.table(shard).members(index)
+    return _member_reader(
+        files.table(shard).members(index), lambda member: files.read(shard, member)
+    )
+
+
+def _member_reader(stored: list[Member], bytes_of: Callable[[Member], bytes]) -> Reader:
+    """Return the reader of a sample with the members ``stored``; raises as :func:`sample_reader`."""
     members = {member.extension: member for member in stored}
     if DAMAGED in members:
         raise BadSampleError("damaged-shard")
@@ -95,7 +111,9 @@ def sample_reader(files: OpenShards, shard: str, index: int) -> Reader:
             return None
         if member.size == SPARSE:
             raise BadSampleError("sparse-member")
-        data = files.read(shard, member)
+        if member.size == LINK:
+            raise BadSampleError("link-member")
+        data = bytes_of(member)
         if len(data) < member.size:
             raise BadSampleError("truncated")
         return data
@@ -160,6 +178,20 @@ class ExactReader:
             return RawSample(shard, key, nothing, reason_of(error))
 
 
+def _read_now(shard: str, stream: BinaryIO, table: ShardTable, index: int) -> RawSample:
+    """Read all members of a sample from an open shard, for when the shard is closed."""
+    stored, end = table.members(index), os.fstat(stream.fileno()).st_size
+    contents = {}
+    for member in stored:
+        stream.seek(member.offset)
+        # A size beyond the end is a damaged header's, and may be more than the memory.
+        contents[member] = stream.read(max(0, min(member.size, end - member.offset)))
+    try:
+        return RawSample(shard, table.key(index), _member_reader(stored, contents.__getitem__))
+    except BadSampleError as bad:
+        return RawSample(shard, table.key(index), nothing, str(bad))
+
+
 class ResampledReader:
     """Return the next randomly drawn sample of this process, whatever the position."""
 
@@ -172,7 +204,7 @@ class ResampledReader:
         self._spec = spec
         self._parts = [expand(part.urls, spec.storage) for part in spec.parts]
         self._draws: Iterator[RawSample] | None = None
-        self._whole = self._whole_samples = 0  # shards read without an error, and their samples
+        self._whole = self._whole_samples = 0  # shards without a damaged part, and their samples
 
     def __len__(self) -> int:
         return 0
@@ -217,32 +249,33 @@ class ResampledReader:
                 yield RawSample(url, "", nothing, "empty-shard")
 
     def _stored(self, shard: str) -> Iterator[RawSample]:
-        """Yield the samples of a shard, then one unreadable sample for each of its errors.
-
-        The first of these stands for all samples that the rest of the shard would have had.
-        """
-        failures: list[Exception] = []
-
-        def note(failure: Exception) -> bool:
-            failures.append(failure)
-            return True  # continue behind the fault
-
+        """Yield the samples of a shard; one with a reason stands for all that were lost with it."""
         read = 0
         try:
             with open_whole(shard, self._spec.storage) as stream:
-                opened = [{"url": shard, "stream": stream}]
-                for sample in group_by_keys(tar_file_expander(opened, note), handler=note):
+                refuse_foreign(shard, stream)
+                table, unnamed = scan(stream)
+                refuse_without_samples(shard, stream, table, unnamed)
+                lost = self._lost(shard, table)
+                for index in range(len(table)):
+                    sample = _read_now(shard, stream, table, index)
+                    if sample.reason == "damaged-shard":
+                        sample, lost = replace(sample, samples=lost), 1
                     read += 1
-                    yield RawSample(shard, sample["__key__"], sample.get)
-        except OSError as error:
-            failures.append(error)
-        if not failures:
-            self._whole, self._whole_samples = self._whole + 1, self._whole_samples + read
-        lost = max(1, self._expected(shard) - read) if failures else 0
-        for failure in failures:
-            reason = reason_of(failure) if isinstance(failure, OSError) else "damaged-shard"
-            yield RawSample(shard, "", nothing, reason, lost)
-            lost = 1
+                    yield sample
+        except (NotATarError, OSError) as error:
+            reason, detail = "damaged-shard", str(error)
+            if isinstance(error, OSError):
+                reason, detail = reason_of(error), ""
+            lost = max(1, self._expected(shard) - read)
+            yield RawSample(shard, "", nothing, reason, lost, detail)
+
+    def _lost(self, shard: str, table: ShardTable) -> int:
+        """Return how many samples the first damaged part of a shard stands for; the others are one each."""
+        if DAMAGED in table.extensions:
+            return max(1, self._expected(shard) - len(table) + 1)
+        self._whole, self._whole_samples = self._whole + 1, self._whole_samples + len(table)
+        return 1
 
     def _expected(self, shard: str) -> int:
         """Return the samples of a shard by its index, or the mean of the shards read so far."""

@@ -115,7 +115,8 @@ class FlowSpec:
         mixture: weighted sources, instead of ``urls``.
         batch: samples per rank and micro-step, including the skipped ones.
         transform: decoded image → ``Sample.image_3HW``; may be None for text and encoded shards.
-        encoded: members that replace the image in a sample that has all of them.
+        encoded: members that replace the image in a sample that has all of them; empty: the image is always
+            read (not of kind "edit").
         max_images: most numbered images of a sample.
         fits: the sizes of encoded members that fit the model; other members are not compared.
         captions: where to find captions outside the shards; None: they are members of the samples.

@@ -43,6 +43,8 @@ _ENCODED: dict[Encoded, tuple[str, Callable[..., Tensor | None]]] = {
     SOURCE_CODES: ("condition_codes_G", partial(read_codes, extension=SOURCE_CODES)),
     TARGET_CODES: ("codes_N", partial(read_codes, extension=TARGET_CODES)),
 }
+# The image of a sample with one, and its attribute of a Sample.
+_IMAGE = ("", "image_3HW")
 # Member of an encoded edit → the image that it replaces, and that image's attribute of a Sample.
 _IMAGES: dict[Encoded, tuple[str, str]] = {
     SOURCE_CODES: (SOURCE, "source_3HW"),
@@ -57,6 +59,11 @@ _FIRST = 8
 def _stored(reader: ExactReader) -> set[str]:
     """The members of a single image in the first shard, numbered or not."""
     return {name.removeprefix(numbered(0)) for name in reader.extensions()}
+
+
+def _markers(conversation: list[tuple[str, str]]) -> int:
+    """The number of places of images in a conversation."""
+    return sum(value.count(IMAGE_MARKER) for _, value in conversation)
 
 
 class Source:
@@ -100,7 +107,7 @@ class Source:
             shard, key = raw.shard, raw.key
             if raw.reason is None:
                 return self._build(position, shard, key, raw.read)
-            reason, samples = raw.reason, raw.samples
+            reason, detail, samples = raw.reason, raw.detail, raw.samples
         except BadSampleError as bad:
             reason, detail = bad.reason, bad.detail
         except UnfitImageError as unfit:
@@ -146,6 +153,9 @@ class Source:
             sample.text = text if self.spec.kind == "text" else text.strip()
         elif self.spec.kind == "conversation":
             sample.conversation = read_conversation(read)
+            # An image without a number is before its conversation, with a marker or without one.
+            places = max(1, _markers(sample.conversation))
+            check_places(places, [0], places)
         return sample
 
     def _text(self, position: int, shard: str, key: str, read: Reader) -> str:
@@ -170,23 +180,23 @@ class Source:
         sample.document = read_document(read)
         if sample.document is None:
             sample.conversation = read_conversation(read)
-            places = sum(value.count(IMAGE_MARKER) for _, value in sample.conversation)
+            places = _markers(sample.conversation)
         else:
             places = sample.document.count(None)
         limit = self.spec.max_images
         present = [n for n in range(min(places, limit) + 1) if self._has(n, read)]
         check_places(places, present, limit)
         images = [within(numbered(number), read) for number in present]
-        (member,) = self.spec.encoded
-        fit = self.spec.fits.get(member)
-        read_member = _ENCODED[member][1]
-        found = [tensor for image in images if (tensor := read_member(image, fit=fit)) is not None]
-        if len(found) == len(images):
-            setattr(sample, _SEVERAL[member], torch.stack(found))
-            return
+        for member in self.spec.encoded:  # of a conversation, at most one
+            fit, read_member = self.spec.fits.get(member), _ENCODED[member][1]
+            found = [t for image in images if (t := read_member(image, fit=fit)) is not None]
+            if len(found) == len(images):
+                setattr(sample, _SEVERAL[member], torch.stack(found))
+                return
         transform = self.spec.transform
         if transform is None or any(first_of(image, IMAGES) is None for image in images):
-            raise BadSampleError(f"no-{member.partition('.')[0]}")
+            missing = next(iter(self.spec.encoded), "image")
+            raise BadSampleError(f"no-{missing.partition('.')[0]}")
         sample.images_M3HW = torch.stack([transform(read_image(image)) for image in images])
 
     def _add_image(self, sample: Sample, read: Reader) -> None:
@@ -196,13 +206,14 @@ class Source:
         for member, tensor in found.items():
             setattr(sample, _ENCODED[member][0], tensor)
         missing = [member for member, tensor in found.items() if tensor is None]
-        if not missing:
+        if found and not missing:
             return
-        images = {_IMAGES.get(m, ("", "image_3HW")): m for m in reversed(missing)}
-        for (part, attribute), member in images.items():
+        images: dict[tuple[str, str], str]
+        images = {_IMAGES.get(m, _IMAGE): m for m in reversed(missing)} or {_IMAGE: "image"}
+        for (part, attribute), name in images.items():
             image = within(part, read)
             # A shard that was encoded for another flow has no image either: report the missing member.
             encoded = bool(part) or len(missing) < len(found)
             if self.spec.transform is None or (encoded and first_of(image, IMAGES) is None):
-                raise BadSampleError(f"no-{member.partition('.')[0]}")
+                raise BadSampleError(f"no-{name.partition('.')[0]}")
             setattr(sample, attribute, self.spec.transform(read_image(image)))

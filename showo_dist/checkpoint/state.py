@@ -11,6 +11,7 @@ from showo_dist.config import TrainConfig, active_flows
 
 STATE = "state.json"
 CONFIG = "config.yaml"
+SOURCES = "shards per source"  # a key of the data order of a mixture
 
 
 @dataclass(frozen=True)
@@ -85,10 +86,12 @@ class RunState:
     def data_change(self, data: dict[str, dict[str, str]]) -> str | None:
         """The difference to another data order in one line; None if all common flows have the same order."""
         changes = [
-            f"{flow}: {key} {value} in the checkpoint, {data[flow].get(key)} now"
+            f"{flow}: {key} {order.get(key)} in the checkpoint, {data[flow].get(key)} now"
             for flow, order in self.data.items()
-            for key, value in order.items()
-            if flow in data and data[flow].get(key) != value
+            if flow in data
+            for key in {**order, **data[flow]}
+            # Checkpoints before there was this key do not tell how many shards a source had.
+            if order.get(key) != data[flow].get(key) and (key != SOURCES or key in order)
         ]
         return f"the data order changes: {'; '.join(changes)}" if changes else None
 

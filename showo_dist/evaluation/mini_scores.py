@@ -115,6 +115,7 @@ def read_questions(pattern: str, resolution: int, limit: int | None) -> list[Min
         urls=urls,
         batch=1,
         transform=vq_transform(resolution),
+        encoded=(),
         streams=1,
         window=1,
     )

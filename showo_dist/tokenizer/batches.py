@@ -50,6 +50,7 @@ def image_flow(config: TokenizerConfig, shards: Any, batch: int) -> FlowSpec:
         urls=as_urls(shards),
         batch=batch,
         transform=vq_transform(config.model.resolution),
+        encoded=(),
         seed=config.training.seed,
         streams=config.dataset.streams,
         window=config.dataset.window,
@@ -85,10 +86,14 @@ def training_batches(config: TokenizerConfig, ranks: Ranks, position: int) -> It
 
 
 def _batch(micro_batch: MicroBatch, resolution: int) -> ImageBatch:
-    images = [sample.image_3HW for sample in micro_batch.samples[FLOW]]
-    found = [image for image in images if image is not None]
-    pixels = torch.stack(found) if found else torch.zeros(1, 3, resolution, resolution)
-    return ImageBatch(pixels, len(found), micro_batch.skipped)
+    images = [_image(sample) for sample in micro_batch.samples[FLOW]]
+    pixels = torch.stack(images) if images else torch.zeros(1, 3, resolution, resolution)
+    return ImageBatch(pixels, len(images), micro_batch.skipped)
+
+
+def _image(sample: Sample) -> Tensor:
+    assert sample.image_3HW is not None, "no member replaces the image in this flow"
+    return sample.image_3HW
 
 
 def validation_images(config: TokenizerConfig) -> Tensor:
@@ -100,8 +105,7 @@ def validation_images(config: TokenizerConfig) -> Tensor:
     shards = config.dataset.validation_shards or config.dataset.shards
     source = Source(image_flow(config, shards, 1))
     wanted = range(min(config.dataset.validation_images, len(source)))
-    samples = [sample for i in wanted if isinstance(sample := source[i], Sample)]
-    images = [sample.image_3HW for sample in samples if sample.image_3HW is not None]
+    images = [_image(sample) for i in wanted if isinstance(sample := source[i], Sample)]
     if not images:
         raise ValueError(f"none of the images to evaluate on can be read: {list(as_urls(shards))}")
     return torch.stack(images)

@@ -25,9 +25,9 @@ from showo_data.members import (
 )
 from showo_data.readers import ExactReader
 from showo_data.samples import Kind, Weighted
-from showo_data.shards import Storage
+from showo_data.shards import Storage, expand
 from showo_data.shards.names import misnamed
-from showo_dist.checkpoint import CheckpointReader
+from showo_dist.checkpoint import SOURCES, CheckpointReader
 from showo_dist.checkpoint.slices import EMA, WEIGHT, Piece
 from showo_dist.config import TrainConfig, active_flows, to_yaml
 from showo_dist.config.training import EmaConfig
@@ -128,11 +128,14 @@ def _check_captions(config: TrainConfig) -> None:
         return
     journeydb = params.external_journeydb_caption_path
     if journeydb:
-        flow, paths = next(iter(_captioned(config).items()))
+        flows = _captioned(config)
+        # In stage 1 the shards of t2i are ImageNet's, and JourneyDB's are those of mmu.
+        by_mmu = config.dataset.gen_type == "imagenet1k" and "mmu" in flows
+        flow = "mmu" if by_mmu else next(iter(flows))
         raise ValueError(
             f"dataset.params.external_journeydb_caption_path = {journeydb}: this file is too large for "
             "every loader process; put its captions into shards once with `showo-dist shards "
-            f"from-captions {shlex.join(paths)} --journeydb {shlex.quote(journeydb)} --for {flow} "
+            f"from-captions {shlex.join(flows[flow])} --journeydb {shlex.quote(journeydb)} --for {flow} "
             f"--out data/{flow}`, then set it to null"
         )
     for key, name in _CAPTIONS.items():
@@ -241,7 +244,9 @@ def data_order(spec: FlowSpec) -> dict[str, str]:
     reader = Source(spec).reader
     order = {"seed": str(spec.seed), "sampling": spec.sampling}
     if len(spec.parts) > 1:
+        counts = [len(expand(part.urls, spec.storage)) for part in spec.parts]
         order["mixture"] = ", ".join(f"{part.weight:g}" for part in spec.parts)
+        order[SOURCES] = ", ".join(map(str, counts))
     if not isinstance(reader, ExactReader):
         names = [url for part in spec.parts for url in part.urls]
         return {**order, "shards": f"{hashlib.sha256(repr(names).encode()).hexdigest()[:12]}"}

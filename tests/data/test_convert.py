@@ -288,11 +288,26 @@ def test_bytes_that_are_no_image_are_distinguished(monkeypatch: pytest.MonkeyPat
 def test_files_are_found_by_path_brace_and_wildcard(tmp_path: Path) -> None:
     for name in ("b1", "b0", "c"):
         (tmp_path / name).touch()
-    names = find_files([f"{tmp_path}/c", f"{tmp_path}/b{{1,0}}", f"{tmp_path}/b*"])
-    assert [Path(name).name for name in names] == ["c", "b1", "b0", "b0", "b1"]
+    (tmp_path / "d" / "e").mkdir(parents=True)
+    for name in ("d/e/a.x", "d/a.x", "a.x"):
+        (tmp_path / name).touch()
+    names = find_files([f"{tmp_path}/{name}" for name in ("c", "b{1,0}", "**/*.x")])
+    found = [str(Path(name).relative_to(tmp_path)) for name in names]
+    assert found == ["c", "b1", "b0", "a.x", "d/a.x", "d/e/a.x"]
     for pattern in ("gone", "g*"):
         with pytest.raises(FileNotFoundError, match="no file"):
             find_files([f"{tmp_path}/{pattern}"])
+
+
+@pytest.mark.parametrize("patterns", [("a*", "{b,ab}"), ("{ab,b,ab}",), ("ab", "../x/ab")])
+def test_a_file_that_two_patterns_name_is_refused(tmp_path: Path, patterns: tuple[str]) -> None:
+    """Else its samples would be trained on twice as often."""
+    folder = tmp_path / "x"
+    folder.mkdir()
+    for name in ("aa", "ab", "b"):
+        (folder / name).touch()
+    with pytest.raises(ValueError, match=r"/x/ab: named twice"):
+        find_files([f"{folder}/{pattern}" for pattern in patterns])
 
 
 def test_the_journal_says_what_each_shard_holds(tmp_path: Path) -> None:

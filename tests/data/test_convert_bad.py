@@ -1,8 +1,12 @@
 """A bad input costs a conversion that input alone, a broken file its rest; both are counted and named."""
 
+import errno
 import gzip
 import json
+import os
+import resource
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -357,16 +361,19 @@ def test_images_of_any_kind_in_parquet_are_counted(tmp_path: Path) -> None:
 def test_captions_of_a_folder_are_found_or_counted(tmp_path: Path) -> None:
     folder = tmp_path / "images"
     folder.mkdir()
-    for number, name in enumerate("abcdefg"):
+    for number, name in enumerate("abcdefghi"):
         (folder / f"{name}.jpg").write_bytes(image(number))
     captions = {"a.txt": b"one", "b.TXT": b"two", "c.jpg.txt": b"three", "d.JPG.Caption": b"x"}
     captions |= {"e.txt": b" \n", "f.txt": BOM + b"six", "g.txt": b"caf\xe9"}
+    captions |= {"a.caption": b"caf\xe9", "f.text": b"other", "h.txt": b"", "h.caption": b"eight"}
+    captions |= {"i.text": "\u200b".encode(), "i.jpg.txt": b"nine"}
     for name, data in captions.items():
         (folder / name).write_bytes(data)
     report = _converted(folder_items(folder), tmp_path / "out")
     stored = files(tmp_path / "out")
     texts = {name[9]: data for name, data in stored.items() if name.endswith("txt")}
-    assert texts == {"0": b"one", "1": b"two", "2": b"three", "5": b"six"}
+    first = {"0": b"one", "1": b"two", "2": b"three", "5": b"six", "7": b"eight", "8": b"nine"}
+    assert texts == first
     assert report.skipped == {"not-utf8": 1} and report.notes == {"without a caption": 2}
     assert f"without a caption: 2, first {folder}/d.jpg" in report.summary()
 
@@ -378,3 +385,76 @@ def test_an_unexpected_error_of_one_input_is_counted(tmp_path: Path) -> None:
     items = iter([Item("first", load), Item("second", lambda: [{"txt": "x"}])])
     report = _converted(items, tmp_path)
     assert report.skipped == {"unexpected-KeyError": 1} and report.samples == 1
+
+
+# Whose first byte the system cannot read, as on a network disk that fails.
+UNREADABLE = "/proc/self/mem"
+
+
+@contextmanager
+def _without_descriptors() -> Iterator[None]:
+    """Opening any file fails inside."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_an_image_that_the_disk_does_not_give_at_the_moment_is_not_left_out(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    other = _entry('"y.jpg"')
+    (tmp_path / "set.json").write_text("[" + ",".join([_entry(), other, _entry()]) + "]")
+    (tmp_path / "images" / "x.jpg").write_bytes(image(1))
+    image_path = tmp_path / "images" / "y.jpg"
+    image_path.symlink_to(UNREADABLE)
+    target = Target(out=tmp_path / "out", shard_size=1)
+    with pytest.raises(OSError, match=r"Input/output error: '\S+/y\.jpg'; the same") as caught:
+        convert(llava_items(tmp_path / "set.json", tmp_path / "images"), target)
+    assert caught.value.filename == f"{tmp_path}/set.json, item 1"
+    image_path.unlink()
+    image_path.write_bytes(image(2))
+    report = convert(llava_items(tmp_path / "set.json", tmp_path / "images"), target)
+    assert (report.samples, report.kept, dict(report.skipped)) == (3, 1, {})
+
+
+def test_lines_that_the_disk_does_not_give_at_the_moment_are_not_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.symlink_to(UNREADABLE)
+    with pytest.raises(OSError, match="Input/output error") as caught:
+        list(text_items([str(path)]))
+    assert caught.value.filename == str(path)
+
+
+def test_files_that_cannot_be_opened_at_the_moment_are_not_left_out(tmp_path: Path) -> None:
+    path = str(tmp_path / "a.parquet")
+    parquet.write_table(pa.table({"image": [image(1)]}), path)
+    (item,) = image_items([path])
+    with _without_descriptors():
+        for work in (
+            lambda: list(image_items([path])),
+            lambda: list(folder_items(tmp_path)),
+            item.load,
+        ):
+            with pytest.raises(OSError, match="Too many open files") as caught:
+                work()
+            assert caught.value.errno == errno.EMFILE
+            assert caught.value.filename in (path, str(tmp_path))
+    assert len(item.load()) == 1
+
+
+def test_rows_that_the_disk_does_not_give_at_the_moment_are_not_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: Any, **options: Any) -> Iterator[Any]:
+        raise OSError(errno.EIO, "Input/output error")
+        yield
+
+    parquet.write_table(pa.table({"image": [image(1)]}), tmp_path / "a.parquet")
+    (item,) = image_items([f"{tmp_path}/a.parquet"])
+    monkeypatch.setattr(parquet.ParquetFile, "iter_batches", failing)
+    with pytest.raises(OSError, match="Input/output error"):
+        item.load()

@@ -10,7 +10,9 @@ from showo_data import FlowSpec, Sample, Skipped, Source
 from showo_data.captions import ExternalCaptions, short_or_long, without_openings
 from showo_data.cli import main_shards
 from showo_data.shards import write_shard
-from tests.data.converting import TRANSFORM, files, image, samples
+from showo_data.shards.outages import OUTAGES
+from tests.data.converting import TRANSFORM, files, image, samples, snapshot
+from tests.data.server import serving
 
 LONG = "The image depicts a red cube. In the background, a cat sleeps."
 SHORT, REST = "a red cube", "a red cube. In the background, a cat sleeps."
@@ -87,6 +89,24 @@ def test_the_caption_of_each_set_is_found_by_its_names(world: Path, name: str) -
     present, missing = SETS[name]
     items = _read(f"{world}/{name}", _outside(world, variants=False))
     assert _texts(items) == {present: LONG, missing: "no-caption"}
+
+
+@pytest.mark.parametrize(
+    ("name", "which"),
+    [
+        ("laion-bucket/cc12m/00007.tar", "cc12m"),
+        ("cc12m/laion/00007.tar", "laion"),
+        ("cc12m/laion-00007.tar", "laion"),
+    ],
+)
+def test_of_a_path_with_the_words_of_two_sets_the_last_one_counts(
+    tmp_path: Path, name: str, which: str
+) -> None:
+    shard = _shard(tmp_path / name, ["000"])
+    for folder in ("cc12m", "laion"):
+        _write(tmp_path / f"of-{folder}" / Path(name).stem / "000.caption", f"of {folder}")
+    outside = ExternalCaptions(laion12m=f"{tmp_path}/of-laion", cc12m=f"{tmp_path}/of-cc12m")
+    assert _texts(_read(shard, outside)) == {"000": f"of {which}"}
 
 
 def test_samples_of_no_set_have_their_own_text(world: Path) -> None:
@@ -220,3 +240,33 @@ def test_captions_for_another_version_of_a_shard_are_refused(world: Path) -> Non
     _shard(world / "other" / "0.tar", ["k0", "k1"])
     with pytest.raises(ValueError, match=r"of other inputs .*other/0\.tar, sample 0"):
         main_shards(command)
+
+
+@pytest.mark.usefixtures("time_limit")
+@pytest.mark.parametrize("fault", [503, "lost", "cut", 404])
+def test_a_store_that_fails_for_a_while_costs_no_sample(tmp_path: Path, fault: int | str) -> None:
+    """The shards that were being read stay unwritten, and the same command writes them later."""
+    for number in range(3):
+        _shard(tmp_path / f"{number}.tar", [f"{number}{key}" for key in "abcde"])
+    out = tmp_path / "out"
+    with serving(tmp_path) as server:
+        access = [
+            f"{server.url}/{{0..2}}.tar",
+            "--cache-dir",
+            f"{tmp_path}/cache",
+            "--retries",
+            "0",
+        ]
+        assert main_shards(["index", *access]) == 0
+        command = ["from-captions", *access, "--for", "mmu", "--out", str(out), "--shard-size", "5"]
+        assert main_shards([*command, "--limit", "5"]) == 0
+        before = snapshot(out)
+        server.faults = lambda path, _: fault if path == "/1.tar" else None
+        with pytest.raises(OSError, match=r"1\.tar: .*; the same command again") as caught:
+            main_shards(command)
+        assert caught.value.filename == f"{server.url}/1.tar, sample 0"
+        assert snapshot(out) == before and not list(out.glob(".*"))
+        server.faults = lambda *_: None
+        OUTAGES.clear()  # as in a new process
+        assert main_shards(command) == 0
+    assert len(samples(out, "caption")) == 15

@@ -138,3 +138,10 @@ def test_journeydbs_captions_are_refused_with_their_command() -> None:
     assert (
         message.startswith(f"{key} = anno.json: ") and f"`showo-dist shards {command}`" in message
     )
+
+
+def test_journeydbs_captions_are_not_those_of_class_names() -> None:
+    """Stage 1 reads ImageNet's class names as t2i; its captions are of mmu."""
+    more = ["dataset.gen_type=imagenet1k", f"{PARAMS}.external_journeydb_caption_path=anno.json"]
+    message = _refusal([*_flow("t2i", "imagenet.tar"), *_flow("mmu", "journey.tar"), *more])
+    assert "from-captions journey.tar --journeydb anno.json --for mmu --out data/mmu`" in message

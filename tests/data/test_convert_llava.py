@@ -1,6 +1,7 @@
 """LLaVA's JSON and image folder."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -114,12 +115,16 @@ def test_several_images_are_numbered(tmp_path: Path) -> None:
         ("image-without-marker", {"image": names, "conversations": ask[:2]}),
         ("no-image", {"image": [*names[:2], "gone.jpg"], "conversations": ask}),
         ("malformed-item", {"image": [*names[:2], 3], "conversations": ask}),
+        ("no-image", {"image": [names[0], None, names[2]], "conversations": ask[:2]}),
+        ("no-image", {"image": ["", names[0]], "conversations": ask[:2]}),
+        ("marker-without-image", {"image": names[0], "conversations": ask[:2]}),
+        ("marker-without-image", {"image": names[:1], "conversations": ask[:2]}),
     ]
     entries = [{"image": names, "conversations": ask}, *(entry for _, entry in bad)]
     path = tmp_path / "set.json"
     path.write_text(json.dumps(entries))
     report = convert(llava_items(path, tmp_path / "images"), Target(out=tmp_path / "out"))
-    assert report.skipped == dict.fromkeys([reason for reason, _ in bad], 1)
+    assert report.skipped == Counter(reason for reason, _ in bad)
     stored = files(tmp_path / "out")
     assert set(stored) == {f"0000000000.{n}" for n in ("0.jpg", "1.png", "2.jpg", "json")}
     (sample,) = samples(tmp_path / "out", "conversation", max_images=3).values()

@@ -8,6 +8,7 @@ import os
 import tarfile
 import zipfile
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -151,8 +152,38 @@ def test_a_shard_that_breaks_off_weighs_the_rest(tmp_path: Path) -> None:
     write_shard(shard, [{"__key__": f"k{i}", "txt": "x" * 600} for i in range(40)])
     os.truncate(shard, 10 * 1536 + 700)
     skipped = [item for item in _drawn([str(shard)], 30) if isinstance(item, Skipped)]
-    # webdataset reads in records of 10 kB, and loses the samples of the last one, too.
-    assert {item.samples for item in skipped} == {34}
+    assert {(item.reason, item.samples) for item in skipped} == {("damaged-shard", 34)}
+
+
+@pytest.mark.parametrize(
+    ("damage", "good", "lost"),
+    [
+        (lambda a, b: a[: 11 * 1024] + b"\xff" * 512 + a[11 * 1024 + 512 :], 39, 1),
+        (lambda a, b: a[: 5 * 2048], 5, 35),  # a PAX header, a header and a text take 2048 bytes
+        (lambda a, b: a + b, 80, 1),
+    ],
+    ids=["header", "cut between members", "two tars in one file"],
+)
+def test_resampling_reads_on_behind_damage(
+    tmp_path: Path, damage: Callable[[bytes, bytes], bytes], good: int, lost: int
+) -> None:
+    """As much of a shard as the exact order reads; the rest is counted whenever the shard is drawn."""
+    shard, other = tmp_path / "a.tar", tmp_path / "b.tar"
+    for path in (shard, other):
+        keys = [f"{path.stem}{i}" for i in range(40)]
+        write_shard(path, [{"__key__": key, "txt": f"text {key}"} for key in keys])
+    shard.write_bytes(damage(shard.read_bytes(), other.read_bytes()))
+    items = _drawn([str(shard)], 4 * (good + 1))
+    assert len({item.text for item in items if isinstance(item, Sample)}) == good
+    skipped = [(item.reason, item.samples) for item in items if isinstance(item, Skipped)]
+    assert skipped == [("damaged-shard", lost)] * 4
+
+
+def test_resampling_names_what_is_no_tar(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(gzip.compress(_tar()))
+    (item,) = _drawn([str(tmp_path / "a.tar")], 1)
+    assert isinstance(item, Skipped) and item.reason == "damaged-shard"
+    assert "a gzip file" in item.detail and "gunzip" in item.detail
 
 
 @pytest.mark.usefixtures("time_limit")

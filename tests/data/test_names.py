@@ -97,6 +97,19 @@ def test_braces_of_too_many_names_are_not_expanded(pattern: str) -> None:
     assert time.monotonic() - started < 1
 
 
+def test_a_shard_that_one_source_names_twice_is_refused(tmp_path: Path) -> None:
+    """Overlapping patterns would read it twice per epoch."""
+    _shards(tmp_path, "a-0.tar", "a-1.tar", "a-2.tar")
+    patterns = [f"{tmp_path}/a-{{0..1}}.tar", f"{tmp_path}/a-{{1..2}}.tar"]
+    with pytest.raises(ValueError) as refusal:
+        expand(patterns)
+    message = str(refusal.value)
+    assert message.startswith(f"shard '{tmp_path}/a-1.tar' is named twice by {patterns[0]}, ")
+    assert "\n" not in message
+    with pytest.raises(ValueError, match=r"b\.tar' is named twice"):
+        expand("https://host/{b,c,b}.tar")
+
+
 def test_sound_names_are_taken(tmp_path: Path) -> None:
     _shards(tmp_path, "a::b.tar", "c[0].tar", "d", "e.0")
     names = [f"{tmp_path}/{name}" for name in ("a::b.tar", "c[0].tar", "d", "e.0")]

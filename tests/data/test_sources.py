@@ -381,6 +381,7 @@ def test_encoded_members_replace_all_numbered_images_or_none(
 THREE = _asked("<image><image><image>")
 NUMBERED_FAULTS: list[tuple[str, dict[str, Any]]] = [
     ("marker-without-image", _several(2, json=THREE)),
+    ("marker-without-image", {"png": _png(), "json": _asked("<image> or <image>?")}),
     ("image-without-marker", _several(4, json=THREE)),
     ("image-without-marker", _several(1, json=_asked("none"))),
     ("no-image", {k: v for k, v in _several(3, json=THREE).items() if k != "1.png"}),

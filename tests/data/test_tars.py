@@ -13,7 +13,17 @@ from pathlib import Path
 import pytest
 
 from showo_data import FlowSpec, Sample, Skipped, Source
-from showo_data.shards import OpenShards, index_path, load_index, load_table
+from showo_data.shards import (
+    LINK,
+    NotATarError,
+    OpenShards,
+    Storage,
+    index,
+    index_path,
+    load_index,
+    load_table,
+    verify,
+)
 
 pytestmark = pytest.mark.usefixtures("time_limit")
 
@@ -172,8 +182,11 @@ def _random_tar(rng: random.Random) -> bytes:
             long = "é" * rng.choice((0, 1, 40 if form == tarfile.USTAR_FORMAT else 200))
             entry = tarfile.TarInfo(os.path.join(folder, f"k{i // 2}{long}.{i % 2}.txt"))
             entry.mtime = rng.choice((0, 1.5)) if form == tarfile.PAX_FORMAT else 0
-            entry.type = rng.choice((tarfile.REGTYPE,) * 5 + (tarfile.DIRTYPE, tarfile.SYMTYPE))
+            kinds = (tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE)
+            entry.type = rng.choice((tarfile.REGTYPE,) * 5 + kinds) if i else tarfile.REGTYPE
             entry.linkname = "x" * rng.choice((1, 90)) if entry.issym() else ""
+            if entry.islnk():
+                entry.linkname = rng.choice([e.name for e in tar.getmembers() if e.isreg()])
             data = rng.randbytes(rng.choice((0, 1, 511, 512, 513, 3000))) if entry.isreg() else b""
             entry.size = len(data)
             tar.addfile(entry, io.BytesIO(data))
@@ -185,8 +198,12 @@ def test_sound_tars_are_read_as_tarfile_reads_them(tmp_path: Path, seed: int) ->
     path = tmp_path / "a.tar"
     path.write_bytes(_random_tar(random.Random(seed)))
     with tarfile.open(path, errors="surrogateescape") as tar:
-        expected = [(e.offset_data, e.size) for e in tar if e.isreg()]
-        names = [e.name for e in tar if e.isreg()]
+        entries = [e for e in tar if e.isreg() or e.issym() or e.islnk()]
+        files = [tar.getmember(e.linkname) if e.islnk() else e for e in entries]
+        expected = {
+            (e.name, file.offset_data, LINK if e.issym() else file.size)
+            for e, file in zip(entries, files, strict=True)
+        }
     load_index(str(path))
     table = load_table(str(path))
     found = {
@@ -194,7 +211,65 @@ def test_sound_tars_are_read_as_tarfile_reads_them(tmp_path: Path, seed: int) ->
         for i in range(len(table))
         for m in table.members(i)
     }
-    assert found == {(n, *place) for n, place in zip(names, expected, strict=True)}
+    assert found == expected
+
+
+@pytest.mark.parametrize("form", ["gnu", "pax"])
+def test_a_hard_link_is_its_file(tmp_path: Path, form: str) -> None:
+    """GNU tar stores a file that has two names in a folder once."""
+    names = [f"{name}{'x' * 120}.txt" for name in "ab"]
+    (tmp_path / names[0]).write_text("of both")
+    os.link(tmp_path / names[0], tmp_path / names[1])
+    subprocess.run(["tar", f"--format={form}", "-cf", "s.tar", *names], cwd=tmp_path, check=True)
+    content = (tmp_path / "s.tar").read_bytes()
+    assert content.count(b"of both") == 1
+    assert _texts(_source(tmp_path / "t.tar", content)) == {"of both": 2}
+    assert list(verify(str(tmp_path / "t.tar"))) == [(str(tmp_path / "t.tar"), "")]
+
+
+def test_links_without_their_file_are_counted(tmp_path: Path) -> None:
+    """Symbolic links, and a hard link to what is not in the tar."""
+    links = _header("s.txt", 0, b"2") + _header("h.txt", 0, b"1")
+    source = _source(tmp_path / "a.tar", GOOD[0] + links + END)
+    reasons = Counter(getattr(source[p], "reason", "good") for p in range(len(source)))
+    assert reasons == {"good": 1, "link-member": 2}
+    ((_, fault),) = verify(str(tmp_path / "a.tar"))
+    assert fault.startswith("holds 2 links without their files: make it with tar -h")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (_header("a.txt", 0, b"2"), "holds only links, without their files: make it with tar -h"),
+        (_file("0001", b"x") * 2, "its 2 files have no extension, such as '0001'; name them KEY"),
+    ],
+)
+def test_a_shard_without_samples_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    with pytest.raises(NotATarError, match=message):
+        _source(tmp_path / "a.tar", content + END)
+    assert not index_path(str(tmp_path / "a.tar")).exists()
+
+
+def test_files_that_belong_to_no_sample_are_named_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ignored = _header("d/", 0, b"5") + _file("d/._k0.txt", b"x") + _file(".DS_Store", b"x")
+    assert len(_source(tmp_path / "a.tar", GOOD[0] + ignored + END)) == 1
+    assert "no extension" not in caplog.text
+    assert len(_source(tmp_path / "b.tar", GOOD[0] + _file("d/README", b"x") + END)) == 1
+    assert "1 files have no extension and belong to no sample, such as 'd/README'" in caplog.text
+
+
+def test_verify_finds_an_index_that_lists_other_members(tmp_path: Path) -> None:
+    """Older versions left hard links out."""
+    shard, storage = str(tmp_path / "a.tar"), Storage()
+    _source(tmp_path / "a.tar", GOOD[0] + GOOD[1] + END)
+    _source(tmp_path / "b.tar", GOOD[0] + END)
+    known, arrays = index._read(index_path(shard)), index._arrays(index_path(f"{tmp_path}/b.tar"))
+    assert known is not None
+    index._write(shard, storage, known, arrays, os.stat(shard).st_mtime_ns)
+    ((_, fault),) = verify(shard)
+    assert fault == "its index lists other members than it has: run `showo-dist shards index`"
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -223,7 +298,7 @@ def test_random_damage_is_counted(tmp_path: Path, seed: int) -> None:
         try:
             _texts(_source(path, bytes(data)))
         except ValueError as error:
-            assert "not a tar" in str(error) or "hold no samples" in str(error)
+            assert any(reason in str(error) for reason in ("not a tar", "no samples", "only links"))
 
 
 def test_keys_that_are_not_utf8_stay_apart(tmp_path: Path) -> None:

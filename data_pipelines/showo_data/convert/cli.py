@@ -24,7 +24,7 @@ from showo_data.convert.writing import DIGEST, Report, Target, convert
 from showo_data.shards.storage import add_storage_options, storage_of
 
 Parser = argparse.ArgumentParser
-_FILES = "paths, brace patterns or wildcards"
+_FILES = "paths, brace patterns or wildcards (** for any depth)"
 # Arguments that do not influence the content of a shard.
 _STORAGE = ("cache_dir", "cache_gb", "retries", "timeout_s", "allow_pipe")
 _NOT_CONTENT = ("out", "prefix", "shard_size", "limit", "part", *_STORAGE)

@@ -10,10 +10,18 @@ from typing import Any
 
 from PIL import Image
 
-from showo_data.convert.items import Item, Members, Note, bad_item, find_files, text_of
+from showo_data.convert.items import (
+    Item,
+    Members,
+    Note,
+    bad_item,
+    find_files,
+    is_passing,
+    text_of,
+)
 from showo_data.convert.parquet import ParquetFiles
 from showo_data.images import UnfitImageError, open_image
-from showo_data.members import TEXTS, BadSampleError, numbered, read_image
+from showo_data.members import TEXTS, BadSampleError, is_blank, numbered, read_image
 from showo_data.text import is_apple_double
 
 SUFFIXES = (
@@ -57,12 +65,16 @@ def read_bytes(path: Path, what: str = "image") -> bytes:
 
     Raises:
         BadSampleError: it is missing or cannot be read.
+        OSError: the machine fails; ``filename`` is set.
     """
     try:
         return path.read_bytes()
     except FileNotFoundError:
         raise BadSampleError(f"no-{what}") from None
     except (OSError, ValueError) as error:  # ValueError: the name is none, as one with a NUL
+        if is_passing(error):
+            error.filename = str(path)  # an error of reading names no file
+            raise
         raise BadSampleError(f"unreadable-{what}") from error
 
 
@@ -129,10 +141,10 @@ def _load_row(
 def folder_items(source: str | Path, *, max_side: int | None = None) -> Iterator[Item | Note]:
     """Yield all images in ``source`` and its subfolders, folder by folder in the order of their names.
 
-    ``x.txt`` beside ``x.jpg`` is its caption, else ``x.text``, ``x.caption``, ``x.jpg.txt`` and so on; the
-    extension may be in capitals. An image without a caption is converted without one, and counted. Links are
-    followed; a folder that has several names is visited under the first. A folder that cannot be read is one
-    bad input.
+    ``x.txt`` beside ``x.jpg`` is its caption, else ``x.text``, ``x.caption``, ``x.jpg.txt`` and so on: the
+    first that is not blank. The extension may be in capitals. An image without a caption is converted without
+    one, and counted. Links are followed; a folder that has several names is visited under the first. A folder
+    that may not be read is one bad input.
 
     Args:
         source: the folder.
@@ -140,6 +152,7 @@ def folder_items(source: str | Path, *, max_side: int | None = None) -> Iterator
 
     Raises:
         FileNotFoundError: the folder does not exist.
+        OSError: the machine fails while it lists a folder.
     """
     if not Path(source).is_dir():
         raise FileNotFoundError(f"no folder {str(source)!r}")
@@ -160,7 +173,10 @@ def folder_items(source: str | Path, *, max_side: int | None = None) -> Iterator
 def _unreadable(errors: list[OSError]) -> Iterator[Item]:
     """Yield a bad input for each folder that os.walk could not read, and forget them."""
     while errors:
-        yield bad_item(str(errors.pop(0).filename), "unreadable-folder")
+        error = errors.pop(0)
+        if is_passing(error):
+            raise error
+        yield bad_item(str(error.filename), "unreadable-folder")
 
 
 def _images(folder: str, files: list[str], max_side: int | None) -> Iterator[Item | Note]:
@@ -174,7 +190,7 @@ def _images(folder: str, files: list[str], max_side: int | None) -> Iterator[Ite
         if suffix in SUFFIXES:
             places = [(stem, f".{text}") for stem in (path.stem, name) for text in TEXTS]
             found = [path.with_name(captions[place]) for place in places if place in captions]
-            yield Item(str(path), partial(_load_file, path, found[:1], max_side))
+            yield Item(str(path), partial(_load_file, path, found, max_side))
         elif suffix[1:] not in TEXTS:
             yield Note("neither image nor caption", str(path))
 
@@ -184,9 +200,10 @@ def _load_file(path: Path, captions: Sequence[Path], max_side: int | None) -> li
     for caption in captions:
         data = read_bytes(caption, "caption").removeprefix(BOM_UTF8)
         try:
-            empty = not data.decode().strip()
+            blank = is_blank(data.decode())
         except UnicodeDecodeError:
             raise BadSampleError("not-utf8") from None
-        if not empty:
+        if not blank:
             members["txt"] = data
+            break
     return [members]

@@ -53,9 +53,9 @@ def _load(entry: Any, folder: Path, max_side: int | None) -> list[Members]:
         raise BadSampleError("malformed-item")
     names = _image_names(entry.get("image"))
     data = _conversation(entry)
-    if len(names) > 1:
-        places = sum(turn["value"].count(IMAGE_MARKER) for turn in entry["conversations"])
-        check_places(places, list(range(len(names))), places)
+    # A single image needs no marker: it is before its conversation.
+    places = max(1, sum(turn["value"].count(IMAGE_MARKER) for turn in entry["conversations"]))
+    check_places(places, list(range(len(names))), places)
     images = [read_bytes(inside_folder(folder, name)) for name in names]
     single = len(images) == 1
     found = image_member(images[0], max_side) if single else numbered_members(images, max_side)
@@ -63,13 +63,14 @@ def _load(entry: Any, folder: Path, max_side: int | None) -> list[Members]:
 
 
 def _image_names(value: Any) -> list[str]:
-    """Return the paths of the item's images."""
+    """Return the paths of the item's images; a null or an empty text is no path."""
     names = value if isinstance(value, list) else [value]
-    names = [name for name in names if name is not None and name != ""]
-    if not names:
-        raise BadSampleError("text-only")
-    if not all(isinstance(name, str) for name in names):
+    if not all(isinstance(name, str | None) for name in names):
         raise BadSampleError("malformed-item")
+    if not any(names):
+        raise BadSampleError("text-only")
+    if not all(names):  # without the image of one marker, the others would be at wrong ones
+        raise BadSampleError("no-image")
     return names
 
 

@@ -7,7 +7,7 @@ from functools import partial
 from itertools import accumulate
 from typing import Any
 
-from showo_data.convert.items import FILE, Item, Pieces, bad_item
+from showo_data.convert.items import FILE, Item, Pieces, bad_item, is_passing
 from showo_data.members import BadSampleError
 
 # Rows decoded at a time: at a few MB per image, a few hundred MB.
@@ -28,6 +28,7 @@ class ParquetRows:
 
         Raises:
             UnreadableFileError: ``path`` is not a Parquet file.
+            OSError: it does not exist, or the machine fails; ``filename`` is set.
             ValueError: a column is missing, or pyarrow is not installed.
         """
         parquet = _pyarrow_parquet()
@@ -36,6 +37,9 @@ class ParquetRows:
         except FileNotFoundError:
             raise
         except (ValueError, OSError) as error:
+            if is_passing(error):
+                error.filename = path
+                raise
             reason = " ".join(str(error).split())[:200]
             raise UnreadableFileError(f"{path}: cannot be read as Parquet: {reason}") from None
         present = self.names = list(self._file.schema_arrow.names)
@@ -60,6 +64,7 @@ class ParquetRows:
 
         Raises:
             BadSampleError: the file is damaged there, or a text is not UTF-8.
+            OSError: the machine fails.
         """
         group = bisect_right(self._starts, number) - 1
         if group != self._group or number < self._first:
@@ -77,7 +82,9 @@ class ParquetRows:
     def _advance(self) -> None:
         try:
             batch = next(self._batches, None)
-        except (ValueError, OSError):  # pyarrow's errors are of these two families
+        except (ValueError, OSError) as error:  # pyarrow's errors are of these two families
+            if is_passing(error):
+                raise
             batch = None  # the iterator has ended: the rest of the row group is bad as well
         if batch is None:
             raise BadSampleError("unreadable-rows")

@@ -15,6 +15,7 @@ from showo_data.convert.items import (
     Pieces,
     bad_item,
     find_files,
+    is_passing,
     text_of,
 )
 from showo_data.convert.parquet import ParquetFiles
@@ -69,6 +70,9 @@ def json_lines(path: str, load: Callable[[dict[str, Any]], Pieces]) -> Iterator[
     """Yield an input for every line, of whose JSON object ``load`` makes samples.
 
     Where a ``.gz`` is broken, the rest counts as one bad input.
+
+    Raises:
+        OSError: the file cannot be opened, or the machine fails; ``filename`` is set.
     """
     number = 0
     with gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb") as stream:
@@ -78,7 +82,10 @@ def json_lines(path: str, load: Callable[[dict[str, Any]], Pieces]) -> Iterator[
                 line = next(lines)
             except StopIteration:
                 return
-            except (EOFError, OSError, zlib.error):  # cut off, or a wrong checksum
+            except (EOFError, OSError, zlib.error) as error:  # cut off, or a wrong checksum
+                if is_passing(error):
+                    error.filename = path
+                    raise
                 broken = (f"{path}, from line {number + 1} on", REST) if number else (path, FILE)
                 yield bad_item(*broken)
                 return

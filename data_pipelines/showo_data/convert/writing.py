@@ -6,6 +6,7 @@ settings and one line per finished shard; a conversion resumes after the last on
 write a part of the shards, each with its own journal.
 """
 
+import errno
 import hashlib
 import json
 from collections import Counter
@@ -15,7 +16,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from showo_data.convert.items import Item, Members, Note, Pieces
+from showo_data.convert.items import Item, Members, Note, Pieces, is_passing
 from showo_data.files import remove_unfinished, unlike, written_aside
 from showo_data.members import BadSampleError
 from showo_data.readers import reason_of
@@ -137,6 +138,7 @@ def convert(
 
     Raises:
         ValueError: ``target`` holds a conversion with other settings or inputs, or no input can be used.
+        OSError: a server or this machine fails; the next call resumes at the shard that was being written.
     """
     report = Report()
     chunks = _chunks(_inputs(items, report), target)
@@ -242,7 +244,11 @@ def _digest(chunk: list[Item], *, marks: bool = True) -> str:
 
 
 def _load(item: Item) -> Pieces:
-    """Load an input: its samples with their texts as UTF-8, and the reasons of what is left out."""
+    """Load an input: its samples with their texts as UTF-8, and the reasons of what is left out.
+
+    Raises:
+        OSError: as :func:`convert`; it names the input.
+    """
     try:
         return [_as_utf8(p) if isinstance(p, dict) else p for p in item.load()]
     except BadSampleError as bad:
@@ -250,6 +256,9 @@ def _load(item: Item) -> Pieces:
     except UnicodeEncodeError:  # half of a surrogate pair, which JSON can name
         return [BadSampleError("not-utf8")]
     except OSError as error:
+        if is_passing(error):  # the shard would lack the input for good
+            message = f"{error}; the same command again resumes at this shard"
+            raise OSError(error.errno or errno.EIO, message, item.name) from error
         return [BadSampleError(reason_of(error))]
     except Exception as error:  # no input may end a conversion of millions, whatever is in it
         return [BadSampleError(f"unexpected-{type(error).__name__}")]

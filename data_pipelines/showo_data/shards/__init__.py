@@ -2,7 +2,7 @@
 
 from showo_data.shards.cache import open_whole
 from showo_data.shards.files import OpenShards
-from showo_data.shards.foreign import NotATarError
+from showo_data.shards.foreign import NotATarError, refuse_foreign, refuse_without_samples
 from showo_data.shards.index import (
     ShardHeader,
     build_index,
@@ -15,10 +15,19 @@ from showo_data.shards.index import (
 )
 from showo_data.shards.names import expand
 from showo_data.shards.storage import Storage, UnreadableShardError
-from showo_data.shards.tables import DAMAGED, SPARSE, Member, ShardTable, tar_files
+from showo_data.shards.tables import (
+    DAMAGED,
+    LINK,
+    SPARSE,
+    Member,
+    ShardTable,
+    scan,
+    tar_files,
+)
 
 __all__ = [
     "DAMAGED",
+    "LINK",
     "SPARSE",
     "Member",
     "NotATarError",
@@ -33,7 +42,10 @@ __all__ = [
     "load_index",
     "load_table",
     "open_whole",
+    "refuse_foreign",
+    "refuse_without_samples",
     "samples_of",
+    "scan",
     "tar_files",
     "verify",
     "write_shard",

@@ -4,10 +4,11 @@ import os
 from tarfile import RECORDSIZE
 from typing import BinaryIO
 
-from showo_data.shards.tables import BLOCK, DAMAGED, ShardTable, is_header
+from showo_data.shards.tables import BLOCK, DAMAGED, LINK, ShardTable, is_header
 
 _UNPACK = "decompress it, since members of a compressed tar have no byte offset"
 _AGAIN = "fetch it again"
+DEREFERENCE = "make it with tar -h, which stores the files that links name"
 # How a file begins, in lower case; what it is; what to do.
 _KNOWN = (
     (b"\x1f\x8b", "a gzip file", f"{_UNPACK} (gunzip)"),
@@ -28,7 +29,7 @@ _KNOWN = (
 
 
 class NotATarError(ValueError):
-    """A file that is read as a shard is no tar; the message says what it is and what to do."""
+    """A file that is read as a shard is no tar of samples; the message says what it is and what to do."""
 
 
 def refuse_foreign(shard: str, stream: BinaryIO) -> None:
@@ -49,11 +50,14 @@ def refuse_foreign(shard: str, stream: BinaryIO) -> None:
             raise NotATarError(f"{shard} is {what}, not a tar: {remedy}")
 
 
-def refuse_without_header(shard: str, stream: BinaryIO, table: ShardTable) -> None:
-    """Check that something in the shard was readable; an empty tar of usual size is allowed.
+def refuse_without_samples(
+    shard: str, stream: BinaryIO, table: ShardTable, unnamed: list[str]
+) -> None:
+    """Check what :func:`showo_data.shards.tables.scan` found; an empty tar of usual size is allowed.
 
     Raises:
-        NotATarError: the file holds zeros only, or no intact header of a tar at all.
+        NotATarError: the file holds zeros only, no intact header of a tar at all, only links, or only files
+            without an extension.
     """
     size = stream.seek(0, os.SEEK_END)
     stream.seek(0)
@@ -63,3 +67,10 @@ def refuse_without_header(shard: str, stream: BinaryIO, table: ShardTable) -> No
         )
     if not len(table) and size > RECORDSIZE and not any(stream.read(BLOCK)):
         raise NotATarError(f"{shard} holds {size} bytes of zeros, not a tar: {_AGAIN}")
+    if len(table) and (table.size_M == LINK).all():
+        raise NotATarError(f"{shard} holds only links, without their files: {DEREFERENCE}")
+    if not len(table) and unnamed:
+        raise NotATarError(
+            f"{shard} holds no samples: its {len(unnamed)} files have no extension, such as "
+            f"{unnamed[0]!r}; name them KEY.EXTENSION"
+        )

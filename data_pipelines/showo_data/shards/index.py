@@ -28,7 +28,12 @@ from webdataset.writer import TarWriter
 
 from showo_data.files import written_aside
 from showo_data.shards.cache import open_whole
-from showo_data.shards.foreign import NotATarError, refuse_foreign, refuse_without_header
+from showo_data.shards.foreign import (
+    DEREFERENCE,
+    NotATarError,
+    refuse_foreign,
+    refuse_without_samples,
+)
 from showo_data.shards.names import expand, listed, scheme
 from showo_data.shards.remote import remote_copy, remote_read, remote_state
 from showo_data.shards.storage import (
@@ -38,7 +43,7 @@ from showo_data.shards.storage import (
     UnreadableShardError,
     digest,
 )
-from showo_data.shards.tables import BLOCK, DAMAGED, SPARSE, ShardTable, scan
+from showo_data.shards.tables import BLOCK, DAMAGED, LINK, SPARSE, ShardTable, scan
 
 log = logging.getLogger(__name__)
 
@@ -225,8 +230,15 @@ def _fault(shard: str, storage: Storage) -> str:
         stream.seek(0)
         if _sha256(stream) != known["sha256"]:
             return "its checksum differs from the index: the bytes have changed"
+        table, unnamed = scan(stream)
+        refuse_without_samples(shard, stream, table, unnamed)
+    links = int((table.size_M == LINK).sum())
+    if links:
+        return f"holds {links} links without their files: {DEREFERENCE}"
     if DAMAGED in known["extensions"]:
         return "damaged when it was indexed: a header is broken, or the end is missing"
+    if _checksum(_arrays_of(table)) != known["arrays"]:
+        return "its index lists other members than it has: run `showo-dist shards index`"
     return ""
 
 
@@ -235,11 +247,19 @@ def _build_one(shard: str, storage: Storage, origin: str = "") -> ShardHeader:
     with open_whole(shard, storage, fresh=True) as stream:
         modified = os.fstat(stream.fileno()).st_mtime_ns
         refuse_foreign(shard, stream)
-        table = scan(stream)
-        refuse_without_header(shard, stream, table)
+        table, unnamed = scan(stream)
+        refuse_without_samples(shard, stream, table, unnamed)
         stream.seek(0)  # a second pass, since scan() does not read the contents of members
         sha256 = _sha256(stream)
         size = stream.seek(0, os.SEEK_END)
+    if unnamed:
+        log.warning(
+            "shard %s: %d files have no extension and belong to no sample, such as %r; a sample's files are "
+            "KEY.EXTENSION",
+            shard,
+            len(unnamed),
+            unnamed[0],
+        )
     # Without damaged parts, and without sparse members, whose header may not be the block before them.
     whole = np.flatnonzero((table.check_M != 0) & (table.size_M != SPARSE))
     known = {
@@ -256,7 +276,7 @@ def _build_one(shard: str, storage: Storage, origin: str = "") -> ShardHeader:
         known["etag"] = state.etag
     if origin:
         known["origin"] = origin
-    _write(shard, storage, known, {name: getattr(table, name) for name in _ARRAYS}, modified)
+    _write(shard, storage, known, _arrays_of(table), modified)
     return _header(shard, known)
 
 
@@ -378,6 +398,10 @@ def _find(
         if same and (not ends or _same_ends(shard, known)):
             return path, known
     return None
+
+
+def _arrays_of(table: ShardTable) -> dict[str, Any]:
+    return {name: getattr(table, name) for name in _ARRAYS}
 
 
 def _arrays(path: Path) -> dict[str, Any]:

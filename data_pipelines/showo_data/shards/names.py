@@ -3,6 +3,7 @@
 import glob
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from math import prod
 from pathlib import Path
@@ -49,8 +50,8 @@ def expand(urls: str | Iterable[str], storage: Storage | None = None) -> list[st
 
     Raises:
         ValueError: a pattern's braces do not close or name too many shards, it is a folder, a wildcard or
-            another kind of file, the list is empty, ``pipe:`` is not allowed, or no installed package opens
-            such URLs.
+            another kind of file, the list is empty or names a shard twice, ``pipe:`` is not allowed, or no
+            installed package opens such URLs.
         FileNotFoundError: a local shard does not exist; the message names the first ones and their pattern.
     """
     patterns = [urls] if isinstance(urls, str) else list(urls)
@@ -65,6 +66,11 @@ def expand(urls: str | Iterable[str], storage: Storage | None = None) -> list[st
         shards += named
     if not shards:
         raise ValueError("no shard is named: the list of shards is empty")
+    if len(set(shards)) < len(shards):
+        twice = next(shard for shard, times in Counter(shards).items() if times > 1)
+        raise ValueError(
+            f"shard {twice!r} is named twice by {listed(patterns, ', ')}: name it once"
+        )
     return shards
 
 

@@ -19,6 +19,8 @@ Integers = npt.NDArray[np.int64]
 DAMAGED = "damaged"
 # Size of a member that is stored sparse (tar -S): its bytes in the tar are not those of the file.
 SPARSE = -1
+# Size of a symbolic link, and of a hard link to a file that is not before it: its bytes are not in the tar.
+LINK = -2
 BLOCK = tarfile.BLOCKSIZE
 
 _LONGEST = 16 << 20  # bytes of an extension header, which holds a long name or PAX records
@@ -37,7 +39,8 @@ class Member(NamedTuple):
 
     Attributes:
         extension: behind the first dot of its name.
-        offset, size: bytes in the shard; size :data:`SPARSE` if it is stored sparse.
+        offset, size: bytes in the shard; size :data:`SPARSE` if it is stored sparse, :data:`LINK` if it is a
+            link without its file.
         check: CRC-32 of the tar header, which is the block before ``offset``. A shard that was changed
             in place has other bytes there.
     """
@@ -93,21 +96,28 @@ class ShardTable:
         ]
 
 
-def scan(stream: BinaryIO) -> ShardTable:
+def scan(stream: BinaryIO) -> tuple[ShardTable, list[str]]:
     """Group the files of a tar into samples by their key, wherever in the tar they are.
+
+    Returns:
+        The table of the samples, and the names of the files that belong to none, without an extension. Names
+        that begin with a dot are left out, such as the ``._*`` files of macOS.
 
     Where the tar cannot be read (it ends early, or a header is damaged), reading continues at the next intact
     header. Each such part becomes a sample with one empty member, :data:`DAMAGED`, so that it is counted as a
     bad sample in training.
     """
     samples: dict[str, list[Member]] = {}
-    for name, offset, size, check in tar_files(stream):
+    unnamed = []
+    for name, offset, size, check in _entries(stream):
         folder, base = os.path.split(name)
         stem, _, extension = base.partition(".")
         if stem and extension:
             key = f"{folder}/{stem}" if folder else stem
             samples.setdefault(key, []).append(Member(extension.lower(), offset, size, check))
-    return _as_table(samples)
+        elif stem:
+            unnamed.append(name)
+    return _as_table(samples), unnamed
 
 
 def is_header(block: bytes) -> bool:
@@ -139,7 +149,7 @@ def _as_table(samples: dict[str, list[Member]]) -> ShardTable:
 
 
 class File(NamedTuple):
-    """A regular file in a tar: its name, and the attributes of a :class:`Member`."""
+    """A file or link in a tar: its name, and the attributes of a :class:`Member`."""
 
     name: str
     offset: int
@@ -152,10 +162,26 @@ class _DamageError(Exception):
 
 
 def tar_files(stream: BinaryIO, start: int = 0, end: int | None = None) -> Iterator[File]:
-    """Yield the regular files of a tar at bytes ``start`` to ``end`` of a stream, and its damaged parts.
+    """Yield the files of a tar at bytes ``start`` to ``end`` of a stream, and its damaged parts.
 
-    A damaged part is an empty file with the extension :data:`DAMAGED` at the byte where it begins.
+    A hard link is the file that it names. A damaged part is an empty file with the extension :data:`DAMAGED`
+    at the byte where it begins.
     """
+    return (file for file in _entries(stream, start, end) if file.size != LINK)
+
+
+def _entries(stream: BinaryIO, start: int = 0, end: int | None = None) -> Iterator[File]:
+    """Yield the files of :func:`tar_files`, and the links without their file."""
+    found = dict[str, File]()
+    for file, target in _files(stream, start, end):
+        if target is not None:
+            file = found.get(target, file)._replace(name=file.name)
+        found[file.name] = file
+        yield file
+
+
+def _files(stream: BinaryIO, start: int, end: int | None) -> Iterator[tuple[File, str | None]]:
+    """Yield files, links and damaged parts, each with the name of the file that a hard link is."""
     length = stream.seek(0, os.SEEK_END)
     end = length if end is None else min(end, length)
     while True:
@@ -168,14 +194,16 @@ def tar_files(stream: BinaryIO, start: int = 0, end: int | None = None) -> Itera
         found = _next_header(stream, resume, end)
         # Zeros are the end of a tar, unless files follow: then a part was never written.
         if found is not None or not at_end:
-            yield File(f"damaged-at-{damaged}.{DAMAGED}", damaged, 0, 0)
+            yield File(f"damaged-at-{damaged}.{DAMAGED}", damaged, 0, 0), None
         if found is None:
             return
         start = found
 
 
-def _intact_files(stream: BinaryIO, start: int, last: int) -> Generator[File, None, int]:
-    """Yield the regular files from byte ``start`` on; returns the offset of the block of zeros at the end.
+def _intact_files(
+    stream: BinaryIO, start: int, last: int
+) -> Generator[tuple[File, str | None], None, int]:
+    """Yield the files and links from byte ``start`` on; returns the offset of the block of zeros at the end.
 
     Not ``tarfile``, which believes any number in a header: a negative size makes it loop, a large one
     allocate, and thousands of extension headers exceed its recursion.
@@ -205,12 +233,15 @@ def _intact_files(stream: BinaryIO, start: int, last: int) -> Generator[File, No
                 data = _after_sparse_map(stream, block)
         except (tarfile.HeaderError, ValueError):
             raise _DamageError(offset, offset + BLOCK) from None
+        name = records.get("GNU.sparse.name") or records.get("path") or header.name
         if header.isreg():
-            name = records.get("GNU.sparse.name") or records.get("path") or header.name
             sparse = header.type == tarfile.GNUTYPE_SPARSE or any(
                 keyword.startswith("GNU.sparse.") for keyword in records
             )
-            yield File(name, data, SPARSE if sparse else size, zlib.crc32(block))
+            yield File(name, data, SPARSE if sparse else size, zlib.crc32(block)), None
+        elif header.issym() or header.islnk():
+            target = (records.get("linkpath") or header.linkname) if header.islnk() else None
+            yield File(name, data, LINK, zlib.crc32(block)), target
         end = data + (_padded(size) if has_data else 0)
         if end > last:  # the tar was cut here, or the size is wrong and intact files follow
             raise _DamageError(offset, data)
@@ -226,10 +257,10 @@ def _extension(stream: BinaryIO, header: tarfile.TarInfo, last: int) -> dict[str
     if not 0 <= header.size <= min(_LONGEST, last - stream.tell()):
         raise ValueError(f"an extension header of {header.size} bytes")
     content = stream.read(header.size)
-    if header.type == tarfile.GNUTYPE_LONGNAME:
-        return {"path": content.partition(b"\0")[0].decode("utf-8", "surrogateescape")}
-    # The target of a link, and records for all files that follow, which no program uses for names.
-    if header.type in (tarfile.GNUTYPE_LONGLINK, tarfile.XGLTYPE):
+    if header.type in (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK):
+        keyword = "path" if header.type == tarfile.GNUTYPE_LONGNAME else "linkpath"
+        return {keyword: content.partition(b"\0")[0].decode("utf-8", "surrogateescape")}
+    if header.type == tarfile.XGLTYPE:  # for all files that follow; no program uses it for names
         return {}
     return _pax_records(content)
 
