@@ -57,7 +57,11 @@ def write_config(model: str, out: Path, shards: str, steps: int, changes: list[s
         "training.batch_size_mmu": -1,
         "training.batch_size_recon": -1,
         "training.batch_size_edit": -1,
+        # The model's own optimizer and schedule are those of its training.
+        "optimizer.name": "adamw",
+        "optimizer.trained": "all",
         "optimizer.params.learning_rate": 1.0e-5,
+        "lr_scheduler.steps": "null",
         "lr_scheduler.params.learning_rate": "null",
         "lr_scheduler.params.warmup_steps": steps // 10,
     }

@@ -19,10 +19,11 @@ A checkpoint is a folder ``checkpoint-STEP``:
 
 from showo_dist.checkpoint.folders import complete_checkpoints, folder_of, is_checkpoint
 from showo_dist.checkpoint.reader import CheckpointReader, Resume, find_resume
-from showo_dist.checkpoint.state import CONFIG, BatchShape, RunState, versions
+from showo_dist.checkpoint.state import CONFIG, SOURCES, BatchShape, RunState, versions
 
 __all__ = [
     "CONFIG",
+    "SOURCES",
     "BatchShape",
     "CheckpointReader",
     "Resume",

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch import Tensor
 
 from showo_dist.checkpoint.folders import FileEntry, sync
 from showo_dist.checkpoint.reader import file_prefix
@@ -49,13 +50,22 @@ def write_part(folder: Path, pieces: Iterable[Piece], rank: int, world: int) -> 
 
 def _write(path: Path, pieces: list[Piece]) -> FileEntry:
     try:
-        save_file({piece.key: piece.stored() for piece in pieces}, path, metadata=_METADATA)
+        save_tensors({piece.key: piece.stored() for piece in pieces}, path)
     except SafetensorError as error:
         raise OSError(f"{path}: {error}") from None
-    path.chmod(path.parent.stat().st_mode & 0o666)  # safetensors writes mode 600
     sync(path)
     _forget_cached(path)
     return read_back(path, pieces)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write a safetensors file that all may read who may read its folder.
+
+    Raises:
+        SafetensorError, OSError: it cannot be written.
+    """
+    save_file(dict(tensors), path, metadata=_METADATA)
+    path.chmod(path.parent.stat().st_mode & 0o666)  # safetensors writes mode 600
 
 
 def read_back(path: Path, pieces: Sequence[Piece]) -> FileEntry:

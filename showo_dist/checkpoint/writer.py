@@ -1,5 +1,6 @@
 """Writing checkpoints in the background of training."""
 
+import os
 import shutil
 import socket
 import threading
@@ -17,16 +18,18 @@ from showo_dist.checkpoint.folders import (
     MANIFEST,
     TENSORS,
     FileEntry,
-    complete_checkpoints,
     folder_of,
     hidden,
     manifest_text,
     prune,
     publish,
+    resumable_checkpoints,
     step_of,
     sync,
+    written_since,
 )
 from showo_dist.checkpoint.parts import Part, write_part
+from showo_dist.checkpoint.reader import STARTED
 from showo_dist.checkpoint.slices import Piece, TensorIndex
 from showo_dist.checkpoint.snapshot import Snapshot
 from showo_dist.checkpoint.state import STATE, RunState
@@ -88,6 +91,20 @@ class Peers:
 def one_line(error: BaseException) -> str:
     """The message of an error in one line."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def resumed_from(run: Path, policy: ExperimentConfig) -> Path | None:
+    """The checkpoint that a start resumes from, as ``find_resume`` left it; None: it starts from scratch.
+
+    Args:
+        run: the run's folder, which may hold checkpoints of an earlier run.
+        policy: ``resume_from_checkpoint``.
+    """
+    choice = policy.resume_from_checkpoint
+    restarted = written_since(run, float(os.environ.get(STARTED, "inf")))
+    if choice in (True, "latest") or restarted:
+        return next(iter(resumable_checkpoints(run)), None)
+    return Path(str(choice)) if choice else None
 
 
 def open_aside(aside: Path, texts: Mapping[str, str]) -> None:
@@ -191,12 +208,12 @@ class CheckpointWriter:
         self._failure: SaveError | None = None
         self._watched: TrainingState | None = None
         self._in_save_s = self.took_s = 0.0
+        self._last_complete = resumed_from(run, policy)
 
     @property
     def last_complete(self) -> Path | None:
-        """The newest complete checkpoint; None without any."""
-        found = complete_checkpoints(self.run)
-        return found[-1] if found else None
+        """The last checkpoint that was saved, or else the one that the run resumed from; None without any."""
+        return self._last_complete
 
     @property
     def blocked_s(self) -> float:
@@ -283,7 +300,7 @@ class CheckpointWriter:
         done, self._thread, self._current = self._current, None, None
         self.took_s = done.seconds
         if done.problem is None:
-            self._failure = None
+            self._failure, self._last_complete = None, done.target
             size = f"{done.bytes / 1e6:.1f} MB in {done.seconds:.1f} s"
             self._lines.append(f"saved {done.target} ({size})")
             return

@@ -1,5 +1,6 @@
 """GenEval (arXiv 2310.11513): per prompt ``00000/metadata.jsonl`` and ``00000/samples/00000.png`` …"""
 
+import json
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,7 +8,7 @@ from statistics import fmean
 
 from showo_data.text import parse_json, read_lines
 from showo_dist.evaluation.generating import ImageFile
-from showo_dist.evaluation.job import Job, Json, write_json
+from showo_dist.evaluation.job import Job, Json, write_text
 from showo_dist.evaluation.results import OVERALL, Scores
 from showo_dist.evaluation.text_to_image import (
     Chances,
@@ -47,11 +48,18 @@ def image_files(index: int, prompt: Prompt, samples: int) -> list[ImageFile]:
 
 
 def write_metadata(prompts: list[Prompt], out: Path) -> None:
-    """Write the metadata of each prompt where the scorer reads it: in the prompt's own folder."""
-    for prompt in prompts:
-        path = out / prompt.name / "metadata.jsonl"
-        if not path.is_file():
-            write_json(path, prompt.metadata)
+    """Write the metadata of each prompt where the scorer reads it: in the prompt's own folder.
+
+    Where a file has to be written, the scorer's verdicts, which go by these files, are deleted.
+    """
+    texts = {out / p.name / "metadata.jsonl": json.dumps(p.metadata) + "\n" for p in prompts}
+    new = [p for p, text in texts.items() if not p.is_file() or p.read_bytes() != text.encode()]
+    verdicts = out / "results.jsonl"
+    if new and verdicts.is_file():
+        verdicts.unlink()
+        print(f"{verdicts}: deleted, since the metadata of {len(new)} prompts have changed")
+    for path in new:
+        write_text(path, texts[path])
 
 
 def scorer(job: Job, out: Path) -> str:

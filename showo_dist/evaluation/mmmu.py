@@ -71,14 +71,26 @@ def write(asked: list[Question], answers: list[str], questions: Path, out: Path)
     """Write a list per subject, as the scorer's ``main_parse_and_eval.py`` reads it."""
     subjects: dict[str, list[Json]] = {}
     for item, answer in zip(asked, answers, strict=True):
-        subjects.setdefault(_subject(item.record), []).append(
-            {**item.record, "response": one_line(answer)}
-        )
+        record = {**item.record, "answer": _accepted(item.record), "response": one_line(answer)}
+        subjects.setdefault(_subject(record), []).append(record)
     paths = []
     for subject, records in subjects.items():
         paths.append(out / "outputs" / subject / "output.json")
         write_json(paths[-1], records, indent=1)
     return paths
+
+
+def _accepted(record: Json) -> str | list[str]:
+    """The right answer; for an open question with several, which the release has as text, their list."""
+    text: str = record["answer"]
+    if record["question_type"] == _CHOICE or not text.startswith("["):
+        return text
+    try:
+        answers = ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return text
+    is_list = isinstance(answers, list) and all(isinstance(one, str) for one in answers)
+    return answers if is_list else text
 
 
 def scorer(written: list[Path], questions: Path) -> str:

@@ -3,7 +3,7 @@
 import argparse
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from math import sqrt
 from pathlib import Path
 from statistics import NormalDist, fmean, stdev
@@ -48,16 +48,23 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Preset:
-    """Settings that a publication used; options of the command line take precedence."""
+    """Settings that a publication used for images from texts; options of the command line take precedence.
+
+    ``budget`` is no option: the most tokens of a prompt, task token and bos included, of all weights alike.
+    """
 
     samples: int
     steps: int
     guidance: float
+    budget: int
 
 
 def reca(samples: int) -> dict[str, Preset]:
-    """The preset ``reca``: the released rounds and guidance (docs/specification.md, section 10)."""
-    return {"reca": Preset(samples, steps=50, guidance=5.0)}
+    """The preset ``reca``: the released rounds and guidance (docs/specification.md, section 10).
+
+    RecA's evaluation reads the released demo configs, whose budget is 128, for all weights.
+    """
+    return {"reca": Preset(samples, steps=50, guidance=5.0, budget=128)}
 
 
 @dataclass(frozen=True)
@@ -143,6 +150,11 @@ class TextToImage:
             listed = [f"{name}: {asdict(preset)}" for name, preset in self.presets.items()]
             parser.add_argument("--preset", choices=self.presets, help="; ".join(listed))
         parser.add_argument("--limit", type=int, help="only the first so many prompts")
+        parser.add_argument(
+            "--allow-unscored",
+            action="store_true",
+            help="take an incomplete result file of the scorer as none, instead of an error",
+        )
         if self.images_help:
             parser.add_argument("--images", type=Path, required=True, help=self.images_help)
 
@@ -153,13 +165,18 @@ class TextToImage:
             ValueError, OSError: the prompts cannot be read, the output folder holds another evaluation, or
                 a rank failed.
         """
-        self._fill(job.arguments)
+        preset = self.presets.get(getattr(job.arguments, "preset", None) or "")
+        _fill(job.arguments, asdict(preset) if preset else {"samples": self.samples})
+        if preset:
+            job = replace(job, pipeline=replace(job.pipeline, budget=preset.budget))
         samples = job.arguments.samples
         prompts = self._read_prompts(job.arguments)
         settings = {"checkpoint": job.checkpoint, "samples": samples, **job.sampling_settings()}
-        encode = job.pipeline.text.encode
-        ids = [[prompt.name, encode(prompt.text), *prompt.digests()] for prompt in prompts]
-        job.claim(settings, ids, self.owned)
+        ids = [job.pipeline.text.encode(prompt.text) for prompt in prompts]
+        inputs = [[p.name, own, *p.digests()] for p, own in zip(prompts, ids, strict=True)]
+        job.claim(settings, inputs, self.owned)
+        if job.ranks.is_first:
+            _report_cuts([len(own) for own in ids], job.pipeline.budget)
         prepare = self.prepare
         if prepare is not None:
             job.ranks.first_alone(lambda: prepare(prompts, job.out))
@@ -169,15 +186,16 @@ class TextToImage:
             for file in self.files(index, prompt, samples)
         ]
         generate_files(job, files, settings, self.compose)
-        scores = self.scores(job.out, len(prompts), samples) if job.ranks.is_first else {}
+        scores = self._scores(job, len(prompts)) if job.ranks.is_first else {}
         return Outcome(job.checkpoint, job.out, self.scorer(job, job.out.resolve()), scores)
 
-    def _fill(self, arguments: argparse.Namespace) -> None:
-        """Fill in the options that the command line left open: from the preset, or the number of samples."""
-        preset = self.presets.get(getattr(arguments, "preset", None) or "")
-        for name, value in (asdict(preset) if preset else {"samples": self.samples}).items():
-            if getattr(arguments, name) is None:
-                setattr(arguments, name, value)
+    def _scores(self, job: Job, prompts: int) -> Scores:
+        try:
+            return self.scores(job.out, prompts, job.arguments.samples)
+        except ValueError:
+            if job.arguments.allow_unscored:
+                return {}
+            raise
 
     def _read_prompts(self, arguments: argparse.Namespace) -> list[Prompt]:
         if self.most_samples is not None and arguments.samples > self.most_samples:
@@ -190,6 +208,20 @@ class TextToImage:
         if not prompts:
             raise ValueError(f"--prompts {arguments.prompts}: holds no prompts")
         return prompts
+
+
+def _fill(arguments: argparse.Namespace, values: Mapping[str, object]) -> None:
+    """Fill in the options that the command line left open."""
+    for name, value in values.items():
+        if getattr(arguments, name, value) is None:
+            setattr(arguments, name, value)
+
+
+def _report_cuts(lengths: Sequence[int], budget: int) -> None:
+    """Print how many prompts of these numbers of tokens are cut."""
+    cut = sum(length + 2 > budget for length in lengths)  # the task token and bos count too
+    if cut:
+        print(f"{cut} of {len(lengths)} prompts are cut: they exceed the budget of {budget} tokens")
 
 
 def keys(index: int, samples: int) -> list[Key]:

@@ -24,7 +24,7 @@ _BEST_MARK = 2
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """Read the prompts of one JSON list, or of all ``*.json`` of a folder, ordered by id.
+    """Read the prompts of one JSON list, or of the lists of a folder, ordered by id.
 
     Raises:
         ValueError: a file is not such a list, or two prompts have the same id.
@@ -39,10 +39,14 @@ def read_prompts(path: Path) -> list[Prompt]:
 
 
 def prompt_files(path: Path) -> list[Path]:
-    """The file itself, or the JSON files of the folder."""
+    """The file itself, or the JSON files of the folder but WISE's rewritten prompts, which repeat the ids."""
     if not path.is_dir():
         return [path]
-    return sorted(file for file in path.glob("*.json") if not is_apple_double(file))
+    return sorted(
+        file
+        for file in path.glob("*.json")
+        if not (is_apple_double(file) or file.stem.endswith("_rewrite"))
+    )
 
 
 def _read_list(path: Path) -> list[Prompt]:

@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from showo_data.files import folder_aside
 from showo_dist.checkpoint.folders import MANIFEST, TENSORS, FileEntry, manifest_text
-from showo_dist.checkpoint.parts import Part, write_part
+from showo_dist.checkpoint.parts import Part, save_tensors, write_part
 from showo_dist.checkpoint.slices import EMA, WEIGHT, Piece, TensorIndex
 from showo_dist.checkpoint.state import STATE, BatchShape, RunState, versions
 from showo_dist.models.weights.folder import (
@@ -226,7 +225,7 @@ class SafetensorsWriter:
         self._bytes += tensor.nbytes
 
     def _flush(self) -> None:
-        save_file(self._shard, self._aside(len(self._written)), metadata={"format": "pt"})
+        save_tensors(self._shard, self._aside(len(self._written)))
         self._written.append(list(self._shard))
         self._shard, self._bytes = {}, 0
 

@@ -25,6 +25,7 @@ from showo_dist.generation.conversation import (
 )
 from showo_dist.generation.edits import as_rgb, pixels
 from showo_dist.generation.sampling import SamplingOptions, sampling_options
+from showo_dist.models.backbone import head_width
 from showo_dist.models.encoders import ClipTower, check_tokenizer, check_tower, condition_pixels
 from showo_dist.models.magvitv2 import MAGVITv2
 from showo_dist.models.showo import ShowO
@@ -291,12 +292,13 @@ def _load_model(
     """Load Show-o in eval mode, with the attention backend that the config names if it can run here."""
     half = precision == "bf16" or (device.type == "cuda" and uses_bf16(precision, device))
     dtype = torch.bfloat16 if half else torch.float32
-    try:
-        backend, _ = select_backend(config.model.attention, device, dtype)
-    except ValueError as obstacle:  # the model was trained on another kind of device
-        backend, _ = select_backend("auto", device, dtype)
-        print(f"model.attention: {backend} instead ({obstacle})", file=sys.stderr)
     model = load_showo(source, attention="auto", device=device).eval()
+    width = head_width(model.config)
+    try:
+        backend, _ = select_backend(config.model.attention, device, dtype, width)
+    except ValueError as obstacle:  # the model was trained on another kind of device
+        backend, _ = select_backend("auto", device, dtype, width)
+        print(f"model.attention: {backend} instead ({obstacle})", file=sys.stderr)
     for parameter in model.parameters():  # not the rotary frequencies, which must stay fp32
         parameter.data = parameter.data.to(dtype)
     model.attention = backend

@@ -354,10 +354,17 @@ class Conversation:
         self.pipeline = pipeline
         self.turns: list[Turn] = []
 
-    def ask(self, *parts: Part, max_new_tokens: int = 100, top_k: int | None = 1) -> str:
-        """Add a turn of texts and images, and return the model's answer."""
+    def ask(
+        self, *parts: Part, max_new_tokens: int = 100, top_k: int | None = 1, seed: int = 0
+    ) -> str:
+        """Add a turn of texts and images, and return the model's answer.
+
+        With ``top_k`` other than 1, ``seed`` and the number of the turn decide what is drawn.
+        """
         self.turns.append(user(*parts))
-        (words,) = self.pipeline.reply([self.turns], max_new_tokens, top_k=top_k)
+        (words,) = self.pipeline.reply(
+            [self.turns], max_new_tokens, top_k=top_k, seed=seed, place=[len(self.turns)]
+        )
         self.turns.append(assistant(words))
         return words
 

@@ -38,8 +38,8 @@ MINIATURE = "bases/miniature.yaml"
 WORK = Path("not-comparable")  # shards, checkpoints, times, hosts: all that differs from run to run
 # Keys of inputs, and what they should name.
 WANTED = {
-    "data.recon": "the Parquet files of RecA's reconstruction set",
-    "data.llava": "LLaVA's JSON list llava_v1_5_mix665k.json",
+    "data.recon": "the Parquet files of RecA's reconstruction set (hub: brivangl/midjourney-v6-llava)",
+    "data.llava": "LLaVA's JSON list llava_v1_5_mix665k.json (hub: liuhaotian/LLaVA-Instruct-150K)",
     "data.llava_images": "the folder of LLaVA's images",
     "weights.start": "the released weights to start from, a folder or hub id",
     "weights.vq": "the image tokenizer, a folder or hub id",
@@ -228,6 +228,8 @@ class Kit:
         }
         given = [(key, str(value)) for key, value in options.items() if value is not None]
         words = [word for pair in given for word in pair]
+        # The scorer runs after this step: the file of one that was stopped midway is not its last.
+        words += ["--allow-unscored"] if benchmark.scorer else []
         launcher = launcher_of(self.file, recipe.launch, ranks)
         evaluate = ["showo_dist.cli", "evaluate", *self.checkpoints(), *words]
         # It looks at the images itself, and makes those that are missing.

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from showo_data.mini import prompts
 from showo_data.mini.writing import image_sample
+from showo_dist.checkpoint.parts import save_tensors
 from showo_dist.config import TrainConfig, load, to_yaml
 from showo_dist.models.magvitv2 import MAGVITv2
 from showo_dist.models.magvitv2.config import MAGVITv2Config, StackConfig
@@ -95,7 +95,7 @@ def write_networks(root: Path, config: TrainConfig, texts: Iterator[str]) -> Non
     folder.mkdir(exist_ok=True)
     model = build_showo(showo)
     state = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(state, folder / SAFETENSORS_NAME, metadata={"format": "pt"})
+    save_tensors(state, folder / SAFETENSORS_NAME)
     (folder / CONFIG_NAME).write_text(config_json(showo, model))
     (folder / "config.yaml").write_text(to_yaml(config))
 

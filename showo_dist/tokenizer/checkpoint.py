@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from showo_data.files import folder_aside, written_aside
+from showo_dist.checkpoint.parts import save_tensors
 from showo_dist.models.magvitv2 import MAGVITv2
 from showo_dist.models.weights.folder import check_fit, read_weights
 
@@ -43,7 +44,7 @@ def save(
     target = run / f"step-{step:08d}"
     with folder_aside(target, replace=True) as folder:
         model.save_pretrained(folder)
-        save_file(_optimizer_tensors(model, optimizer), folder / OPTIMIZER_NAME)
+        save_tensors(_optimizer_tensors(model, optimizer), folder / OPTIMIZER_NAME)
         (folder / STATE_NAME).write_text(json.dumps({"step": step, "position": position}) + "\n")
     with written_aside(run / LATEST) as stream:
         stream.write(f"{target.name}\n".encode())

@@ -7,7 +7,13 @@ from pathlib import Path
 import torch.distributed as dist
 
 from showo_data import MicroBatch, Sample
-from showo_dist.checkpoint.folders import complete_checkpoints, step_of
+from showo_dist.checkpoint.folders import (
+    complete_checkpoints,
+    folder_of,
+    latest,
+    resumable_checkpoints,
+    step_of,
+)
 from showo_dist.logging.records import drop_after, open_lines, read_metrics
 from showo_dist.runtime.exits import StoppedError
 from showo_dist.training.step import StepLosses
@@ -24,7 +30,8 @@ class NonFiniteSteps:
     should be written while steps are being skipped (:attr:`in_a_row` above 0).
 
     Args:
-        run: the run's folder, where the first rank writes ``nonfinite.jsonl``.
+        run: the run's folder, where the first rank writes ``nonfinite.jsonl``; its ``latest`` names the
+            checkpoint that the run resumed from, and none has been saved since.
         limit: steps in a row that end the run.
         log: takes one line for the log.
         rank: of this process.
@@ -42,6 +49,12 @@ class NonFiniteSteps:
         self.in_a_row = self.total = 0
         # Whether the weights to resume from are good is seen at the next finite step.
         self._last_finite = start_step
+        # Those of an earlier run, or from before the run was set back, until the run has replaced them.
+        resumed = latest(run) == folder_of(run, start_step)
+        before = set(resumable_checkpoints(run)) if resumed else set()
+        self._foreign = {
+            p: p.stat().st_mtime_ns for p in complete_checkpoints(run) if p not in before
+        }
         if rank == 0:
             # Steps after the checkpoint run again and may write their lines again.
             drop_after(run / FILE, start_step)
@@ -78,7 +91,12 @@ class NonFiniteSteps:
         """The error that ends the run after ``step``; no save may be running, since it names the last good
         checkpoint."""
         # A checkpoint is known to be good only once a later step from its weights was finite.
-        good = [p for p in complete_checkpoints(self.run) if step_of(p) < self._last_finite]
+        own = (
+            p
+            for p in complete_checkpoints(self.run)
+            if p.stat().st_mtime_ns != self._foreign.get(p)
+        )
+        good = [p for p in own if step_of(p) < self._last_finite]
         where = f"the last good checkpoint is {good[-1]}" if good else "there is no good checkpoint"
         return StoppedError(
             NON_FINITE,

@@ -11,8 +11,12 @@ from showo_dist.checkpoint.folders import (
     latest,
     prune,
     publish,
+    set_back,
     sweep,
 )
+from showo_dist.checkpoint.reader import STARTED
+from showo_dist.checkpoint.writer import resumed_from
+from showo_dist.config.experiment import ExperimentConfig
 
 
 def _publish(run: Path, step: int, text: str = "") -> Path:
@@ -71,6 +75,23 @@ def test_a_run_that_is_set_back_keeps_what_it_writes(
     prune(tmp_path, 25, keep_last, 0)
     assert _steps(tmp_path) == kept
     assert latest(tmp_path) == target and target.is_dir()
+
+
+def test_a_run_comes_from_what_it_resumed_from_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Set back to step 10 of 30, from a path, and from scratch beside the checkpoints of an earlier run."""
+    for step in (10, 20, 30):
+        _publish(tmp_path, step)
+    own = tmp_path / "checkpoint-000010"
+    set_back(tmp_path, own)
+    other = "/other/checkpoint-000007"
+    for choice, wanted in (("latest", own), (True, own), (other, Path(other)), (False, None)):
+        policy = ExperimentConfig(resume_from_checkpoint=choice)
+        assert resumed_from(tmp_path, policy) == wanted
+        assert resumed_from(tmp_path / "empty", policy) == (None if wanted == own else wanted)
+    monkeypatch.setenv(STARTED, "0")  # a restart, after the job has saved
+    assert resumed_from(tmp_path, ExperimentConfig(resume_from_checkpoint=False)) == own
 
 
 def test_a_killed_run_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Scores of known images, and a whole evaluation of a checkpoint."""
 
+import io
 import json
 import random
 import shlex
@@ -8,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +17,7 @@ from PIL import Image
 
 from showo_data.mini import Object, Scene, draw, questions, scene, score
 from showo_data.mini.writing import image_sample
+from showo_data.shards import write_shard
 from showo_dist.evaluation.cli import main
 from showo_dist.evaluation.mini import read_prompts
 from showo_dist.evaluation.mini_scores import (
@@ -125,6 +128,18 @@ def test_questions_are_those_of_the_shards(world: Path) -> None:
     assert len({question.key for question in limited}) == 3
     with pytest.raises(ValueError, match=r"none-.*nothing matches it"):
         read_questions(str(world / "none-*.tar"), 64, None)
+
+
+def test_questions_about_images_beside_their_codes(world: Path, tmp_path: Path) -> None:
+    codes = io.BytesIO()
+    np.save(codes, np.zeros(16, np.uint16))
+    sample = image_sample(0, 5)
+    write_shard(tmp_path / "plain.tar", [sample])
+    write_shard(tmp_path / "encoded.tar", [{**sample, "codes.npy": codes.getvalue()}])
+    plain, encoded = (
+        read_questions(str(tmp_path / f"{name}.tar"), 64, None) for name in ("plain", "encoded")
+    )
+    assert [(q.text, q.wanted) for q in encoded] == [(q.text, q.wanted) for q in plain] != []
 
 
 def test_broken_prompts_are_named(tmp_path: Path, world: Path) -> None:

@@ -1,10 +1,12 @@
 """The image files of GenEval, DPG-Bench and WISE have the layout that their scorers read."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 from PIL import Image
 
 from showo_dist.evaluation import dpg, wise
@@ -77,9 +79,37 @@ def test_presets(
     arguments = ["--framework", "geneval", str(checkpoint), *asked, "--out", str(tmp_path / "out")]
     assert main([*arguments, *more]) == 0
     record = json.loads((tmp_path / "out" / "evaluation.json").read_text())
-    found = record["samples"], record["steps"], record["guidance"]
-    assert found == (samples, steps, guidance)
+    found = record["samples"], record["steps"], record["guidance"], record["budget"]
+    assert found == (samples, steps, guidance, 128 if "--preset" in more else 32)
     assert len(list((tmp_path / "out" / "00000" / "samples").iterdir())) == samples
+
+
+def test_a_preset_cuts_the_prompts_of_all_weights_alike(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two checkpoints, trained with budgets of 32 and 200 tokens, and a prompt of 150 words."""
+    prompts = tmp_path / "prompts"
+    prompts.mkdir()
+    (prompts / "few.txt").write_text("red red")
+    (prompts / "many.txt").write_text(" ".join(["red"] * 150))
+    other = tmp_path / "run" / "other"
+    shutil.copytree(checkpoint, other)
+    config = OmegaConf.load(other / "config.yaml")
+    OmegaConf.update(config, "dataset.preprocessing.max_seq_length", 200)
+    OmegaConf.save(config, other / "config.yaml")
+    quick = ["--samples", "1", "--guidance", "0"]
+    budgets = []
+    for kind, more in (("preset", ["--preset", "reca"]), ("own", [])):
+        for source in (checkpoint, other):
+            out = tmp_path / kind / source.name
+            _evaluate("dpg", source, prompts, out, *quick, *more)
+            budgets.append(json.loads((out / "evaluation.json").read_text())["budget"])
+    assert budgets == [128, 128, 32, 200]
+    lines = [line for line in capsys.readouterr().out.splitlines() if " are cut" in line]
+    wanted = "1 of 2 prompts are cut: they exceed the budget of {} tokens"
+    assert lines == [wanted.format(budget) for budget in (128, 128, 32)]
+    with pytest.raises(ValueError, match="budget 200, not 128"):
+        _evaluate("dpg", other, prompts, out, *quick, "--preset", "reca")
 
 
 def test_dpg_grids(checkpoint: Path, geneval_prompts: Path, tmp_path: Path) -> None:
@@ -138,6 +168,13 @@ def test_wise_names(checkpoint: Path, tmp_path: Path) -> None:
         wise.read_prompts(folder)
 
 
+def test_wise_rewritten_prompts_of_a_folder_are_left_out(tmp_path: Path) -> None:
+    for name in ("a.json", "a_rewrite.json"):
+        _wise_list(tmp_path / name, 1, 2)
+    assert [prompt.name for prompt in wise.read_prompts(tmp_path)] == ["1", "2"]
+    assert len(wise.read_prompts(tmp_path / "a_rewrite.json")) == 2
+
+
 @pytest.mark.parametrize(
     ("framework", "text", "wanted"),
     [
@@ -172,3 +209,42 @@ def test_scorer_command_is_printed_until_it_ran(
     assert {"Show-o 512 CLIP + RecA", "Show-o 256 CLIP"} <= {
         r["model"] for r in summary["published"]
     }
+
+
+def test_changed_metadata_delete_the_verdicts_that_went_by_them(
+    checkpoint: Path, geneval_prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = _evaluate("geneval", checkpoint, geneval_prompts, tmp_path / "out", "--samples", "1")
+    verdicts = out / "results.jsonl"
+    verdicts.write_text('{"tag": "colors", "correct": true}\n' * 3)
+    image = out / "00001" / "samples" / "00000.png"
+    made = image.stat().st_mtime_ns
+    _evaluate("geneval", checkpoint, geneval_prompts, out, "--samples", "1")
+    assert verdicts.is_file(), "deleted, although nothing has changed"
+    entries = [json.loads(line) for line in geneval_prompts.read_text().splitlines()]
+    entries[1]["tag"] = "another"
+    geneval_prompts.write_text("".join(f"{json.dumps(entry)}\n" for entry in entries))
+    _evaluate("geneval", checkpoint, geneval_prompts, out, "--samples", "1")
+    assert json.loads((out / "00001" / "metadata.jsonl").read_text())["tag"] == "another"
+    assert not verdicts.exists() and image.stat().st_mtime_ns == made
+    assert "metadata of 1 prompts have changed" in capsys.readouterr().out
+
+
+def test_an_incomplete_result_file_is_an_error_unless_the_scorer_is_still_to_run(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = tmp_path / "prompts"
+    prompts.mkdir()
+    (prompts / "one.txt").write_text("a red circle")
+    out = _evaluate("dpg", checkpoint, prompts, tmp_path / "out", "--samples", "1")
+    partial = "/x/one.png, 0.5, 0.5\n"
+    (out / "results.txt").write_text(partial)
+    with pytest.raises(ValueError, match="the scorer has not finished"):
+        _evaluate("dpg", checkpoint, prompts, out, "--samples", "1")
+    capsys.readouterr()
+    _evaluate("dpg", checkpoint, prompts, out, "--samples", "1", "--allow-unscored")
+    assert "ready to be scored" in capsys.readouterr().out
+    assert (out / "results.txt").read_text() == partial
+    (out / "results.txt").write_text(f"{partial}DPG-Bench score: 50.0\n")
+    _evaluate("dpg", checkpoint, prompts, out, "--samples", "1", "--allow-unscored")
+    assert json.loads((out / "summary.json").read_text())["scores"] == {"overall": 50.0}

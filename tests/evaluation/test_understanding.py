@@ -9,7 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from showo_data.mini import draw, scene
+from showo_dist.evaluation import mmmu
 from showo_dist.evaluation.cli import main
+from showo_dist.evaluation.generating import Question
 from showo_dist.sequences.train_tokenizer import train
 from tests.tiny import TEXT_TOKENS
 
@@ -193,6 +195,25 @@ def test_mmmu_subjects(checkpoint: Path, tmp_path: Path) -> None:
     assert {"question_type", "answer", "response"} <= choices[0].keys()
     (opened,) = _json(out / "outputs" / "Math" / "output.json")
     assert opened["question_type"] == "open" and "all_choices" not in opened
+
+
+@pytest.mark.parametrize(
+    ("kind", "answer", "wanted"),
+    [
+        ("open", "['24/7', '3.429']", ["24/7", "3.429"]),
+        ("open", "24/7", "24/7"),
+        ("open", "[0, 1)", "[0, 1)"),
+        ("open", "[0, 1]", "[0, 1]"),
+        ("multiple-choice", "['A']", "['A']"),
+    ],
+)
+def test_mmmu_answers_that_are_several(
+    kind: str, answer: str, wanted: str | list[str], tmp_path: Path
+) -> None:
+    """The scorer takes the answers of a list one by one, and a text as one answer."""
+    record = {"id": "validation_Math_1", "question_type": kind, "answer": answer}
+    (path,) = mmmu.write([Question(b"", "q", record)], ["24/7"], tmp_path, tmp_path)
+    assert _json(path) == [{**record, "answer": wanted, "response": "24/7"}]
 
 
 @pytest.mark.parametrize("framework", ["gqa", "vqav2", "flickr30k", "pope"])

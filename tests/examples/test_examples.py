@@ -1,13 +1,14 @@
 """The notebook and the fine-tuning script run from end to end on a tiny checkpoint."""
 
 import json
+import runpy
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from showo_data.mini import draw, scene
-from showo_dist.config import TrainConfig, load_file
+from showo_dist.config import TrainConfig, load_file, to_yaml
 from tests.conftest import ROOT, run_script
 
 NOTEBOOK = ROOT / "examples" / "quickstart.ipynb"
@@ -32,6 +33,22 @@ def test_the_notebook_runs(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) ->
     ).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 5
+
+
+def test_fine_tuning_has_an_optimizer_of_its_own(tmp_path: Path) -> None:
+    """Pre-training's Muon, its rate and the schedule of a tuning phase would be carried over otherwise."""
+    changes = ["optimizer.trained=projector", "lr_scheduler.steps=9"]
+    model = load_file(
+        ROOT / "configs" / "mini" / "pretrain.yaml", TrainConfig, changes, check=False
+    )
+    assert model.optimizer.name == "muon"
+    (tmp_path / "config.yaml").write_text(to_yaml(model))
+    write_config = runpy.run_path(str(ROOT / "examples" / "finetune_folder.py"))["write_config"]
+    for asked, name in (([], "adamw"), (["optimizer.name=muon"], "muon")):
+        path = write_config(str(tmp_path), tmp_path, "photos/train-000000.tar", 8, asked)
+        config = load_file(path, TrainConfig)
+        assert (config.optimizer.name, config.optimizer.params.learning_rate) == (name, 1e-5)
+        assert not config.trains_projector_alone and config.schedule_steps == 8
 
 
 @pytest.mark.slow

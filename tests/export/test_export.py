@@ -51,6 +51,16 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
+@pytest.mark.parametrize(("shard_bytes", "one"), [(1, False), (10**9, True)])
+def test_all_files_of_an_export_have_the_same_permissions(
+    folder: Path, tmp_path: Path, shard_bytes: int, one: bool
+) -> None:
+    export(folder, tmp_path / "out", shard_bytes=shard_bytes)
+    modes = {path.name: path.stat().st_mode for path in (tmp_path / "out").iterdir()}
+    assert ("model.safetensors" in modes) == one
+    assert set(modes.values()) == {modes["config.json"]}
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_checkpoint_round_trip_is_exact(checkpoint: Path, tmp_path: Path, layout: str) -> None:
     """Two ranks' ZeRO-3 parts -> folder -> checkpoint -> folder: the same bits and the same logits."""

@@ -164,6 +164,18 @@ def test_a_conversation_in_texts_and_images(pipeline: Pipeline, images: list[Ima
     assert sequence.ids_L.tolist().count(pipeline.vocabulary.soi) == 3
 
 
+def test_turns_of_a_conversation_draw_numbers_of_their_own(
+    pipeline: Pipeline, images: list[Image.Image]
+) -> None:
+    talk = Conversation(pipeline)
+    for turn in (1, 3):
+        words = talk.ask(*images[:1], "what is shown?", max_new_tokens=8, top_k=None, seed=4)
+        asked = [talk.turns[:turn]]
+        assert words == pipeline.reply(asked, 8, top_k=None, seed=4, place=[turn])[0]
+        assert words != pipeline.reply(asked, 8, top_k=None, seed=5, place=[turn])[0]
+        assert words != pipeline.reply(asked, 8, top_k=None, seed=4, place=[4 - turn])[0]
+
+
 def test_clip_models_reconstruct_without_guidance(
     clip_pipeline: Pipeline, images: list[Image.Image]
 ) -> None:

@@ -4,12 +4,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
+from showo_dist.config import TrainConfig
 from showo_dist.config.model import ShowoConfig
 from showo_dist.models.showo import build_showo
+from showo_dist.models.weights.folder import CONFIG_NAME, SAFETENSORS_NAME
 from showo_dist.models.weights.initial import InitialWeights, kept_rows
-from showo_dist.models.weights.start import initial_weights
+from showo_dist.models.weights.pretrained import config_json, load_showo
+from showo_dist.models.weights.start import initial_weights, load_initial
 from showo_dist.sequences import Vocabulary
 from tests.tiny import save_showo
 
@@ -146,6 +150,26 @@ def test_a_projector_is_left_out_when_asked(tmp_path: Path) -> None:
     saved(tmp_path / "old", sizes(20, 8, clip=True))
     weights = initial_weights(sizes(20, 8, resize=True), tmp_path / "old", seed=0)
     assert weights.changes == ["CLIP projector left out"] and not weights.drawn
+
+
+def test_adapters_merge_where_the_projector_was_left_out(tmp_path: Path) -> None:
+    """A checkpoint of LoRA over a model with a projector: the base's other weights, and the same again."""
+    base = saved(tmp_path / "base", sizes(20, 8, clip=True))
+    config = TrainConfig()
+    config.model.showo = sizes(20, 8, resize=True)
+    config.lora.rank = 2
+    config.experiment.init_from = str(tmp_path / "base")
+    model, _ = load_initial(config, torch.device("cpu"))
+    own = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+    (tmp_path / "lora").mkdir()
+    save_file(own, tmp_path / "lora" / SAFETENSORS_NAME)
+    (tmp_path / "lora" / CONFIG_NAME).write_text(config_json(config.model.showo, model))
+    merged = load_showo(tmp_path / "lora").state_dict()
+    assert merged.keys() == {name for name in base if not name.startswith("mm_projector.")}
+    assert all(torch.equal(tensor, base[name]) for name, tensor in merged.items())
+    resumed, _ = load_initial(config, torch.device("cpu"), resume=tmp_path / "lora")
+    for name, tensor in resumed.named_parameters():
+        assert torch.equal(tensor, model.get_parameter(name))
 
 
 def test_no_key_makes_another_width_fit(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from showo_data.files import claim
 from showo_dist.evaluation import dpg, geneval, wise
+from showo_dist.evaluation.cli import build_parser
 from showo_dist.evaluation.results import REFERENCES
 from showo_dist.recipe import stand_in_scorers
 from showo_dist.recipe.cli import as_arguments
@@ -62,6 +63,7 @@ def test_every_missing_input_is_a_line_with_its_key(inputs: dict[str, str], tmp_
     # A benchmark that is not run needs no prompts.
     with pytest.raises(ValueError) as caught:
         main(["reca-512-clip", "benchmarks=[dpg]"])
+    assert "brivangl/midjourney-v6-llava" in str(caught.value)
     assert "wise" not in str(caught.value) and "dpg.prompts is missing" in str(caught.value)
 
 
@@ -264,6 +266,15 @@ def test_a_printed_command_runs_from_a_folder_with_a_space(
     assert printed.stdout == f"{folder}/a b {folder}2/x it's {lists}/1.json\n"
 
 
+def test_a_scorer_to_come_may_have_left_an_incomplete_file() -> None:
+    """Generation comes before the scorer, so an incomplete file must not end it; without a scorer it does."""
+    kit = read_kit("reca-512-clip", ["wise.scorer=null"], miniature=True)
+    for name in ("geneval", "dpg", "wise"):
+        (command,) = kit._generate(name).commands
+        words = command[command.index("evaluate") + 1 :]
+        assert build_parser(words).parse_args(words).allow_unscored == (name != "wise")
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -304,6 +315,8 @@ def test_the_miniature_is_the_same_on_one_rank_and_two(tmp_path: Path) -> None:
     )
     gone = next(two.glob("geneval/reca-*/00000/samples/00001.png"))
     gone.unlink()
+    # As of a scorer that was killed.
+    (gone.parents[2] / "results.jsonl").write_text('{"tag": "colors", "correct": true}\n')
     output = ended(start(two, *other))
     assert output.count("done before") == 4 and output.count("== score geneval/") == 4
     assert gone.is_file()

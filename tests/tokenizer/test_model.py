@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from showo_data.images import to_images
 from showo_dist.models.magvitv2 import MAGVITv2, MAGVITv2Config, StackConfig
+from showo_dist.tokenizer import checkpoint
 
 
 @torch.no_grad()
@@ -46,6 +47,15 @@ def test_saved_folder_loads_to_the_same_model(tiny: MAGVITv2, tmp_path: Path, ol
     for name, value in tiny.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value), name
     assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
+
+
+def test_all_files_of_a_checkpoint_have_the_same_permissions(
+    tiny: MAGVITv2, tmp_path: Path
+) -> None:
+    folder = checkpoint.save(tmp_path, 1, 0, tiny, torch.optim.AdamW(tiny.parameters()), 0)
+    modes = {path.name: path.stat().st_mode for path in folder.iterdir()}
+    assert {"model.safetensors", "optimizer.safetensors"} < modes.keys()
+    assert set(modes.values()) == {modes["config.json"]}
 
 
 def test_folder_without_the_constants_of_the_codebook_loads(tiny: MAGVITv2, tmp_path: Path) -> None:

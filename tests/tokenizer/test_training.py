@@ -1,5 +1,6 @@
 """Real training runs: the same curve on any number of ranks, exact resume, metrics and warnings."""
 
+import io
 import json
 import math
 import os
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -19,6 +21,7 @@ from showo_dist.logging import read_metrics
 from showo_dist.models.magvitv2 import MAGVITv2
 from showo_dist.runtime.ranks import Ranks
 from showo_dist.tokenizer.__main__ import main
+from showo_dist.tokenizer.batches import training_batches, validation_images
 from showo_dist.tokenizer.config import TokenizerConfig
 from showo_dist.tokenizer.trainer import Trainer
 from tests.holding import refused_then_done
@@ -63,6 +66,20 @@ def png_samples(shard: Path, count: int) -> list[dict[str, Any]]:
         for member in table.members(i)
         if member.extension == "png"
     ]
+
+
+def test_images_beside_their_codes_are_read(shards: Path, tmp_path: Path) -> None:
+    """Codes of another tokenizer, as ``encode --keep-images`` stores them, replace no image here."""
+    codes = io.BytesIO()
+    np.save(codes, np.zeros(16, np.uint16))
+    images = png_samples(shards / "train-000000.tar", 4)
+    encoded = [{**image, "codes.npy": codes.getvalue()} for image in images]
+    write_shard(tmp_path / "a.tar", encoded)
+    raw = values(shards, tmp_path / "run", dataset__shards=str(tmp_path / "a.tar"))
+    config = config_of(tmp_path / "a.yaml", raw)
+    batch = next(training_batches(config, ALONE, 0))
+    assert (batch.read, len(batch.pixels_B3HW), batch.skipped) == (8, 8, [])
+    assert len(validation_images(config)) == 4
 
 
 def test_two_processes_learn_what_one_learns(shards: Path, tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from showo_dist.checkpoint.parts import save_tensors
 from showo_dist.models.magvitv2.config import MAGVITv2Config, StackConfig
 from showo_dist.models.magvitv2.layers import Decoder, Encoder
 from showo_dist.models.magvitv2.quantizer import LookupFreeQuantizer, QuantizerLosses
@@ -113,7 +113,7 @@ class MAGVITv2(nn.Module):
         (folder / CONFIG_NAME).write_text(json.dumps(asdict(self.config), indent=2) + "\n")
         # The weights come last: an interrupted write leaves a folder without weights, which is refused.
         weights = {n: t.detach().cpu().contiguous() for n, t in self.state_dict().items()}
-        save_file(weights, folder / SAFETENSORS_NAME, metadata={"format": "pt"})
+        save_tensors(weights, folder / SAFETENSORS_NAME)
 
     @classmethod
     def from_pretrained(cls, source: str | Path, device: torch.device | str = "cpu") -> Self:

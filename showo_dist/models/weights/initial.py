@@ -13,10 +13,9 @@ from torch import Tensor
 
 from showo_dist.config.model import ShowoConfig
 from showo_dist.models.weights.folder import check_fit
-from showo_dist.models.weights.sources import Weights
+from showo_dist.models.weights.sources import PROJECTOR, Weights
 from showo_dist.runtime.numerics import named_generator
 
-PROJECTOR = "mm_projector."
 RESIZE_KEY = "model.showo.resize"
 
 

@@ -18,6 +18,7 @@ from showo_dist.models.weights.folder import (
     read_json,
 )
 
+PROJECTOR = "mm_projector."
 LORA_KEY = "lora"  # of config.json, in folders that hold adapters
 A_SUFFIX, B_SUFFIX = ".lora_A.default.weight", ".lora_B.default.weight"
 
@@ -92,18 +93,26 @@ class MergedWeights:
         base: what the adapters were trained over.
         adapters: a folder of adapters and of weights that were trained whole, which replace the base's.
         record: the adapters' entry of ``config.json``.
+        left_out: prefixes of weights of the base that the adapted model does not have.
 
     Raises:
         ValueError: the base is not the one that they were trained over.
     """
 
-    def __init__(self, base: Weights, adapters: Weights, record: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        base: Weights,
+        adapters: Weights,
+        record: dict[str, Any],
+        left_out: tuple[str, ...] = (),
+    ) -> None:
         self.folder = adapters.folder
         self._base, self._adapters = base, adapters
         self._scale = record["alpha"] / record["rank"]
         # Weights that were trained whole are stored beside the adapters and replace the base's.
         whole = {n: t for n, t in adapters.meta.items() if not n.endswith((A_SUFFIX, B_SUFFIX))}
-        frozen = {name: tensor for name, tensor in base.meta.items() if name not in whole}
+        kept = {n: t for n, t in base.meta.items() if not n.startswith(left_out)}
+        frozen = {name: tensor for name, tensor in kept.items() if name not in whole}
         values = ((name, base.read(name).float()) for name in sorted(frozen))
         check_base(record, weights_digest(values, BASE_HEADING), adapters.folder)
         merged = {n: torch.empty_like(t, dtype=torch.float32) for n, t in frozen.items()}
@@ -175,7 +184,8 @@ def open_weights(folder: Path, check: bool = True, kind: str = WEIGHT) -> Weight
         base = open_weights(local_folder(record["base"]))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{folder}: what its adapters belong to: {error}") from None
-    return MergedWeights(base, own, record)
+    with_clip = read_json(inner_folder(folder) / CONFIG_NAME).get("w_clip_vit", True)
+    return MergedWeights(base, own, record, () if with_clip else (PROJECTOR,))
 
 
 def own_weights(folder: Path, check: bool = True, kind: str = WEIGHT) -> Weights:
