@@ -28,7 +28,9 @@ def images(urls: list[str], resolution: int, limit: int) -> Tensor:
     """The first ``limit`` images of some shards."""
     transform = vq_transform(resolution)
     source = Source(
-        FlowSpec(flow="image", kind="image", urls=tuple(urls), batch=1, transform=transform)
+        FlowSpec(
+            flow="image", kind="image", urls=tuple(urls), batch=1, transform=transform, encoded=()
+        )
     )
     samples = [source[i] for i in range(min(limit, len(source)))]
     found = [s.image_3HW for s in samples if isinstance(s, Sample)]

@@ -36,7 +36,14 @@ class Pairs:
     def __init__(self, pattern: str, size: int, text: TextEncoder) -> None:
         transform = clip_transform(size)
         self._source = Source(
-            FlowSpec(flow="clip", kind="caption", urls=(pattern,), batch=1, transform=transform)
+            FlowSpec(
+                flow="clip",
+                kind="caption",
+                urls=(pattern,),
+                batch=1,
+                transform=transform,
+                encoded=(),
+            )
         )
         self._text = text
 
