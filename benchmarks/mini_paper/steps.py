@@ -236,6 +236,7 @@ class Paper:
             "model.showo.w_clip_vit=true",
             # No system prompt as in the tuning phase: with this tokenizer it leaves no room for answers.
             "dataset.und_type=llava_pretrain",
+            "optimizer.trained=all",
             f"model.clip_model_name={self.out}/clip-{size}",
             f"model.showo.clip_dim={WIDTH}",
             f"model.showo.clip_tokens={(size // PATCH) ** 2}",

@@ -196,6 +196,7 @@ def test_encodings_of_other_networks_are_refused(tiny_world: TinyWorld, tmp_path
         f"config={tiny_world.config}",
         *_with_tower(tower),
         "dataset.und_type=llava_pretrain",
+        "optimizer.trained=all",
     ]
 
     def config(flow: str, name: str) -> TrainConfig:

@@ -75,6 +75,7 @@ def _clip(folder: Path) -> list[str]:
         "model.showo.clip_dim=16",
         "model.showo.clip_tokens=9",
         "dataset.und_type=llava_pretrain",  # without the system prompt, which is long in tiny tokens
+        "optimizer.trained=all",
     ]
 
 
