@@ -216,10 +216,16 @@ time.sleep(600)
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as rank:
         assert rank.stdout is not None
         worker = int(rank.stdout.readline())
-        assert _state(worker) == "T"
-        rank.kill()
+        try:
+            _await_state(worker, "T")
+        finally:
+            rank.kill()
+    _await_state(worker, "XZ")
+
+
+def _await_state(process: int, states: str) -> None:
     until = time.monotonic() + 20
-    while _state(worker) not in "XZ":
+    while _state(process) not in states:
         assert time.monotonic() < until
         time.sleep(0.05)
 

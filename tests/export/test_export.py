@@ -101,13 +101,13 @@ def test_shards_are_written_as_they_fill(
 ) -> None:
     """No shard is larger than the limit, unless a single tensor is."""
     limit, held = 6000, []
-    plain = writing.save_file
+    plain = writing.save_tensors
 
-    def watched(tensors: dict[str, Tensor], *rest: object, **options: object) -> None:
+    def watched(tensors: dict[str, Tensor], path: Path) -> None:
         held.append([tensor.nbytes for tensor in tensors.values()])
-        plain(tensors, *rest, **options)  # type: ignore[arg-type]
+        plain(tensors, path)
 
-    monkeypatch.setattr(writing, "save_file", watched)
+    monkeypatch.setattr(writing, "save_tensors", watched)
     export(folder, tmp_path / "out", shard_bytes=limit)
     assert len(held) > 5
     assert all(sum(sizes) <= limit or len(sizes) == 1 for sizes in held)

@@ -188,8 +188,10 @@ def test_other_settings_need_another_folder(shards: Path, tmp_path: Path, tiny: 
 
 
 def test_shards_of_one_name_are_refused(shards: Path, tmp_path: Path, tiny: MAGVITv2) -> None:
-    with pytest.raises(ValueError, match="two shards are called"):
-        encode_shards([urls(shards), urls(shards)], tmp_path, FrozenEncoders(tiny), SETTINGS, ALONE)
+    again = tmp_path / "again" / "train-000001.tar"
+    write_shard(again, [{"__key__": "a", "txt": "x"}])
+    with pytest.raises(ValueError, match=r"two shards are called train-000001\.tar"):
+        encode_shards([urls(shards), str(again)], tmp_path, FrozenEncoders(tiny), SETTINGS, ALONE)
 
 
 def test_unreadable_image_stays_unreadable_at_its_place(
