@@ -186,8 +186,8 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if isinstance(image, TiffImageFile):  # of other formats, Pillow scales what has fewer bits
         (bits,) = image.tag_v2[BITSPERSAMPLE]
     grey_HW = np.clip(np.asarray(image, dtype=np.int64) >> bits - 8, 0, 255).astype(np.uint8)
-    if isinstance(image, TiffImageFile) and image.tag_v2[PHOTOMETRIC_INTERPRETATION] == 0:
-        grey_HW = 255 - grey_HW  # 0 is white; Pillow knows it for 8 bits alone
+    if isinstance(image, TiffImageFile) and image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0:
+        grey_HW = 255 - grey_HW  # 0 is white; Pillow inverts 8 bits alone
     scaled = Image.fromarray(grey_HW)
     scaled.info = image.info
     return scaled

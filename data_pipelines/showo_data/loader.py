@@ -224,15 +224,20 @@ def build_loader(
     return Loader(batches, loader)
 
 
+def end_with_parent(number: int) -> None:
+    """Let Linux send this process the signal ``number`` when its parent ends."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, number)
+
+
 def outlive_stop_signals(worker: int) -> None:
     """Ignore stop signals in a data worker, since its rank still needs it to finish the step.
 
     Launchers and terminals signal all processes. A worker ends when its rank sends SIGTERM or ends.
     """
-    if sys.platform == "linux":
-        # Torch looks between two batches only; until then, a worker holds open what its rank had on a GPU.
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    # Torch looks between two batches only; until then, a worker holds open what its rank had on a GPU.
+    end_with_parent(signal.SIGKILL)
     # Ctrl-C, and Slurm's warning before the time limit.
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)

@@ -1,6 +1,5 @@
 """Run stages of commands in order, and record the finished ones in a file."""
 
-import ctypes
 import json
 import os
 import shlex
@@ -10,9 +9,11 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from showo_data.files import written_aside
+from showo_data.loader import end_with_parent
 
 
 @dataclass(frozen=True)
@@ -130,17 +131,13 @@ def _run_in_parallel(stage: Stage) -> None:
         threads = len(os.sched_getaffinity(0)) // len(stage.commands)
         environment["OMP_NUM_THREADS"] = str(max(1, threads))
     running = [
-        subprocess.Popen(command, env=environment, preexec_fn=_end_with_parent)
+        # A stage must not run beside its own second start.
+        subprocess.Popen(
+            command, env=environment, preexec_fn=partial(end_with_parent, signal.SIGTERM)
+        )
         for command in stage.commands
     ]
     codes = [process.wait() for process in running]
     for line, code in zip(stage.lines, codes, strict=True):
         if code:
             raise RuntimeError(f"{stage.name}: exit code {code} of {line}")
-
-
-def _end_with_parent() -> None:
-    """Let Linux end this process with its parent: a stage must not run beside its own second start."""
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)

@@ -167,14 +167,14 @@ def test_sixteen_bits_of_any_format(form: str) -> None:
     assert decode(data).getpixel((3, 3)) == (128, 128, 128)
 
 
-def _grey_tiff(rows_HB: np.ndarray, width: int, bits: int, white_is_zero: bool) -> bytes:
+def _grey_tiff(rows_HB: np.ndarray, width: int, bits: int, white_is_zero: bool | None) -> bytes:
     """An uncompressed TIFF of one strip, which Pillow cannot write: its rows are whole bytes (H, B)."""
     tags = {  # number: type (3 = 16 bits, 4 = 32 bits), value
         256: (3, width),
         257: (3, len(rows_HB)),
         258: (3, bits),
         259: (3, 1),  # not compressed
-        262: (3, 0 if white_is_zero else 1),
+        262: (3, 0 if white_is_zero else 1),  # left out for None
         273: (4, 8),  # where the pixels begin
         277: (3, 1),  # samples per pixel
         278: (3, len(rows_HB)),
@@ -184,6 +184,7 @@ def _grey_tiff(rows_HB: np.ndarray, width: int, bits: int, white_is_zero: bool) 
     entries = [
         struct.pack("<HHI", tag, kind, 1) + value.to_bytes(4, "little")
         for tag, (kind, value) in tags.items()
+        if tag != 262 or white_is_zero is not None
     ]
     directory = struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
     return struct.pack("<2sHI", b"II", 42, 8 + len(pixels)) + pixels + directory
@@ -195,10 +196,13 @@ def _grey_tiff(rows_HB: np.ndarray, width: int, bits: int, white_is_zero: bool) 
         (12, [0x80, 0x0F, 0xFF], False, [128, 255]),  # 0x800 and 0xfff, packed
         (16, [0x00, 0x80, 0xFF, 0xFF], False, [128, 255]),
         (16, [0x00, 0x80, 0x00, 0x00], True, [127, 255]),
+        (16, [0x00, 0x80, 0xFF, 0xFF], None, [128, 255]),
         (8, [0x80, 0x00], True, [127, 255]),
     ],
 )
-def test_grey_tiff(bits: int, row: list[int], white_is_zero: bool, expected: list[int]) -> None:
+def test_grey_tiff(
+    bits: int, row: list[int], white_is_zero: bool | None, expected: list[int]
+) -> None:
     """Of 12 bits the largest number is white as well, and 0 is white where the file says so."""
     rows_HB = np.tile(np.array(row), (2, 1))
     image = decode(_grey_tiff(rows_HB, 2, bits, white_is_zero))

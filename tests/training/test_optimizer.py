@@ -2,6 +2,7 @@
 
 import math
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -51,3 +52,15 @@ def test_a_shorter_reca_run_keeps_the_published_rates(name: str, length: int) ->
     for step in (1001, 2500, 4999):
         wanted = 0.5 * (1 + math.cos(math.pi * (step - 1000) / (length - 1000)))
         assert rates[step] == pytest.approx(wanted, rel=1e-9)
+
+
+STAGES = [
+    p for d in ("showo", "reca", "backbones") for p in sorted((ROOT / "configs" / d).glob("*.yaml"))
+]
+
+
+@pytest.mark.parametrize("path", STAGES, ids=lambda p: p.stem)
+def test_the_first_clip_tuning_trains_the_projector_alone(path: Path) -> None:
+    """And no other published stage does."""
+    config = load([f"config={path}"], check=False)
+    assert config.trains_projector_alone == ("instruction_tuning_1_w_clip" in path.stem)
