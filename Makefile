@@ -1,8 +1,8 @@
 # make train            install what is missing, train on the mini world and write runs/mini/report.md
 # make train backbone=qwen3   the same with another backbone, in runs/mini/qwen3
 # make check            lint, types and the fast tests, in about two minutes on two cores
-# make test             lint, types and all tests that this machine can run but those of test-chaos, -muon, -backbones,
-#                       -story, -cluster and -cluster48, in half an hour to an hour
+# make test             lint, types and the tests that this machine can run, without those of the commands below
+# make test-slow        more runs that are killed or frozen, compiled blocks on every engine, and measured memory
 # make test-story       all stages one after another: of the mini world, of a reproduction, and killed between
 # make test-gpu         the tests that need a GPU
 # make test-fuzz        100,000 random damages; a later call resumes; rm runs/fuzz.json starts again
@@ -27,7 +27,7 @@ SLOWER := $(addprefix --ignore=tests/kernels/test_, attention.py compiled.py nat
 # and xdist would keep them for the end.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: train check test test-gpu test-fuzz test-chaos test-learning test-muon test-backbones test-story
+.PHONY: train check test test-slow test-gpu test-fuzz test-chaos test-learning test-muon test-backbones test-story
 .PHONY: test-cluster test-cluster48 lint format clean
 
 train: .venv/ready
@@ -38,6 +38,9 @@ check: lint
 
 test: lint
 	$(PYTEST) tests
+
+test-slow: .venv/ready
+	$(PYTEST) tests -m slow
 
 # Installs nothing, so it also runs on a bare CUDA image with its own python.
 test-gpu:

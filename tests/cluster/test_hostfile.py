@@ -45,7 +45,6 @@ def test_the_hostfile_command_trains_zero_3_as_one_process_does(
     assert losses(run) == pytest.approx(alone, rel=TOLERANCE)
 
 
-@pytest.mark.slow
 def test_the_script_trains_zero_2_as_one_process_does(
     cluster: Cluster, tiny_world: TinyWorld, alone: dict[int, float], tmp_path: Path
 ) -> None:
@@ -70,7 +69,6 @@ def test_the_script_trains_zero_2_as_one_process_does(
     assert logs == {f"rank{rank}.log" for rank in range(HOSTS)}
 
 
-@pytest.mark.slow
 def test_every_host_starts_its_own_ranks_without_ssh(
     cluster: Cluster, tiny_world: TinyWorld, tmp_path: Path
 ) -> None:
@@ -89,7 +87,6 @@ def test_every_host_starts_its_own_ranks_without_ssh(
         assert losses(run) == pytest.approx(undisturbed, rel=TOLERANCE)
 
 
-@pytest.mark.slow
 def test_a_host_without_network_is_named_by_the_others(
     cluster: Cluster, tiny_world: TinyWorld, tmp_path: Path
 ) -> None:
@@ -117,7 +114,6 @@ def _both_name_host3(run: Path) -> bool:
     )
 
 
-@pytest.mark.slow
 def test_ranks_on_all_hosts_end_with_their_launcher(
     cluster: Cluster, tiny_world: TinyWorld, tmp_path: Path
 ) -> None:
@@ -153,7 +149,6 @@ def _running(cluster: Cluster, host: str, command: str) -> bool:
     return bool(subprocess.run(words, capture_output=True, timeout=30).stdout)
 
 
-@pytest.mark.slow
 @pytest.mark.cluster48
 def test_48_ranks_take_three_steps(cluster: Cluster, tiny_world: TinyWorld, tmp_path: Path) -> None:
     """All of ``launchers/hosts``: 6 hosts with 8 ranks each."""

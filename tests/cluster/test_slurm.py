@@ -88,7 +88,6 @@ def test_a_host_dies_and_the_job_resumes_on_another(
     assert losses(run) == pytest.approx(undisturbed, rel=TOLERANCE)
 
 
-@pytest.mark.slow
 def test_a_warning_saves_and_requeues_the_job(
     cluster: Cluster, tiny_world: TinyWorld, tmp_path: Path
 ) -> None:
@@ -112,7 +111,6 @@ def test_a_warning_saves_and_requeues_the_job(
     assert losses(run) == pytest.approx(undisturbed, rel=TOLERANCE)
 
 
-@pytest.mark.slow
 def test_ranks_that_could_not_report_are_started_again(
     cluster: Cluster, tiny_world: TinyWorld, tmp_path: Path
 ) -> None:

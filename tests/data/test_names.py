@@ -106,6 +106,8 @@ def test_a_shard_that_one_source_names_twice_is_refused(tmp_path: Path) -> None:
     message = str(refusal.value)
     assert message.startswith(f"shard '{tmp_path}/a-1.tar' is named twice by {patterns[0]}, ")
     assert "\n" not in message
+    with pytest.raises(ValueError, match=r"a-0\.tar' is named twice"):
+        expand([f"{tmp_path}/a-0.tar", f"{tmp_path}/../{tmp_path.name}/a-0.tar"])
     with pytest.raises(ValueError, match=r"b\.tar' is named twice"):
         expand("https://host/{b,c,b}.tar")
 

@@ -141,6 +141,7 @@ def test_a_signal_before_the_launcher_starts_is_not_lost(tmp_path: Path) -> None
     assert supervisor.run(Shape(1, 1, ("0",))).code == -signal.SIGTERM
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ignored", [False, True], ids=["terminal", "nohup"])
 def test_the_end_of_the_terminal_ends_the_run_unless_by_nohup(
     tmp_path: Path, ignored: bool

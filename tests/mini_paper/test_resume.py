@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from mini_paper.arms import ARMS, QUICK, QUICK_ARMS, Scale
 from mini_paper.running import digest, finished, seconds_left
 from mini_paper.steps import Paper, Step
@@ -141,6 +142,7 @@ def test_other_arms_can_be_added_later(tmp_path: Path) -> None:
     assert "no-recon-0: train" in names and "reca-1, no-recon-1: train" in names
 
 
+@pytest.mark.slow
 def test_conversations_have_room_for_answers(tmp_path: Path) -> None:
     """The system prompt is longer than the text budget of the mini world, and answers behind it are cut."""
     steps = Paper(tmp_path, Scale()).steps()

@@ -84,6 +84,7 @@ def test_the_plan_shows_recomputation_that_is_not_needed(
     assert "model.gradient_checkpointing=true IS NOT NEEDED: " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_predicts_beside_its_first_steps_whether_it_has_to_recompute() -> None:
     config = load([CONFIG, RECOMPUTING], TrainConfig, check=False)
     hint = RecomputationHint(config, ranks=2, memory=141_000_000_000)

@@ -54,6 +54,7 @@ def test_table_and_json(tmp_path: Path, name: str, first_column: str, wanted: se
         assert f"\n{label} " in printed
 
 
+@pytest.mark.slow
 @no_compiler
 def test_the_compiled_step_is_compared_too(tmp_path: Path) -> None:
     """Its losses and gradients are checked against the packed step's before it is timed."""

@@ -28,7 +28,6 @@ def plain_curve() -> oracle.Outcome:
     return oracle.train(steps=20)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("group", [1, 2, 4], indirect=True)
 @pytest.mark.parametrize("engine", ["torch", "zero-2"])
 def test_curves_of_20_steps(group: RankGroup, engine: str, plain_curve: oracle.Outcome) -> None:

@@ -31,6 +31,7 @@ def rows(folder: Path, *options: str) -> list[dict[str, Any]]:
     return json.loads(found.read_text())["rows"]
 
 
+@pytest.mark.slow
 @no_compiler
 @pytest.mark.parametrize(
     ("dtype", "engines", "recompute"),

@@ -157,7 +157,6 @@ def test_triples_that_are_no_shards_name_the_converter(tiny_world: TinyWorld, na
         check_data_paths(config)
 
 
-@pytest.mark.slow
 def test_the_curve_does_not_depend_on_the_ranks(
     tiny_world: TinyWorld, edits: Path, tmp_path: Path
 ) -> None:

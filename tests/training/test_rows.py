@@ -167,6 +167,7 @@ def test_the_curve_is_that_of_any_budget(
         assert found.curve(key=key) == pytest.approx(plain.curve(key=key), rel=1e-4), key
 
 
+@pytest.mark.slow
 @no_compiler
 def test_a_compiled_run_resumes_on_other_ranks_and_another_budget(
     tiny_world: TinyWorld, plain: Outcome, tmp_path: Path

@@ -207,7 +207,6 @@ def test_documents_that_are_no_shards_name_the_converter(tiny_world: TinyWorld, 
         check_data_paths(_config(tiny_world, data))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("clip", [False, True], ids=["codes", "features"])
 def test_the_curve_does_not_depend_on_the_ranks(
     tiny_world: TinyWorld, shards: Path, tmp_path: Path, clip: bool

@@ -66,8 +66,9 @@ def expand(urls: str | Iterable[str], storage: Storage | None = None) -> list[st
         shards += named
     if not shards:
         raise ValueError("no shard is named: the list of shards is empty")
-    if len(set(shards)) < len(shards):
-        twice = next(shard for shard, times in Counter(shards).items() if times > 1)
+    counts = Counter(shard if scheme(shard) else os.path.abspath(shard) for shard in shards)
+    if len(counts) < len(shards):
+        twice = next(shard for shard, times in counts.items() if times > 1)
         raise ValueError(
             f"shard {twice!r} is named twice by {listed(patterns, ', ')}: name it once"
         )
