@@ -60,6 +60,7 @@ def elsewhere(runs: dict[str, dict[str, Any]]) -> dict[str, list[float]]:
     return on_ranks(3, resumed, {family: run["folder"] for family, run in runs.items()})[0]
 
 
+@pytest.mark.slow
 @families
 def test_resumes_on_other_ranks_and_another_stage(
     runs: dict[str, dict[str, Any]], elsewhere: dict[str, list[float]], family: str
@@ -73,6 +74,7 @@ def logits(model: ShowO) -> Tensor:
         return model.eval()(batch, logit_rows=torch.arange(batch.tokens))
 
 
+@pytest.mark.slow
 @families
 def test_exports_and_loads(
     runs: dict[str, dict[str, Any]],

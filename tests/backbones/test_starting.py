@@ -103,6 +103,7 @@ def trained(ranks: Ranks, configs: dict[str, TrainConfig]) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_no_rank_holds_more_than_shares_and_one_part(tmp_path: Path, precision: str) -> None:
     """Besides the adapters of all parts, which are few."""

@@ -54,6 +54,7 @@ def test_equal_links_are_slow_only_against_a_limit() -> None:
     assert len(slow_links(ring(1, 1.2, 0.9), least_gbit=5)) == 3
 
 
+@pytest.mark.slow
 def test_a_dead_host_spoils_the_measurements_of_its_own_links_alone() -> None:
     """Also the one that follows at once, while a neighbour still waits for the dead host's answer."""
     names = ("127.0.0.1", "127.0.0.2", "127.0.0.3")

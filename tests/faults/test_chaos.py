@@ -58,6 +58,7 @@ def _survives(world: TinyWorld, folder: Path, kills: int, seed: int) -> Chaos:
     return chaos
 
 
+@pytest.mark.slow
 def test_ten_kills(tiny_world: TinyWorld, tmp_path: Path) -> None:
     _survives(tiny_world, tmp_path, kills=10, seed=0)
 

@@ -96,6 +96,7 @@ def test_on_another_machine_the_beat_decides(tmp_path: Path) -> None:
         assert Owner.of(tmp_path) != elsewhere
 
 
+@pytest.mark.slow
 def test_of_many_newcomers_one_takes_a_dead_owners_folder(tmp_path: Path) -> None:
     dead = replace(Owner.this_process(), ticks=1)
     (tmp_path / NAME).write_text(json.dumps(asdict(dead)))

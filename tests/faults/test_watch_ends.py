@@ -164,6 +164,7 @@ def test_a_rank_in_a_long_step_is_not_lost_when_all_are_stopped(tmp_path: Path) 
         assert [rank.returncode for rank in ranks] == [0, 0], printed
 
 
+@pytest.mark.slow
 def test_a_run_that_was_suspended_blames_no_rank(tmp_path: Path) -> None:
     """Rank 1 reads the heartbeats when rank 0 has stopped, and gets the old ones when both continue.
 

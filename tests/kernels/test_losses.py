@@ -198,6 +198,7 @@ def test_chunks_do_not_change_the_loss_and_twice_is_the_same_bits() -> None:
     assert all(torch.equal(x, y) for x, y in zip(*runs, strict=True))
 
 
+@pytest.mark.slow
 @no_compiler
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_compiled_passes_are_one_graph_for_all_lengths(dtype: torch.dtype) -> None:

@@ -88,10 +88,12 @@ def growths() -> dict[Key | None, tuple[float, float]]:
     return dict(zip([None, *CASES], on_ranks(RANKS, _growths)[0], strict=True))
 
 
+@pytest.mark.slow
 def test_the_reference_is_exact(growths: dict[Key | None, tuple[float, float]]) -> None:
     assert growths[None] == pytest.approx(((MICRO_STEPS - 1) * SMALL, SMALL), rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", CASES, ids="-".join)
 def test_small_gradients_are_kept_where_the_sum_is_fp32(
     key: Key, growths: dict[Key | None, tuple[float, float]]

@@ -41,6 +41,7 @@ def _compiled() -> list[tuple[int, Case]]:
     return [(2, Case(engine, "asymmetric", 2, settings=on)) for engine in ENGINES]
 
 
+@pytest.mark.slow
 @no_compiler
 @pytest.mark.parametrize(("group", "case"), _compiled(), indirect=["group"], ids=str)
 def test_one_step_of_compiled_blocks(group: RankGroup, case: Case, plain: oracle.Outcome) -> None:

@@ -82,6 +82,7 @@ def test_images_beside_their_codes_are_read(shards: Path, tmp_path: Path) -> Non
     assert len(validation_images(config)) == 4
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_learns(shards: Path, tmp_path: Path) -> None:
     """Also if a rank's share of a step is a single image, and that one is unreadable."""
     images = png_samples(shards / "train-000000.tar", 20)

@@ -126,6 +126,7 @@ def test_weights_of_another_size_are_named(
     assert "do not fit" in line and "embed_tokens" in line
 
 
+@pytest.mark.slow
 def test_two_ranks_speak_once(tiny_world: TinyWorld, tmp_path: Path) -> None:
     change = "dataset.params.train_lm_shards_path_or_url=gone.tar"
     outcome = train(tiny_world, tmp_path / "run", change, launcher="deepspeed", ranks=2)
