@@ -1,7 +1,7 @@
 # make train            install what is missing, train on the mini world and write runs/mini/report.md
 # make train backbone=qwen3   the same with another backbone, in runs/mini/qwen3
 # make check            lint, types and the fast tests, in about two minutes on two cores
-# make test             lint, types and the tests that this machine can run, without those of the commands below
+# make test             lint, types and the tests that this machine can run, without those of the commands below, in 20 minutes
 # make test-slow        more runs that are killed or frozen, compiled blocks on every engine, and measured memory
 # make test-story       all stages one after another: of the mini world, of a reproduction, and killed between
 # make test-gpu         the tests that need a GPU
